@@ -1,0 +1,25 @@
+"""The shapes that data has on its way: a preference triplet and a pair of sentences with a gold score."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One preference: given `sentence`, `chosen` (an entailment) is a better paraphrase than `rejected` (a contradiction).
+
+    `line` is the 1-based line of the file it came from (0 when it was made, not read).
+    """
+
+    sentence: str
+    chosen: str
+    rejected: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Two sentences and their gold similarity (on the scale of their task, mostly 0–5)."""
+
+    first: str
+    second: str
+    score: float

@@ -1,0 +1,190 @@
+"""Low-rank adapters on every linear layer of the decoder blocks: one model is policy and reference at once.
+
+y = W x + (α / r) · B A x, with W frozen, A `[r, in]` and B `[out, r]` trained (Hu et al. 2021, arXiv 2106.09685). B starts at zero, so
+the policy starts as the reference; switching the second term off gives the reference back.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sempa.errors import SempaError
+from sempa.files import replace_atomically, write_json
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+# PEFT wraps the model twice, hence its prefix.
+_PEFT_PREFIX = "base_model.model."
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus its low-rank update; A and B are float32, the product runs in the input's dtype."""
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.base = base
+        # GPT-2's Conv1D keeps its weight transposed, [in, out].
+        inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
+        options = {"dtype": torch.float32, "device": base.weight.device}
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs, **options))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self.enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, in]` → `[…, out]`."""
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        x = F.dropout(x, self.dropout, self.training)
+        return y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), (self.lora_B * self.scale).to(x.dtype))
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
+    """Wrap every linear layer of the decoder blocks, whatever the architecture calls it, but never the LM head.
+
+    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` when the model has no
+    linear layer inside its blocks.
+    """
+    targets = _block_linears(model)
+    if not targets:
+        raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
+    generator = torch.Generator().manual_seed(seed)
+    for name, linear in targets.items():
+        wrapped = LoraLinear(linear, rank, alpha, dropout)
+        bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
+        with torch.no_grad():
+            start = torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator)
+            wrapped.lora_A.copy_(start)
+        model.set_submodule(name, wrapped)
+
+
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by PEFT's names, in a fixed order."""
+    return {
+        f"{_PEFT_PREFIX}{name}.{letter}.weight": getattr(layer, letter)
+        for name, layer in _lora_layers(model).items()
+        for letter in ("lora_A", "lora_B")
+    }
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is the frozen reference; outside, the policy again."""
+    layers = list(_lora_layers(model).values())
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled
+
+
+def save_adapter(model: nn.Module, folder: Path, base_source: str) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically."""
+    layers = _lora_layers(model)
+    first = next(iter(layers.values()))
+    tensors = {name: p.detach().cpu().contiguous() for name, p in lora_parameters(model).items()}
+    # Weights first: a folder with a config is then always a whole adapter.
+    replace_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    rank = first.lora_A.shape[0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_source,
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "lora_dropout": first.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    write_json(folder / CONFIG_FILE, config)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Add the adapter saved in `folder` (by sempa or by PEFT's plain LoRA) to a bare base model.
+
+    Raises `SempaError` when a file is missing or damaged, the config asks for more than plain LoRA on linear layers,
+    or the tensors do not fit the model.
+    """
+    config, tensors = read_adapter(folder)
+    names = {name[len(_PEFT_PREFIX) :].rsplit(".", 2)[0] for name in tensors}
+    for name in sorted(names):
+        try:
+            linear = model.get_submodule(name)
+        except AttributeError:
+            linear = None
+        if not isinstance(linear, nn.Linear | Conv1D):
+            raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
+        model.set_submodule(name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)))
+    set_lora(model, tensors, folder / WEIGHTS_FILE)
+
+
+def set_lora(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy saved tensors into the adapter; raises `SempaError` when names or shapes differ."""
+    parameters = lora_parameters(model)
+    if parameters.keys() != tensors.keys():
+        odd = sorted(parameters.keys() ^ tensors.keys())[0]
+        raise SempaError(f"{source}: adapter and model differ in their layers, first in {odd!r}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise SempaError(
+                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+
+
+def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The config and the tensors of an adapter folder; raises `SempaError` when they cannot be read or used."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SempaError(
+            f"adapter {str(folder)!r}: cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise SempaError(f"{folder / CONFIG_FILE}: peft_type is not LORA")
+    for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"):
+        if config.get(key):
+            raise SempaError(f"{folder / CONFIG_FILE}: {key} is set, but only plain LoRA can be loaded")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or config[key] <= 0:
+            raise SempaError(f"{folder / CONFIG_FILE}: {key} is {config.get(key)!r}, expected a positive number")
+    ends = (".lora_A.weight", ".lora_B.weight")
+    for name in tensors:
+        if not (name.startswith(_PEFT_PREFIX) and name.endswith(ends)):
+            raise SempaError(f"{folder / WEIGHTS_FILE}: unexpected tensor {name!r}")
+    return config, tensors
+
+
+def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def _block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Linear layers below the module list that holds one entry per decoder block."""
+    depth = model.config.get_text_config().num_hidden_layers
+    stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and any(name.startswith(f"{stack}.") for stack in stacks)
+        and module is not model.get_output_embeddings()
+    }

@@ -1,0 +1,145 @@
+"""Many sequences in one row without padding: shared prefixes stand once, and a mask keeps the branches apart.
+
+A row is a forest of *segments*. Each segment continues its parent: its tokens see the parent's chain of tokens and
+their own past, nothing else, and positions count along that chain. So the instructions that all prompts begin with run once per
+row, a prompt runs once for all its responses, and every hidden state equals that of the separate sequence.
+
+    template ─┬─ sentence 1 ─┬─ chosen 1
+              │              └─ rejected 1
+              └─ sentence 2 ─┬─ chosen 2
+                             └─ rejected 2
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sempa.prompts import Preference, common_prefix
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Row:
+    """Token ids of one packed row with, for each token, its position in its own sequence and its segment."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def add(self, tokens: Sequence[int], parent: int = -1) -> int:
+        """Append a segment that continues segment `parent` (−1: a fresh start) and return its number."""
+        begin = self.positions[self.ends[parent]] + 1 if parent >= 0 else 0
+        segment = len(self.parents)
+        self.parents.append(parent)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(begin, begin + len(tokens)))
+        self.segments.extend([segment] * len(tokens))
+        # An empty segment ends where its parent does.
+        self.ends.append(len(self.tokens) - 1 if tokens else self.ends[parent] if parent >= 0 else -1)
+        return segment
+
+    def attention_mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """`[1, 1, length, length]` boolean, true where the query (row) may see the key (column)."""
+        sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
+        for segment, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[segment] = sees[parent]
+            sees[segment, segment] = True
+        owner = torch.tensor(self.segments)
+        return sees[owner][:, owner].tril_()[None, None].to(device)
+
+    def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids and positions, `[1, length]` int64 each, and the attention mask."""
+        tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
+        return tokens, positions, self.attention_mask(device)
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A packed row of preferences, and which hidden states predict which response tokens.
+
+    `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the hidden state at row offset `source`
+    predicts token `target` of response `owner = example_in_row · responses + k`. `lengths` `[n, responses]` counts tokens.
+    """
+
+    row: Row
+    examples: tuple[int, ...]
+    source: Tensor
+    target: Tensor
+    owner: Tensor
+    lengths: Tensor
+
+
+def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
+    """Pack the preferences at `indices` into rows of at most `row_tokens` tokens (one preference may exceed that alone).
+
+    Deterministic. All preferences need the same number of responses.
+    """
+    root = shared_prefix([preferences[i].prompt for i in indices])
+
+    def size(index: int) -> int:
+        preference = preferences[index]
+        return len(preference.prompt) - len(root) + sum(map(len, preference.responses))
+
+    bins = fill_bins(indices, size, row_tokens - len(root))
+    return [_preference_row(preferences, members, root) for members in bins]
+
+
+def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
+    """First-fit decreasing: every item in exactly one bin, no bin of two or more items above `capacity`."""
+    bins: list[list[Item]] = []
+    room: list[int] = []
+    for item in sorted(items, key=size, reverse=True):
+        need = size(item)
+        place = next((b for b, free in enumerate(room) if free >= need), None)
+        if place is None:
+            bins.append([item])
+            room.append(capacity - need)
+        else:
+            bins[place].append(item)
+            room[place] -= need
+    return bins
+
+
+def pack_sentences(sequences: Sequence[Sequence[int]]) -> tuple[Row, list[int]]:
+    """One row of sequences behind their shared prefix, and the row offset of each sequence's last token."""
+    prefix = shared_prefix(sequences)
+    row = Row()
+    root = row.add(prefix)
+    ends = [row.ends[row.add(sequence[len(prefix) :], root)] for sequence in sequences]
+    return row, ends
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
+    length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), len(sequences[0]) - 1)
+    return sequences[0][: max(0, length)]
+
+
+def _preference_row(preferences: Sequence[Preference], members: Sequence[int], root: Sequence[int]) -> PreferenceRow:
+    row = Row()
+    shared = row.add(root)
+    source: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    lengths = []
+    for place, index in enumerate(members):
+        preference = preferences[index]
+        prompt = row.add(preference.prompt[len(root) :], shared)
+        for k, response in enumerate(preference.responses):
+            begin = len(row.tokens)
+            row.add(response, prompt)
+            # The prompt's last state predicts the first response token of every branch.
+            source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
+            target += response
+            owner += [place * len(preference.responses) + k] * len(response)
+        lengths.append([len(response) for response in preference.responses])
+    tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
+    return PreferenceRow(row, tuple(members), *tensors, torch.tensor(lengths))

@@ -1,0 +1,102 @@
+"""From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sempa.data import Triplet
+from sempa.errors import SempaError
+
+SYSTEM = "You are a helpful assistant"
+PARAPHRASE = 'Keep the same meaning of this sentence: "{sentence}", while making some changes.'
+EOL_PREFIX, EOL_SUFFIX = 'This sentence : "', '" means in one word:"'
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k."""
+
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+    line: int = 0
+
+
+def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Preference:
+    """Token ids of the paraphrase prompt and of the chosen and rejected answers (SemPA § 3, appendix prompt).
+
+    The boundary is exact: each answer's ids are the rendering of the whole conversation minus the prompt's ids, so the
+    end-of-turn token is part of the answer. Where a tokenizer merges across the boundary, the merged token belongs
+    to the answer.
+    """
+    user = PARAPHRASE.format(sentence=triplet.sentence)
+    prompt = render_prompt(tokenizer, user)
+    texts = [prompt, *(render_conversation(tokenizer, user, r) for r in (triplet.chosen, triplet.rejected))]
+    prompt_ids, *whole_ids = encode_texts(tokenizer, texts)
+    shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
+    if shared == 0:
+        raise SempaError(
+            "chat template: the prompt's rendering and the conversation's share no first token, "
+            "so the response's boundary cannot be found"
+        )
+    return Preference(whole_ids[0][:shared], tuple(whole[shared:] for whole in whole_ids), triplet.line)
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
+    """The conversation up to where the assistant begins to answer; plain text and a line feed without a chat template."""
+    if tokenizer.chat_template is None:
+        return f"{_bos(tokenizer)}{user}\n"
+    return _render(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
+
+
+def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
+    """The whole conversation, end-of-turn token included."""
+    if tokenizer.chat_template is None:
+        return f"{_bos(tokenizer)}{user}\n{assistant}{tokenizer.eos_token or ''}"
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return _render(tokenizer, messages, add_generation_prompt=False)
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts that already hold their special tokens."""
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def clean_sentence(sentence: str) -> str:
+    """The evaluation protocol's clean-up: one blank between words, a full stop at the end, no double quote inside.
+
+    Jiang et al., Scaling Sentence Embeddings with Large Language Models (arXiv 2307.16645), as in SemPA's evaluation.
+    """
+    sentence = " ".join(sentence.split())
+    if sentence and sentence[-1] not in ".?\"'":
+        sentence += "."
+    sentence = sentence.replace('"', "'")
+    return sentence[:-1] + "." if sentence.endswith("?") else sentence
+
+
+def encode_one_word(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[list[int]]:
+    """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence."""
+    texts = [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences]
+    return encode_texts(tokenizer, [_bos(tokenizer) + text for text in texts])
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading token ids two sequences share."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return tokenizer.apply_chat_template([{"role": "system", "content": SYSTEM}, *messages], **options)
+    except TemplateError:
+        # Gemma's and the first Mistral templates refuse a system turn.
+        return tokenizer.apply_chat_template(messages, **options)
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""
