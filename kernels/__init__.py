@@ -1,5 +1,6 @@
-"""The numerical kernels, in plain PyTorch: what training spends its memory and time on."""
+"""The two hot spots in plain PyTorch: log-probabilities of given tokens, and attention inside packed rows."""
 
+from sempa.kernels.packed_attention import Families, packed_attention
 from sempa.kernels.token_logprobs import token_logprobs
 
-__all__ = ["token_logprobs"]
+__all__ = ["Families", "packed_attention", "token_logprobs"]

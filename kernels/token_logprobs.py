@@ -149,9 +149,7 @@ def _check(
             f"token_logprobs needs hidden and weight of one floating dtype, found {hidden.dtype} and {weight.dtype}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"token_logprobs needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}"
-        )
+        raise ValueError(f"token_logprobs needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"token_logprobs needs softcap > 0, found {softcap}")
     if chunk_rows is not None and chunk_rows < 1:

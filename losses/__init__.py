@@ -1,5 +1,6 @@
-"""The objectives, each a pure function of log-probabilities that returns one loss per example."""
+"""Training objectives, one pure function a file: tensors of sentence log-probabilities in, per-example losses out."""
 
+from sempa.losses.anchor import nll_per_token
 from sempa.losses.dpo import dpo_loss
 
-__all__ = ["dpo_loss"]
+__all__ = ["dpo_loss", "nll_per_token"]

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sempa.errors import SempaError
 
 
@@ -22,6 +24,9 @@ def explain_os_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; free some space and resume, nothing finished was lost"
             ) from error
         raise SempaError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error, a full disk included, in its own.
+        raise SempaError(f"{path}: cannot be written: {error}") from error
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,9 +39,9 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             write(temporary)
-            _fsync(temporary)
+            fsync(temporary)
             temporary.replace(path)
-            _fsync(path.parent)
+            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -68,7 +73,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Force a file or a folder entry to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

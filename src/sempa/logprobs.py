@@ -1,8 +1,5 @@
 """Sentence log-probabilities log π(y|x) of packed preferences, through the blocks once and the head only where it counts."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +11,7 @@ from sempa.packing import PreferenceRow
 def sentence_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
     """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) for each preference in the row: `[examples, responses]` float32, in nats."""
     device = model.device
-    hidden = hidden_states(model, *packed.row.inputs(device))[0]
+    hidden = hidden_states(model, **packed.row.inputs(device))[0]
     head = model.get_output_embeddings()
     logprobs = token_logprobs(
         scale_for_head(model, hidden[packed.source.to(device)]),
@@ -34,19 +31,3 @@ def scale_for_head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     if factor := getattr(model.config, "logit_scale", None):
         return hidden * factor
     return hidden
-
-
-@torch.no_grad()
-def all_sentence_logprobs(
-    model: PreTrainedModel, rows: Sequence[PreferenceRow], count: int, progress: object = None
-) -> Tensor:
-    """Log-probabilities of every preference in `rows` without gradient, `[count, responses]` float32 on the CPU."""
-    result = torch.full((count, rows[0].lengths.shape[1]), torch.nan)
-    training = model.training
-    model.eval()
-    for packed in rows:
-        result[list(packed.examples)] = sentence_logprobs(model, packed).float().cpu()
-        if progress is not None:
-            progress.update(len(packed.examples))
-    model.train(training)
-    return result

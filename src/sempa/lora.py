@@ -43,11 +43,54 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
-        y = self.base(x)
         if not self.enabled:
-            return y
-        x = F.dropout(x, self.dropout, self.training)
-        return y + F.linear(F.linear(x, self.lora_A.to(x.dtype)), (self.lora_B * self.scale).to(x.dtype))
+            return self.base(x)
+        rows = x.flatten(0, -2)
+        dropped = F.dropout(rows, self.dropout) if self.training and self.dropout else None
+        weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
+        y = _LoraProduct.apply(rows, dropped, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        return y.view(*x.shape[:-1], -1)
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = x Wᵀ + b + s (x̃ Aᵀ) Bᵀ and its gradients, with the thin products added into the large ones in place.
+
+    Backward takes one large product, the gradient of x: W is frozen.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scale: float,
+    ) -> Tensor:
+        seen = x if dropped is None else dropped
+        A, B = lora_A.to(x.dtype), (lora_B * scale).to(x.dtype)
+        low = seen @ A.T
+        ctx.save_for_backward(seen, low, weight, A, B)
+        ctx.scale, ctx.has_dropout, ctx.adapter_dtype = scale, dropped is not None, lora_A.dtype
+        return F.linear(x, weight, bias).addmm_(low, B.T)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        seen, low, weight, A, B = ctx.saved_tensors
+        low_grad = upstream @ B
+        x_grad = upstream @ weight if ctx.needs_input_grad[0] else None
+        dropped_grad = None
+        if ctx.has_dropout:
+            dropped_grad = low_grad @ A if ctx.needs_input_grad[1] else None
+        elif x_grad is not None:
+            x_grad.addmm_(low_grad, A)
+        # The adapter's own gradients leave in float32, the dtype of its weights.
+        A_grad = (low_grad.T @ seen).to(ctx.adapter_dtype)
+        B_grad = (upstream.T @ low).to(ctx.adapter_dtype) * ctx.scale
+        return x_grad, dropped_grad, None, None, A_grad, B_grad, None
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
@@ -130,7 +173,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             linear = None
         if not isinstance(linear, nn.Linear | Conv1D):
             raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
-        model.set_submodule(name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)))
+        model.set_submodule(
+            name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
+        )
     set_lora(model, tensors, folder / WEIGHTS_FILE)
 
 
@@ -160,7 +205,14 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         ) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise SempaError(f"{folder / CONFIG_FILE}: peft_type is not LORA")
-    for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication"):
+    for key in (
+        "use_dora",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "layer_replication",
+    ):
         if config.get(key):
             raise SempaError(f"{folder / CONFIG_FILE}: {key} is set, but only plain LoRA can be loaded")
     for key in ("r", "lora_alpha"):

@@ -11,13 +11,25 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from sempa.errors import SempaError
 from sempa.files import cache_folder, explain_os_errors, fingerprint
+from sempa.kernels import Families, packed_attention
 
 DEFAULT_MODEL = "smollm2-135m"
+_ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -49,8 +61,10 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
     source = resolve_model(name)
     _check_causal(name, source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], attn_implementation=_attention(source))
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            attention = _attention(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], attn_implementation=attention)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {_first_line(error)}") from error
     model.requires_grad_(False)
@@ -80,25 +94,63 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def hidden_states(model: PreTrainedModel, tokens: Tensor, positions: Tensor, mask: Tensor, layer: int = -1) -> Tensor:
-    """Hidden states `[rows, length, D]` of token ids `[rows, length]` under a boolean mask `[rows, 1, length, length]`.
+def hidden_states(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+    families: Families | None = None,
+    layer: int = -1,
+) -> Tensor:
+    """Hidden states `[rows, length, D]` of token ids `[rows, length]`, in the model's dtype.
 
-    `layer` indexes transformers' `hidden_states` (0 = embedding output); −1, the default, has passed the final norm.
+    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `families`; without
+    them every token sees all before it. `layer` indexes transformers' `hidden_states` (0 = embedding output); −1, the
+    default, has passed the final norm.
     """
+    packed = {}
+    if mask is not None and model.config._attn_implementation == "eager":
+        packed = {"attention_mask": _additive(mask, model.dtype)}
+    elif mask is not None:
+        # An architecture that does not hand `families` on to its attention still has the mask.
+        packed = {"attention_mask": mask, "families": families}
     outputs = model.base_model(
-        input_ids=tokens,
-        position_ids=positions,
-        attention_mask=mask if model.config._attn_implementation == "sdpa" else _additive(mask, model.dtype),
-        use_cache=False,
-        output_hidden_states=layer != -1,
+        input_ids=tokens, position_ids=positions, use_cache=False, output_hidden_states=layer != -1, **packed
     )
     return outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    families: Families | None = None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
+    if families is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = scaling or query.shape[-1] ** -0.5
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(*rows, families, scale)[None], None
+
+
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def weights_fingerprint(base: BaseModel) -> str:
     """A short digest of the weights (sampled) and of the tokenizer, to key what is computed from them."""
     samples = [
-        (name, tuple(p.shape), str(p.dtype), p.detach().flatten()[:: max(1, p.numel() // 64)].double().sum().item())
+        (
+            name,
+            tuple(p.shape),
+            str(p.dtype),
+            p.detach().flatten()[:: max(1, p.numel() // 64)].double().sum().item(),
+        )
         for name, p in base.model.named_parameters()
         if "lora_" not in name
     ]
@@ -123,9 +175,10 @@ def _converted(gguf: Path) -> Path:
         if stream.read(4) != b"GGUF":
             raise SempaError(f"model {str(gguf)!r}: is not a GGUF file (it does not begin with the bytes 'GGUF')")
         stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else None
-    digest = digest or hashlib.sha256(gguf.read_bytes()).hexdigest()
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+        digest = hashlib.sha256()
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest.hexdigest()[:12]}"
     if (folder / "config.json").is_file():
         return folder
     print(f"Converting {gguf.name} once to {folder} …", flush=True)
@@ -166,9 +219,9 @@ def _check_causal(name: str, source: str) -> None:
 
 
 def _attention(source: str) -> str:
-    # Soft-capped attention scores (Gemma 2) exist in the eager implementation only.
+    # Soft-capped attention scores (Gemma 2) exist in transformers' eager implementation only.
     config = AutoConfig.from_pretrained(source)
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else _ATTENTION
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -188,7 +241,7 @@ def _device(device: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings while a GGUF file is converted."""
+    """Silence transformers' progress bars and warnings: a load of a second needs none."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -11,13 +11,15 @@ row, a prompt runs once for all its responses, and every hidden state equals tha
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import groupby
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from sempa.kernels import Families
 from sempa.prompts import Preference, common_prefix
 
 Item = TypeVar("Item")
@@ -45,20 +47,50 @@ class Row:
         self.ends.append(len(self.tokens) - 1 if tokens else self.ends[parent] if parent >= 0 else -1)
         return segment
 
-    def attention_mask(self, device: torch.device | str = "cpu") -> Tensor:
-        """`[1, 1, length, length]` boolean, true where the query (row) may see the key (column)."""
+    def attention_mask(self) -> Tensor:
+        """`[length, length]` boolean, true where the query (row) may see the key (column)."""
         sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
                 sees[segment] = sees[parent]
             sees[segment, segment] = True
         owner = torch.tensor(self.segments)
-        return sees[owner][:, owner].tril_()[None, None].to(device)
+        return sees[owner][:, owner].tril_()
 
-    def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids and positions, `[1, length]` int64 each, and the attention mask."""
+    def families(self) -> Families:
+        """The row cut into the prefix that all share and the families (subtrees) below it.
+
+        Raises `ValueError` when a family's tokens do not stand together.
+        """
+        one_root = self.parents.count(-1) == 1
+        prefix = self.segments.count(0) if one_root else 0
+        top = 0 if one_root else -1
+        family: list[int] = []
+        for segment, parent in enumerate(self.parents):
+            family.append(segment if parent in (top, -1) else family[parent])
+        if family != sorted(family):
+            raise ValueError("the segments of a family must be added one after another")
+        owners = [family[segment] for segment in self.segments[prefix:]]
+        sizes = tuple(len(list(members)) for _, members in groupby(owners))
+        whole = self.attention_mask()
+        widest = max(sizes, default=0)
+        mask = torch.zeros(len(sizes), widest, prefix + widest, dtype=torch.bool)
+        mask[:, :, 0] = True
+        begin = prefix
+        for place, size in enumerate(sizes):
+            own = slice(begin, begin + size)
+            mask[place, :size, :prefix] = whole[own, :prefix]
+            mask[place, :size, prefix : prefix + size] = whole[own, own]
+            begin += size
+        return Families(prefix, sizes, mask)
+
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | Families]:
+        """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and families."""
         tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
-        return tokens, positions, self.attention_mask(device)
+        families = self.families()
+        families = replace(families, mask=families.mask.to(device))
+        mask = self.attention_mask()[None, None].to(device)
+        return {"tokens": tokens, "positions": positions, "mask": mask, "families": families}
 
 
 @dataclass(frozen=True)
@@ -66,11 +98,13 @@ class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
     `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the hidden state at row offset `source`
-    predicts token `target` of response `owner = example_in_row · responses + k`. `lengths` `[n, responses]` counts tokens.
+    predicts token `target` of response `owner = example_in_row · responses + k`. `lengths` `[n, responses]` counts tokens,
+    `lines` are the file's lines.
     """
 
     row: Row
     examples: tuple[int, ...]
+    lines: tuple[int, ...]
     source: Tensor
     target: Tensor
     owner: Tensor
@@ -142,4 +176,5 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             owner += [place * len(preference.responses) + k] * len(response)
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
-    return PreferenceRow(row, tuple(members), *tensors, torch.tensor(lengths))
+    lines = tuple(preferences[index].line for index in members)
+    return PreferenceRow(row, tuple(members), lines, *tensors, torch.tensor(lengths))

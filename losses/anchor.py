@@ -1,0 +1,19 @@
+"""The anchor that keeps a preference objective from unlearning the chosen sentence itself."""
+
+from torch import Tensor
+
+
+def nll_per_token(policy_chosen: Tensor, chosen_tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of the chosen sentence per token, −log π(y⁺|x) / |y⁺|.
+
+    DPO fixes only the *difference* of two log-ratios, so both may sink together (likelihood displacement, Razin et al.
+    2024, arXiv 2410.08847). Adding this term, as in Pang et al. 2024 (arXiv 2404.19733, Eq. 1), holds the chosen one up.
+
+    Args:
+        policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats, summed over tokens.
+        chosen_tokens: `[batch]` number of response tokens, at least 1 each.
+
+    Returns:
+        `[batch]` nats per token.
+    """
+    return -policy_chosen / chosen_tokens

@@ -1,0 +1,179 @@
+"""One flat YAML file per experiment, checked to the last key, and `key=value` on the command line above it."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sempa.errors import SempaError
+from sempa.models import DEFAULT_MODEL, DTYPES
+
+CAPTIONS = "captions"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result; the comments give units and the paper's words."""
+
+    # The base model: an alias, a folder, a .gguf file or a hub id; dtype of its frozen weights; "" picks the device.
+    model: str = DEFAULT_MODEL
+    dtype: str = "bfloat16"
+    device: str = ""
+    # Data: a triplets file, or "captions" for the built-in grammar; at most so many triplets (0: all of the file's).
+    triplets: str = CAPTIONS
+    combinations: bool = False
+    triplet_limit: int = 0
+    max_bad_share: float = 0.01
+    held_out: int = 200
+    # Evaluation data beside the built-in set: a folder or file of scored pairs, and a file of GSM8K problems.
+    sts_dir: str = ""
+    gsm8k: str = ""
+    output: str = "runs/sempa"
+    seed: int = 0
+    # The objective: β of the implicit reward, and the weight of the chosen sentence's NLL per token (0: plain DPO).
+    beta: float = 0.1
+    anchor: float = 1.0
+    # LoRA.
+    lora_rank: int = 8
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    # Optimisation: AdamW, linear warm-up over a share of the steps, cosine decay to zero.
+    learning_rate: float = 3e-4
+    epochs: float = 1.0
+    batch_size: int = 32
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    # Tokens: of one conversation (longer ones are skipped and counted), and of one packed row.
+    max_length: int = 1024
+    row_tokens: int = 512
+    # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
+    eval_every: int = 20
+    dev_pairs: int = 300
+    # The report: pairs of the built-in set, and new tokens per prompt of the generations side by side.
+    builtin_pairs: int = 600
+    generation_tokens: int = 48
+
+
+_AT_LEAST_ONE = ("lora_rank", "batch_size", "max_length", "row_tokens", "eval_every", "builtin_pairs")
+_AT_LEAST_ZERO = ("triplet_limit", "held_out", "anchor", "weight_decay", "generation_tokens", "seed")
+_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm")
+_SHARES = ("max_bad_share", "lora_dropout", "warmup")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file of `Config`'s keys and lay `key=value` overrides over it.
+
+    Raises `SempaError` for an unreadable file, an unknown or repeated key (naming the nearest one), a wrong type or a value
+    out of range.
+    """
+    values = _read_yaml(path)
+    source = dict.fromkeys(values, str(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise SempaError(f"argument {override!r}: expected key=value")
+        try:
+            values[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise SempaError(f"argument {override!r}: the value is not valid YAML") from error
+        source[key] = "command line"
+    return make_config(values, source)
+
+
+def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
+    """Check names, types and ranges; `source` says where each key stands, for the error's sentence."""
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    checked = {}
+    for key, value in values.items():
+        where = source.get(key, "config")
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
+            raise SempaError(f"{where}: unknown key {key!r}; the nearest known key is {near!r}")
+        checked[key] = _typed(key, value, fields[key].type, where)
+    config = Config(**checked)
+    for key in fields:
+        _check_range(key, getattr(config, key), source.get(key, "config"))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The YAML text of a config, keys in their documented order."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's own reader takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a name", key_node.start_mark)
+            if key in seen:
+                mark = key_node.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except UnicodeDecodeError as error:
+        raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise SempaError(f"config {path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        raise SempaError(f"config {path}:{where} {getattr(error, 'problem', None) or 'is not valid YAML'}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SempaError(f"config {path}: found a {type(values).__name__}, expected lines of `key: value`")
+    return values
+
+
+def _typed(key: str, value: object, kind: type, where: str) -> object:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text for want of a decimal point.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is str and value is None:
+        return ""
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if type(value) is not kind:
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise SempaError(f"{where}: {key} is {value!r}, expected {names[kind]}")
+    return value
+
+
+def _check_range(key: str, value: object, where: str) -> None:
+    expected = None
+    if key in _AT_LEAST_ONE and value < 1:
+        expected = "at least 1"
+    elif key in _AT_LEAST_ZERO and not 0 <= value < math.inf:
+        expected = "at least 0"
+    elif key in _ABOVE_ZERO and not 0 < value < math.inf:
+        expected = "a number above 0"
+    elif key in _SHARES and not 0 <= value < 1:
+        expected = "a share from 0 to below 1"
+    elif key == "dev_pairs" and value < 2:
+        expected = "at least 2"
+    elif key == "dtype" and value not in DTYPES:
+        expected = f"one of {', '.join(DTYPES)}"
+    elif key in ("model", "triplets", "output") and not value:
+        expected = "a name or a path"
+    if expected:
+        raise SempaError(f"{where}: {key} is {value!r}, expected {expected}")

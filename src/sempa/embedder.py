@@ -1,0 +1,111 @@
+"""Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sempa.errors import SempaError
+from sempa.lora import load_adapter
+from sempa.models import BaseModel, hidden_states, load_base
+from sempa.prompts import encode_one_word
+
+
+class Embedder:
+    """Encode sentences with PromptEOL: the hidden state at the last token of `This sentence : "…" means in one word:"`.
+
+    Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645); the readout of SemPA.
+
+    Args:
+        model: what `sempa.models.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
+        adapter: folder of a LoRA adapter, from sempa or PEFT; None embeds with the base model.
+        readout: `prompteol`.
+        layer: index into transformers' `hidden_states`; −1 is the last layer after the final norm.
+        dtype: `bfloat16` or `float32`.
+        device: a torch device; by default CUDA when there is one, else the CPU.
+
+    Raises:
+        SempaError: a model or adapter that cannot be loaded, an unknown readout, a layer the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        adapter: str | Path | None = None,
+        readout: str = "prompteol",
+        layer: int = -1,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+    ) -> None:
+        if readout != "prompteol":
+            raise SempaError(f"readout: found {readout!r}, expected 'prompteol'")
+        self.base = load_base(model, dtype, device)
+        if adapter is not None:
+            load_adapter(self.base.model, Path(adapter))
+        self.layer = layer
+        depth = self.base.model.config.get_text_config().num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise SempaError(f"layer: found {layer}, expected {-depth - 1} to {depth} for this model")
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int = 32,
+        show_progress: bool = False,
+        normalize: bool = False,
+    ) -> np.ndarray:
+        """Embed sentences, in their order: float32 `[n, D]` (`[D]` for a single string).
+
+        `normalize` divides by the Euclidean length, so that a dot product is the cosine.
+        """
+        single = isinstance(sentences, str)
+        vectors = embed(self.base, [sentences] if single else sentences, batch_size, self.layer, show_progress)
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return vectors[0] if single else vectors
+
+
+@torch.inference_mode()
+def embed(
+    base: BaseModel,
+    sentences: Sequence[str],
+    batch_size: int = 32,
+    layer: int = -1,
+    show_progress: bool = False,
+) -> np.ndarray:
+    """PromptEOL embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
+
+    Raises `SempaError` for a batch size below 1 or a sentence that is not a string.
+    """
+    if batch_size < 1:
+        raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
+    for place, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
+    model = base.model.eval()
+    sequences = encode_one_word(base.tokenizer, sentences) if sentences else []
+    # Equal lengths side by side, longest first: little padding, and a batch too large for memory fails at once.
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    result = np.empty((len(sequences), model.config.get_text_config().hidden_size), dtype=np.float32)
+    with tqdm(
+        total=len(order), desc="embedding", unit="sentence", disable=not show_progress, file=sys.stderr
+    ) as progress:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            result[batch] = _last_states(model, [sequences[i] for i in batch], layer)
+            progress.update(len(batch))
+    return result
+
+
+def _last_states(model: torch.nn.Module, sequences: Sequence[Sequence[int]], layer: int) -> np.ndarray:
+    """The hidden state of each sequence's own last token, whatever stands beside it in the batch."""
+    ends = [len(sequence) - 1 for sequence in sequences]
+    # Padding on the right is never seen: a causal model's token looks back only. Any id will do for it.
+    tokens = torch.zeros(len(sequences), max(ends) + 1, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+    hidden = hidden_states(model, tokens.to(model.device), layer=layer)
+    return hidden[torch.arange(len(ends)), torch.tensor(ends)].float().cpu().numpy()

@@ -1,0 +1,60 @@
+"""Log-probabilities under the frozen reference: computed once per packed row, kept on disk, found again by content."""
+
+from collections.abc import Sequence
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sempa.files import cache_folder, fingerprint, replace_atomically
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import adapter_disabled
+from sempa.models import BaseModel, weights_fingerprint
+from sempa.packing import PreferenceRow
+
+
+class Reference:
+    """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
+
+    The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in bfloat16,
+    where another packing would round differently.
+    """
+
+    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int) -> None:
+        self.model = base.model
+        layout = [(row.examples, row.row.tokens, row.row.parents) for row in rows]
+        key = fingerprint(
+            weights_fingerprint(base), base.model.dtype, base.model.device.type, torch.__version__, layout
+        )
+        self.path = cache_folder() / "reference" / f"{key}.safetensors"
+        self.logprobs = self._read((count, rows[0].lengths.shape[1]))
+        self.unsaved = False
+
+    @torch.no_grad()
+    def __call__(self, packed: PreferenceRow) -> Tensor:
+        """`[examples, responses]` of one row, on the model's device."""
+        examples = list(packed.examples)
+        if self.logprobs[examples].isnan().any():
+            training = self.model.training
+            self.model.eval()
+            with adapter_disabled(self.model):
+                self.logprobs[examples] = sentence_logprobs(self.model, packed).float().cpu()
+            self.model.train(training)
+            self.unsaved = True
+        return self.logprobs[examples].to(self.model.device)
+
+    def save(self) -> None:
+        """Keep what has been computed so far for the next run on the same data and model."""
+        if self.unsaved:
+            tensors = {"logprobs": self.logprobs}
+            replace_atomically(self.path, lambda path: save_file(tensors, path))
+            self.unsaved = False
+
+    def _read(self, shape: tuple[int, int]) -> Tensor:
+        try:
+            kept = load_file(self.path)["logprobs"]
+        except (OSError, KeyError, SafetensorError):
+            kept = torch.empty(0)
+        # A damaged or missing file only costs its computation again.
+        return kept if kept.shape == shape else torch.full(shape, torch.nan)

@@ -1,0 +1,251 @@
+"""The training loop, from top to bottom: packed batch → log-probs → loss → step → metrics → checkpoint."""
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sempa.checkpoints import load_checkpoint, save_checkpoint
+from sempa.config import Config
+from sempa.errors import SempaError
+from sempa.files import explain_os_errors, write_atomic
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import lora_parameters, save_adapter
+from sempa.losses import dpo_loss, nll_per_token
+from sempa.models import BaseModel
+from sempa.packing import PreferenceRow, pack_preferences
+from sempa.prompts import Preference
+from sempa.reference import Reference
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the step was finished and a checkpoint written."""
+
+
+def train(
+    config: Config, base: BaseModel, preferences: list[Preference], run: Path, score_dev: Callable[[], float]
+) -> dict:
+    """Train the adapter that `base.model` holds; the best by `score_dev` is in `run/adapter` at the end.
+
+    Continues from the latest checkpoint in `run`, to the same bits as if it had never stopped: whatever a step
+    depends on is in the checkpoint or follows from config and step number.
+
+    Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training.
+
+    Raises:
+        SempaError: a loss that is not finite, or a disk that is full.
+        Interrupted: after Ctrl-C, once the running step is saved.
+    """
+    model = base.model
+    parameters = lora_parameters(model)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    batches = make_batches(config, preferences)
+    total = max(1, math.ceil(config.epochs * len(batches)))
+    reference = Reference(base, [row for batch in batches for row in batch], len(preferences))
+    state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
+    state |= load_checkpoint(run, model, optimizer)
+    metrics = _open_metrics(run / "metrics.jsonl", state["step"])
+    began = time.perf_counter() - state["seconds"]
+
+    with (
+        metrics,
+        _stop_request() as stop,
+        _progress(config, total, state["step"], len(preferences)) as progress,
+    ):
+        for step in range(state["step"], total):
+            epoch, place = divmod(step, len(batches))
+            batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
+            record = _train_step(config, model, optimizer, reference, batch, step, total)
+            rate = progress(step + 1, record, sum(len(row.examples) for row in batch))
+            position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
+            metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
+
+            last = step + 1 == total
+            due = (step + 1) % config.eval_every == 0 or last
+            if due:
+                score = score_dev()
+                metrics.write(json.dumps({"step": step + 1, "eval/sts": score}) + "\n")
+                if score > state["best_score"]:
+                    state |= {"best_score": score, "best_step": step + 1}
+                    save_adapter(model, run / "adapter", base.source)
+            if due or stop:
+                metrics.flush()
+                state |= {"step": step + 1, "seconds": time.perf_counter() - began}
+                reference.save()
+                save_checkpoint(run, step + 1, model, optimizer, state, base.source)
+            if stop and not last:
+                raise Interrupted
+    return state
+
+
+def make_batches(config: Config, preferences: list[Preference]) -> list[list[PreferenceRow]]:
+    """Shuffle once into batches of `batch_size`, each packed into rows; epochs differ in the order of the batches.
+
+    With fixed batches a reference log-probability is computed once, in the same row as the policy's, for all epochs.
+    """
+    order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    starts = range(0, len(order), config.batch_size)
+    return [pack_preferences(preferences, order[s : s + config.batch_size], config.row_tokens) for s in starts]
+
+
+def learning_rate(config: Config, step: int, total: int) -> float:
+    """Linear warm-up over the first `warmup · total` steps, then half a cosine down to zero; `step` counts from 0."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+
+
+def _train_step(
+    config: Config,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    reference: Reference,
+    batch: list[PreferenceRow],
+    step: int,
+    total: int,
+) -> dict[str, float]:
+    """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
+    # Dropout is the only chance left in a step: seeding it by the step's number makes resuming exact.
+    torch.manual_seed(config.seed * 1_000_003 + step)
+    model.train()
+    size = sum(len(row.examples) for row in batch)
+    sums = dict.fromkeys(_STEP_METRICS, 0.0)
+    for row in batch:
+        reference_chosen, reference_rejected = reference(row).unbind(1)
+        policy_chosen, policy_rejected = sentence_logprobs(model, row).unbind(1)
+        losses, chosen_rewards, rejected_rewards = dpo_loss(
+            policy_chosen, policy_rejected, reference_chosen, reference_rejected, config.beta
+        )
+        nll = nll_per_token(policy_chosen, row.lengths[:, 0].to(policy_chosen.device))
+        losses = losses + config.anchor * nll
+        (losses.sum() / size).backward()
+        margins = chosen_rewards - rejected_rewards
+        values = (
+            losses,
+            chosen_rewards,
+            rejected_rewards,
+            margins > 0,
+            margins,
+            policy_chosen,
+            policy_rejected,
+            nll,
+        )
+        for name, value in zip(_STEP_METRICS, values, strict=True):
+            sums[name] += value.detach().double().sum().item() / size
+    norm = torch.nn.utils.clip_grad_norm_(lora_parameters(model).values(), config.max_grad_norm).item()
+    if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
+        raise SempaError(_explain_divergence(config, batch, step, sums["loss"], norm))
+    rate = learning_rate(config, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**sums, "learning_rate": rate, "grad_norm": norm}
+
+
+_STEP_METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "nll_loss",
+)
+
+
+def _explain_divergence(config: Config, batch: list[PreferenceRow], step: int, loss: float, norm: float) -> str:
+    lines = sorted(line for row in batch for line in row.lines)
+    return (
+        f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite numbers; the batch is lines "
+        f"{', '.join(map(str, lines))} of {config.triplets}; the last checkpoint is whole: lower learning_rate "
+        f"({config.learning_rate:g}) or mend the data"
+    )
+
+
+def _batch_order(seed: int, epoch: int, count: int) -> list[int]:
+    if epoch == 0:
+        return list(range(count))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
+
+def _open_metrics(path: Path, step: int) -> "contextlib.AbstractContextManager":
+    """Open the metrics for appending, after dropping what was logged beyond the checkpoint that training resumes from."""
+    with explain_os_errors(path):
+        kept = []
+        if path.is_file() and step:
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with contextlib.suppress(ValueError, KeyError):
+                    if json.loads(line)["step"] <= step and line.endswith("\n"):
+                        kept.append(line)
+        write_atomic(path, "".join(kept))
+        return path.open("a", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _stop_request() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM in a list, so that the running step can end; a second one interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Outside the main thread signals belong to somebody else.
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Callable[[int, dict, int], float]]:
+    """A bar with rate and time left on a terminal, a plain line every few steps in a log; a step's rate in triplets/s."""
+    per_epoch = math.ceil(count / config.batch_size)
+    triplets = math.ceil(total / per_epoch * count)
+    with tqdm(
+        total=triplets,
+        initial=min(triplets, start * config.batch_size),
+        desc="training",
+        unit="triplet",
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+    ) as bar:
+        last = time.perf_counter()
+        seconds = done = 0.0
+
+        def advance(step: int, record: dict, size: int) -> float:
+            nonlocal last, seconds, done
+            now = time.perf_counter()
+            rate, seconds, done, last = size / (now - last), seconds + now - last, done + size, now
+            bar.set_postfix({name.rpartition("/")[2]: f"{record[name]:.3f}" for name in ("loss", "rewards/margins")})
+            bar.update(size)
+            if bar.disable and (step % 10 == 0 or step in (1, total)):
+                left = (total - step) * config.batch_size * seconds / done
+                print(
+                    f"step {step}/{total}  loss {record['loss']:.4f}  margin {record['rewards/margins']:.3f}  "
+                    f"accuracy {record['rewards/accuracies']:.3f}  {rate:.1f} triplets/s  {left / 60:.1f} min left",
+                    flush=True,
+                )
+            return rate
+
+        yield advance

@@ -1,0 +1,454 @@
+"""Triplets come out of every layout as they were written, and every row left out is counted and located."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sempa import SempaError
+from sempa.data import Triplet
+from sempa.records import numbered_lines
+from sempa.triplets import TripletCounts, read_triplets
+
+NLI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nli"
+needs_nli = pytest.mark.skipif(not NLI.is_dir(), reason="the SNLI dev files are not beside the repository")
+
+HEADER = ["sent0", "sent1", "hard_neg"]
+GOOD = [["a man sings", "a person sings", "nobody sings"], ["a dog runs", "an animal moves", "a dog sleeps"]]
+# Everything that splits lines or fields somewhere: quotes, delimiters, CR, LF, NEL, LS, PS, VT, FF, FS, and a BOM.
+AWKWARD = st.text(
+    st.one_of(st.sampled_from('",\t\r\n\x85\u2028\u2029\v\f\x1c\ufeff{ é字😀'), st.characters(codec="utf-8"))
+)
+SENTENCES = AWKWARD.filter(lambda text: text.strip() and "\0" not in text)
+TRIPLETS = st.lists(st.tuples(SENTENCES, SENTENCES, SENTENCES), min_size=1, max_size=6)
+
+
+def as_csv(rows, delimiter=",", end="\r\n"):
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=delimiter, lineterminator=end).writerows(rows)
+    return buffer.getvalue()
+
+
+def as_jsonl(rows, names=HEADER, ascii_only=False):
+    return "".join(json.dumps(dict(zip(names, row)), ensure_ascii=ascii_only) + "\n" for row in rows)
+
+
+def write(folder, text, name="data.csv", compress=False):
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
+    (folder / name).write_bytes(gzip.compress(data) if compress else data)
+    return folder / name
+
+
+def texts(triplets):
+    return [[t.sentence, t.chosen, t.rejected] for t in triplets]
+
+
+def error_of(path, **options):
+    with pytest.raises(SempaError) as caught:
+        read_triplets(path, **options)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def labelled(*rows, names=("sentence1", "sentence2", "gold_label")):
+    return as_jsonl(rows, names)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_table_is_read_whatever_its_delimiter_line_end_mark_compression_and_name(
+    tmp_path, delimiter, end, bom, compress
+):
+    path = write(tmp_path, bom + as_csv([HEADER, *GOOD], delimiter, end), "any.name", compress)
+    triplets, counts = read_triplets(path)
+    assert triplets == [Triplet(*GOOD[0], line=2), Triplet(*GOOD[1], line=3)]
+    assert counts == TripletCounts(rows=2, kept=2)
+    assert counts.describe() == "2 triplets from 2 rows"
+
+
+def test_json_lines_are_read_with_their_fields_in_any_order_and_company(tmp_path):
+    rows = [dict(zip(["x", *HEADER], [1, *GOOD[0]])), dict(zip(reversed(HEADER), reversed(GOOD[1])))]
+    path = write(tmp_path, "\n" + "\n\n".join(map(json.dumps, rows)))
+    assert read_triplets(path)[0] == [Triplet(*GOOD[0], line=2), Triplet(*GOOD[1], line=4)]
+
+
+def test_columns_are_found_by_name_among_others(tmp_path):
+    path = write(tmp_path, as_csv([["id", "hard_neg ", " sent1", "sent0"], ["7", "no", "yes", "maybe"]]))
+    assert texts(read_triplets(path)[0]) == [["maybe", "yes", "no"]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=TRIPLETS, form=st.sampled_from([",", "\t", "jsonl", "escaped jsonl"]), compress=st.booleans())
+def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_path_factory, rows, form, compress):
+    def one_line(text):
+        return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+
+    expected = list(dict.fromkeys(t for t in (tuple(map(one_line, row)) for row in rows) if t[1] != t[2]))
+    if "jsonl" in form:
+        text = as_jsonl(rows, ascii_only=form.startswith("escaped"))
+    else:
+        # A field that starts with a BOM or is awkward in other ways must not be taken for an unquoted one.
+        buffer = io.StringIO(newline="")
+        csv.writer(buffer, delimiter=form, quoting=csv.QUOTE_ALL).writerows([HEADER, *rows])
+        text = buffer.getvalue()
+    path = write(tmp_path_factory.mktemp("trip"), text, compress=compress)
+    if not expected:
+        assert "row" in error_of(path, max_bad_share=1)
+        return
+    triplets, counts = read_triplets(path, max_bad_share=1)
+    assert [tuple(t) for t in texts(triplets)] == expected
+    assert counts.kept + counts.same + counts.duplicates == counts.rows == len(rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(st.tuples(*[st.text(st.sampled_from('ab",\n'), min_size=1)] * 3), min_size=1, max_size=8))
+def test_line_numbers_are_physical_even_where_fields_hold_line_feeds(tmp_path_factory, rows):
+    begins, text = [], as_csv([HEADER], end="\n")
+    for row in rows:
+        begins.append(text.count("\n") + 1)
+        text += as_csv([row], end="\n")
+    path = write(tmp_path_factory.mktemp("lines"), text + as_csv([["last", "of", "all"]], end="\n"))
+    triplets, _ = read_triplets(path, max_bad_share=1)
+    assert {t.line for t in triplets[:-1]} <= set(begins)
+    assert triplets[-1].line == text.count("\n") + 1
+    for triplet in triplets[:-1]:
+        row = rows[begins.index(triplet.line)]
+        assert triplet.sentence.split() == row[0].split()
+
+
+def many_rows(path, count, row):
+    with gzip.open(path, "wt", newline="", compresslevel=1) as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        writer.writerows(map(row, range(count)))
+    return path
+
+
+def test_a_file_of_the_size_of_the_training_set_is_read_whole(tmp_path):
+    path = many_rows(tmp_path / "big.csv.gz", 275_601, lambda i: [f"premise {i}", "yes", "no"])
+    triplets, counts = read_triplets(path)
+    assert len(triplets) == counts.rows == counts.kept == 275_601
+    assert triplets[-1] == Triplet("premise 275600", "yes", "no", line=275_602)
+
+
+def test_a_file_is_streamed(tmp_path):
+    # Of 40,000 long rows three are kept, so that the peak is what is held of the file itself (11 MB).
+    path = many_rows(tmp_path / "big.csv.gz", 40_000, lambda i: [f"{i % 3}{'x' * 90}", "y" * 90, "z" * 90])
+    tracemalloc.start()
+    try:
+        triplets, counts = read_triplets(path, max_bad_share=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(triplets), counts.rows, counts.duplicates) == (3, 40_000, 39_997)
+    assert peak < 1_000_000
+
+
+# Labelled pairs
+
+
+@pytest.mark.parametrize(
+    "names, labels",
+    [
+        (("sentence1", "sentence2", "gold_label"), ("entailment", "neutral", "contradiction")),
+        (("premise", "hypothesis", "label"), (0, 1, 2)),
+        (("premise", "hypothesis", "label"), ("0", "1", "2")),
+        (("premise", "hypothesis", "label"), ("Entailment", "NEUTRAL", " contradiction")),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", ",", "\t"])
+def test_labelled_pairs_make_one_triplet_a_premise_of_the_first_of_each(tmp_path, names, labels, form):
+    e, n, c = labels
+    rows = [["p", "c1", c], ["q", "c", c], ["p", "n", n], ["p", "e1", e], ["p", "c2", c], ["p", "e2", e], ["r", "e", e]]
+    text = as_jsonl(rows, names) if form == "jsonl" else as_csv([names, *rows], form)
+    triplets, counts = read_triplets(write(tmp_path, text))
+    assert triplets == [Triplet("p", "e1", "c1", line=4 if form == "jsonl" else 5)]
+    assert counts == TripletCounts(rows=7, kept=1, incomplete=2)
+    assert counts.describe() == ("1 triplet from 7 rows; 2 premises without an entailment or without a contradiction")
+
+
+def test_combinations_are_every_entailment_with_every_contradiction_of_the_premise(tmp_path):
+    rows = [["p", "e1", 0], ["q", "x", 0], ["p", "c1", 2], ["p", "e2", 0], ["p", "c2", 2], ["q", "y", 2]]
+    path = write(tmp_path, as_jsonl(rows, ("premise", "hypothesis", "label")))
+    triplets, _ = read_triplets(path, combinations=True)
+    assert triplets == [
+        *(Triplet("p", e, c, line) for e, line in (("e1", 1), ("e2", 4)) for c in ("c1", "c2")),
+        Triplet("q", "x", "y", 2),
+    ]
+
+
+@pytest.mark.parametrize("label", ["-", -1, "-1", "", None])
+def test_pairs_without_a_gold_label_are_no_fault_of_the_file(tmp_path, label):
+    rows = [["p", "x", label], ["p", "e", "entailment"], ["p", "c", "contradiction"], ["", "x", label]]
+    triplets, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_share=0)
+    assert (len(triplets), counts.unlabelled, counts.bad) == (1, 2, 0)
+    assert counts.describe() == "1 triplet from 4 rows; 2 rows without a gold label"
+
+
+def test_the_official_tables_have_bare_quotes_and_rows_that_stop_short_of_the_last_labels(tmp_path):
+    header = ["gold_label", "sentence1_parse", "sentence1", "sentence2", "pairID", "label1", "label2"]
+    rows = [
+        ["entailment", "(X)", '"Yes', 'He said "yes', "1", "entailment", "neutral"],
+        ["contradiction", "(X)", '"Yes', "He said no", "2", "contradiction"],
+    ]
+    path = write(tmp_path, "\n".join("\t".join(row) for row in [header, *rows]))
+    assert texts(read_triplets(path)[0]) == [['"Yes', 'He said "yes', "He said no"]]
+
+
+def test_a_row_that_lacks_a_wanted_column_or_has_too_many_is_malformed(tmp_path):
+    lines = ["sentence1\tsentence2\tgold_label\tlabel1", "p\te\tentailment", "p\tc\tcontradiction\tx"]
+    path = write(tmp_path, "\n".join([*lines, "p\tc", "p\te\tneutral\tx\ty"]))
+    triplets, counts = read_triplets(path, max_bad_share=1)
+    assert (len(triplets), counts.malformed) == (1, 2)
+    assert counts.examples == ["data.csv:4: 2 columns, expected 4", "data.csv:5: 5 columns, expected 4"]
+
+
+# What is left out
+
+
+BAD_ROWS = {
+    "empty": ('"a","  ","c"', '{"sent0": "a", "sent1": " ", "hard_neg": "c"}', "sent1 is empty"),
+    "null": (None, '{"sent0": "a", "sent1": "b", "hard_neg": null}', "hard_neg is empty"),
+    "same": ("a,b,b", '{"sent0": "a", "sent1": "b", "hard_neg": "b"}', "the chosen sentence is also the rejected one"),
+    "repeat": (",".join(GOOD[0]), json.dumps(dict(zip(HEADER, GOOD[0]))), "repeats line {first}"),
+    "narrow": ("a,b", '{"sent0": "a", "sent1": "b"}', "2 columns, expected 3|no field hard_neg"),
+    "wide": ("a,b,c,d", None, "4 columns, expected 3"),
+    "stray quote": ('"a"b,c,d', None, "stray quotation mark"),
+    "number": (None, '{"sent0": "a", "sent1": 5, "hard_neg": "c"}', "sent1 is a int, expected text"),
+    "last number": (None, '{"sent0": "a", "sent1": "b", "hard_neg": 5}', "hard_neg is a int, expected text"),
+    "half a pair": (None, '{"sent0": "a", "sent1": "\\ud83d", "hard_neg": "c"}', "surrogates not allowed"),
+    "cut": (None, '{"sent0": "a", "sent1"', "not valid JSON: Expecting ':' delimiter at column 23"),
+    "list": (None, '["a", "b", "c"]', "a JSON list, expected an object"),
+    "deep": (None, "[" * 200_000, "JSON nested too deep"),
+}
+KINDS = {"empty": "empty", "null": "empty", "same": "same", "repeat": "duplicates"}
+
+
+@pytest.mark.parametrize(
+    "bad, form",
+    [(bad, form) for bad, rows in BAD_ROWS.items() for form, row in zip(("csv", "jsonl"), rows) if row is not None],
+)
+def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, bad, form):
+    in_csv, in_jsonl, reason = BAD_ROWS[bad]
+    row, head = (in_csv, as_csv([HEADER])) if form == "csv" else (in_jsonl, "")
+    good = as_csv(GOOD) if form == "csv" else as_jsonl(GOOD)
+    text = head + good + row + "\n" + good.replace("a ", "one ")
+    triplets, counts = read_triplets(write(tmp_path, text), max_bad_share=0.2)
+    first = 2 if form == "csv" else 1
+    kind = KINDS.get(bad, "malformed")
+    assert len(triplets) == 4
+    assert (counts.rows, counts.kept, counts.bad, getattr(counts, kind)) == (5, 4, 1, 1)
+    (example,) = counts.examples
+    assert example.startswith(f"data.csv:{first + 2}: ")
+    assert re.search(reason.format(first=first), example)
+    assert triplets[-1].line == first + 4
+
+
+def test_an_unknown_label_is_named(tmp_path):
+    rows = [["p", "e", "entailment"], ["p", "c", "contradiction"], ["p", "x", "maybe"], ["p", "x", 3], ["p", "x", True]]
+    _, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_share=1)
+    assert counts.malformed == 3
+    assert counts.examples[0] == (
+        "data.csv:3: unknown gold_label 'maybe', expected one of entailment, neutral, contradiction, 0, 1, 2"
+    )
+
+
+def test_a_label_may_be_a_number_but_a_sentence_may_not(tmp_path):
+    rows = [["p", "e", 0], ["p", "c", 2], [1, "e", 0], ["p", 2, 0]]
+    path = write(tmp_path, as_jsonl(rows, ("premise", "hypothesis", "label")))
+    triplets, counts = read_triplets(path, max_bad_share=1)
+    assert texts(triplets) == [["p", "e", "c"]]
+    assert counts.examples == [
+        "data.csv:3: premise is a int, expected text",
+        "data.csv:4: hypothesis is a int, expected text",
+    ]
+
+
+def test_the_description_is_one_line_with_every_count_and_the_first_places(tmp_path):
+    rows = [HEADER, *GOOD, ["", "b", "c"], GOOD[0], ["a", "b", "b"], ["a"], ["a", "", "c"], ["a", "b", ""]]
+    _, counts = read_triplets(write(tmp_path, as_csv(rows)), max_bad_share=1)
+    assert counts.describe() == (
+        "2 triplets from 8 rows; skipped 6: 3 with an empty field, 1 duplicate, 1 with chosen = rejected, 1 malformed "
+        "(data.csv:4: sent0 is empty; data.csv:5: repeats line 2; "
+        "data.csv:6: the chosen sentence is also the rejected one; data.csv:7: 1 column, expected 3; "
+        "data.csv:8: sent1 is empty)"
+    )
+
+
+def test_bad_rows_are_borne_up_to_their_share_and_not_beyond(tmp_path):
+    rows = [HEADER, *([f"premise {i}", "yes", "no"] for i in range(99)), ["a", "", "c"]]
+    path = write(tmp_path, as_csv(rows))
+    assert read_triplets(path)[1].bad == 1
+    path = write(tmp_path, as_csv([*rows, ["a", "b"]]))
+    message = error_of(path)
+    assert "2.0% of the rows are bad, expected at most 1.0%" in message
+    assert "data.csv:101: sent1 is empty; data.csv:102: 2 columns, expected 3" in message
+    assert read_triplets(path, max_bad_share=0.02)[1].kept == 99
+
+
+# Files that cannot be read
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(tmp_path):
+    assert "no such file" in error_of(tmp_path / "absent.csv")
+    assert "is a folder, expected a file" in error_of(tmp_path)
+    assert "the file is empty" in error_of(write(tmp_path, ""))
+    assert "the file is empty" in error_of(write(tmp_path, "", compress=True))
+    assert "holds blank lines only" in error_of(write(tmp_path, "\n \n"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_says_so(tmp_path):
+    path = write(tmp_path, as_csv([HEADER, *GOOD]))
+    path.chmod(0)
+    assert "cannot be read: Permission denied" in error_of(path)
+
+
+def test_a_refused_read_says_why(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "cannot be read: Permission denied" in error_of(tmp_path / "data.csv")
+
+
+@pytest.mark.parametrize("data", [b"\x93NUMPY\x01\0v\0{", "sent0,sent1,hard_neg\n".encode("utf-16")])
+def test_a_binary_or_utf16_file_is_refused(tmp_path, data):
+    assert "data.csv:1: a NUL byte (binary or UTF-16?), expected UTF-8 text" in error_of(write(tmp_path, data))
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_another_encoding_is_refused_with_line_and_offset(tmp_path, bom):
+    data = bom + as_csv([HEADER, ["un café", "b", "c"]]).encode("latin-1")
+    offset = data.index(b"\xe9")
+    message = error_of(write(tmp_path, data))
+    assert f"data.csv:2: not UTF-8 (byte 0xE9 at offset {offset}), expected UTF-8 text" in message
+    assert "data.csv:1: not UTF-8 (byte 0xE9 at offset " + str(len(bom) + 2) in error_of(
+        write(tmp_path, bom + b"ab\xe9")
+    )
+
+
+def test_a_truncated_or_corrupt_gzip_is_refused(tmp_path):
+    rows = [HEADER, *([f"premise {i * 7919}", f"yes {i}", f"no {i * i}"] for i in range(5000))]
+    whole = gzip.compress(as_csv(rows).encode())
+    assert len(read_triplets(write(tmp_path, whole))[0]) == 5000
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 0xFF
+    for data in (whole[: len(whole) // 2], whole[:-4], bytes(damaged), b"\x1f\x8bnot gzip at all"):
+        message = error_of(write(tmp_path, data), max_bad_share=1)
+        assert "gzip data cut short or corrupt after line" in message or "not UTF-8" in message
+
+
+def test_an_unclosed_quote_is_located_where_its_row_begins(tmp_path):
+    for tail in (100, 40_000):
+        rows = [["a", str(i), "c"] for i in range(tail)]
+        text = as_csv([HEADER, *GOOD]) + '"opened,b,c\n' + as_csv(rows)
+        message = error_of(write(tmp_path, text), max_bad_share=1)
+        assert "data.csv:4: the row that begins here does not end; is a quotation mark left open?" in message
+
+
+def test_an_unclosed_quote_is_found_whatever_field_size_others_have_allowed(tmp_path):
+    text = as_csv([HEADER, *GOOD]) + '"opened,b,c\n' + "a,b,c\n" * 200_000 + '",b,c\n'
+    previous = csv.field_size_limit(2**31 - 1)
+    try:
+        assert "data.csv:4: the row that begins here does not end" in error_of(write(tmp_path, text))
+    finally:
+        csv.field_size_limit(previous)
+
+
+def test_an_absurdly_long_line_is_refused(tmp_path):
+    long = json.dumps([dict(zip(HEADER, GOOD[0]))] * 20_000)
+    assert "data.csv:1: over 1,000,000 bytes long, expected one row a line" in error_of(write(tmp_path, long))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("sentence,sent1,hard_negative\n1,2,3\n", "the columns 'sentence', 'sent1', 'hard_negative', expected sent0,"),
+        ("sent_0,sent1,hard_negative\n", "nearest: 'sent_0' for sent0, 'hard_negative' for hard_neg"),
+        (
+            '{"sent0": "a", "sent1": "b", "neg": "c"}',
+            "the fields 'sent0', 'sent1', 'neg', expected sent0, sent1, hard_neg",
+        ),
+        ("a man sings,a person sings,nobody sings\n", "or premise, hypothesis, label"),
+        ('{"sent0": "a", \n', "the first record is not valid JSON: Expecting property name"),
+        ("sent0,sent1,hard_neg\ra,b,c\r", "no header of sent0, sent1, hard_neg"),
+    ],
+)
+def test_a_wrong_header_names_what_was_found_what_is_expected_and_what_is_near(tmp_path, text, told):
+    message = error_of(write(tmp_path, text))
+    assert "data.csv:1: " in message
+    assert told in message
+
+
+def test_a_file_without_a_usable_triplet_is_refused(tmp_path):
+    assert "no usable triplet: 0 triplets from 0 rows" in error_of(write(tmp_path, as_csv([HEADER])))
+    message = error_of(write(tmp_path, labelled(["p", "e", "entailment"], ["q", "c", "-"])))
+    assert "no usable triplet: 0 triplets from 2 rows; 1 row without a gold label; 1 premise without" in message
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    head=st.sampled_from(
+        [b"", b"sent0,sent1,hard_neg\n", b"sentence1\tsentence2\tgold_label\n", b"\x1f\x8b\x08\0", b"{"]
+    ),
+    body=st.one_of(st.binary(max_size=80), st.text(st.sampled_from('a,"\t\n\r{}:[')).map(str.encode)),
+    compress=st.booleans(),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_sentence(tmp_path_factory, head, body, compress):
+    path = write(tmp_path_factory.mktemp("fuzz"), head + body, compress=compress)
+    try:
+        triplets, counts = read_triplets(path, max_bad_share=1)
+    except SempaError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert 0 < len(triplets) == counts.kept <= counts.rows
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    path = write(tmp_path, "a\x85b\u2028c\vd\fe\n\nf\r\ng")
+    assert list(numbered_lines(path)) == [(1, "a\x85b\u2028c\vd\fe\n"), (2, "\n"), (3, "f\r\n"), (4, "g")]
+
+
+# Real data
+
+
+@needs_nli
+def test_the_snli_dev_triplets_are_all_kept_as_the_csv_module_reads_them():
+    path = NLI / "snli_dev_triplets.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        expected = list(csv.reader(file))[1:]
+    triplets, counts = read_triplets(path)
+    assert counts == TripletCounts(rows=2954, kept=2954)
+    assert texts(triplets) == [[field.strip() for field in row] for row in expected]
+
+
+@needs_nli
+def test_the_snli_dev_pairs_give_the_same_triplets_but_one_a_premise():
+    # The ready-made triplets pair the n-th entailment with the n-th contradiction; eleven premises, which stand twice
+    # in the corpus, have two of each there. Here such a premise gives one triplet, or all combinations.
+    ready, _ = read_triplets(NLI / "snli_dev_triplets.csv")
+    single, counts = read_triplets(NLI / "snli_dev.jsonl")
+    assert (counts.rows, counts.kept, counts.bad, counts.incomplete) == (9842, 2943, 0, 376)
+    first_of_premise = {t[0]: t for t in reversed(texts(ready))}
+    assert texts(single) == [first_of_premise[t.sentence] for t in single]
+    assert len(ready) - len(first_of_premise) == 11
+    every, counts = read_triplets(NLI / "snli_dev.jsonl", combinations=True)
+    assert (counts.kept, counts.duplicates) == (3253, 3)
+    assert {tuple(t) for t in texts(ready)} <= {tuple(t) for t in texts(every)}
