@@ -1,7 +1,7 @@
 """Attention inside a packed row: each family of tokens sees a shared prefix and itself, never its neighbours.
 
-A dense `[length, length]` mask makes the row's cost grow with the square of its length, though nearly all of it is masked.
-Here the row is cut into its families, which stand side by side as a small padded batch: cost grows with the row's length.
+A dense `[length, length]` mask makes the row's cost grow with the square of its length, though nearly all of it is
+masked. Here the row is cut into its families, which stand side by side as a small padded batch: cost grows with length.
 """
 
 from dataclasses import dataclass

@@ -40,8 +40,9 @@ def token_logprobs(
         chunk_rows: rows of logits held at one time; by default as many as make `CHUNK_ELEMENTS` logits.
 
     Returns:
-        `[N]` log-probabilities in nats, float32 (float64 for float64 inputs), differentiable once in `hidden`, `weight` and
-        `bias`. Logits are accumulated and normalised in float32 or better whatever the inputs' dtype.
+        `[N]` log-probabilities in nats, float32 (float64 for float64 inputs), differentiable once in `hidden`, `weight`
+        and `bias`. The logits are products in the inputs' dtype, so those of bfloat16 inputs are rounded to bfloat16,
+        as in the model's own head; all that follows, bias, normaliser and sums, is float32 or better.
 
     Raises:
         ValueError: wrong shapes, dtypes or a target outside the vocabulary.
@@ -137,7 +138,8 @@ def _check(
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"token_logprobs needs hidden [N, D] and weight [V, D], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            "token_logprobs needs hidden [N, D] and weight [V, D], "
+            f"found {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(

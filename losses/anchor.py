@@ -7,7 +7,7 @@ def nll_per_token(policy_chosen: Tensor, chosen_tokens: Tensor) -> Tensor:
     """Negative log-likelihood of the chosen sentence per token, −log π(y⁺|x) / |y⁺|.
 
     DPO fixes only the *difference* of two log-ratios, so both may sink together (likelihood displacement, Razin et al.
-    2024, arXiv 2410.08847). Adding this term, as in Pang et al. 2024 (arXiv 2404.19733, Eq. 1), holds the chosen one up.
+    2024, arXiv 2410.08847). Adding this term, as Pang et al. 2024 do (arXiv 2404.19733, Eq. 1), holds the chosen one.
 
     Args:
         policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats, summed over tokens.

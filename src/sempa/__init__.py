@@ -1,6 +1,20 @@
 """Semantic Preference Alignment (SemPA, arXiv 2601.05075): sentence-level DPO that makes a chat LLM embed."""
 
+from typing import TYPE_CHECKING
+
 from sempa.errors import SempaError
 
+if TYPE_CHECKING:
+    from sempa.embedder import Embedder
+
 __version__ = "0.1.0"
-__all__ = ["SempaError", "__version__"]
+__all__ = ["Embedder", "SempaError", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    # Torch takes seconds to import, which `sempa --help` and the loss functions' readers need not wait for.
+    if name == "Embedder":
+        from sempa.embedder import Embedder
+
+        return Embedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -75,5 +75,10 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     return state
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether `run` holds a checkpoint to resume from."""
+    return bool(_checkpoints(run))
+
+
 def _checkpoints(run: Path) -> list[Path]:
     return sorted(folder for folder in (run / "checkpoints").glob("step-*") if (folder / STATE_FILE).is_file())

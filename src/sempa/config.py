@@ -68,8 +68,8 @@ _SHARES = ("max_bad_share", "lora_dropout", "warmup")
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file of `Config`'s keys and lay `key=value` overrides over it.
 
-    Raises `SempaError` for an unreadable file, an unknown or repeated key (naming the nearest one), a wrong type or a value
-    out of range.
+    Raises `SempaError` for an unreadable file, an unknown or repeated key (naming the nearest one), a wrong type or a
+    value out of range.
     """
     values = _read_yaml(path)
     source = dict.fromkeys(values, str(path))
@@ -124,7 +124,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, object]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except UnicodeDecodeError as error:
         raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:

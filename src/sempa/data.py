@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Triplet:
-    """One preference: given `sentence`, `chosen` (an entailment) is a better paraphrase than `rejected` (a contradiction).
+    """One preference: as a paraphrase of `sentence`, `chosen` (an entailment) beats `rejected` (a contradiction).
 
     `line` is the 1-based line of the file it came from (0 when it was made, not read).
     """

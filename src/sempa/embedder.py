@@ -1,16 +1,16 @@
 """Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word."""
 
-import sys
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sempa.errors import SempaError
 from sempa.lora import load_adapter
 from sempa.models import BaseModel, hidden_states, load_base
+from sempa.progress import bar
 from sempa.prompts import encode_one_word
 
 
@@ -90,13 +90,13 @@ def embed(
     # Equal lengths side by side, longest first: little padding, and a batch too large for memory fails at once.
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     result = np.empty((len(sequences), model.config.get_text_config().hidden_size), dtype=np.float32)
-    with tqdm(
-        total=len(order), desc="embedding", unit="sentence", disable=not show_progress, file=sys.stderr
-    ) as progress:
+    shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext()
+    with shown as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             result[batch] = _last_states(model, [sequences[i] for i in batch], layer)
-            progress.update(len(batch))
+            if progress is not None:
+                progress.update(len(batch))
     return result
 
 

@@ -67,7 +67,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for converted models: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`."""
+    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`."""
     if explicit := os.environ.get("SEMPA_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"

@@ -1,4 +1,4 @@
-"""Sentence log-probabilities log π(y|x) of packed preferences, through the blocks once and the head only where it counts."""
+"""Sentence log-probabilities log π(y|x) of packed preferences: the head runs only where a response is predicted."""
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,7 +9,7 @@ from sempa.packing import PreferenceRow
 
 
 def sentence_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
-    """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) for each preference in the row: `[examples, responses]` float32, in nats."""
+    """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each preference in a row: `[examples, responses]` float32, nats."""
     device = model.device
     hidden = hidden_states(model, **packed.row.inputs(device))[0]
     head = model.get_output_embeddings()

@@ -1,7 +1,7 @@
 """Low-rank adapters on every linear layer of the decoder blocks: one model is policy and reference at once.
 
-y = W x + (α / r) · B A x, with W frozen, A `[r, in]` and B `[out, r]` trained (Hu et al. 2021, arXiv 2106.09685). B starts at zero, so
-the policy starts as the reference; switching the second term off gives the reference back.
+y = W x + (α / r) · B A x, with W frozen, A `[r, in]` and B `[out, r]` trained (Hu et al. 2021, arXiv 2106.09685).
+B starts at zero, so the policy starts as the reference; switching the second term off gives the reference back.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ class _LoraProduct(torch.autograd.Function):
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
     """Wrap every linear layer of the decoder blocks, whatever the architecture calls it, but never the LM head.
 
-    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` when the model has no
+    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` if the model has no
     linear layer inside its blocks.
     """
     targets = _block_linears(model)

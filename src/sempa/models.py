@@ -214,7 +214,8 @@ def _check_causal(name: str, source: str) -> None:
     if not known or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
         found = ", ".join(architectures) or config.model_type
         raise SempaError(
-            f"model {name!r}: is {found}, not a decoder-only language model; SemPA needs one that generates text (…ForCausalLM)"
+            f"model {name!r}: is {found}, not a decoder-only language model; "
+            "SemPA needs one that generates text (…ForCausalLM)"
         )
 
 

@@ -1,8 +1,8 @@
 """Many sequences in one row without padding: shared prefixes stand once, and a mask keeps the branches apart.
 
 A row is a forest of *segments*. Each segment continues its parent: its tokens see the parent's chain of tokens and
-their own past, nothing else, and positions count along that chain. So the instructions that all prompts begin with run once per
-row, a prompt runs once for all its responses, and every hidden state equals that of the separate sequence.
+their own past, nothing else, and positions count along that chain. So the instructions that all prompts begin with run
+once per row, a prompt runs once for all its responses, and every hidden state equals that of the separate sequence.
 
     template ─┬─ sentence 1 ─┬─ chosen 1
               │              └─ rejected 1
@@ -37,14 +37,15 @@ class Row:
 
     def add(self, tokens: Sequence[int], parent: int = -1) -> int:
         """Append a segment that continues segment `parent` (−1: a fresh start) and return its number."""
-        begin = self.positions[self.ends[parent]] + 1 if parent >= 0 else 0
+        before = self.ends[parent] if parent >= 0 else -1
+        begin = self.positions[before] + 1 if before >= 0 else 0
         segment = len(self.parents)
         self.parents.append(parent)
         self.tokens.extend(tokens)
         self.positions.extend(range(begin, begin + len(tokens)))
         self.segments.extend([segment] * len(tokens))
         # An empty segment ends where its parent does.
-        self.ends.append(len(self.tokens) - 1 if tokens else self.ends[parent] if parent >= 0 else -1)
+        self.ends.append(len(self.tokens) - 1 if tokens else before)
         return segment
 
     def attention_mask(self) -> Tensor:
@@ -97,9 +98,9 @@ class Row:
 class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
-    `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the hidden state at row offset `source`
-    predicts token `target` of response `owner = example_in_row · responses + k`. `lengths` `[n, responses]` counts tokens,
-    `lines` are the file's lines.
+    `examples` `[n]` are the caller's indices, `lines` their lines in the file; `source`, `target`, `owner` `[M]`: the
+    hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
+    `lengths` `[n, responses]` counts tokens.
     """
 
     row: Row
@@ -112,7 +113,7 @@ class PreferenceRow:
 
 
 def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
-    """Pack the preferences at `indices` into rows of at most `row_tokens` tokens (one preference may exceed that alone).
+    """Pack the preferences at `indices` into rows of at most `row_tokens` tokens (one alone may exceed that).
 
     Deterministic. All preferences need the same number of responses.
     """

@@ -44,7 +44,7 @@ def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Pref
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
-    """The conversation up to where the assistant begins to answer; plain text and a line feed without a chat template."""
+    """The conversation up to where the assistant begins to answer (without a template: the text and a line feed)."""
     if tokenizer.chat_template is None:
         return f"{_bos(tokenizer)}{user}\n"
     return _render(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)

@@ -17,8 +17,8 @@ from sempa.packing import PreferenceRow
 class Reference:
     """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
 
-    The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in bfloat16,
-    where another packing would round differently.
+    The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in
+    bfloat16, where another packing would round differently.
     """
 
     def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int) -> None:

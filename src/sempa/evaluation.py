@@ -1,0 +1,109 @@
+"""What alignment changed: sentence similarity, preference, and how much of the language model is left."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sempa.captions import make_pairs
+from sempa.embedder import embed
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import adapter_disabled
+from sempa.models import BaseModel
+from sempa.packing import pack_preferences
+from sempa.progress import bar
+from sempa.prompts import Preference
+from sempa.retention import (
+    encode_conversations,
+    encode_passages,
+    generate_side_by_side,
+    measure_retention,
+    read_gsm8k,
+)
+from sempa.sts import StsTask, evaluate_sts, read_sts
+from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
+
+BUILTIN = "built-in"
+# A sample is enough for a perplexity to three digits, and a report should not take longer than the training.
+GSM8K_PROBLEMS = 40
+
+
+def builtin_task(pairs: int, seed: int) -> StsTask:
+    """The built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds."""
+    return StsTask(BUILTIN, make_pairs(pairs, seed, "heldout"))
+
+
+def development_tasks(sts_dir: str) -> list[StsTask]:
+    """The development splits under `sts_dir` (all tasks, when it has none): what may be looked at while training."""
+    tasks = read_sts(sts_dir, splits=("dev", "trial"))
+    return [task for task in tasks if task.name.endswith((" dev", " trial"))] or tasks
+
+
+def measure_sts(base: BaseModel, tasks: Sequence[StsTask]) -> tuple[list[dict], dict]:
+    """Spearman's ρ × 100 of each task with the adapter off and on, and the cosines of the last task for a plot."""
+
+    def encode(sentences: list[str]) -> object:
+        return embed(base, sentences, show_progress=True)
+
+    with adapter_disabled(base.model):
+        before = evaluate_sts(encode, tasks)
+    after = evaluate_sts(encode, tasks)
+    table = [
+        {"task": one.task.name, "pairs": len(one.task.pairs), "base": one.score, "aligned": two.score}
+        for one, two in zip(before, after, strict=True)
+    ]
+    gold = [pair.score for pair in tasks[-1].pairs]
+    cosines = {"base": before[-1].cosines.tolist(), "aligned": after[-1].cosines.tolist()}
+    return table, {"task": tasks[-1].name, "gold": gold, **cosines}
+
+
+def measure_preference(
+    base: BaseModel, preferences: Sequence[Preference], row_tokens: int, beta: float
+) -> dict[str, float]:
+    """How often the model prefers the chosen sentence to the rejected one, on triplets it was not trained on.
+
+    `base_accuracy` and `aligned_accuracy` compare log π(y⁺|x) with log π(y⁻|x); `reward_accuracy` and `reward_margin`
+    (nats) compare the implicit rewards β log π/π_ref.
+    """
+    rows = pack_preferences(preferences, range(len(preferences)), row_tokens)
+    with bar(2 * len(preferences), "held-out triplets", "triplet") as progress, torch.inference_mode():
+
+        def logprobs() -> Tensor:
+            result = torch.empty(len(preferences), 2)
+            for row in rows:
+                result[list(row.examples)] = sentence_logprobs(base.model.eval(), row).float().cpu()
+                progress.update(len(row.examples))
+            return result
+
+        with adapter_disabled(base.model):
+            reference = logprobs()
+        policy = logprobs()
+    rewards = beta * (policy - reference)
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "triplets": len(preferences),
+        "base_accuracy": (reference[:, 0] > reference[:, 1]).double().mean().item(),
+        "aligned_accuracy": (policy[:, 0] > policy[:, 1]).double().mean().item(),
+        "reward_accuracy": (margins > 0).double().mean().item(),
+        "reward_margin": margins.mean().item(),
+    }
+
+
+def measure_generation(base: BaseModel, gsm8k: str, new_tokens: int) -> tuple[list[dict], list[dict]]:
+    """Perplexity, KL and agreement on text far from the training data, and greedy generations side by side."""
+    texts = {
+        "passages": encode_passages(base.tokenizer, PASSAGES),
+        "conversations": encode_conversations(base.tokenizer, CONVERSATIONS),
+    }
+    if gsm8k:
+        problems = read_gsm8k(Path(gsm8k), limit=GSM8K_PROBLEMS)
+        texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
+    retention = []
+    for name, sequences in texts.items():
+        with bar(len(sequences), name, "text") as progress:
+            measured = measure_retention(base.model, sequences, name, progress)
+        retention.append({**dataclasses.asdict(measured), "change": measured.change})
+    generations = generate_side_by_side(base, GENERATION_PROMPTS, new_tokens) if new_tokens else []
+    return retention, generations

@@ -1,0 +1,166 @@
+"""One run from config to report: data, adapter, training, evaluation, and a folder that holds it all."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from sempa.checkpoints import has_checkpoint
+from sempa.config import CAPTIONS, Config, dump_config, load_config
+from sempa.data import ScoredPair
+from sempa.dataset import Dataset, load_dataset
+from sempa.embedder import embed
+from sempa.errors import SempaError
+from sempa.evaluation import builtin_task, development_tasks, measure_generation, measure_preference, measure_sts
+from sempa.files import write_atomic, write_json
+from sempa.lora import WEIGHTS_FILE, add_lora, read_adapter, set_lora
+from sempa.models import BaseModel, load_base
+from sempa.report import terminal_table, write_report
+from sempa.sts import StsTask, pair_cosines, spearman
+from sempa.training import read_metrics, train
+
+# Development pairs of the built-in set are drawn with another seed than the report's.
+_DEV_SEED, _REPORT_SEED = 1, 2
+_PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def start_run(config: Config, command: str) -> dict:
+    """Train and evaluate in a new run folder `config.output`; returns the report.
+
+    Raises `SempaError` when the folder already holds a run, and whatever loading, training and evaluation raise.
+    """
+    run = Path(config.output)
+    if (run / "report.json").exists() or has_checkpoint(run):
+        raise SempaError(
+            f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
+            "or give another output=…"
+        )
+    write_atomic(run / "config.yaml", dump_config(config))
+    return _run(config, run, command)
+
+
+def resume_run(run: Path, command: str) -> dict:
+    """Go on with an interrupted run where its latest checkpoint stands, to the same result as without the break.
+
+    Raises `SempaError` when the folder holds no run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
+    return _run(dataclasses.replace(load_config(run / "config.yaml"), output=str(run)), run, command)
+
+
+def _run(config: Config, run: Path, command: str) -> dict:
+    began = time.perf_counter()
+    write_json(run / "environment.json", {"command": command, "versions": _versions(), "machine": _machine(config)})
+    # Everything that can be wrong with the input is found before the first minute of work.
+    tasks = development_tasks(config.sts_dir) if config.sts_dir else []
+    base = load_base(config.model, config.dtype, config.device or None)
+    dataset = load_dataset(config, base.tokenizer)
+    for note in dataset.notes:
+        print(note, flush=True)
+    print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
+    add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+
+    dev = _dev_pairs(config, tasks)
+
+    def score_dev() -> float:
+        cosines = pair_cosines(lambda sentences: embed(base, sentences), dev)
+        return spearman([pair.score for pair in dev], cosines)
+
+    loaded = time.perf_counter()
+    state = train(config, base, dataset.train, run, score_dev)
+    trained = time.perf_counter()
+
+    _, best = read_adapter(run / "adapter")
+    set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
+    report = _evaluate(config, base, dataset, tasks)
+    finished = time.perf_counter()
+    # What an interrupted process had spent on training before this one took over.
+    spent = state["seconds"] - (trained - loaded)
+    report |= {
+        "model": config.model,
+        "base_source": base.source,
+        "config": dataclasses.asdict(config),
+        "command": command,
+        "versions": _versions(),
+        "machine": _machine(config),
+        "seconds": {
+            "total": finished - began + spent,
+            "training": state["seconds"],
+            "evaluation": finished - trained,
+        },
+        "peak_memory_gib": _peak_memory(),
+        "training": {
+            "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
+            "used": len(dataset.train),
+            "held_out": len(dataset.held_out),
+            "skipped_too_long": dataset.too_long,
+            "steps": state["step"],
+            "best_step": state["best_step"],
+            "source": "built-in captions" if config.triplets == CAPTIONS else config.triplets,
+        },
+    }
+    write_report(run, report, read_metrics(run / "metrics.jsonl"))
+    print(terminal_table(report), flush=True)
+    print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)
+    return report
+
+
+def _evaluate(config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask]) -> dict:
+    tasks = [builtin_task(config.builtin_pairs, config.seed + _REPORT_SEED), *tasks]
+    table, scatter = measure_sts(base, tasks)
+    preference = {}
+    if dataset.held_out:
+        preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
+    retention, generations = measure_generation(base, config.gsm8k, config.generation_tokens)
+    return {
+        "sts": table,
+        "preference": preference,
+        "retention": retention,
+        "generations": generations,
+        "scatter": scatter,
+    }
+
+
+def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
+    """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
+    pairs = tasks[0].pairs if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED).pairs
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return [pairs[i] for i in order[: config.dev_pairs]]
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def _machine(config: Config) -> dict:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": memory,
+        "device": device,
+    }
+
+
+def _peak_memory() -> float:
+    """The process's largest resident memory, or on CUDA the device's, in GiB."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,113 @@
+"""Tiny models and tokenizers made on the spot: no test waits for a download."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sempa.data import Triplet
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+PEOPLE, ANIMALS = ("man", "woman", "girl", "boy"), ("dog", "cat", "horse", "bird")
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory, monkeypatch):
+    """Reference log-probabilities of tests do not land in the user's cache; the converted default model stays there."""
+    if "SEMPA_CACHE" not in os.environ:
+        monkeypatch.setattr("sempa.reference.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+
+
+def make_tokenizer(special=("<|im_start|>", "<|im_end|>"), template=CHATML):
+    """A byte-level BPE tokenizer in which every text has ids."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([" ".join(t) for t in tiny_texts()], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=special[-1], pad_token=special[-1])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_texts():
+    return [
+        (f"A {person} pets a {animal}.", f"The {animal} is petted by a {person}.", f"The {animal} ignores the {person}.")
+        for person in PEOPLE
+        for animal in ANIMALS
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def triplets():
+    return [Triplet(*texts, line=i + 2) for i, texts in enumerate(tiny_texts())]
+
+
+@pytest.fixture
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tokenizer):
+    """A folder that transformers can open: a two-layer Llama with random weights and a ChatML tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def triplets_file(tmp_path):
+    import csv
+
+    path = tmp_path / "triplets.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("sent0", "sent1", "hard_neg"))
+        writer.writerows(tiny_texts())
+    return path
+
+
+def python_environment():
+    """For tests that start another Python: one thread, so that they do not fight for the cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path[1:1]))}
