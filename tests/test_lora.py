@@ -1,0 +1,196 @@
+"""LoRA against PEFT in both directions, its gradients in float64, and the reference as the adapter switched off."""
+
+import json
+
+import pytest
+import torch
+from test_packing import CONFIGS
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from sempa import SempaError
+from sempa.lora import (
+    LoraLinear,
+    adapter_disabled,
+    add_lora,
+    load_adapter,
+    lora_parameters,
+    read_adapter,
+    save_adapter,
+)
+
+TOKENS = torch.arange(12)[None] * 7 % 320
+
+
+def build(name):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+
+
+def randomise(model):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_peft_loads_a_saved_adapter_and_gives_the_same_logits(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = build(name)
+    add_lora(model, 4, 16)
+    randomise(model)
+    save_adapter(model, tmp_path, "base-model")
+    theirs = peft.PeftModel.from_pretrained(build(name), tmp_path).eval()
+    assert not torch.allclose(logits(model), logits(build(name)), atol=1e-3)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_saved_by_peft_loads_and_gives_the_same_logits(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(build(name), peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter_name, parameter in theirs.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    theirs.eval().save_pretrained(tmp_path)
+    model = build(name)
+    load_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_linear_layer_of_the_blocks_is_adapted_and_nothing_else(name):
+    model = build(name)
+    head = model.get_output_embeddings()
+    expected = {
+        n
+        for n, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    add_lora(model, 2, 4)
+    adapted = {n for n, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert adapted == expected
+    assert len(adapted) >= 8
+    assert not isinstance(model.get_output_embeddings(), LoraLinear)
+
+
+def test_switching_the_adapter_off_gives_the_base_model_bit_for_bit():
+    base = logits(build("Llama"))
+    model = build("Llama")
+    add_lora(model, 4, 16)
+    assert torch.equal(logits(model), base)
+    randomise(model)
+    assert not torch.equal(logits(model), base)
+    with pytest.raises(KeyError), adapter_disabled(model):
+        assert torch.equal(logits(model), base)
+        raise KeyError
+    assert not torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_numerical_differentiation_agrees_with_the_fused_product(dropout, transposed):
+    torch.manual_seed(0)
+    linear = Conv1D(4, 6) if transposed else torch.nn.Linear(6, 4)
+    layer = LoraLinear(linear.double().requires_grad_(False), 2, 3.0, dropout).train()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    low = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    high = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+
+    def forward(x, low, high):
+        torch.manual_seed(3)
+        del layer.lora_A, layer.lora_B
+        layer.lora_A, layer.lora_B = low, high
+        return layer(x)
+
+    assert torch.autograd.gradcheck(forward, (x, low, high))
+
+
+def test_the_weights_of_the_adapter_are_float32_on_a_bfloat16_model_and_so_are_its_gradients():
+    model = build("Llama").bfloat16().requires_grad_(False)
+    add_lora(model, 4, 16)
+    model(TOKENS).logits.float().square().mean().backward()
+    for name, parameter in lora_parameters(model).items():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad.dtype == torch.float32
+        # B starts at zero, so at the start only B has a gradient.
+        assert bool(parameter.grad.any()) == name.endswith("lora_B.weight")
+
+
+def test_dropout_keeps_the_mean_and_only_runs_in_training():
+    linear = torch.nn.Linear(64, 8, bias=False).requires_grad_(False)
+    layer = LoraLinear(linear, 2, 2.0, 0.5)
+    torch.nn.init.normal_(layer.lora_A)
+    torch.nn.init.normal_(layer.lora_B)
+    x = torch.randn(1, 64)
+    torch.manual_seed(0)
+    mean = layer.train()(x.expand(20000, 64)).mean(0)
+    exact = layer.eval()(x)[0]
+    torch.testing.assert_close(mean, exact, rtol=0.05, atol=0.5)
+    assert torch.equal(layer.eval()(x), layer.eval()(x))
+
+
+def test_equal_seeds_give_equal_adapters_and_other_seeds_others():
+    models = [build("Llama") for _ in range(3)]
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        add_lora(model, 4, 16, seed=seed)
+    first, same, other = ([p for n, p in lora_parameters(m).items() if "lora_A" in n] for m in models)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_model_without_linear_blocks_is_refused():
+    class Bare(torch.nn.Module):
+        name_or_path = "bare"
+        config = build("Llama").config
+
+        def get_output_embeddings(self):
+            return None
+
+    with pytest.raises(SempaError, match="no linear layer"):
+        add_lora(Bare(), 4, 8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build("Llama")
+    add_lora(model, 4, 16)
+    save_adapter(model, tmp_path, "base-model")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("peft_type", "IA3", "peft_type is not LORA"),
+        ("use_dora", True, "use_dora is set"),
+        ("rank_pattern", {"q_proj": 2}, "rank_pattern is set"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is set"),
+        ("r", 0, "r is 0, expected a positive number"),
+        ("lora_alpha", None, "lora_alpha is None"),
+        ("r", 8, "has shape"),
+    ],
+)
+def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, message):
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(SempaError, match=message):
+        load_adapter(build("Llama"), saved)
+
+
+def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):
+    with pytest.raises(SempaError, match=r"nowhere.*cannot be read"):
+        read_adapter(tmp_path / "nowhere")
+    with pytest.raises(SempaError, match="no linear layer 'model.layers"):
+        load_adapter(build("GPT-2"), saved)
+    (saved / "adapter_model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(SempaError, match="cannot be read"):
+        read_adapter(saved)
