@@ -65,7 +65,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
             tokenizer = AutoTokenizer.from_pretrained(source)
             attention = _attention(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], attn_implementation=attention)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # tokenizers raises the bare class
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {_first_line(error)}") from error
     model.requires_grad_(False)
     return BaseModel(model.to(target).eval(), tokenizer, source)
@@ -186,7 +186,9 @@ def _converted(gguf: Path) -> Path:
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        except (ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:  # tokenizers raises the bare class
+            if isinstance(error, OSError) and error.errno:
+                raise
             raise SempaError(f"model {str(gguf)!r}: cannot be read: {_first_line(error)}") from error
         # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
         del model.config.quantization_config

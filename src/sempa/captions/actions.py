@@ -28,7 +28,7 @@ class Verb(Value):
 # base form, synonyms | features | who | what | where | traits
 ACTIONS_TABLE = """
 peel | hands=prepare/peel | adult | fruit vegetable | kitchen | speed care
-chop, cut up | hands=prepare/cut/chop | adult | vegetable | kitchen | speed care
+chop, cut up | hands=prepare/cut | adult | vegetable | kitchen | speed care
 slice, cut into slices | hands=prepare/cut/slice | adult | sliceable vegetable fruit | kitchen | speed care
 fry, cook in a pan | hands=prepare/cook/fry | adult | fryable | kitchen | bare
 grill, barbecue | hands=prepare/cook/grill | adult | fryable | homeout kitchen | bare
@@ -139,10 +139,10 @@ sprint, run at full speed | legs=run/sprint | adult kid dog | | park shore field
 limp | legs=limp | adult dog | | street park |
 crawl, creep | legs=crawl hands=crawl | tot | | home | speed
 jump, leap | legs=jump | adult kid dog | | park shore |
-sit, be seated | legs=sit | adult kid dog cat | | home table park shore | noise
-stand, be on their feet | legs=stand | hoof | | farm wild |
+sit | legs=sit | adult kid dog cat | | home table park shore | noise
+stand | legs=stand | hoof | | farm wild |
 stand in line, wait in line | legs=stand | adult | | street shop |
-lie on the ground, be lying down | legs=lie | hoof dog wild | | farm park zoo |
+lie on the ground | legs=lie | hoof dog wild | | farm park zoo |
 swim | legs=swim hands=swim | adult kid sea | | water pool | speed
 dive | legs=dive hands=dive | adult kid sea | | water pool |
 float on the water, drift on the water | legs=float | float | | water pondy |

@@ -33,9 +33,7 @@ class Phrase(Value):
 
 def features(text: str) -> Features:
     """Read `name=general/special` items parted by blanks."""
-    return {
-        name: tuple(path.split("/")) if path else () for name, path in (i.split("=") for i in text.split())
-    }
+    return {name: tuple(path.split("/")) if path else () for name, path in (i.split("=") for i in text.split())}
 
 
 def rows(table: str) -> list[tuple[bool, tuple[str, ...], list[str]]]:
@@ -60,16 +58,14 @@ def phrases(table: str, prefix: str = "") -> dict[str, Phrase]:
     """Read a table of phrases, by name."""
     made = {}
     for held, words, (meaning, groups) in rows(table):
-        made[prefix + words[0]] = Phrase(
-            prefix + words[0], features(meaning), held, words, frozenset(groups.split())
-        )
+        made[prefix + words[0]] = Phrase(prefix + words[0], features(meaning), held, words, frozenset(groups.split()))
     return made
 
 
 # Groups: adult, kid, tot (too small for most things), dog, cat, hoof, small, wild, bird, sea.
 # "general" entries are only reached from a more special one, in a hypothesis.
 AGENTS = nouns("""
-man, guy | kind=person gender=male age=adult | adult
+man, guy | kind=person gender=male age=adult | adult grownman
 woman, lady | kind=person gender=female age=adult | adult
 boy | kind=person gender=male age=child | kid
 girl | kind=person gender=female age=child | kid
@@ -78,14 +74,14 @@ teenager, teen | kind=person | adult
 toddler | kind=person age=child/toddler | tot
 baby, infant | kind=person age=child/baby | tot
 mother, mom | kind=person gender=female age=adult family=parent | adult
-father, dad | kind=person gender=male age=adult family=parent | adult
+father, dad | kind=person gender=male age=adult family=parent | adult grownman
 grandmother, grandma | kind=person gender=female age=adult family=grandparent | adult
-*grandfather, grandpa | kind=person gender=male age=adult family=grandparent | adult
+*grandfather, grandpa | kind=person gender=male age=adult family=grandparent | adult grownman
 chef, cook | kind=person age=adult role=chef | adult
-nurse | kind=person age=adult role=nurse | adult
-doctor, physician | kind=person age=adult role=doctor | adult
+nurse | kind=person age=adult role=nurse | adult medic
+doctor, physician | kind=person age=adult role=doctor | adult medic
 teacher | kind=person age=adult role=teacher | adult
-farmer | kind=person age=adult role=farmer | adult
+farmer | kind=person age=adult role=farmer | adult farmhand
 carpenter | kind=person age=adult role=craftsman/carpenter | adult
 mechanic | kind=person age=adult role=craftsman/mechanic | adult
 *plumber | kind=person age=adult role=craftsman/plumber | adult
@@ -109,7 +105,7 @@ guitarist, guitar player | kind=person role=musician/guitarist | adult
 boxer | kind=person role=athlete/boxer | adult
 golfer | kind=person role=athlete/golfer | adult
 gymnast | kind=person role=athlete/gymnast | adult
-cowboy | kind=person gender=male age=adult role=cowboy | adult
+cowboy | kind=person gender=male age=adult role=cowboy | adult cowboyish
 sailor | kind=person age=adult role=sailor | adult
 construction worker, builder | kind=person age=adult role=builder | adult
 businessman | kind=person gender=male age=adult role=business | adult
@@ -128,15 +124,15 @@ labrador | kind=animal/dog/labrador | dog
 *beagle | kind=animal/dog/beagle | dog
 cat | kind=animal/cat | cat
 kitten | kind=animal/cat years=young | cat
-horse | kind=animal/horse | hoof
-*pony | kind=animal/horse/pony | hoof
+horse | kind=animal/horse | hoof horsey
+*pony | kind=animal/horse/pony | hoof horsey
 cow | kind=animal/cow | hoof
 goat | kind=animal/goat | hoof
 sheep | kind=animal/sheep | hoof
 donkey | kind=animal/donkey | hoof
 deer | kind=animal/deer | hoof
 rabbit | kind=animal/rabbit | small
-squirrel | kind=animal/squirrel | small
+squirrel | kind=animal/squirrel | small squirrelly
 *hamster | kind=animal/hamster | small
 monkey | kind=animal/monkey | wild
 elephant | kind=animal/elephant | wild
@@ -166,16 +162,16 @@ craftsman | kind=person age=adult role=craftsman | unused
 # Groups of places: home kitchen table out street park farm water shore wild snow shop stage work school sport.
 PLACES = phrases("""
 in the kitchen, in a kitchen | where=in/kitchen | home kitchen
-in the living room, in a living room | where=in/living | home table
+in the living room, in a living room | where=in/living | home table tv
 in the bedroom, in a bedroom | where=in/bedroom | home
-in the bathroom, in a bathroom | where=in/bathroom | home
+in the bathroom, in a bathroom | where=in/bathroom | home bath
 *in the attic | where=in/attic | home
 in the hallway, in a hallway | where=in/hallway | home
 in the basement, in a basement | where=in/basement | home work
-in a garage, in the garage | where=in/garage | home work
+in a garage, in the garage | where=in/garage | home work garage
 in a workshop, in the workshop | where=in/workshop | work
 in the office, in an office | where=in/office | work table
-in a classroom, in the classroom | where=in/classroom | school table
+in a classroom, in the classroom | where=in/classroom | school table school
 at the library, in a library | where=in/library | school table
 in a museum, at the museum | where=in/museum | shop
 in a restaurant, at a restaurant | where=in/restaurant | kitchen table
@@ -187,7 +183,7 @@ in a hospital, at the hospital | where=in/hospital | work
 in a gym, at the gym | where=in/gym | sport
 on a stage, on stage | where=in/stage | stage
 *in a theater, at the theater | where=in/theater | stage
-in a church | where=in/church | stage
+in a church | where=in/church | stage church
 on a train | where=in/train | table
 *in a laboratory, in the lab | where=in/laboratory | work
 in a barn, in the barn | where=in/barn | farm work
@@ -201,8 +197,8 @@ on the sidewalk | where=out/sidewalk | out street
 in a parking lot | where=out/parking | out street
 on a bridge, on the bridge | where=out/bridge | out street
 *in an alley, in the alley | where=out/alley | out street
-at the market, at an outdoor market | where=out/market | out street
-on the beach, at the beach | where=out/beach | out shore
+at the market, at an outdoor market | where=out/market | out street market
+on the beach, at the beach | where=out/beach | out shore sand
 on a pier, on the pier | where=out/pier | out shore
 on the river bank, beside a river | where=out/river | out shore wild
 by a lake, near a lake | where=out/lake | out shore wild
@@ -221,7 +217,7 @@ on a snowy slope, on a ski slope | where=out/slope | snow
 at the zoo, in a zoo | where=out/zoo | zoo
 in a stadium, at a stadium | where=out/stadium | field
 on a soccer field | where=out/soccer | field out
-in the ocean, in the sea | where=out/ocean | water
+in the ocean, in the sea | where=out/ocean | water ocean
 in a pond | where=out/pond | water pondy
 *in a lagoon | where=out/lagoon | water
 in an outdoor pool | where=out/pool | pool
@@ -295,9 +291,7 @@ def _worn() -> dict[str, Phrase]:
             article = "an" if text[0] in "aeiou" else "a"
             path = (colour,) if colour else ()
             words = (f"in {article} {text}", f"wearing {article} {text}", f"with {article} {text} on")
-            worn["wear " + text] = Phrase(
-                "wear " + text, {garment: path}, False, words, frozenset({"adult", "kid"})
-            )
+            worn["wear " + text] = Phrase("wear " + text, {garment: path}, False, words, frozenset({"adult", "kid"}))
     return worn
 
 

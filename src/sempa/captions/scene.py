@@ -84,18 +84,14 @@ def scene_entails(one: Scene, other: Scene) -> bool:
     """Return whether each slot that `other` fills is entailed by the same slot of `one`."""
     if one.kind != other.kind:
         return False
-    return all(
-        name in one.slots and value_entails(one.slots[name], value) for name, value in other.slots.items()
-    )
+    return all(name in one.slots and value_entails(one.slots[name], value) for name, value in other.slots.items())
 
 
 def scene_clashes(one: Scene, other: Scene) -> bool:
     """Return whether some slot that both fill clashes, the two scenes being about the same moment."""
     if one.kind != other.kind:
         return False
-    return any(
-        name in one.slots and value_clashes(one.slots[name], value) for name, value in other.slots.items()
-    )
+    return any(name in one.slots and value_clashes(one.slots[name], value) for name, value in other.slots.items())
 
 
 def entails(premise: Statement, hypothesis: Statement) -> bool:

@@ -1,0 +1,122 @@
+"""The config: strict names, types and ranges, each error one sentence that names the place."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sempa import SempaError
+from sempa.config import Config, dump_config, load_config
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    config = load_config(write(tmp_path, "beta: 0.2\nbatch_size: 8\n"), ["batch_size=16", "sts_dir=a b"])
+    assert (config.beta, config.batch_size, config.sts_dir) == (0.2, 16, "a b")
+    assert config.lora_rank == Config().lora_rank
+
+
+def test_a_number_without_a_decimal_point_is_a_number(tmp_path):
+    config = load_config(write(tmp_path, "learning_rate: 1e-4\nbeta: 1\n"), ["anchor=5e-1", "lora_alpha=16"])
+    assert (config.learning_rate, config.beta, config.anchor, config.lora_alpha) == (1e-4, 1.0, 0.5, 16.0)
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_experiment_is_valid(path):
+    load_config(path)
+
+
+def test_the_paper_experiment_holds_the_published_hyper_parameters():
+    config = load_config(EXPERIMENTS / "paper.yaml")
+    published = {
+        "lora_rank": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "learning_rate": 1e-4,
+        "batch_size": 256,
+        "beta": 0.1,
+        "anchor": 0.0,
+        "epochs": 1.0,
+        "warmup": 0.05,
+        "max_length": 1024,
+        "eval_every": 78,
+        "dtype": "bfloat16",
+        "triplet_limit": 0,
+    }
+    assert {key: getattr(config, key) for key in published} == published
+
+
+@given(
+    values=st.builds(
+        Config,
+        seed=st.integers(0, 99),
+        beta=st.floats(0.001, 9),
+        output=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1).map(lambda s: f"r{s}"),
+        combinations=st.booleans(),
+    )
+)
+def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(dump_config(values), encoding="utf-8")
+    assert load_config(path) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "config.yaml: unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
+        ("lr: 1", "unknown key 'lr'"),
+        ("beta: hello", "config.yaml: beta is 'hello', expected a number"),
+        ("beta: true", "beta is True, expected a number"),
+        ("batch_size: 3.5", "batch_size is 3.5, expected a whole number"),
+        ("batch_size: true", "batch_size is True, expected a whole number"),
+        ("batch_size: 0", "batch_size is 0, expected at least 1"),
+        ("combinations: 1", "combinations is 1, expected true or false"),
+        ("model: [a]", r"model is \['a'\], expected text"),
+        ("beta: 0", "beta is 0.0, expected a number above 0"),
+        ("beta: .nan", "beta is nan, expected a number above 0"),
+        ("learning_rate: .inf", "learning_rate is inf"),
+        ("anchor: -1", "anchor is -1.0, expected at least 0"),
+        ("warmup: 1", "warmup is 1.0, expected a share"),
+        ("dtype: float16", "dtype is 'float16', expected one of bfloat16, float32"),
+        ("output: ''", "output is '', expected a name or a path"),
+        ("dev_pairs: 1", "dev_pairs is 1, expected at least 2"),
+        ("- a\n- b", "found a list, expected lines of `key: value`"),
+        ("beta: 1\nbeta: 2", "line 2: key 'beta' stands twice"),
+        ("beta: [", "config.yaml: line"),
+        ("? [a]\n: 1", "a key is not a name"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place_and_what_was_expected(tmp_path, text, message):
+    with pytest.raises(SempaError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_wrong_overrides_and_unreadable_files_are_named(tmp_path):
+    good = write(tmp_path, "")
+    assert load_config(good) == Config()
+    with pytest.raises(SempaError, match="argument 'beta': expected key=value"):
+        load_config(good, ["beta"])
+    with pytest.raises(SempaError, match=r"command line: unknown key 'betta'.*'beta'"):
+        load_config(good, ["betta=1"])
+    with pytest.raises(SempaError, match="argument 'beta=\\['"):
+        load_config(good, ["beta=["])
+    with pytest.raises(SempaError, match=r"nowhere.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+    bad = tmp_path / "latin.yaml"
+    bad.write_bytes("output: caf\xe9".encode("latin-1"))
+    with pytest.raises(SempaError, match="is not UTF-8 text"):
+        load_config(bad)
+
+
+def test_every_key_has_a_plain_type():
+    assert {field.type for field in dataclasses.fields(Config)} <= {str, int, float, bool}

@@ -1,0 +1,107 @@
+"""Embeddings: the state at each sentence's own last token, independent of its company, padding and order."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from scipy.stats import spearmanr
+
+import sempa
+from sempa import Embedder, SempaError
+from sempa.lora import add_lora, lora_parameters, save_adapter
+from sempa.models import load_base
+from sempa.prompts import clean_sentence
+
+SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the park", "Hi", "A man runs.", "Who is it?"]
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_folder):
+    return Embedder(str(tiny_folder), dtype="float32", device="cpu")
+
+
+def one_by_one(embedder, sentence):
+    """The oracle: one sentence, one forward of the plain model, no padding."""
+    tokenizer, model = embedder.base.tokenizer, embedder.base.model
+    text = f'This sentence : "{clean_sentence(sentence)}" means in one word:"'
+    tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(tokens, output_hidden_states=True).hidden_states[embedder.layer][0, -1].numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_an_embedding_is_the_last_tokens_hidden_state_whatever_the_batch(embedder, batch_size):
+    vectors = embedder.encode(SENTENCES, batch_size=batch_size)
+    expected = np.stack([one_by_one(embedder, s) for s in SENTENCES])
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 32)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_layer_gives_that_layers_state(tiny_folder):
+    for layer in (1, -2):
+        embedder = Embedder(str(tiny_folder), layer=layer, dtype="float32", device="cpu")
+        np.testing.assert_allclose(
+            embedder.encode("A man runs."), one_by_one(embedder, "A man runs."), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_single_string_an_empty_list_and_an_empty_sentence_have_their_shapes(embedder):
+    assert embedder.encode("A man runs.").shape == (32,)
+    assert embedder.encode([]).shape == (0, 32)
+    assert np.isfinite(embedder.encode([""])).all()
+
+
+def test_normalized_embeddings_have_length_one_and_the_same_direction(embedder):
+    plain, unit = embedder.encode(SENTENCES), embedder.encode(SENTENCES, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(unit * np.linalg.norm(plain, axis=1, keepdims=True), plain, rtol=1e-5)
+
+
+def test_an_adapter_changes_the_embeddings_as_it_changes_the_model(tiny_folder, embedder, tmp_path):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(base.model).values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    save_adapter(base.model, tmp_path, str(tiny_folder))
+    aligned = Embedder(str(tiny_folder), tmp_path, dtype="float32", device="cpu")
+    assert np.abs(aligned.encode(SENTENCES) - embedder.encode(SENTENCES)).max() > 1e-2
+    np.testing.assert_allclose(aligned.encode("Hi"), one_by_one(aligned, "Hi"), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_arguments_are_named(tiny_folder, embedder):
+    with pytest.raises(SempaError, match="readout: found 'mean', expected 'prompteol'"):
+        Embedder(str(tiny_folder), readout="mean")
+    with pytest.raises(SempaError, match="layer: found 7, expected -3 to 2"):
+        Embedder(str(tiny_folder), layer=7)
+    with pytest.raises(SempaError, match="batch_size: found 0"):
+        embedder.encode(["a"], batch_size=0)
+    with pytest.raises(SempaError, match="sentence 1: found int, expected a string"):
+        embedder.encode(["a", 3])
+
+
+def test_progress_is_shown_only_when_asked_for(embedder, capsys):
+    embedder.encode(SENTENCES)
+    assert capsys.readouterr().err == ""
+    embedder.encode(SENTENCES, show_progress=True)
+    assert "5 sentences" in capsys.readouterr().err
+
+
+def test_the_package_exports_the_embedder_lazily():
+    assert sempa.Embedder is Embedder
+    with pytest.raises(AttributeError, match="nothing_here"):
+        sempa.nothing_here  # noqa: B018
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real STS-B is not beside the project")
+def test_the_embedded_model_scores_its_published_figure_on_a_slice_of_real_sts_b():
+    with (SHARED / "sts" / "STSBenchmark" / "sts-dev.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))[::10]
+    embedder = Embedder("smollm2-135m", device="cpu")
+    first, second = (embedder.encode([r[i] for r in rows], normalize=True) for i in (5, 6))
+    rho = spearmanr([float(r[4]) for r in rows], (first * second).sum(1)).statistic * 100
+    # The whole development set gives 73.8; a tenth of it has a standard error near 4.
+    assert 65 < rho < 85

