@@ -45,7 +45,11 @@ def make_tokenizer(special=("<|im_start|>", "<|im_end|>"), template=CHATML):
 
 def tiny_texts():
     return [
-        (f"A {person} pets a {animal}.", f"The {animal} is petted by a {person}.", f"The {animal} ignores the {person}.")
+        (
+            f"A {person} pets a {animal}.",
+            f"The {animal} is petted by a {person}.",
+            f"The {animal} ignores the {person}.",
+        )
         for person in PEOPLE
         for animal in ANIMALS
     ]

@@ -71,9 +71,7 @@ def test_every_linear_layer_of_the_blocks_is_adapted_and_nothing_else(name):
     model = build(name)
     head = model.get_output_embeddings()
     expected = {
-        n
-        for n, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        n for n, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
     add_lora(model, 2, 4)
     adapted = {n for n, module in model.named_modules() if isinstance(module, LoraLinear)}

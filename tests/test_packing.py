@@ -46,9 +46,7 @@ CONFIGS = {
 }
 
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=6)
-preferences = st.lists(
-    st.builds(Preference, token_lists, st.tuples(token_lists, token_lists)), min_size=1, max_size=8
-)
+preferences = st.lists(st.builds(Preference, token_lists, st.tuples(token_lists, token_lists)), min_size=1, max_size=8)
 
 
 def saved_model(config, folder, tokenizer):
@@ -65,9 +63,7 @@ def example_preferences(count=7, seed=0):
         return torch.randint(0, 320, (length,), generator=generator).tolist()
 
     start = draw(5)
-    return [
-        Preference(start + draw(3 + i), (draw(2 + i % 4), draw(1 + (3 * i) % 5)), line=i + 2) for i in range(count)
-    ]
+    return [Preference(start + draw(3 + i), (draw(2 + i % 4), draw(1 + (3 * i) % 5)), line=i + 2) for i in range(count)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -116,9 +112,7 @@ def test_gradients_of_a_packed_row_equal_those_of_separate_forwards(name, tmp_pa
 def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
     base = load_base(str(tiny_folder), "float32", "cpu")
     calls = []
-    monkeypatch.setattr(
-        "sempa.models.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a)
-    )
+    monkeypatch.setattr("sempa.models.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a))
     (packed,) = pack_preferences(example_preferences(3), range(3), 500)
     sentence_logprobs(base.model, packed)
     assert calls == [(len(packed.row.tokens), 4, 8)] * 2

@@ -76,7 +76,9 @@ def test_a_base_model_without_a_template_gets_a_plain_prompt_that_ends_in_its_en
 
 
 def test_a_token_merged_across_the_boundary_belongs_to_the_response():
-    tokenizer = make_tokenizer(template="{{ messages[1]['content'] }}{% if messages[2] %}{{ messages[2]['content'] }}{% endif %}")
+    tokenizer = make_tokenizer(
+        template="{{ messages[1]['content'] }}{% if messages[2] %}{{ messages[2]['content'] }}{% endif %}"
+    )
     preference = encode_triplet(tokenizer, Triplet("x", "man", "mane"))
     whole = tokenizer(PARAPHRASE.format(sentence="x") + "man")["input_ids"]
     assert preference.prompt + preference.responses[0] == whole

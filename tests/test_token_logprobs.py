@@ -69,9 +69,7 @@ def test_numerical_differentiation_agrees_with_the_backward_pass(softcap):
     chunk_rows=st.integers(1, 10),
     seed=st.integers(0, 9999),
 )
-def test_float32_is_within_rounding_of_float64_at_any_shape_and_scale(
-    rows, width, vocabulary, scale, chunk_rows, seed
-):
+def test_float32_is_within_rounding_of_float64_at_any_shape_and_scale(rows, width, vocabulary, scale, chunk_rows, seed):
     hidden, weight, targets = problem(rows, width, vocabulary, torch.float32, scale, seed)
 
     def ours(h):

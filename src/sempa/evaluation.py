@@ -105,5 +105,10 @@ def measure_generation(base: BaseModel, gsm8k: str, new_tokens: int) -> tuple[li
         with bar(len(sequences), name, "text") as progress:
             measured = measure_retention(base.model, sequences, name, progress)
         retention.append({**dataclasses.asdict(measured), "change": measured.change})
-    generations = generate_side_by_side(base, GENERATION_PROMPTS, new_tokens) if new_tokens else []
+    generations = []
+    if new_tokens:
+        with bar(len(GENERATION_PROMPTS), "generations", "prompt") as progress:
+            for answers in generate_side_by_side(base, GENERATION_PROMPTS, new_tokens):
+                generations.append(answers)
+                progress.update()
     return retention, generations

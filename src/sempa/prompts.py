@@ -77,7 +77,11 @@ def clean_sentence(sentence: str) -> str:
 
 def encode_one_word(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[list[int]]:
     """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence."""
-    texts = [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences]
+    return encode_plain(tokenizer, [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
     return encode_texts(tokenizer, [_bos(tokenizer) + text for text in texts])
 
 

@@ -154,7 +154,7 @@ hike, go on a hike | legs=walk/hike | adult | | wild | speed
 fish, go fishing | hands=fish | adult kid | | shore |
 camp, go camping | night=camp | adult | | wild |
 sunbathe, lie in the sun | legs=lie | adult | | shore |
-build a sandcastle, make a castle out of sand | hands=make/castle | adult kid | | sand | 
+build a sandcastle, make a castle out of sand | hands=make/castle | adult kid | | sand |
 lift weights, do weight training | hands=exercise/lift legs=exercise | adult | | sport |
 do push-ups | hands=exercise/push legs=exercise | adult | | sport park | speed
 stretch, do stretching exercises | hands=exercise/stretch legs=exercise | adult | | sport park |

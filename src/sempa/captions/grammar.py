@@ -12,7 +12,7 @@ _A = ("uni", "use", "used", "uku", "euro", "one", "u-")
 # Verbs whose last consonant doubles before -ing and -ed.
 _DOUBLED = set(
     "cut chop stir sit swim run jog hug drag wrap unwrap mop dig skip pet nap trim sip rip knot rub hop knit put set "
-    "shut win begin get stop drop pop plan rob".split()  # noqa: SIM905
+    "shut win begin get stop drop pop plan rob".split()
 )
 # base -> (past, participle)
 _IRREGULAR = {

@@ -10,7 +10,7 @@ from sempa.captions.scene import ONE, Count, Scene, Statement
 
 _AFTER = ("in ", "with ", "wearing ")
 # A verb phrase that ends in one of these takes its object behind it; other phrases take it behind their first word.
-_ENDINGS = frozenset("of to with on from after at over under behind up down off out against through by for".split())  # noqa: SIM905
+_ENDINGS = frozenset("of to with on from after at over under behind up down off out against through by for".split())
 _PARTICLES = frozenset({"up", "off", "on", "out", "down", "apart", "through"})
 _PATTERNS = {
     "progressive": 46,

@@ -55,7 +55,7 @@ def _draw(random: Random, split: str) -> Scene | None:
                 slots["object_count"] = _count(random) if thing.groups & {"fruit", "vegetable", "dish"} else ONE
     for slot in OPTIONAL:
         if random.random() < _ODDS[slot]:
-            values = [v for v in candidates(slot, Scene(SCENE, slots), split)]
+            values = list(candidates(slot, Scene(SCENE, slots), split))
             slots[slot] = random.choice(values) if values else None
     return Scene(SCENE, {}).having(**slots)
 

@@ -1,0 +1,305 @@
+"""The loop: it learns, resumes to the same bits, and stops cleanly whatever goes wrong."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sempa import SempaError
+from sempa.checkpoints import load_checkpoint, save_checkpoint
+from sempa.config import Config
+from sempa.lora import add_lora, lora_parameters, read_adapter
+from sempa.losses import dpo_loss
+from sempa.models import load_base
+from sempa.prompts import encode_triplet
+from sempa.reference import Reference
+from sempa.training import Interrupted, learning_rate, make_batches, read_metrics, train
+
+SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.2}
+
+
+@pytest.fixture
+def setting(tiny_folder, triplets, tmp_path):
+    """Start a training on the tiny model: call with a run's name and settings, get its final state."""
+
+    def start(run="run", score=None, stop_at=None, **changes):
+        config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
+        base = load_base(config.model, config.dtype, config.device)
+        add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+        preferences = [encode_triplet(base.tokenizer, t) for t in triplets]
+        scores = iter(score or range(1000))
+        (tmp_path / run).mkdir(exist_ok=True)
+        return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)))
+
+    return start
+
+
+def weights(base):
+    return {name: p.detach().clone() for name, p in lora_parameters(base.model).items()}
+
+
+def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):
+    setting(epochs=6.0, lora_dropout=0.0)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert len(records) == 24
+    assert records[0]["rewards/margins"] == 0.0
+    assert records[0]["loss"] - records[0]["nll_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert records[-1]["rewards/margins"] > 0.5
+    assert records[-1]["rewards/accuracies"] == 1.0
+    assert records[-1]["nll_loss"] < records[0]["nll_loss"]
+
+
+def test_metrics_bear_the_names_that_trl_made_known(setting, tmp_path):
+    setting()
+    record = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    names = ("chosen", "rejected", "accuracies", "margins")
+    assert {f"rewards/{name}" for name in names} | {"logps/chosen", "logps/rejected"} <= record.keys()
+    assert {"loss", "learning_rate", "grad_norm", "epoch", "step", "nll_loss"} <= record.keys()
+    assert record["rewards/margins"] == pytest.approx(record["rewards/chosen"] - record["rewards/rejected"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+def test_an_interrupted_run_resumes_to_the_same_bits(setting, tmp_path, monkeypatch, stop_after):
+    """Whatever the step of the interrupt: weights, metrics and the best adapter are those of the unbroken run."""
+    scores = [1, 3, 2]
+    whole, state = setting("whole", scores)
+    real_step = torch.optim.AdamW.step
+    calls = []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Interrupted):
+        setting("broken", scores)
+    done = stop_after // 3
+    resumed, resumed_state = setting("broken", scores[done:])
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    unequal = ("seconds", "triplets_per_second")
+    first, second = (
+        [{k: v for k, v in r.items() if k not in unequal} for r in read_metrics(tmp_path / run / "metrics.jsonl")]
+        for run in ("whole", "broken")
+    )
+    assert first == second
+    assert {k: state[k] for k in ("step", "best_step", "best_score")} == {
+        k: resumed_state[k] for k in ("step", "best_step", "best_score")
+    }
+    kept = [read_adapter(tmp_path / run / "adapter")[1] for run in ("whole", "broken")]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def test_a_killed_process_leaves_whole_checkpoints_and_resumes_to_the_same_adapter(
+    tiny_folder, triplets_file, tmp_path
+):
+    """kill -9 in the midst of training, then `--resume`: the adapter equals the one of a run that was left in peace."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {tiny_folder}\ndtype: float32\ndevice: cpu\ntriplets: {triplets_file}\nheld_out: 0\nepochs: 20\n"
+        "batch_size: 4\neval_every: 2\nlora_rank: 2\ndev_pairs: 10\nbuiltin_pairs: 10\ngeneration_tokens: 0\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SEMPA_CACHE": str(tmp_path / "cache")}
+
+    def sempa(*arguments):
+        return [sys.executable, "-m", "sempa", "train", *arguments]
+
+    whole, killed = (str(tmp_path / name) for name in ("whole", "killed"))
+    subprocess.run(sempa(str(config), f"output={whole}"), env=environment, check=True, capture_output=True, timeout=200)
+    process = subprocess.Popen(sempa(str(config), f"output={killed}"), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list(Path(killed).glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (Path(killed) / "report.json").exists()
+    subprocess.run(sempa("--resume", killed), env=environment, check=True, capture_output=True, timeout=200)
+    adapters = [(Path(run) / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, killed)]
+    assert adapters[0] == adapters[1]
+    assert json.loads((Path(killed) / "report.json").read_text())["training"]["steps"] == 80
+
+
+def test_the_best_checkpoint_by_the_development_score_is_kept(setting, tmp_path):
+    base, state = setting(score=[5, 9, 7])
+    assert (state["best_step"], state["best_score"]) == (6, 9.0)
+    _, best = read_adapter(tmp_path / "run" / "adapter")
+    last = weights(base)
+    assert not all(torch.equal(best[name], last[name]) for name in last)
+    steps = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps == ["step-000006", "step-000008"]
+
+
+def test_reference_log_probabilities_are_computed_once_for_all_epochs_and_found_again_by_the_next_run(
+    setting, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("sempa.reference.cache_folder", lambda: tmp_path / "cache")
+    calls = []
+    from sempa import reference
+
+    real = reference.sentence_logprobs
+    monkeypatch.setattr(reference, "sentence_logprobs", lambda *a: calls.append(1) or real(*a))
+    first, _ = setting("one")
+    rows = len(calls)
+    config = Config(**SETTINGS)
+    assert rows <= config.epochs * 16
+    second, _ = setting("two")
+    assert len(calls) == rows
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+    setting("three", batch_size=8)
+    assert len(calls) > rows
+
+
+def test_gradient_accumulation_over_rows_does_not_change_the_step(setting):
+    one_row, _ = setting("wide", row_tokens=4096, lora_dropout=0.0, epochs=0.5)
+    many_rows, _ = setting("narrow", row_tokens=1, lora_dropout=0.0, epochs=0.5)
+    for name, parameter in weights(one_row).items():
+        torch.testing.assert_close(parameter, weights(many_rows)[name], rtol=1e-3, atol=2e-5)
+
+
+def test_a_step_is_the_plain_dpo_step_of_autograd(tiny_folder, triplets, tmp_path):
+    """One step, written out with full logits and torch's own AdamW, gives the same adapter."""
+    settings = {**SETTINGS, "lora_dropout": 0.0, "batch_size": 16, "epochs": 1.0, "anchor": 0.7, "warmup": 0.0}
+    config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **settings)
+    bases = [load_base(config.model, "float32", "cpu") for _ in range(2)]
+    for base in bases:
+        add_lora(base.model, 2, 32.0, 0.0, 0)
+    preferences = [encode_triplet(bases[0].tokenizer, t) for t in triplets]
+    train(config, bases[0], preferences, tmp_path, lambda: 0.0)
+
+    model, parameters = bases[1].model, list(lora_parameters(bases[1].model).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+    def logprob(prompt, response):
+        logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
+        return logits[places, torch.tensor(response)].sum()
+
+    total = 0.0
+    for p in preferences:
+        chosen, rejected = (logprob(p.prompt, r) for r in p.responses)
+        loss = dpo_loss(chosen[None], rejected[None], chosen[None].detach(), rejected[None].detach(), config.beta)[0]
+        total = total + (loss[0] - config.anchor * chosen / len(p.responses[0])) / len(preferences)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0).step()
+    for ours, theirs in zip(lora_parameters(bases[0].model).values(), parameters, strict=True):
+        # Adam's first step is lr · sign(g): entries whose gradient is rounding noise may differ by sign.
+        close = torch.isclose(ours, theirs, rtol=1e-3, atol=1e-5).float().mean()
+        assert close > 0.99
+
+
+def test_the_learning_rate_warms_up_and_then_follows_half_a_cosine():
+    config = Config(learning_rate=2.0, warmup=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0)
+    assert 0 < rates[99] < 0.01
+    assert learning_rate(Config(learning_rate=1.0), 0, 1) == 1.0
+
+
+def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t) for t in triplets]
+
+    def members(seed):
+        batches = make_batches(Config(batch_size=5, seed=seed), preferences)
+        return [sorted(i for row in batch for i in row.examples) for batch in batches]
+
+    assert sorted(sum(members(0), [])) == list(range(16))
+    assert [len(batch) for batch in members(0)] == [5, 5, 5, 1]
+    assert members(0) == members(0)
+    assert members(0) != members(1)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_checkpoint(
+    setting, tmp_path, monkeypatch
+):
+    from sempa import training
+
+    real, calls = training.sentence_logprobs, []
+
+    def poisoned(model, row):
+        calls.append(1)
+        result = real(model, row)
+        return result * math.nan if len(calls) >= 6 else result
+
+    monkeypatch.setattr(training, "sentence_logprobs", poisoned)
+    with pytest.raises(SempaError) as caught:
+        setting(epochs=9.0, eval_every=1, row_tokens=4096)
+    message = str(caught.value)
+    assert message.startswith("step 6: the loss is nan")
+    assert "lines " in message
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept[-1] == "step-000005"
+    assert all(p.isfinite().all() for p in read_adapter(tmp_path / "run" / "checkpoints" / kept[-1])[1].values())
+
+
+def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays_whole(setting, tmp_path, monkeypatch):
+    import errno
+
+    from sempa import checkpoints
+
+    real, calls = checkpoints.save_file, []
+
+    def full(tensors, path, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(tensors, path, **options)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(SempaError, match="the disk is full"):
+        setting()
+    folder = tmp_path / "run" / "checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["step-000003"]
+
+
+def test_a_damaged_checkpoint_is_named(setting, tmp_path):
+    setting()
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"half")
+    with pytest.raises(SempaError, match=rf"{newest.name}: cannot be read"):
+        setting()
+
+
+def test_a_checkpoint_restores_the_optimisers_moments_bit_for_bit(tiny_folder, tmp_path):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    parameters = lora_parameters(base.model)
+    optimizer = torch.optim.AdamW(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape)
+    optimizer.step()
+    assert load_checkpoint(tmp_path, base.model, optimizer) == {}
+    save_checkpoint(tmp_path, 7, base.model, optimizer, {"best_score": 3.5}, "source")
+    other = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(other.model, 2, 4, seed=9)
+    restored = torch.optim.AdamW(lora_parameters(other.model).values())
+    assert load_checkpoint(tmp_path, other.model, restored) == {"step": 7, "best_score": 3.5}
+    for a, b in zip(parameters.values(), lora_parameters(other.model).values(), strict=True):
+        assert torch.equal(a, b)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[a][key], restored.state[b][key])
+
+
+def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_in_bfloat16(
+    tiny_folder, tokenizer, triplets
+):
+    from sempa.logprobs import sentence_logprobs
+
+    base = load_base(str(tiny_folder), "bfloat16", "cpu")
+    add_lora(base.model, 2, 4)
+    preferences = [encode_triplet(tokenizer, t) for t in triplets]
+    rows = [row for batch in make_batches(Config(batch_size=4), preferences) for row in batch]
+    reference = Reference(base, rows, len(preferences))
+    for row in rows:
+        assert torch.equal(reference(row), sentence_logprobs(base.model, row).float())
