@@ -187,7 +187,7 @@ def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, m
 def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):
     with pytest.raises(SempaError, match=r"nowhere.*cannot be read"):
         read_adapter(tmp_path / "nowhere")
-    with pytest.raises(SempaError, match="no linear layer 'model.layers"):
+    with pytest.raises(SempaError, match=r"no linear layer 'model.layers"):
         load_adapter(build("GPT-2"), saved)
     (saved / "adapter_model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(SempaError, match="cannot be read"):

@@ -69,7 +69,7 @@ def test_a_path_that_is_not_there_is_named(name, message):
 
 def test_wrong_files_and_folders_are_told_apart(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SempaError, match="has no config.json"):
+    with pytest.raises(SempaError, match=r"has no config.json"):
         load_base(str(tmp_path / "empty"))
     (tmp_path / "file.txt").write_text("x")
     with pytest.raises(SempaError, match="is a file, expected a folder"):

@@ -1,4 +1,4 @@
-"""The gatherer against float64 arithmetic, plain PyTorch and TRL, values and gradients, on random and extreme inputs."""
+"""The gatherer against float64 arithmetic, plain PyTorch and TRL, in values and gradients, on extreme inputs too."""
 
 import pytest
 import torch

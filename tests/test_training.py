@@ -214,7 +214,7 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
         batches = make_batches(Config(batch_size=5, seed=seed), preferences)
         return [sorted(i for row in batch for i in row.examples) for batch in batches]
 
-    assert sorted(sum(members(0), [])) == list(range(16))
+    assert sorted(i for batch in members(0) for i in batch) == list(range(16))
     assert [len(batch) for batch in members(0)] == [5, 5, 5, 1]
     assert members(0) == members(0)
     assert members(0) != members(1)

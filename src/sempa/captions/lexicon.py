@@ -290,7 +290,7 @@ def _worn() -> dict[str, Phrase]:
             text = f"{colour} {garment}".strip()
             article = "an" if text[0] in "aeiou" else "a"
             path = (colour,) if colour else ()
-            words = (f"in {article} {text}", f"wearing {article} {text}", f"with {article} {text} on")
+            words = (f"in {article} {text}", f"wearing {article} {text}")
             worn["wear " + text] = Phrase("wear " + text, {garment: path}, False, words, frozenset({"adult", "kid"}))
     return worn
 

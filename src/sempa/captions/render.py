@@ -153,7 +153,7 @@ def noun_phrase(random: Random, noun: Noun, count: Count, modifiers: list[Phrase
 def _worn(random: Random, modifier: Phrase, many: bool) -> str:
     text = modifier.name.removeprefix("wear ")
     text = plural(text) if many else article(text)
-    return random.choice((f"in {text}", f"wearing {text}", f"with {text} on" if not many else f"in {text}"))
+    return random.choice((f"in {text}", f"in {text}", f"wearing {text}"))
 
 
 def _with_object(verb: str, thing: str) -> str:

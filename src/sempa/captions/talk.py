@@ -259,7 +259,7 @@ TALK = (
         {
             "who": PEOPLE,
             "what": ("the keys", "the ticket", "the wallet", "the umbrella", "the glasses", "the ring"),
-            "where": ("on the train", "at the office", "in the taxi", "at the beach", "in the kitchen"),
+            "where": ("on the train", "at the office", "in the car", "at the beach", "in the kitchen"),
         },
         (
             "{who} lost {what} {where}",
