@@ -1,4 +1,4 @@
-"""The grammar: sound by an independent logic, natural on the surface, balanced so that only meaning tells, split cleanly."""
+"""The grammar: sound by an independent logic, natural on the surface, balanced so that meaning tells, cleanly split."""
 
 import re
 from collections import Counter

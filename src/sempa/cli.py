@@ -196,7 +196,7 @@ def _similarity(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from sempa.evaluation import builtin_task, measure_generation, measure_sts
+    from sempa.evaluation import builtin_task, gsm8k_sample, measure_generation, measure_sts
     from sempa.files import write_json
     from sempa.report import terminal_table
     from sempa.sts import read_sts
@@ -204,12 +204,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     tasks = [builtin_task(arguments.builtin_pairs, 2)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
+    problems = gsm8k_sample(arguments.gsm8k)
     base = _embedder(arguments).base
     report: dict[str, object] = {"model": arguments.model, "adapter": str(arguments.adapter or "")}
     if tasks:
         report["sts"], _ = measure_sts(base, tasks)
     if not arguments.no_retention:
-        report["retention"], _ = measure_generation(base, arguments.gsm8k, 0)
+        report["retention"], _ = measure_generation(base, problems, 0)
     print(terminal_table(report))
     if arguments.json:
         write_json(arguments.json, report)

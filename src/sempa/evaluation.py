@@ -91,14 +91,23 @@ def measure_preference(
     }
 
 
-def measure_generation(base: BaseModel, gsm8k: str, new_tokens: int) -> tuple[list[dict], list[dict]]:
-    """Perplexity, KL and agreement on text far from the training data, and greedy generations side by side."""
+def gsm8k_sample(path: str) -> list[tuple[str, str]]:
+    """The first problems of a GSM8K file, none when no file is named."""
+    return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
+
+
+def measure_generation(
+    base: BaseModel, problems: Sequence[tuple[str, str]], new_tokens: int
+) -> tuple[list[dict], list[dict]]:
+    """Perplexity, KL and agreement on text far from the training data, and greedy generations side by side.
+
+    `problems` are GSM8K questions and answers, if any; without `new_tokens` nothing is generated.
+    """
     texts = {
         "passages": encode_passages(base.tokenizer, PASSAGES),
         "conversations": encode_conversations(base.tokenizer, CONVERSATIONS),
     }
-    if gsm8k:
-        problems = read_gsm8k(Path(gsm8k), limit=GSM8K_PROBLEMS)
+    if problems:
         texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
     retention = []
     for name, sequences in texts.items():

@@ -17,7 +17,14 @@ from sempa.data import ScoredPair
 from sempa.dataset import Dataset, load_dataset
 from sempa.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation import builtin_task, development_tasks, measure_generation, measure_preference, measure_sts
+from sempa.evaluation import (
+    builtin_task,
+    development_tasks,
+    gsm8k_sample,
+    measure_generation,
+    measure_preference,
+    measure_sts,
+)
 from sempa.files import write_atomic, write_json
 from sempa.lora import WEIGHTS_FILE, add_lora, read_adapter, set_lora
 from sempa.models import BaseModel, load_base
@@ -60,6 +67,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     write_json(run / "environment.json", {"command": command, "versions": _versions(), "machine": _machine(config)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = development_tasks(config.sts_dir) if config.sts_dir else []
+    problems = gsm8k_sample(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or None)
     dataset = load_dataset(config, base.tokenizer)
     for note in dataset.notes:
@@ -79,7 +87,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
 
     _, best = read_adapter(run / "adapter")
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
-    report = _evaluate(config, base, dataset, tasks)
+    report = _evaluate(config, base, dataset, tasks, problems)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
@@ -112,13 +120,15 @@ def _run(config: Config, run: Path, command: str) -> dict:
     return report
 
 
-def _evaluate(config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask]) -> dict:
+def _evaluate(
+    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
+) -> dict:
     tasks = [builtin_task(config.builtin_pairs, config.seed + _REPORT_SEED), *tasks]
     table, scatter = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
-    retention, generations = measure_generation(base, config.gsm8k, config.generation_tokens)
+    retention, generations = measure_generation(base, problems, config.generation_tokens)
     return {
         "sts": table,
         "preference": preference,

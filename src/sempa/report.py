@@ -25,8 +25,9 @@ h1 { line-height: 1.2; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; } svg { width: 100%; height: auto; } .small svg { max-width: 38rem; }
-figure { margin: 1rem 0; } figcaption, .note { font-size: .9rem; opacity: .8; }
+td { white-space: nowrap; } .scroll { overflow-x: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { width: 100%; min-width: 32rem; height: auto; }
+figure.small svg { min-width: 0; max-width: 38rem; } figcaption, .note { font-size: .9rem; opacity: .8; }
 .answers { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 .answers div { background: var(--soft); padding: .6rem .8rem; border-radius: .4rem; }
 .answers div { white-space: pre-wrap; overflow-wrap: anywhere; }

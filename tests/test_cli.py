@@ -1,0 +1,186 @@
+"""The command line as a stranger meets it: help, a sentence per error and exit code 2, whole runs on a tiny model."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from sempa.cli import _parser, main
+from sempa.embedder import Embedder
+
+COMMANDS = ("train", "embed", "similarity", "evaluate", "generate")
+
+
+@pytest.fixture
+def config(tiny_folder, triplets_file, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: {tiny_folder}\ndtype: float32\ndevice: cpu\ntriplets: {triplets_file}\nheld_out: 3\nbatch_size: 4\n"
+        f"lora_rank: 2\neval_every: 2\ndev_pairs: 10\nbuiltin_pairs: 12\ngeneration_tokens: 4\n"
+        f"output: {tmp_path / 'run'}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def run(config, tmp_path, short_texts):
+    assert main(["train", str(config)]) == 0
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def short_texts(monkeypatch):
+    """The tiny tokenizer makes ten times as many tokens of the report's texts as a real one."""
+    from sempa import evaluation
+
+    for name in ("PASSAGES", "CONVERSATIONS", "GENERATION_PROMPTS"):
+        monkeypatch.setattr(evaluation, name, getattr(evaluation, name)[:1])
+
+
+def fails(capsys, *arguments):
+    assert main(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("sempa: ")
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_argument(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 8
+    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for action in commands.choices[command]._actions:
+        assert action.help, action.dest
+
+
+def test_help_comes_at_once_without_importing_torch():
+    code = "import sys\nfrom sempa.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, tiny_folder):
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "report.json", "report.html"}
+    assert {path.name for path in run.iterdir()} == files | {"adapter", "checkpoints"}
+    report = json.loads((run / "report.json").read_text())
+    assert report["training"]["used"] == 13
+    assert report["training"]["held_out"] == 3
+    assert report["preference"]["triplets"] == 3
+    assert [row["text"] for row in report["retention"]] == ["passages", "conversations"]
+    assert report["sts"][0]["task"] == "built-in"
+    assert report["peak_memory_gib"] > 0.1
+    saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(tiny_folder)
+    assert yaml.safe_load((run / "config.yaml").read_text())["batch_size"] == 4
+
+
+def test_a_finished_run_is_not_overwritten(run, config, capsys):
+    capsys.readouterr()
+    assert "holds a run already" in fails(capsys, "train", config)
+    assert main(["train", str(config), f"output={run}2", "epochs=0.5"]) == 0
+
+
+def test_embed_similarity_and_generate_use_the_adapter_and_find_its_base(run, tmp_path, capsys):
+    sentences = ["A man runs.", "Two dogs sleep.", 'He said "hi"']
+    source = tmp_path / "sentences.txt"
+    source.write_text("\r\n".join(sentences), encoding="utf-8-sig")
+    options = ["--adapter", str(run / "adapter"), "--dtype", "float32"]
+    assert main(["embed", *options, str(source), str(tmp_path / "vectors.npy")]) == 0
+    assert main(["embed", *options, str(source), str(tmp_path / "vectors.csv"), "--normalize"]) == 0
+    model = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    expected = Embedder(model, run / "adapter", dtype="float32").encode(sentences)
+    np.testing.assert_allclose(np.load(tmp_path / "vectors.npy", allow_pickle=False), expected, rtol=1e-5, atol=1e-6)
+    unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "vectors.csv", delimiter=","), unit, rtol=1e-5, atol=1e-6)
+    capsys.readouterr()
+    assert main(["similarity", *options, *sentences[:2]]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(float(unit[0] @ unit[1]), abs=1e-4)
+    assert main(["similarity", *options, *sentences]) == 0
+    assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == sentences[1:]
+    assert main(["generate", *options, "--max-new-tokens", "3", "Hello?"]) == 0
+
+
+def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_texts):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(
+        "sentence1,sentence2,score\nA dog runs.,A dog is running.,5\nA cat sits.,Rain falls.,0\nHi.,Hello.,4\n"
+    )
+    out = tmp_path / "figures.json"
+    options = ["--adapter", str(run / "adapter"), "--dtype", "float32", "--builtin-pairs", "10"]
+    assert main(["evaluate", *options, "--sts", str(pairs), "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert [row["pairs"] for row in figures["sts"]] == [10, 3]
+    assert len(figures["retention"]) == 2
+    assert "Spearman" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("learning_rat=1", "command line: unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
+        ("batch_size=x", "command line: batch_size is 'x', expected a whole number"),
+        ("model=/nowhere", "model '/nowhere': no such folder"),
+        ("triplets=/nowhere.csv", "/nowhere.csv"),
+        ("sts_dir=/nowhere", "/nowhere"),
+        ("gsm8k=/nowhere", "gsm8k /nowhere: cannot be read"),
+        ("max_length=10", "none is left to train on"),
+        ("dtype=half", "dtype is 'half'"),
+    ],
+)
+def test_bad_settings_end_with_one_sentence_and_code_2(config, capsys, change, message, short_texts):
+    assert message in fails(capsys, "train", config, change)
+
+
+def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):
+    assert "give a CONFIG.yaml, or --resume RUN" in fails(capsys, "train")
+    assert "holds no run to resume" in fails(capsys, "train", "--resume", tmp_path / "nothing")
+    assert "give no CONFIG.yaml beside it" in fails(capsys, "train", config, "--resume", tmp_path)
+    assert "cannot be read" in fails(capsys, "train", tmp_path / "missing.yaml")
+    assert "ends in .npy or .csv" in fails(capsys, "embed", "in.txt", "out.pkl")
+    assert "input missing.txt: cannot be read" in fails(capsys, "embed", "missing.txt", "out.npy")
+    (tmp_path / "gap.txt").write_text("one\n\ntwo\n")
+    assert "line 2 is empty" in fails(capsys, "embed", tmp_path / "gap.txt", "out.npy")
+    (tmp_path / "empty.txt").write_text("")
+    assert "is empty, expected one sentence per line" in fails(capsys, "embed", tmp_path / "empty.txt", "out.npy")
+    (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    assert "line 2 is not UTF-8" in fails(capsys, "embed", tmp_path / "latin.txt", "out.npy")
+    assert "adapter" in fails(capsys, "similarity", "--adapter", tmp_path / "none", "a", "b")
+
+
+def test_responses_and_prompts_that_are_too_long_are_skipped_counted_and_told_apart(
+    config, tmp_path, capsys, short_texts
+):
+    long = tmp_path / "long.csv"
+    lines = ["sent0,sent1,hard_neg", *(f"A man runs {i}.,He runs {i}.,He sits {i}." for i in range(12))]
+    lines += [f"A man runs.,{'very ' * 400}long.,He sits.", f"{'Very ' * 400}long.,He runs.,He sits."]
+    long.write_text("\n".join(lines) + "\n")
+    assert main(["train", str(config), f"triplets={long}", "max_length=300", "held_out=0"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"skipped 2 triplets of more than max_length = 300 tokens, first on line 1[45] \(", out)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["training"]["skipped_too_long"] == 2
+    assert report["training"]["used"] == 12
+
+
+def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
+    import os
+    import signal
+
+    import torch
+
+    real = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (os.kill(os.getpid(), signal.SIGINT), real(self))[1])
+    assert main(["train", str(config)]) == 130
+    assert f"sempa train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    monkeypatch.setattr(torch.optim.AdamW, "step", real)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.json").exists()

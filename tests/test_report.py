@@ -1,0 +1,179 @@
+"""The report: the figures it was given, safe HTML, well-formed pictures, the same bytes every time."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from sempa import plots
+from sempa.report import finite, page, terminal_table, write_report
+
+VOID = {"meta", "br", "link", "img", "input"}
+
+
+def example():
+    gold = [i % 6 / 1.0 for i in range(400)]
+    return {
+        "model": "smollm2-135m",
+        "base_source": "cache/model",
+        "command": "sempa train x.yaml",
+        "config": {"beta": 0.1, "output": "<b>&"},
+        "versions": {"torch": "2"},
+        "machine": {"cpu": "a cpu"},
+        "seconds": {"total": 512.3, "training": 301.0, "evaluation": 150.2},
+        "peak_memory_gib": 2.1234,
+        "training": {"used": 2659, "steps": 84, "best_step": 63, "source": "built-in captions"},
+        "sts": [
+            {"task": "built-in", "pairs": 600, "base": 60.118, "aligned": 71.554},
+            {"task": "STS-B dev", "pairs": 1500, "base": 73.841, "aligned": 77.419},
+        ],
+        "preference": {
+            "triplets": 295,
+            "base_accuracy": 0.824,
+            "aligned_accuracy": 0.931,
+            "reward_accuracy": 0.917,
+            "reward_margin": 2.345,
+        },
+        "retention": [
+            {
+                "text": "passages",
+                "tokens": 5234,
+                "base_perplexity": 6.281,
+                "aligned_perplexity": 6.302,
+                "change": 0.0034,
+                "kl": 0.0123,
+                "agreement": 0.943,
+            }
+        ],
+        "generations": [{"prompt": 'Say "hi" & <go>', "base": "<script>alert(1)</script>", "aligned": "fine\nhere"}],
+        "scatter": {
+            "task": "STS-B dev",
+            "gold": gold,
+            "base": [g / 10 + 0.3 for g in gold],
+            "aligned": [g / 6 for g in gold],
+        },
+    }
+
+
+HISTORY = [
+    {"step": s, "loss": 1 / s, "nll_loss": 0.5 / s, "rewards/margins": s / 9, "rewards/chosen": s / 20}
+    for s in range(1, 30)
+] + [{"step": 10, "eval/sts": 74.0}, {"step": 20, "eval/sts": 76.0}]
+
+
+class Nesting(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values[k] for k in ("src", "href", "xlink:href") if k in values]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parse(html):
+    parser = Nesting()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+def test_the_page_holds_the_figures_it_was_given_and_its_tags_are_balanced():
+    text = " ".join(parse(page(example(), HISTORY)).text)
+    for figure in ("73.84", "77.42", "+3.58", "82.4 %", "93.1 %", "2.35", "6.281", "+0.3 %", "0.0123", "2.12", "8.5"):
+        assert figure in text, figure
+
+
+def test_what_a_model_or_a_user_wrote_is_escaped():
+    html = page(example(), HISTORY)
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "Say &quot;hi&quot; &amp; &lt;go&gt;" in html
+    assert "&lt;b&gt;&amp;" in html
+
+
+def test_the_page_asks_nothing_of_the_network_and_its_ids_are_unique():
+    html = page(example(), HISTORY)
+    parser = parse(html)
+    assert len(parser.ids) == len(set(parser.ids))
+    assert all(link.startswith("#") and link[1:] in parser.ids for link in parser.links)
+    assert all(target in parser.ids for target in re.findall(r"url\(#([^)]*)\)", html))
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+    assert "http" not in without_namespaces
+
+
+def test_every_picture_is_well_formed_xml_with_a_title_and_the_pages_own_ink():
+    pictures = re.findall(r"<svg.*?</svg>", page(example(), HISTORY), flags=re.DOTALL)
+    assert len(pictures) == 3
+    for picture in pictures:
+        root = ET.fromstring(picture)
+        assert root.get("viewBox")
+        assert root.get("width") is None
+        assert root[0].tag.endswith("title")
+        assert root[0].text
+        assert "currentColor" in picture
+        assert "#123456" not in picture
+
+
+def test_the_same_report_gives_the_same_bytes_and_stays_small():
+    first, second = (page(example(), HISTORY) for _ in range(2))
+    assert first == second
+    large = example()
+    large["scatter"] = {
+        "task": "STS-B dev",
+        **{k: [i / 9000 for i in range(9000)] for k in ("gold", "base", "aligned")},
+    }
+    assert len(page(large, HISTORY)) < 700_000
+
+
+def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
+    table = terminal_table(example())
+    assert max(map(len, table.splitlines())) <= 100
+    row = next(line for line in table.splitlines() if "STS-B dev" in line)
+    assert row.split() == ["STS-B", "dev", "1,500", "73.84", "77.42", "+3.58"]
+    assert "reward margin (nats)" in table
+
+
+@pytest.mark.parametrize("missing", ["sts", "preference", "retention", "generations", "scatter", "seconds", "training"])
+def test_a_part_that_is_absent_or_empty_is_left_out(missing):
+    for value in (None, [], {}):
+        report = {**example(), missing: value}
+        parse(page(report, HISTORY))
+        terminal_table(report)
+    parse(page({k: v for k, v in example().items() if k != missing}, []))
+
+
+def test_figures_that_are_not_finite_read_na_and_become_null(tmp_path):
+    report = example()
+    report["sts"][0]["aligned"] = math.nan
+    report["retention"][0]["kl"] = math.inf
+    write_report(tmp_path, report, HISTORY)
+    saved = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert saved["sts"][0]["aligned"] is None
+    assert saved["sts"][1]["aligned"] == 77.419
+    assert "n/a" in (tmp_path / "report.html").read_text()
+    assert finite({"a": [math.nan, 1.0, "x"]}) == {"a": [None, 1.0, "x"]}
+
+
+def test_without_matplotlib_the_page_says_how_to_get_pictures(monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    html = page(example(), HISTORY)
+    assert "<svg" not in html
+    assert "pip install &#x27;sempa[plots]&#x27;" in html or "pip install 'sempa[plots]'" in html
