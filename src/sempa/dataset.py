@@ -14,7 +14,7 @@ from sempa.prompts import Preference, encode_triplet
 from sempa.triplets import read_triplets
 
 # What the built-in grammar makes when no limit is set.
-DEFAULT_CAPTIONS = 1600
+DEFAULT_CAPTIONS = 960
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ def builtin_task(pairs: int, seed: int) -> StsTask:
 
 
 def development_tasks(sts_dir: str) -> list[StsTask]:
-    """The development splits under `sts_dir` (all tasks, when it has none): what may be looked at while training."""
+    """What may be looked at while training: the development set of STS-B, else SICK's, else all there is."""
     tasks = read_sts(sts_dir, splits=("dev", "trial"))
-    return [task for task in tasks if task.name.endswith((" dev", " trial"))] or tasks
+    return [task for task in tasks if task.name.endswith((" dev", " trial"))][:1] or tasks
 
 
 def measure_sts(base: BaseModel, tasks: Sequence[StsTask]) -> tuple[list[dict], dict]:

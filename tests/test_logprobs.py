@@ -1,0 +1,81 @@
+"""Sentence log-probabilities and loss of a whole batch against TRL's trainer on the same token ids."""
+
+import copy
+
+import pytest
+import torch
+
+from sempa.logprobs import scale_for_head, sentence_logprobs
+from sempa.losses import dpo_loss
+from sempa.models import load_base
+from sempa.packing import pack_preferences
+from sempa.prompts import Preference
+
+
+def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, tokenizer, triplets, tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    policy = load_base(str(tiny_folder), "float32", "cpu").model
+    reference = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+    rows = [
+        {"prompt": f"Say it again: {t.sentence}\n", "chosen": t.chosen, "rejected": t.rejected} for t in triplets[:6]
+    ]
+    arguments = trl.DPOConfig(
+        output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, per_device_train_batch_size=6, beta=0.3
+    )
+    # TRL runs models that transformers' own attention serves.
+    models = [type(policy)(policy.config) for _ in range(2)]
+    for model, source in zip(models, (policy, reference), strict=True):
+        model.load_state_dict(source.state_dict())
+        model.set_attn_implementation("sdpa")
+    trainer = trl.DPOTrainer(
+        model=models[0],
+        ref_model=models[1],
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list(rows),
+    )
+    trainer.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        theirs = trainer.compute_loss(trainer.model, dict(batch)).item()
+    metrics = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
+
+    preferences = _preferences(batch)
+    ours = {}
+    for name, model in (("policy", policy), ("reference", reference)):
+        model.set_attn_implementation("sempa")
+        (packed,) = pack_preferences(preferences, range(len(preferences)), 100_000)
+        with torch.no_grad():
+            ours[name] = sentence_logprobs(model.eval(), packed)
+    losses, chosen, rejected = dpo_loss(*ours["policy"].unbind(1), *ours["reference"].unbind(1), 0.3)
+    assert losses.mean().item() == pytest.approx(theirs, rel=1e-4)
+    assert chosen.mean().item() == pytest.approx(metrics["rewards/chosen"], rel=1e-3)
+    assert rejected.mean().item() == pytest.approx(metrics["rewards/rejected"], rel=1e-3)
+    assert abs((chosen - rejected).mean().item()) > 1e-3
+    assert ours["policy"][:, 0].mean().item() == pytest.approx(metrics["logps/chosen"], rel=1e-4)
+
+
+def _preferences(batch):
+    """TRL stacks the chosen conversations over the rejected ones, padded."""
+    ids, seen, answer = (batch[name] for name in ("input_ids", "attention_mask", "completion_mask"))
+    sequences = []
+    for row in range(len(ids)):
+        tokens = ids[row][seen[row].bool()].tolist()
+        length = int(answer[row].sum())
+        sequences.append((tokens[:-length], tokens[-length:]))
+    half = len(sequences) // 2
+    return [Preference(sequences[i][0], (sequences[i][1], sequences[half + i][1]), line=i) for i in range(half)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "factor"), [("logits_scaling", 8.0, 1 / 8), ("logit_scale", 0.0625, 0.0625), (None, None, 1.0)]
+)
+def test_architectures_that_scale_their_logits_are_honoured(tiny_llama, name, value, factor):
+    if name:
+        setattr(tiny_llama.config, name, value)
+    hidden = torch.ones(2, 3)
+    torch.testing.assert_close(scale_for_head(tiny_llama, hidden), hidden * factor)
