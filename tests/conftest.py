@@ -1,7 +1,7 @@
 """Tiny models and tokenizers made on the spot: no test waits for a download."""
 
+import csv
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,25 +65,8 @@ def triplets():
     return [Triplet(*texts, line=i + 2) for i, texts in enumerate(tiny_texts())]
 
 
-@pytest.fixture
-def tiny_llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, tokenizer):
-    """A folder that transformers can open: a two-layer Llama with random weights and a ChatML tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
+def make_llama(**changes):
+    """A two-layer Llama with random weights, the same ones every time."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
@@ -93,25 +76,30 @@ def tiny_folder(tmp_path_factory, tokenizer):
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        initializer_range=0.2,
+        **changes,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_llama():
+    return make_llama().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tokenizer):
+    """A folder that transformers can open: the tiny Llama and a ChatML tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_llama(initializer_range=0.2).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def triplets_file(tmp_path):
-    import csv
-
     path = tmp_path / "triplets.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("sent0", "sent1", "hard_neg"))
         writer.writerows(tiny_texts())
     return path
-
-
-def python_environment():
-    """For tests that start another Python: one thread, so that they do not fight for the cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path[1:1]))}

@@ -57,6 +57,7 @@ def train(
     began = time.perf_counter() - state["seconds"]
 
     with (
+        explain_os_errors(run),
         metrics,
         _stop_request() as stop,
         _progress(config, total, state["step"], len(preferences)) as progress,
