@@ -73,6 +73,8 @@ def shared_words(premise: str, hypothesis: str) -> float:
 def make_pairs(count: int, seed: int = 0, split: str = "heldout") -> list[ScoredPair]:
     """Make `count` distinct pairs of captions, scored 0–5 by the overlap of the two scenes, all grades alike often.
 
+    As in the triplets, counting shared words is a bad guide to the score.
+
     Raises `ValueError` for an unknown split or a count below 1.
     """
     random = _random(count, seed, split, "pairs")
@@ -84,10 +86,19 @@ def make_pairs(count: int, seed: int = 0, split: str = "heldout") -> list[Scored
         second = _related(random, first, split, edits=4 - low)
         score = scene_similarity(Statement(first), second)
         if low <= score < low + 1 or (low == 4 and score == 5):
-            texts = render(random, Statement(first)), render(random, second)
+            texts = _misleading_pair(random, Statement(first), second, alike=low == 4)
             if texts[0] != texts[1]:
                 made.setdefault(texts, score)
     return [ScoredPair(*texts, round(score, 2)) for texts, score in made.items()]
+
+
+def _misleading_pair(random: Random, first: Statement, second: Statement, alike: bool) -> tuple[str, str]:
+    """Two statements said so that shared words mislead: equal ones in other words, different ones in the same voice."""
+    voice = random.random()
+    text = render(Random(voice), first)
+    if alike:
+        return text, min((render(random, second) for _ in range(_TRIES)), key=lambda other: shared_words(text, other))
+    return text, render(Random(voice) if random.random() < _SAME_VOICE else random, second)
 
 
 def scene_similarity(first: Statement, second: Statement) -> float:
