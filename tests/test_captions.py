@@ -99,7 +99,7 @@ def test_all_kinds_of_entailment_and_contradiction_occur():
         "agent_modifier",
         "negated",
     } <= contradictions.keys()
-    assert 0.3 < entailments["frame"] / 3000 < 0.45
+    assert 0.25 < entailments["frame"] / 3000 < 0.35
     # Most entailments of captions keep the meaning or nearly so; training is not taught to delete.
     assert entailments["paraphrase"] > entailments["more general"] / 2
 
@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_triplets_and_a_larger_count_begins_with_th
 
 
 def test_triplets_are_distinct_and_premises_hardly_repeat():
-    made = make_triplets(20000, 7)
-    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == 20000
-    assert len({t.sentence for t in made}) > 0.9 * 20000
+    made = make_triplets(12000, 7)
+    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == 12000
+    assert len({t.sentence for t in made}) > 0.9 * 12000
     assert all(len({t.sentence, t.chosen, t.rejected}) == 3 for t in made[:SIZE])
 
 
