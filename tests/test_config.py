@@ -88,6 +88,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("anchor: -1", "anchor is -1.0, expected at least 0"),
         ("warmup: 1", "warmup is 1.0, expected a share"),
         ("dtype: float16", "dtype is 'float16', expected one of bfloat16, float32"),
+        ("interpolation: 0", "interpolation is 0.0, expected a share above 0, at most 1"),
         ("output: ''", "output is '', expected a name or a path"),
         ("dev_pairs: 1", "dev_pairs is 1, expected at least 2"),
         ("- a\n- b", "found a list, expected lines of `key: value`"),

@@ -145,6 +145,26 @@ def test_equal_seeds_give_equal_adapters_and_other_seeds_others():
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_an_interpolated_adapter_lies_between_base_and_policy_and_is_saved_so(tmp_path):
+    from sempa.lora import interpolated
+
+    model = build("Llama")
+    add_lora(model, 4, 16)
+    randomise(model)
+    layer = model.model.layers[0].mlp.up_proj
+    x = torch.randn(3, 32)
+    base, policy = layer.base(x), layer(x)
+    with interpolated(model, 0.25):
+        torch.testing.assert_close(layer(x), 0.75 * base + 0.25 * policy)
+        between = logits(model)
+        save_adapter(model, tmp_path, "base-model")
+    torch.testing.assert_close(layer(x), policy)
+    assert read_adapter(tmp_path)[0]["lora_alpha"] == 4.0
+    loaded = build("Llama")
+    load_adapter(loaded, tmp_path)
+    assert torch.equal(logits(loaded), between)
+
+
 def test_a_model_without_linear_blocks_is_refused():
     class Bare(torch.nn.Module):
         name_or_path = "bare"

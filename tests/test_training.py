@@ -137,6 +137,14 @@ def test_the_best_checkpoint_by_the_development_score_is_kept(setting, tmp_path)
     assert steps == ["step-000006", "step-000008"]
 
 
+def test_the_saved_adapter_goes_only_as_far_as_interpolation_says_and_training_is_unmoved_by_it(setting, tmp_path):
+    whole, _ = setting("whole")
+    part, _ = setting("part", interpolation=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(part).values(), strict=True))
+    alphas = [read_adapter(tmp_path / run / "adapter")[0]["lora_alpha"] for run in ("whole", "part")]
+    assert alphas == [32.0, 16.0]
+
+
 def test_reference_log_probabilities_are_computed_once_for_all_epochs_and_found_again_by_the_next_run(
     setting, monkeypatch, tmp_path
 ):

@@ -41,6 +41,8 @@ class Config:
     lora_rank: int = 8
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
+    # How far from the base (0) to the trained weights (1) the saved adapter goes.
+    interpolation: float = 1.0
     # Optimisation: AdamW, linear warm-up over a share of the steps, cosine decay to zero.
     learning_rate: float = 3e-4
     epochs: float = 1.0
@@ -167,6 +169,8 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "at least 0"
     elif key in _ABOVE_ZERO and not 0 < value < math.inf:
         expected = "a number above 0"
+    elif key == "interpolation" and not 0 < value <= 1:
+        expected = "a share above 0, at most 1"
     elif key in _SHARES and not 0 <= value < 1:
         expected = "a share from 0 to below 1"
     elif key == "dev_pairs" and value < 2:

@@ -26,7 +26,7 @@ from sempa.evaluation import (
     measure_sts,
 )
 from sempa.files import write_atomic, write_json
-from sempa.lora import WEIGHTS_FILE, add_lora, read_adapter, set_lora
+from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
 from sempa.models import BaseModel, load_base
 from sempa.report import terminal_table, write_report
 from sempa.sts import StsTask, pair_cosines, spearman
@@ -87,7 +87,8 @@ def _run(config: Config, run: Path, command: str) -> dict:
 
     _, best = read_adapter(run / "adapter")
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
-    report = _evaluate(config, base, dataset, tasks, problems)
+    with interpolated(base.model, config.interpolation):
+        report = _evaluate(config, base, dataset, tasks, problems)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)

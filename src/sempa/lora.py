@@ -135,6 +135,24 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
             layer.enabled = enabled
 
 
+@contextlib.contextmanager
+def interpolated(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, the weights lie between base and policy: W + share · (α / r) B A.
+
+    A part of the way keeps more of the language model than it costs in similarity (weight-space interpolation, Wortsman
+    et al. 2022, arXiv 2109.01903). An adapter saved inside holds the smaller α.
+    """
+    layers = list(_lora_layers(model).values())
+    before = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale *= share
+        yield
+    finally:
+        for layer, scale in zip(layers, before, strict=True):
+            layer.scale = scale
+
+
 def save_adapter(model: nn.Module, folder: Path, base_source: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically."""
     layers = _lora_layers(model)

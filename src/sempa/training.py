@@ -17,7 +17,7 @@ from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, write_atomic
 from sempa.logprobs import sentence_logprobs
-from sempa.lora import lora_parameters, save_adapter
+from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.losses import dpo_loss, nll_per_token
 from sempa.models import BaseModel
 from sempa.packing import PreferenceRow, pack_preferences
@@ -73,11 +73,12 @@ def train(
             last = step + 1 == total
             due = (step + 1) % config.eval_every == 0 or last
             if due:
-                score = score_dev()
+                with interpolated(model, config.interpolation):
+                    score = score_dev()
+                    if score > state["best_score"]:
+                        state |= {"best_score": score, "best_step": step + 1}
+                        save_adapter(model, run / "adapter", base.source)
                 metrics.write(json.dumps({"step": step + 1, "eval/sts": score}) + "\n")
-                if score > state["best_score"]:
-                    state |= {"best_score": score, "best_step": step + 1}
-                    save_adapter(model, run / "adapter", base.source)
             if due or stop:
                 metrics.flush()
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
