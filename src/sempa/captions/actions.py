@@ -30,9 +30,9 @@ ACTIONS_TABLE = """
 peel | hands=prepare/peel | adult | fruit vegetable | kitchen | speed care
 chop, cut up | hands=prepare/cut | adult | vegetable | kitchen | speed care
 slice, cut into slices | hands=prepare/cut/slice | adult | sliceable vegetable fruit | kitchen | speed care
-fry, cook in a pan | hands=prepare/cook/fry | adult | fryable | kitchen | bare
-grill, barbecue | hands=prepare/cook/grill | adult | fryable | homeout kitchen | bare
-boil | hands=prepare/cook/boil | adult | boiled | kitchen | bare
+fry, cook in a pan | hands=prepare/cook/fry | adult | fryable | kitchen |
+grill, barbecue | hands=prepare/cook/grill | adult | fryable | homeout kitchen |
+boil | hands=prepare/cook/boil | adult | boiled | kitchen |
 bake | hands=prepare/cook/bake | adult | baked | kitchen | alone
 stir | hands=prepare/stir | adult | stirred | kitchen | speed care
 *knead | hands=prepare/knead | adult | dough | kitchen | speed
@@ -131,7 +131,7 @@ sell | trade=sell | adult | fruit flower hatlike | shop market |
 sleep, slumber | hands=rest/sleep legs=rest/sleep mouth=rest eyes=sleep | adult kid tot dog cat | | home | noise
 nap, take a nap, doze | hands=rest/sleep/nap legs=rest/sleep/nap mouth=rest eyes=sleep | adult kid tot dog cat | | home park |
 rest, relax | hands=rest legs=rest | adult dog cat hoof wild | | home park farm zoo |
-dance | legs=dance | adult kid | | stage home street park | alonely
+dance | legs=dance | adult kid | | stage home street park |
 walk, stroll | legs=walk | adult kid dog cat hoof bird wild | | street park shore wild farm road zoo | speed noise
 run | legs=run | adult kid dog hoof | | street park shore wild farm | speed
 jog | legs=run/jog hands=exercise | adult | | street park shore | speed
@@ -219,7 +219,6 @@ make | hands=make | - | | | keep
 make something | hands=make | - | | | drop
 exercise, work out | hands=exercise | - | | | drop
 rest | hands=rest legs=rest | - | | | drop
-move on foot, be on the move | legs=walk | - | | | unused
 run | legs=run | - | | | drop
 walk | legs=walk | - | | | drop
 play a game | hands=game | - | | | drop

@@ -156,7 +156,6 @@ animal | kind=animal | general
 bird | kind=animal/bird | general
 musician | kind=person role=musician | general
 athlete | kind=person role=athlete | general
-craftsman | kind=person age=adult role=craftsman | unused
 """)
 
 # Groups of places: home kitchen table out street park farm water shore wild snow shop stage work school sport.

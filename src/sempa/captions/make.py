@@ -107,7 +107,8 @@ def scene_similarity(first: Statement, second: Statement) -> float:
     Σ w·s / Σ w over the slots that either fills, w the slot's weight and s from 1 (the same) over 0.8 (one entails the other)
     and less (the same general kind) to 0; a detail that only one mentions counts half. A negation halves the whole.
     """
-    slots = {*first.scene.slots, *second.scene.slots}
+    # Sorted, since a sum of floats depends on its order and a set's order on the process.
+    slots = sorted({*first.scene.slots, *second.scene.slots})
     total = agreed = 0.0
     for slot in slots:
         weight = _WEIGHTS.get(slot, _OTHER_WEIGHT)

@@ -18,7 +18,6 @@ _ODDS = {"place": 0.75, "agent_modifier": 0.4, "object_look": 0.45, "manner": 0.
 _COMMON = {"man": 10, "woman": 10, "boy": 5, "girl": 5, "child": 4, "dog": 6, "cat": 4, "horse": 3}
 # Everyday words that a special one may be replaced by: a waiter is a man, a poodle a dog.
 _BROAD = frozenset({"man", "woman", "child", "dog", "cat", "horse"})
-_GENERAL = frozenset({"general", "unused"})
 
 
 def sample_scene(random: Random, split: str) -> Scene:
@@ -146,13 +145,12 @@ def general_values(slot: str, value: Slot) -> list[Slot]:
         return [SOME] if value.low == value.high >= 2 else []
     tables = {"agent": AGENTS, "patient": AGENTS, "object": OBJECTS, "place": PLACES}
     if slot == "action":
-        return [g for g in GENERAL_ACTIONS.values() if value_entails(value, g) and "unused" not in g.traits]
+        return [g for g in GENERAL_ACTIONS.values() if value_entails(value, g)]
     table = tables.get(slot, {})
     return [
         g
         for g in table.values()
         if g != value
-        and "unused" not in g.groups
         and value_entails(value, g)
         and not value_entails(g, value)
         and ("general" in g.groups or g.name in _BROAD)
@@ -160,7 +158,7 @@ def general_values(slot: str, value: Slot) -> list[Slot]:
 
 
 def _usable(value: Value, split: str) -> bool:
-    general = isinstance(value, Noun | Phrase) and bool(value.groups & _GENERAL)
+    general = isinstance(value, Noun | Phrase) and "general" in value.groups
     return not general and (split == "heldout" or not value.heldout)
 
 
