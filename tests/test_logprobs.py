@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sempa.logprobs import scale_for_head, sentence_logprobs
-from sempa.losses import dpo_loss
+from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
 from sempa.models import load_base
 from sempa.packing import pack_preferences
 from sempa.prompts import Preference
@@ -53,6 +53,9 @@ def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, to
             ours[name] = sentence_logprobs(model.eval(), packed)
     losses, chosen, rejected = dpo_loss(*ours["policy"].unbind(1), *ours["reference"].unbind(1), 0.3)
     assert losses.mean().item() == pytest.approx(theirs, rel=1e-4)
+    log_ratios = ours["policy"] - ours["reference"]
+    assert plackett_luce_loss(0.3 * log_ratios).mean().item() == pytest.approx(theirs, rel=1e-4)
+    assert infonce_loss(log_ratios, 1 / 0.3).mean().item() == pytest.approx(theirs, rel=1e-4)
     assert chosen.mean().item() == pytest.approx(metrics["rewards/chosen"], rel=1e-3)
     assert rejected.mean().item() == pytest.approx(metrics["rewards/rejected"], rel=1e-3)
     assert abs((chosen - rejected).mean().item()) > 1e-3

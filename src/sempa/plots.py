@@ -24,7 +24,7 @@ def curves(history: Sequence[dict]) -> str:
     """Loss and NLL, reward margin and accuracy, and the development score over the training steps."""
     steps = [r for r in history if "loss" in r]
     scores = [r for r in history if "eval/sts" in r]
-    figure, axes = _figure(1, 3, (10.5, 2.9))
+    figure, axes = make_figure(1, 3, (10.5, 2.9))
     x = [r["step"] for r in steps]
     for axis, title, names in (
         (axes[0], "loss (nats)", {"loss": "loss", "nll_loss": "NLL per token"}),
@@ -43,7 +43,7 @@ def curves(history: Sequence[dict]) -> str:
 
 def bars(table: Sequence[dict]) -> str:
     """Spearman's ρ × 100 of each task, base beside aligned."""
-    figure, (axis,) = _figure(1, 1, (max(4.0, 1.5 * len(table) + 1.5), 3.0))
+    figure, (axis,) = make_figure(1, 1, (max(4.0, 1.5 * len(table) + 1.5), 3.0))
     for offset, colour, name in ((-0.2, BASE, "base"), (0.2, ALIGNED, "aligned")):
         heights = [row[name] or 0.0 for row in table]
         drawn = axis.bar([i + offset for i in range(len(table))], heights, 0.38, color=colour, label=name)
@@ -59,7 +59,7 @@ def scatter(points: dict, table: Sequence[dict]) -> str:
     """Cosine against gold score of one task's pairs, base beside aligned."""
     scores = next((row for row in table if row["task"] == points["task"]), {})
     step = -(-len(points["gold"]) // _MOST_POINTS)
-    figure, axes = _figure(1, 2, (8.4, 3.4), sharey=True)
+    figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
     for axis, colour, name in zip(axes, (BASE, ALIGNED), ("base", "aligned"), strict=True):
         axis.scatter(points["gold"][::step], points[name][::step], s=5, color=colour, alpha=0.45, linewidths=0)
         score = scores.get(name)
@@ -69,10 +69,10 @@ def scatter(points: dict, table: Sequence[dict]) -> str:
     return _svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
+def make_figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
+    """A matplotlib figure and its row of axes in the project's style, without global state; `size` is in inches."""
     from matplotlib.figure import Figure
 
-    # matplotlib's object interface: no global state, no display.
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)[0]
     for axis in axes:

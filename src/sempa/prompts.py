@@ -24,15 +24,22 @@ class Preference:
 
 
 def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Preference:
-    """Token ids of the paraphrase prompt and of the chosen and rejected answers (SemPA § 3, appendix prompt).
+    """Token ids of a triplet's paraphrase prompt with its chosen and rejected answers."""
+    return encode_responses(tokenizer, triplet.sentence, (triplet.chosen, triplet.rejected), triplet.line)
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, sentence: str, responses: Sequence[str], line: int = 0
+) -> Preference:
+    """Token ids of the paraphrase prompt and of its answers, best first (SemPA § 3, appendix prompt).
 
     The boundary is exact: each answer's ids are the rendering of the whole conversation minus the prompt's ids, so the
     end-of-turn token is part of the answer. Where a tokenizer merges across the boundary, the merged token belongs
-    to the answer.
+    to the answer. Raises `SempaError` if the template leaves no boundary to find.
     """
-    user = PARAPHRASE.format(sentence=triplet.sentence)
+    user = PARAPHRASE.format(sentence=sentence)
     prompt = render_prompt(tokenizer, user)
-    texts = [prompt, *(render_conversation(tokenizer, user, r) for r in (triplet.chosen, triplet.rejected))]
+    texts = [prompt, *(render_conversation(tokenizer, user, response) for response in responses)]
     prompt_ids, *whole_ids = encode_texts(tokenizer, texts)
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     if shared == 0:
@@ -40,7 +47,7 @@ def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Pref
             "chat template: the prompt's rendering and the conversation's share no first token, "
             "so the response's boundary cannot be found"
         )
-    return Preference(whole_ids[0][:shared], tuple(whole[shared:] for whole in whole_ids), triplet.line)
+    return Preference(whole_ids[0][:shared], tuple(whole[shared:] for whole in whole_ids), line)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:

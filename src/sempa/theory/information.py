@@ -1,0 +1,179 @@
+"""InfoNCE and mutual information, on channels x → y where I(x; y) is known exactly."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sempa.theory.log_sum import expected_infonce
+from sempa.theory.statement import Claim, Measurement, Statement, exceeds
+
+NEGATIVES = (1, 2, 4, 8, 16, 64, 256, 1024)
+# Where the 1/K law is read off, and the factor between the two readings.
+_FAR, _FACTOR = 1024, 4
+_CHANNELS = 3
+_ROUNDING = "64 ε × (largest score + log K + 30), the size of the integrals' terms"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A joint distribution `[n, m]` of prompts x and responses y, float64."""
+
+    joint: Tensor
+
+    @property
+    def conditional(self) -> Tensor:
+        """p(y|x), `[n, m]`."""
+        return self.joint / self.joint.sum(1, keepdim=True)
+
+    @property
+    def marginal(self) -> Tensor:
+        """p(y) for every x, `[n, m]`."""
+        return self.joint.sum(0).expand_as(self.joint)
+
+    def divergence(self, proposal: Tensor) -> Tensor:
+        """E_x KL(p(y|x) ‖ q(y|x)) in nats; with q the marginal of y it is the mutual information I(x; y)."""
+        return (self.joint * (self.conditional / proposal).log()).sum()
+
+    def bound(self, critic: Tensor, proposal: Tensor, negatives: int) -> Tensor:
+        """I_K = log(K + 1) − E InfoNCE with scores `critic` `[n, m]` and K negatives from `proposal` `[n, m]`."""
+        rows = self.joint.shape[1]
+        repeated = (x.repeat_interleave(rows, 0) for x in (critic, proposal))
+        loss = expected_infonce(critic.flatten(), *repeated, self.joint.flatten(), negatives)
+        return math.log(negatives + 1) - loss
+
+
+def draw_channel(generator: torch.Generator) -> Channel:
+    """A channel with 4 prompts and 5 responses that shares roughly half a nat."""
+    logits = 1.3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    return Channel(logits.flatten().softmax(0).view_as(logits))
+
+
+def best_critic(channel: Channel, proposal: Tensor) -> Tensor:
+    """The log density ratio log p(y|x)/q(y|x), `[n, m]`: no other critic gives a larger bound."""
+    return (channel.conditional / proposal).log()
+
+
+def hard_negatives(channel: Channel) -> Tensor:
+    """A proposal that prefers what does not fit the prompt, q(y|x) ∝ p(y)²/p(y|x), as contradictions do."""
+    return ((2 * channel.marginal.log()) - channel.conditional.log()).softmax(1)
+
+
+def _condition(critic: Tensor, negatives: int) -> float:
+    return float(critic.abs().max()) + math.log(negatives + 1) + 30
+
+
+def _check_bound(proposal: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for _ in range(_CHANNELS):
+        channel = draw_channel(generator)
+        drawn_from = proposal(channel)
+        best = best_critic(channel, drawn_from)
+        noise = torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        for critic in (best, 0.5 * best, best + 0.3 * noise, noise):
+            for negatives in NEGATIVES:
+                value = channel.bound(critic, drawn_from, negatives)
+                condition = _condition(critic, negatives)
+                yield exceeds(value, channel.divergence(channel.marginal), condition)
+                yield exceeds(value, torch.tensor(math.log(negatives + 1)), condition)
+                # No critic beats the log density ratio.
+                yield exceeds(value, channel.bound(best, drawn_from, negatives), condition)
+
+
+def _check_approach(critic: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for _ in range(_CHANNELS):
+        channel = draw_channel(generator)
+        scores, proposal = critic(channel), channel.marginal
+        values = [channel.bound(scores, proposal, k) for k in NEGATIVES]
+        for fewer, more, negatives in zip(values, values[1:], NEGATIVES[1:], strict=False):
+            yield exceeds(fewer, more, _condition(scores, negatives))
+        # I − I_K = χ²/2K + O(K⁻²): what is left over, relatively, must fall like 1/K.
+        chi2 = (channel.joint**2 / (channel.joint.sum(1, keepdim=True) * proposal)).sum() - 1
+        yield _falls(channel, scores, proposal, channel.divergence(proposal), chi2)
+
+
+def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor, chi2: Tensor) -> Measurement:
+    """Whether the share of `limit` − I_K that χ²/2K misses falls with K as 1/K does, allowing 3 for 4."""
+
+    def missed(negatives: int) -> float:
+        gap = limit - channel.bound(critic, proposal, negatives)
+        return abs(float(gap / (chi2 / (2 * negatives))) - 1)
+
+    return Measurement(missed(_FACTOR * _FAR), missed(_FAR) / (_FACTOR - 1))
+
+
+def _check_ceiling(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for symbols in (64, 4096):
+        # Every prompt has one response of its own, so one prompt stands for all of them: I = log m.
+        outcomes = torch.tensor([[1 / symbols, 1 - 1 / symbols]], dtype=torch.float64)
+        # The ratio is m for the prompt's own response and 0 for any other.
+        scores = torch.tensor([[math.log(symbols), -math.inf]], dtype=torch.float64)
+        for negatives in NEGATIVES:
+            ones = torch.ones(1, dtype=torch.float64)
+            loss = expected_infonce(scores[:, 0], scores, outcomes, ones, negatives)
+            value, highest = math.log(negatives + 1) - loss, torch.tensor(ceiling(negatives), dtype=torch.float64)
+            condition = math.log(symbols) + math.log(negatives + 1) + 30
+            yield exceeds(value, highest, condition)
+            # log(K + 1) − I_K = E log(1 + B) ≤ E B, with B ~ Binomial(K, 1/m) chance hits of the own response.
+            yield exceeds(highest - negatives / symbols, value, condition)
+
+
+def _check_hard(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for _ in range(_CHANNELS):
+        channel = draw_channel(generator)
+        proposal = hard_negatives(channel)
+        best = best_critic(channel, proposal)
+        limit = ceiling(channel, proposal)
+        for negatives in NEGATIVES:
+            yield exceeds(channel.bound(best, proposal, negatives), limit, _condition(best, negatives))
+        chi2 = (channel.joint * channel.conditional / proposal).sum() - 1
+        yield _falls(channel, best, proposal, limit, chi2)
+
+
+STATEMENTS = (
+    Statement(
+        name="information-bound",
+        equation="I_K = log(K + 1) − E ℓ ≤ min(I(x; y), log(K + 1)),  negatives from the marginal of y, any critic",
+        tolerance=_ROUNDING,
+        claim=lambda channel: channel.marginal,
+        controls={"hard negatives, q(y|x) ∝ p(y)²/p(y|x)": hard_negatives},
+        check=_check_bound,
+    ),
+    Statement(
+        name="information-approached",
+        equation="critic log p(y|x)/p(y):  I_K rises with K to I(x; y),  I − I_K = χ²/2K + O(K⁻²)",
+        tolerance="64 ε × (largest score + log K + 30); the share that χ²/2K misses falls ≥ 3× from K = 1,024 to 4,096",
+        claim=lambda channel: best_critic(channel, channel.marginal),
+        controls={
+            "critic 2 % too flat": lambda channel: 0.98 * best_critic(channel, channel.marginal),
+            "critic log p(y|x), the marginal forgotten": lambda channel: channel.conditional.log(),
+            "critic log p(x, y)/p(y)²": lambda channel: (channel.joint / channel.marginal**2).log(),
+        },
+        check=_check_approach,
+    ),
+    Statement(
+        name="information-ceiling",
+        equation="noiseless channel of m symbols, I = log m:  log(K + 1) − K/m ≤ I_K ≤ log(K + 1)",
+        tolerance=_ROUNDING,
+        claim=lambda negatives: math.log(negatives + 1),
+        controls={
+            "log K": lambda negatives: math.log(negatives),
+            "log(K + 2)": lambda negatives: math.log(negatives + 2),
+        },
+        check=_check_ceiling,
+    ),
+    Statement(
+        name="hard-negatives-bound-kl",
+        equation="negatives from any q(y|x):  log(K + 1) − E ℓ ≤ E_x KL(p(y|x) ‖ q(y|x)), reached as K → ∞",
+        tolerance="64 ε × (largest score + log K + 30); the share that χ²/2K misses falls ≥ 3× from K = 1,024 to 4,096",
+        claim=lambda channel, proposal: channel.divergence(proposal),
+        controls={
+            "bounded by I(x; y)": lambda channel, proposal: channel.divergence(channel.marginal),
+            "KL the other way round": lambda channel, proposal: (
+                channel.joint.sum(1, keepdim=True) * proposal * (proposal / channel.conditional).log()
+            ).sum(),
+        },
+        check=_check_hard,
+    ),
+)

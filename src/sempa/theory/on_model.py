@@ -1,0 +1,140 @@
+"""The finite-K statements once more, on a language model: true sentence log-probs, gradients of its LoRA adapter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sempa.captions import make_triplets
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.losses import plackett_luce_loss
+from sempa.models import BaseModel
+from sempa.packing import pack_preferences
+from sempa.prompts import encode_responses
+from sempa.theory.candidates import Candidates
+from sempa.theory.ranking import STATEMENTS, implicit_reward, pair_loss
+from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare
+
+PROMPTS, _TRIPLETS = 2, 4
+_BETA = 0.1
+_UNIT32 = torch.finfo(torch.float32).eps / 2
+_GRADIENTS = (
+    "values: 64 ε × condition in float64; adapter gradient: 64 ε₃₂ × Σ_j |∂ℓ/∂log π_j| ‖∂log π_j/∂adapter‖ in norm"
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prompt's candidates with their log-probabilities still tied to the adapter that made them.
+
+    `drawn` holds the same numbers in float64, detached; `logprobs` `[1, K + 1]` float32 carries the graph; `pulls`
+    `[K + 1]` are the norms of ∂ log π_j / ∂ adapter.
+    """
+
+    drawn: Candidates
+    logprobs: Tensor
+    adapter: tuple[nn.Parameter, ...]
+    pulls: Tensor
+
+    def adapter_gradient(self, upstream: Tensor) -> Tensor:
+        """The adapter's gradient for ∂ℓ/∂ log π = `upstream` `[1, K + 1]`, as one vector."""
+        parts = torch.autograd.grad(self.logprobs, self.adapter, upstream.to(self.logprobs.dtype), retain_graph=True)
+        return torch.cat([part.flatten() for part in parts]).double()
+
+
+def score_candidates(base: BaseModel, seed: int) -> list[Scored]:
+    """Score in-batch candidates of `PROMPTS` prompts under a LoRA policy that has left the reference.
+
+    The model's own parameters stay as they are; it gets an adapter with random weights. Every prompt's candidates are
+    its entailment, its contradiction, and those of the other triplets.
+    """
+    add_lora(base.model, rank=8, alpha=32, seed=seed)
+    parameters = tuple(lora_parameters(base.model).values())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters[1::2]:
+            parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
+    triplets = make_triplets(_TRIPLETS, seed)
+    return [_score(base, triplets[place:] + triplets[:place], parameters) for place in range(PROMPTS)]
+
+
+def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, ...]) -> Scored:
+    answers = [text for triplet in triplets for text in (triplet.chosen, triplet.rejected)]
+    preference = encode_responses(base.tokenizer, triplets[0].sentence, answers)
+    (row,) = pack_preferences([preference], [0], row_tokens=1)
+    logprobs = sentence_logprobs(base.model, row)
+    with torch.no_grad(), adapter_disabled(base.model):
+        reference = sentence_logprobs(base.model, row)
+    drawn = Candidates(logprobs.detach().double(), reference.double(), row.lengths.double(), _BETA)
+    scored = Scored(drawn, logprobs, parameters, torch.zeros(0))
+    unit = torch.eye(logprobs.shape[1], dtype=torch.float64)
+    return replace(scored, pulls=torch.stack([scored.adapter_gradient(row[None]).norm() for row in unit]))
+
+
+def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
+    """The statements of finite K on these candidates, with the claims and controls of their abstract forms."""
+    abstract = {statement.name: statement for statement in STATEMENTS}
+
+    def bradley_terry(reward: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
+        return plackett_luce_loss(reward(_first_two(drawn), policy[:, :2]))
+
+    def shrinking(stages: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
+        return stages(policy - drawn.reference, 1 / drawn.beta)
+
+    compared = {
+        "bradley-terry": (bradley_terry, lambda drawn, policy: pair_loss(drawn, policy)),
+        "top1-is-infonce": (
+            lambda claim, drawn, policy: claim(drawn, policy),
+            lambda drawn, policy: plackett_luce_loss(implicit_reward(drawn, policy), top=1),
+        ),
+        "ranking-is-shrinking-infonce": (
+            shrinking,
+            lambda drawn, policy: plackett_luce_loss(implicit_reward(drawn, policy)),
+        ),
+    }
+    made = []
+    for name, (claimed, expected) in compared.items():
+
+        def check(claim: Claim, *_: object, pair: tuple = (claimed, expected)) -> Iterator[Measurement]:
+            for prompt in scored:
+                yield from _same_gradient(prompt, lambda drawn, policy: pair[0](claim, drawn, policy), pair[1])
+
+        made.append(replace(abstract[name], name=f"model-{name}", tolerance=_GRADIENTS, check=check))
+
+    def check_weights(weights: Claim, *_: object) -> Iterator[Measurement]:
+        for prompt in scored:
+            _, upstream, gradient = _gradients(prompt, compared["top1-is-infonce"][1])
+            claimed = prompt.drawn.beta * weights(prompt.drawn.rewards())
+            yield _close(prompt, prompt.adapter_gradient(claimed), gradient, upstream)
+
+    made.append(
+        replace(
+            abstract["gradient-is-softmax"], name="model-gradient-is-softmax", tolerance=_GRADIENTS, check=check_weights
+        )
+    )
+    return tuple(made)
+
+
+def _first_two(drawn: Candidates) -> Candidates:
+    return Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
+
+
+def _gradients(prompt: Scored, loss: Claim) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss's value, its gradient in the log-probabilities, and in the adapter."""
+    policy = prompt.drawn.policy.clone().requires_grad_()
+    value = loss(prompt.drawn, policy)
+    (upstream,) = torch.autograd.grad(value.sum(), policy)
+    return value.detach(), upstream, prompt.adapter_gradient(upstream)
+
+
+def _same_gradient(prompt: Scored, claimed: Claim, expected: Claim) -> Iterator[Measurement]:
+    found, exact = (_gradients(prompt, loss) for loss in (claimed, expected))
+    yield compare(found[0], exact[0], prompt.drawn.condition() * prompt.drawn.policy.shape[1])
+    yield _close(prompt, found[2], exact[2], exact[1])
+
+
+def _close(prompt: Scored, found: Tensor, expected: Tensor, upstream: Tensor) -> Measurement:
+    condition = float((upstream[0].abs() * prompt.pulls).sum())
+    return Measurement(float((found - expected).norm()), ROUNDINGS * _UNIT32 * condition)

@@ -1,0 +1,153 @@
+"""A one-word answer: preferring a word moves the PromptEOL state along that word's output embedding."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sempa.kernels import token_logprobs
+from sempa.losses import dpo_loss, infonce_loss, positive_first
+from sempa.theory.statement import Claim, Measurement, Statement, compare
+
+_STATES, _WIDTH, _WORDS = 8, 12, 40
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Final states h `[n, D]`, output embeddings U `[V, D]`, and for each state a preferred and another word `[n]`.
+
+    `reference` `[n, 2]` holds the reference's log-probabilities of the two words.
+    """
+
+    hidden: Tensor
+    embeddings: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    reference: Tensor
+    beta: float
+
+    def condition(self) -> float:
+        """Σ_d |h_d u_d| at its largest, + log V: the terms that a logit and its normaliser add up."""
+        return float((self.hidden.abs() @ self.embeddings.abs().T).max()) * 2 + math.log(_WORDS) + _WORDS
+
+
+def draw_answers(generator: torch.Generator) -> Answers:
+    """States and embeddings of unit variance, words at random."""
+    hidden, embeddings = (
+        torch.randn(rows, _WIDTH, generator=generator, dtype=torch.float64) for rows in (_STATES, _WORDS)
+    )
+    words = torch.stack([torch.randperm(_WORDS, generator=generator)[:2] for _ in range(_STATES)])
+    reference = torch.randn(_STATES, 2, generator=generator, dtype=torch.float64) - 4
+    return Answers(hidden, embeddings, words[:, 0], words[:, 1], reference, beta=0.3)
+
+
+def _dpo_of_words(answers: Answers, hidden: Tensor, softcap: float | None = None) -> Tensor:
+    chosen, rejected = (
+        token_logprobs(hidden, answers.embeddings, words, softcap=softcap)
+        for words in (answers.chosen, answers.rejected)
+    )
+    return dpo_loss(chosen, rejected, *answers.reference.T, answers.beta)[0]
+
+
+def _check_words(loss_of_scores: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for _ in range(max(1, trials // 8)):
+        answers = draw_answers(generator)
+        hidden = answers.hidden.clone().requires_grad_()
+        logprobs = token_logprobs(hidden, answers.embeddings, answers.chosen)
+        (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
+        other = answers.hidden.clone().requires_grad_()
+        losses = loss_of_scores(answers, other)
+        (expected,) = torch.autograd.grad(losses.sum(), other)
+        width = float(answers.embeddings.abs().max())
+        yield compare(-logprobs, losses, answers.condition())
+        yield compare(-gradient, expected, answers.condition() * 2 * width)
+        # ∂ log π(w|x)/∂h = u_w − Σ_v p_v u_v: towards the word, away from what the model would say.
+        probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
+        pull = answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
+        yield compare(gradient, pull, answers.condition() * 2 * width)
+
+
+def _vocabulary_first(answers: Answers, hidden: Tensor, embeddings: Tensor) -> Tensor:
+    """`[n, V]` scores ⟨h, u_v⟩ with the chosen word in column 0."""
+    rows = [
+        torch.cat([row[word : word + 1], row[:word], row[word + 1 :]])
+        for row, word in zip(hidden @ embeddings.T, answers.chosen.tolist(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _check_moves(direction: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for _ in range(max(1, trials // 8)):
+        answers = draw_answers(generator)
+        hidden = answers.hidden.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(_dpo_of_words(answers, hidden).sum(), hidden)
+        condition = answers.condition() * 4 * float(answers.embeddings.abs().max()) * answers.beta
+        expected = direction(answers)
+        yield compare(gradient, expected, condition)
+        # A step against the gradient raises the preferred word's lead by η β σ(−m) ‖u_w − u_l‖².
+        apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
+        yield compare(
+            (-gradient * apart).sum(1), (-expected * apart).sum(1), condition * _WIDTH * float(apart.abs().max())
+        )
+
+
+def _along_the_difference(answers: Answers) -> Tensor:
+    apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
+    lead = (answers.hidden * apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
+    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * apart
+
+
+def _with_normaliser(answers: Answers) -> Tensor:
+    """As if the pull on the chosen word alone were what is left of it."""
+    probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
+    shifted = answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
+    apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
+    lead = (answers.hidden * apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
+    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * shifted
+
+
+def _capped(answers: Answers) -> Tensor:
+    hidden = answers.hidden.clone().requires_grad_()
+    return torch.autograd.grad(_dpo_of_words(answers, hidden, softcap=30.0).sum(), hidden)[0]
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+STATEMENTS = (
+    Statement(
+        name="one-word-is-infonce",
+        equation="linear head:  −log π(w|x) = InfoNCE(h, u_w; all u_v),  τ = 1;  ∂/∂h log π = u_w − Σ_v p_v u_v",
+        tolerance="64 ε × (2 max Σ_d |h_d u_d| + V + log V), times 2 max |u| for gradients",
+        claim=lambda answers, hidden: infonce_loss(_vocabulary_first(answers, hidden, answers.embeddings), 1.0),
+        controls={
+            "cosine in place of the inner product": lambda answers, hidden: infonce_loss(
+                _vocabulary_first(answers, _unit(hidden), _unit(answers.embeddings)), 1.0
+            ),
+            "τ = 1.01": lambda answers, hidden: infonce_loss(
+                _vocabulary_first(answers, hidden, answers.embeddings), 1.01
+            ),
+            "only the batch's words as negatives": lambda answers, hidden: infonce_loss(
+                positive_first(hidden @ answers.embeddings[answers.chosen].T), 1.0
+            ),
+        },
+        check=_check_words,
+    ),
+    Statement(
+        name="one-word-preference-moves-state",
+        equation="one-word DPO:  ∂ℓ/∂h = −β σ(−m) (u_w − u_l),  m = β[⟨h, u_w − u_l⟩ − log π_ref(w)/π_ref(l)]",
+        tolerance="64 ε × 4 β max |u| × (2 max Σ_d |h_d u_d| + V + log V), times D max |u_w − u_l| for the lead",
+        claim=_along_the_difference,
+        controls={
+            "the normaliser kept": _with_normaliser,
+            "a head with soft-capping": _capped,
+            "reference left out": lambda answers: _along_the_difference(
+                replace(answers, reference=torch.zeros_like(answers.reference))
+            ),
+        },
+        check=_check_moves,
+    ),
+)

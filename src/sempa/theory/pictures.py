@@ -1,0 +1,109 @@
+"""Four pictures of the theory: rounding, mutual information, many negatives, gradient weights."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sempa import plots
+from sempa.errors import SempaError
+from sempa.files import replace_atomically
+from sempa.losses import infonce_loss, plackett_luce_loss
+from sempa.theory.candidates import draw_candidates
+from sempa.theory.information import best_critic, draw_channel, hard_negatives
+from sempa.theory.sphere import uniform_sphere
+
+_COLOURS = (plots.BASE, plots.ALIGNED, "#009e73", "#cc79a7")
+_BATCH = 64
+
+
+def draw_all(folder: Path, seed: int) -> Iterator[Path]:
+    """Draw every picture into `folder` as PNG and yield the paths; raises `SempaError` without matplotlib."""
+    if not plots.available():
+        raise SempaError("--plot: needs the package matplotlib, which `pip install matplotlib` brings")
+    for name, draw in (
+        ("rounding", _rounding),
+        ("information", _information),
+        ("many_negatives", _many_negatives),
+        ("gradient_weights", _gradient_weights),
+    ):
+        figure, axes = plots.make_figure(1, 1, (5.6, 3.8))
+        draw(axes[0], torch.Generator().manual_seed(seed))
+        legend = axes[0].legend(frameon=False, fontsize=8)
+        legend.set_zorder(5)
+        path = folder / f"{name}.png"
+
+        def save(temporary: Path, figure: object = figure) -> None:
+            figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+
+        replace_atomically(path, save)
+        yield path
+
+
+def _rounding(axis: object, generator: torch.Generator) -> None:
+    sizes = [2**power - 1 for power in range(1, 11)]
+    errors: dict[torch.dtype, list[float]] = {torch.float32: [], torch.float64: []}
+    for size in sizes:
+        drawn = draw_candidates(generator, _BATCH, size)
+        for dtype, found in errors.items():
+            ranked = plackett_luce_loss(drawn.rewards().to(dtype), top=1)
+            contrastive = infonce_loss((drawn.policy - drawn.reference).to(dtype), 1 / drawn.beta)
+            found.append(float((ranked - contrastive).abs().max()))
+    for colour, (dtype, found) in zip(_COLOURS, errors.items(), strict=False):
+        name = str(dtype).removeprefix("torch.")
+        # A difference of exactly 0 has no place on a logarithmic axis: it is drawn at the unit roundoff of its row.
+        floor = torch.finfo(dtype).eps / 2
+        axis.loglog(sizes, [max(e, floor) for e in found], "o-", color=colour, markersize=3, label=name)
+        axis.axhline(floor, color=colour, linestyle=":", linewidth=1, label=f"ε of {name}")
+    axis.set_title("|Plackett–Luce top-1 − InfoNCE|, largest of 64 prompts (nats)")
+    axis.set_xlabel("negatives K")
+
+
+def _information(axis: object, generator: torch.Generator) -> None:
+    channel = draw_channel(generator)
+    sizes = [2**power for power in range(13)]
+    best, hard = best_critic(channel, channel.marginal), hard_negatives(channel)
+    for colour, label, critic, proposal in (
+        (_COLOURS[1], "best critic", best, channel.marginal),
+        (_COLOURS[0], "critic half as steep", best / 2, channel.marginal),
+        (_COLOURS[3], "hard negatives, their best critic", best_critic(channel, hard), hard),
+    ):
+        values = [float(channel.bound(critic, proposal, k)) for k in sizes]
+        axis.semilogx(sizes, values, "o-", color=colour, markersize=3, label=label)
+    information, divergence = float(channel.divergence(channel.marginal)), float(channel.divergence(hard))
+    axis.axhline(information, color="black", linewidth=1, label="I(x; y)")
+    axis.axhline(divergence, color=_COLOURS[3], linewidth=1, linestyle="--", label="E KL(p(y|x) ‖ q(y|x))")
+    axis.semilogx(sizes, [math.log(k + 1) for k in sizes], color="grey", linestyle=":", label="log(K + 1)")
+    axis.set_ylim(0, 1.25 * max(information, divergence))
+    axis.set_title("log(K + 1) − E InfoNCE (nats)")
+    axis.set_xlabel("negatives K")
+
+
+def _many_negatives(axis: object, generator: torch.Generator) -> None:
+    sizes = [4**power for power in range(1, 9)]
+    for colour, (dimension, temperature) in zip(_COLOURS, ((3, 0.5), (16, 0.25), (64, 0.2)), strict=False):
+        setting = uniform_sphere(dimension, temperature, 0.7)
+        limit = float(setting.alignment() + setting.uniformity())
+        gaps = [abs(setting.excess(k) - limit) for k in sizes]
+        axis.loglog(sizes, gaps, "o-", color=colour, markersize=3, label=f"{dimension} dimensions, τ = {temperature}")
+        axis.loglog(sizes, [abs(float(setting.next_order())) / k for k in sizes], ":", color=colour, linewidth=1)
+    axis.loglog(
+        sizes, [k**-0.5 for k in sizes], color="grey", linestyle="--", linewidth=1, label="K^(−1/2), what was proved"
+    )
+    axis.set_title("|E ℓ − log K − (alignment + uniformity)|, dotted: c/K (nats)")
+    axis.set_xlabel("negatives K")
+
+
+def _gradient_weights(axis: object, generator: torch.Generator) -> None:
+    margins = torch.linspace(-6, 8, 141, dtype=torch.float64)
+    for colour, negatives in zip(_COLOURS, (1, 4, 16, 64), strict=True):
+        # All negatives at 0, the positive at the margin: what pulls on the positive.
+        rewards = torch.zeros(len(margins), negatives + 1, dtype=torch.float64)
+        rewards[:, 0] = margins
+        rewards.requires_grad_()
+        (gradient,) = torch.autograd.grad(plackett_luce_loss(rewards, top=1).sum(), rewards)
+        label = "K = 1: σ(−margin), DPO" if negatives == 1 else f"K = {negatives}"
+        axis.plot(margins, -gradient[:, 0], color=colour, label=label)
+    axis.set_title("−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient")
+    axis.set_xlabel("reward margin r₀ − r_j (nats)")

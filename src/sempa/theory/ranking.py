@@ -1,0 +1,295 @@
+"""Finite K: DPO, Bradley–Terry, Plackett–Luce and InfoNCE are one family, in values, gradients and curvature."""
+
+from collections.abc import Iterator
+from itertools import permutations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
+from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
+from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds
+
+_ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for each derivative"
+# (K + 1)! orders are summed: 6! = 720.
+_ALL_ORDERS = (1, 2, 3, 5)
+
+
+def _derivatives(loss: Claim, policy: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values `[batch]`, gradient `[batch, K + 1]` and Hessian-vector product of a per-prompt loss of the policy."""
+    policy = policy.clone().requires_grad_()
+    values = loss(policy)
+    (gradient,) = torch.autograd.grad(values.sum(), policy, create_graph=True)
+    # A loss without curvature has a gradient that no longer depends on the policy.
+    curved = (gradient * direction).sum() + 0 * policy.sum()
+    (product,) = torch.autograd.grad(curved, policy)
+    return values.detach(), gradient.detach(), product
+
+
+def _same_loss(first: Claim, second: Claim, drawn: Candidates, generator: torch.Generator) -> Iterator[Measurement]:
+    """Compare two losses of the policy: values, gradients, Hessian-vector products."""
+    direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
+    condition = drawn.condition()
+    scales = (1.0, drawn.beta, drawn.beta**2 * 4 * float(direction.abs().max()))
+    derivatives = (_derivatives(loss, drawn.policy, direction) for loss in (first, second))
+    for found, expected, scale in zip(*derivatives, scales, strict=True):
+        yield compare(found, expected, condition * scale)
+
+
+def pair_loss(drawn: Candidates, policy: Tensor, rejected: int = 1) -> Tensor:
+    return dpo_loss(policy[:, 0], policy[:, rejected], drawn.reference[:, 0], drawn.reference[:, rejected], drawn.beta)[
+        0
+    ]
+
+
+def implicit_reward(drawn: Candidates, policy: Tensor) -> Tensor:
+    return drawn.with_policy(policy).rewards()
+
+
+def _check_bradley_terry(reward: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    drawn = draw_candidates(generator, trials, 1)
+
+    def dpo(policy: Tensor) -> Tensor:
+        return pair_loss(drawn, policy)
+
+    def bradley_terry(policy: Tensor) -> Tensor:
+        rewards = reward(drawn, policy)
+        # −log e^{r₀}/(e^{r₀} + e^{r₁}), as Bradley and Terry wrote it; the rewards here are far from overflow.
+        return -torch.log(rewards[:, 0].exp() / rewards.exp().sum(1))
+
+    def ranked(top: int | None) -> Claim:
+        return lambda policy: plackett_luce_loss(reward(drawn, policy), top=top)
+
+    for loss in (ranked(1), ranked(None)):
+        yield from _same_loss(loss, dpo, drawn, generator)
+    # In this form the two exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
+    spread = drawn.rewards()
+    stretch = float((spread[:, 0] - spread[:, 1]).abs().max().exp())
+    direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
+    plain, exact = (_derivatives(loss, drawn.policy, direction) for loss in (bradley_terry, dpo))
+    yield compare(plain[0], exact[0], drawn.condition() * stretch)
+    yield compare(plain[1], exact[1], drawn.condition() * stretch * drawn.beta)
+
+
+def _check_top1(contrastive: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+
+        def ranking(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
+            return plackett_luce_loss(implicit_reward(drawn, policy), top=1)
+
+        def infonce(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
+            return contrastive(drawn, policy)
+
+        yield from _same_loss(infonce, ranking, drawn, generator)
+
+
+def _infonce(drawn: Candidates, policy: Tensor) -> Tensor:
+    return infonce_loss(policy - drawn.reference, 1 / drawn.beta)
+
+
+def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
+    """`[batch, K]` DPO losses of the preferred response against each other one."""
+    return torch.stack([pair_loss(drawn, policy, k) for k in range(1, policy.shape[1])], 1)
+
+
+def _check_ranking(stages: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+
+        def ranking(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
+            return plackett_luce_loss(implicit_reward(drawn, policy))
+
+        def contrastive(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
+            return stages(policy - drawn.reference, 1 / drawn.beta)
+
+        yield from _same_loss(contrastive, ranking, drawn, generator)
+
+
+def _shrinking(scores: Tensor, temperature: float) -> Tensor:
+    return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
+
+
+def _not_shrinking(scores: Tensor, temperature: float) -> Tensor:
+    fronts = (torch.cat([scores[:, k : k + 1], scores[:, :k], scores[:, k + 1 :]], 1) for k in range(scores.shape[1]))
+    return sum(infonce_loss(front, temperature) for front in fronts)
+
+
+def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for negatives in _ALL_ORDERS:
+        drawn = draw_candidates(generator, max(1, trials // 8), negatives)
+        rewards, total, first = drawn.rewards(), 0.0, torch.zeros(1)
+        for order in permutations(range(negatives + 1)):
+            probability = likelihood(rewards[:, order])
+            total = total + probability
+            if order[0] == 0:
+                first = first + probability
+        yield compare(total, torch.ones_like(total), drawn.condition())
+        # The orders that begin with the best candidate make up the top-1 probability.
+        yield compare(first, torch.exp(-plackett_luce_loss(rewards, top=1)), drawn.condition())
+
+
+def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        prompt_term = 200 * torch.randn(trials, 1, generator=generator, dtype=torch.float64)
+        for top in (1, None):
+
+            def loss(policy: Tensor, drawn: Candidates = drawn, top: int | None = top) -> Tensor:
+                return plackett_luce_loss(implicit_reward(drawn, policy), top=top)
+
+            def moved(
+                policy: Tensor, drawn: Candidates = drawn, top: int | None = top, term: Tensor = prompt_term
+            ) -> Tensor:
+                extra, added = offset(drawn, policy, term)
+                return plackett_luce_loss(implicit_reward(drawn, policy) + extra, top=top) + added
+
+            condition = drawn.condition() + 2 * float(prompt_term.abs().max()) + 2 * float(drawn.lengths.max())
+            direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
+            plain, shifted = (_derivatives(f, drawn.policy, direction) for f in (loss, moved))
+            # A ranking of K + 1 has K stages, each with its own difference.
+            condition *= drawn.policy.shape[1] if top is None else 1
+            yield compare(shifted[0], plain[0], condition)
+            yield compare(shifted[1], plain[1], condition * drawn.beta)
+            # The direction along which all rewards rise together is flat.
+            yield compare(shifted[1].sum(1), torch.zeros(trials, dtype=torch.float64), condition * drawn.beta)
+
+
+def _check_gradient(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        rewards = drawn.rewards().requires_grad_()
+        (gradient,) = torch.autograd.grad(plackett_luce_loss(rewards, top=1).sum(), rewards)
+        yield compare(gradient, weights(rewards.detach()), drawn.condition())
+        if rewards.shape[1] == 2:
+            policy = drawn.policy.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(pair_loss(drawn, policy).sum(), policy)
+            margin = rewards[:, 0] - rewards[:, 1]
+            yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(-margin), drawn.condition())
+            yield compare(gradient / drawn.beta, weights(rewards.detach()), drawn.condition())
+
+
+def softmax_weights(rewards: Tensor) -> Tensor:
+    # numpy's extended precision: an oracle that shares no code with the losses.
+    wide = rewards.numpy().astype(np.longdouble)
+    wide = np.exp(wide - wide.max(1, keepdims=True))
+    weights = torch.from_numpy((wide / wide.sum(1, keepdims=True)).astype(np.float64))
+    weights[:, 0] -= 1
+    return weights
+
+
+def _even_weights(rewards: Tensor) -> Tensor:
+    weights = softmax_weights(rewards)
+    weights[:, 1:] = -weights[:, :1] / (rewards.shape[1] - 1)
+    return weights
+
+
+def _check_pairs(bounds: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        top1 = plackett_luce_loss(drawn.rewards(), top=1)
+        lower, upper = bounds(_pairwise(drawn, drawn.policy))
+        yield exceeds(lower, top1, drawn.condition())
+        yield exceeds(top1, upper, drawn.condition() * drawn.policy.shape[1])
+
+
+STATEMENTS = (
+    Statement(
+        name="bradley-terry",
+        equation="K = 1:  −log σ(r₀ − r₁) = −log e^{r₀}/(e^{r₀} + e^{r₁}),  r = β log π/π_ref",
+        tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
+        claim=implicit_reward,
+        controls={
+            "reference left out": lambda drawn, policy: drawn.beta * policy,
+            "log-probabilities averaged over tokens": lambda drawn, policy: (
+                implicit_reward(drawn, policy) / drawn.lengths
+            ),
+            "τ = β": lambda drawn, policy: implicit_reward(drawn, policy) / drawn.beta**2,
+        },
+        check=_check_bradley_terry,
+    ),
+    Statement(
+        name="top1-is-infonce",
+        equation="any K:  −log e^{r₀}/Σ_j e^{r_j} = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
+        tolerance=_ROUNDING,
+        claim=_infonce,
+        controls={
+            "τ = β": lambda drawn, policy: infonce_loss(policy - drawn.reference, drawn.beta),
+            "reference left out": lambda drawn, policy: infonce_loss(policy, 1 / drawn.beta),
+            "log-probabilities averaged over tokens": lambda drawn, policy: infonce_loss(
+                (policy - drawn.reference) / drawn.lengths, 1 / drawn.beta
+            ),
+            "sum of K pairwise DPO losses": lambda drawn, policy: _pairwise(drawn, policy).sum(1),
+        },
+        check=_check_top1,
+    ),
+    Statement(
+        name="ranking-is-shrinking-infonce",
+        equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
+        tolerance=_ROUNDING,
+        claim=_shrinking,
+        controls={
+            "candidates not taken away": _not_shrinking,
+            "mean over the places": lambda scores, temperature: _shrinking(scores, temperature) / scores.shape[1],
+            "worst first": lambda scores, temperature: _shrinking(-scores.flip(1), temperature),
+        },
+        check=_check_ranking,
+    ),
+    Statement(
+        name="orders-sum-to-one",
+        equation="Σ over all (K + 1)! orders of P(order) = 1;  Σ over those led by y₀ = e^{r₀}/Σ_j e^{r_j}",
+        tolerance=_ROUNDING,
+        claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
+        controls={
+            "candidates not taken away": lambda rewards: torch.exp(-_not_shrinking(rewards, 1.0)),
+            "sum of pairwise losses": lambda rewards: torch.exp(
+                -sum(
+                    torch.nn.functional.softplus(rewards[:, j] - rewards[:, i])
+                    for j in range(rewards.shape[1])
+                    for i in range(j)
+                )
+            ),
+        },
+        check=_check_orders,
+    ),
+    Statement(
+        name="prompt-terms-cancel",
+        equation="ℓ(r + c(x)) = ℓ(r) for any c(x), such as β log Z(x);  Σ_j ∂ℓ/∂r_j = 0",
+        tolerance="64 ε × (2 max β(|log π| + |log π_ref|) + 2 max |c| + 2 max length + K + 1)",
+        claim=lambda drawn, policy, term: (term, 0.0),
+        controls={
+            "a term that depends on y: 0.001 per token": lambda drawn, policy, term: (
+                term + 0.001 * drawn.lengths,
+                0.0,
+            ),
+            "each candidate under a prompt of its own": lambda drawn, policy, term: (
+                term + 0.01 * torch.arange(policy.shape[1]),
+                0.0,
+            ),
+            "an anchor of 0.01 NLL per token": lambda drawn, policy, term: (
+                term,
+                0.01 * nll_per_token(policy[:, 0], drawn.lengths[:, 0]),
+            ),
+        },
+        check=_check_offset,
+    ),
+    Statement(
+        name="gradient-is-softmax",
+        equation="∂ℓ/∂r_j = e^{r_j}/Σ_i e^{r_i} − 1[j = 0];  K = 1: −σ(−(r₀ − r₁))",
+        tolerance=_ROUNDING,
+        claim=softmax_weights,
+        controls={
+            "all negatives pushed alike": _even_weights,
+            "weights of a temperature 1 % off": lambda rewards: softmax_weights(1.01 * rewards),
+            "sign": lambda rewards: -softmax_weights(rewards),
+        },
+        check=_check_gradient,
+    ),
+    Statement(
+        name="pairs-bracket-top1",
+        equation="max_k DPO(y₀, y_k) ≤ −log e^{r₀}/Σ_j e^{r_j} ≤ Σ_k DPO(y₀, y_k)",
+        tolerance="64 ε × (K + 1)(2 max β(|log π| + |log π_ref|) + K + 1)",
+        claim=lambda pairwise: (pairwise.amax(1), pairwise.sum(1)),
+        controls={
+            "the mean of the pairs as upper bound": lambda pairwise: (pairwise.amax(1), pairwise.mean(1)),
+            "the sum of the pairs as lower bound": lambda pairwise: (pairwise.sum(1), pairwise.sum(1)),
+        },
+        check=_check_pairs,
+    ),
+)

@@ -1,0 +1,209 @@
+"""Many negatives on the sphere: InfoNCE tends to alignment plus uniformity (Wang and Isola 2020, Theorem 1)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from scipy.special import gammaln, ive, roots_jacobi
+from torch import Tensor
+
+from sempa.theory.log_sum import expected_infonce
+from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, rounding
+
+# K at which the limit is read off; each is followed by its double and its fourfold.
+_FAR = 1024
+_NODES = 96
+_POINTS = 12
+_GRID = 48
+_ROUNDING = "64 ε × (2/τ + log K + 30), the size of the integrals' terms"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Positives and negatives as seen from an anchor on the sphere, in weighted rows.
+
+    `positive` `[rows]` cosines of the positives; `cosines` `[rows, outcomes]` with `probabilities` those of a negative;
+    `weights` `[rows]`; `temperature` τ.
+    """
+
+    positive: Tensor
+    cosines: Tensor
+    probabilities: Tensor
+    weights: Tensor
+    temperature: float
+
+    def excess(self, negatives: int) -> float:
+        """E ℓ − log K in nats, for K negatives."""
+        scores = (x / self.temperature for x in (self.positive, self.cosines))
+        return float(expected_infonce(*scores, self.probabilities, self.weights, negatives)) - math.log(negatives)
+
+    def alignment(self) -> Tensor:
+        """−E[x · y⁺]/τ."""
+        return -(self.weights * self.positive).sum() / self.temperature
+
+    def uniformity(self) -> Tensor:
+        """E_x log E_y e^{x · y/τ}."""
+        return (self.weights * self._potential().log()).sum()
+
+    def next_order(self) -> Tensor:
+        """c in E ℓ − log K = alignment + uniformity + c/K + O(K⁻²): E[e^{s₀}/μ − Var(e^{s})/2μ²], μ = E e^{s}."""
+        mean = self._potential()
+        second = (self.probabilities * (2 * self.cosines / self.temperature).exp()).sum(1)
+        own = (self.positive / self.temperature).exp() / mean
+        return (self.weights * (own - (second / mean**2 - 1) / 2)).sum()
+
+    def condition(self, negatives: int) -> float:
+        """Size of the terms that `excess` adds up."""
+        return 2 / self.temperature + math.log(negatives) + 30
+
+    def _potential(self) -> Tensor:
+        return (self.probabilities * (self.cosines / self.temperature).exp()).sum(1)
+
+
+def uniform_sphere(dimension: int, temperature: float, positive: float) -> Setting:
+    """Negatives uniform on the sphere in `dimension` ≥ 3, positives at a fixed cosine, by Gauss–Jacobi quadrature.
+
+    The cosine t to a uniform point has density ∝ (1 − t²)^{(d − 3)/2}; every anchor sees the same.
+    """
+    nodes, weights = roots_jacobi(_NODES, (dimension - 3) / 2, (dimension - 3) / 2)
+    cosines, probabilities = (torch.from_numpy(x)[None] for x in (nodes, weights / weights.sum()))
+    one = torch.ones(1, dtype=torch.float64)
+    return Setting(positive * one, cosines, probabilities, one, temperature)
+
+
+def log_potential(dimension: int, temperature: float) -> float:
+    """log E_y e^{x · y/τ} for y uniform on the sphere: log[Γ(d/2) (2τ)^{d/2 − 1} I_{d/2 − 1}(1/τ)]."""
+    order = dimension / 2 - 1
+    return float(
+        gammaln(dimension / 2)
+        + order * math.log(2 * temperature)
+        + math.log(ive(order, 1 / temperature))
+        + 1 / temperature
+    )
+
+
+def scattered_points(generator: torch.Generator, temperature: float) -> Setting:
+    """Points on the sphere with unequal weights; a positive is drawn the more often the nearer it is."""
+    points = torch.randn(_POINTS, 3, generator=generator, dtype=torch.float64)
+    points /= points.norm(dim=1, keepdim=True)
+    weights = torch.rand(_POINTS, generator=generator, dtype=torch.float64).softmax(0)
+    cosines = points @ points.T
+    joint = weights[:, None] * (4 * cosines).softmax(1)
+    return Setting(
+        cosines.flatten(),
+        cosines.repeat_interleave(_POINTS, 0),
+        weights.expand(_POINTS**2, -1),
+        joint.flatten(),
+        temperature,
+    )
+
+
+def _settings(generator: torch.Generator) -> Iterator[Setting]:
+    yield uniform_sphere(3, 0.5, 0.8)
+    yield uniform_sphere(16, 0.25, 0.7)
+    yield scattered_points(generator, 0.5)
+
+
+def _check_limit(limit: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for setting in _settings(generator):
+        # Twice the value at 2K minus that at K: the 1/K term drops out, a K⁻² term is left.
+        values = [setting.excess(k) for k in (_FAR, 2 * _FAR, 4 * _FAR)]
+        before, after = (2 * more - fewer for fewer, more in pairwise(values))
+        # Each extrapolation weighs rounded values by 2 and 1.
+        tolerance = abs(after - before) + 3 * rounding(setting.condition(4 * _FAR))
+        yield Measurement(abs(after - float(limit(setting))), tolerance)
+    for dimension, temperature in ((3, 0.5), (16, 0.25), (64, 0.1)):
+        setting = uniform_sphere(dimension, temperature, 1.0)
+        found = torch.tensor(log_potential(dimension, temperature), dtype=torch.float64)
+        yield compare(found, limit(setting) - setting.alignment(), setting.condition(1))
+
+
+def _check_rate(deviation: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for setting in _settings(generator):
+        limit = float(setting.alignment() + setting.uniformity())
+
+        def missed(negatives: int, setting: Setting = setting, limit: float = limit) -> float:
+            actual = setting.excess(negatives) - limit
+            return abs(actual - float(deviation(setting, negatives))) / abs(actual)
+
+        yield Measurement(missed(4 * _FAR), missed(_FAR) / 3)
+
+
+def _check_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    angles = torch.arange(_GRID, dtype=torch.float64) * (2 * math.pi / _GRID)
+    cosines = torch.cos(angles[:, None] - angles)
+    for temperature in (0.1, 0.5, 2.0):
+
+        def uniformity(weights: Tensor, temperature: float = temperature) -> Tensor:
+            probabilities = weights.expand(_GRID, -1)
+            return Setting(weights, cosines, probabilities, weights, temperature).uniformity()
+
+        lowest = uniformity(best(_GRID))
+        for spread in torch.linspace(0.1, 4, max(8, trials)):
+            weights = (spread * torch.randn(_GRID, generator=generator, dtype=torch.float64)).softmax(0)
+            yield exceeds(lowest, uniformity(weights), 1 / temperature + 1)
+
+
+def _even(size: int) -> Tensor:
+    return torch.full((size,), 1 / size, dtype=torch.float64)
+
+
+def _antipodal(size: int) -> Tensor:
+    weights = torch.zeros(size, dtype=torch.float64)
+    weights[0] = weights[size // 2] = 0.5
+    return weights
+
+
+def _half_circle(size: int) -> Tensor:
+    weights = torch.zeros(size, dtype=torch.float64)
+    weights[: size // 2] = 2 / size
+    return weights
+
+
+def _mean_similarity(setting: Setting) -> Tensor:
+    return setting.alignment() + (setting.weights * (setting.probabilities * setting.cosines).sum(1)).sum() / (
+        setting.temperature
+    )
+
+
+def _tempered(setting: Setting) -> Tensor:
+    mean = (setting.probabilities * setting.cosines.exp()).sum(1)
+    return setting.alignment() + (setting.weights * mean.log()).sum()
+
+
+STATEMENTS = (
+    Statement(
+        name="alignment-uniformity",
+        equation="K → ∞:  E ℓ − log K → −E[x·y⁺]/τ + E_x log E_y e^{x·y/τ}  (alignment + uniformity)",
+        tolerance="what Richardson's extrapolation still moves by from K = 2,048 to 4,096, + 3 × " + _ROUNDING,
+        claim=lambda setting: setting.alignment() + setting.uniformity(),
+        controls={
+            "mean similarity in place of log-mean-exp": _mean_similarity,
+            "τ left out of the uniformity": _tempered,
+            "alignment counted twice": lambda setting: 2 * setting.alignment() + setting.uniformity(),
+            "limit 0.1 % off": lambda setting: 1.001 * (setting.alignment() + setting.uniformity()),
+        },
+        check=_check_limit,
+    ),
+    Statement(
+        name="alignment-uniformity-rate",
+        equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/2μ²]: faster than O(K^{−1/2})",
+        tolerance="the share that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
+        claim=lambda setting, negatives: setting.next_order() / negatives,
+        controls={
+            "rate K^{−1/2}": lambda setting, negatives: setting.next_order() / math.sqrt(_FAR * negatives),
+            "c 1 % off": lambda setting, negatives: 1.01 * setting.next_order() / negatives,
+        },
+        check=_check_rate,
+    ),
+    Statement(
+        name="uniform-is-most-uniform",
+        equation="E_x log E_y e^{x·y/τ} is smallest for the uniform distribution (on a circle of 48 places)",
+        tolerance="64 ε × (1/τ + 1)",
+        claim=_even,
+        controls={"two opposite points": _antipodal, "one half of the circle": _half_circle},
+        check=_check_uniform,
+    ),
+)

@@ -1,0 +1,114 @@
+"""A statement of the theory, the check that measures it, and the wrong neighbours that the same check must reject."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+# Half the distance between 1 and the next float64: what one rounding costs, relatively.
+UNIT = torch.finfo(torch.float64).eps / 2
+# Two computations of one quantity, each some roundings deep, may differ by this many units times the condition.
+ROUNDINGS = 64.0
+
+Claim = Callable
+"""The part of a statement that may be wrong, as a function; its arguments are the check's own."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity compared: the largest absolute error found and the largest that the statement allows."""
+
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """True when the error is within the tolerance; an error that is no number never is."""
+        return self.error <= self.tolerance
+
+    @property
+    def ratio(self) -> float:
+        """Error in units of the tolerance; infinite when it is no number."""
+        return self.error / self.tolerance if math.isfinite(self.error) and self.tolerance > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim, its neighbours that are wrong by a little, and one check for them all."""
+
+    name: str
+    equation: str
+    tolerance: str
+    claim: Claim
+    controls: Mapping[str, Claim]
+    check: Callable[[Claim, torch.Generator, int], Iterable[Measurement]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check found: the measurement nearest to failing, and which controls it rejected."""
+
+    statement: Statement
+    worst: Measurement
+    measurements: int
+    controls_rejected: Mapping[str, bool]
+
+    @property
+    def control_rejected(self) -> bool:
+        """True when every control was rejected: the check has power."""
+        return all(self.controls_rejected.values())
+
+    @property
+    def passed(self) -> bool:
+        """True when the statement holds and every control was rejected."""
+        return self.worst.holds and self.control_rejected
+
+    def as_dict(self) -> dict[str, object]:
+        """The verdict for a JSON file."""
+        return {
+            "name": self.statement.name,
+            "equation": self.statement.equation,
+            "tolerance_from": self.statement.tolerance,
+            "measurements": self.measurements,
+            "max_error": self.worst.error,
+            "tolerance": self.worst.tolerance,
+            "passed": self.passed,
+            "control_rejected": self.control_rejected,
+            "controls": dict(self.controls_rejected),
+        }
+
+
+def verify(statement: Statement, seed: int, trials: int) -> Verdict:
+    """Check a statement and its controls on the same random draws."""
+    measurements = _measure(statement, statement.claim, seed, trials)
+    rejected = {
+        what: not all(m.holds for m in _measure(statement, wrong, seed, trials))
+        for what, wrong in statement.controls.items()
+    }
+    return Verdict(statement, max(measurements, key=lambda m: m.ratio), len(measurements), rejected)
+
+
+def _measure(statement: Statement, claim: Claim, seed: int, trials: int) -> list[Measurement]:
+    generator = torch.Generator().manual_seed(seed)
+    measurements = list(statement.check(claim, generator, trials))
+    if not measurements:
+        raise ValueError(f"statement {statement.name!r} measured nothing")
+    return measurements
+
+
+def rounding(condition: torch.Tensor | float) -> float:
+    """The tolerance of a quantity that feels its inputs' roundings `condition` times: ROUNDINGS · ε · condition."""
+    return ROUNDINGS * UNIT * float(torch.as_tensor(condition).max())
+
+
+def compare(found: torch.Tensor, expected: torch.Tensor, condition: torch.Tensor | float) -> Measurement:
+    """Largest absolute difference, against the roundings of a quantity of this condition number."""
+    return Measurement(float((found.detach() - expected.detach()).abs().max()), rounding(condition))
+
+
+def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: torch.Tensor | float) -> Measurement:
+    """How far `smaller ≤ larger` is violated, against the roundings of a quantity of this condition number."""
+    excess = (smaller - larger).detach()
+    error = math.nan if excess.isnan().any() else max(0.0, float(excess.max()))
+    return Measurement(error, rounding(condition))

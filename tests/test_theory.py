@@ -1,0 +1,180 @@
+"""The theory program: every statement holds, every control fails, and a broken loss turns a named statement red."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from sempa import losses, theory, verify_theory
+from sempa.losses import infonce, plackett_luce
+from sempa.theory import log_sum, sphere
+from sempa.theory.statement import Measurement, Statement, verify
+
+BY_NAME = {statement.name: statement for statement in theory.ALL}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_statement_holds_and_its_check_has_power(name):
+    verdict = verify(BY_NAME[name], seed=11, trials=16)
+    assert verdict.worst.holds, verdict.worst
+    assert verdict.controls_rejected
+    assert verdict.control_rejected, verdict.controls_rejected
+
+
+# What is broken, in which file, and the statement that must notice.
+MUTANTS = [
+    (infonce, "(negatives - positive)", "(positive - negatives)", "top1-is-infonce"),
+    (infonce, "/ temperature", "* temperature", "top1-is-infonce"),
+    (infonce, "torch.logaddexp(against, torch.zeros_like(against))", "against", "ranking-is-shrinking-infonce"),
+    (infonce, "margins.logsumexp(1)", "margins.logsumexp(1) * 0.999", "one-word-is-infonce"),
+    (plackett_luce, "- chosen[:, :, None]", "+ chosen[:, :, None]", "gradient-is-softmax"),
+    (plackett_luce, ".triu()", ".tril()", "orders-sum-to-one"),
+    (plackett_luce, ".sum(1)\n\n\ndef", ".mean(1)\n\n\ndef", "ranking-is-shrinking-infonce"),
+    (plackett_luce, "logsumexp(2)", "amax(2)", "gumbel-choice"),
+    (
+        losses.dpo,
+        "beta * (chosen_log_ratio - rejected_log_ratio)",
+        "chosen_log_ratio - rejected_log_ratio",
+        "bradley-terry",
+    ),
+    (losses.dpo, "policy_chosen - reference_chosen", "policy_chosen", "one-word-preference-moves-state"),
+]
+
+
+@pytest.mark.parametrize(("module", "right", "wrong", "name"), MUTANTS)
+def test_a_broken_loss_turns_the_statement_red(module, right, wrong, name, monkeypatch):
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    assert source.count(right) >= 1
+    space = {"__name__": module.__name__}
+    exec(compile(source.replace(right, wrong), module.__file__, "exec"), space)
+    for part in ("ranking", "choice", "optimum", "one_word"):
+        for function in ("infonce_loss", "plackett_luce_loss", "dpo_loss"):
+            if function in space and hasattr(getattr(theory, part), function):
+                monkeypatch.setattr(getattr(theory, part), function, space[function])
+    assert not verify(BY_NAME[name], seed=0, trials=8).worst.holds
+
+
+def test_a_check_that_finds_no_number_or_nothing_does_not_pass():
+    def statement(measurements):
+        return Statement("s", "e", "t", None, {"c": None}, lambda *_: measurements)
+
+    assert not verify(statement([Measurement(math.nan, 1.0)]), 0, 1).passed
+    # A control that is not rejected is a failure too.
+    blind = verify(statement([Measurement(0.0, 1.0)]), 0, 1)
+    assert blind.worst.holds
+    assert not blind.passed
+    assert not blind.as_dict()["control_rejected"]
+    with pytest.raises(ValueError, match="measured nothing"):
+        verify(statement([]), 0, 1)
+
+
+@pytest.mark.parametrize("draws", [0, 1, 2, 5])
+def test_the_expected_logarithm_of_a_sum_is_that_of_enumeration(draws):
+    generator = torch.Generator().manual_seed(3)
+    values = (3 * torch.randn(2, 3, generator=generator, dtype=torch.float64)).exp()
+    values[1, 2] = 0
+    probabilities = torch.randn(2, 3, generator=generator, dtype=torch.float64).softmax(1)
+    fixed = torch.tensor([0.7, 1e-4], dtype=torch.float64)
+    found = log_sum.expected_log_sum(fixed, values, probabilities, draws)
+    for row in range(2):
+        expected = 0.0
+        for outcome in product(range(3), repeat=draws):
+            chance = math.prod(probabilities[row, j].item() for j in outcome)
+            expected += chance * math.log(fixed[row].item() + sum(values[row, j].item() for j in outcome))
+        assert found[row].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_mean_of_chance_hits_agrees_with_the_binomial_sum():
+    negatives, share = 40, 0.03
+    found = log_sum.expected_log_sum(
+        *(torch.tensor(x, dtype=torch.float64) for x in ([1.0], [[1.0, 0.0]], [[share, 1 - share]])), negatives
+    )
+    expected = sum(
+        math.comb(negatives, hits) * share**hits * (1 - share) ** (negatives - hits) * math.log(1 + hits)
+        for hits in range(negatives + 1)
+    )
+    assert found.item() == pytest.approx(expected, abs=1e-13)
+
+
+def test_the_uniform_sphere_has_the_moments_of_a_coordinate():
+    for dimension in (3, 8, 50):
+        setting = sphere.uniform_sphere(dimension, 1.0, 0.5)
+        second = (setting.probabilities * setting.cosines**2).sum().item()
+        assert second == pytest.approx(1 / dimension, rel=1e-12)
+
+
+def test_the_program_prints_a_table_and_exits_with_zero(capsys):
+    assert verify_theory.main(["--statement", "bradley-terry", "--statement", "one-word-is-infonce"]) == 0
+    text = capsys.readouterr().out
+    assert "2 of 2 statements hold" in text
+    assert "rejected: reference left out" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_false_statement_exits_with_one_and_is_named(capsys, monkeypatch):
+    false = Statement("false", "1 = 2", "none", None, {"c": None}, lambda *_: [Measurement(1.0, 0.5)])
+    monkeypatch.setattr(theory, "ALL", (false,))
+    assert verify_theory.main([]) == 1
+    out = capsys.readouterr().out
+    assert "FAILS" in out
+    assert "not ≤ 0.5" in out
+
+
+def test_a_check_without_power_exits_with_one_and_says_so(capsys, monkeypatch):
+    blind = Statement("blind", "1 = 1", "none", None, {"nothing": None}, lambda *_: [Measurement(0.0, 0.5)])
+    monkeypatch.setattr(theory, "ALL", (blind,))
+    assert verify_theory.main([]) == 1
+    out = capsys.readouterr().out
+    assert "NO POWER" in out
+    assert "NOT REJECTED: nothing" in out
+
+
+def test_json_holds_every_verdict(capsys, tmp_path):
+    assert verify_theory.main(["--statement", "regularised-reward", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (statement,) = report["statements"]
+    assert {"name", "equation", "max_error", "tolerance", "passed", "control_rejected"} <= set(statement)
+    assert statement["passed"] is True
+    assert 0 < statement["max_error"] <= statement["tolerance"]
+    path = tmp_path / "theory.json"
+    assert verify_theory.main(["--statement", "regularised-reward", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["statements"] == report["statements"]
+    # Other instances, other rounding errors.
+    assert verify_theory.main(["--statement", "regularised-reward", "--seed", "5", "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["statements"][0]["max_error"] != statement["max_error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--statement", "bradly-terry"], "found 'bradly-terry', did you mean 'bradley-terry'?"),
+        (["--statement", "model-bradley-terry"], "the model- statements need --model"),
+        (["--trials", "0"], "--trials: found 0, expected at least 1"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(arguments, message, capsys):
+    assert verify_theory.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_pictures_are_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert verify_theory.main(["--statement", "bradley-terry", "--plot", str(tmp_path / "pictures")]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert drawn == ["gradient_weights.png", "information.png", "many_negatives.png", "rounding.png"]
+    assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_the_statements_hold_on_a_models_own_sentences_and_adapter(tiny_folder, capsys):
+    wanted = ["bradley-terry", "top1-is-infonce", "ranking-is-shrinking-infonce", "gradient-is-softmax"]
+    names = [part for name in wanted for part in ("--statement", f"model-{name}")]
+    assert verify_theory.main(["--model", str(tiny_folder), *names, "--json"]) == 0
+    statements = json.loads(capsys.readouterr().out)["statements"]
+    assert [statement["name"] for statement in statements] == [f"model-{name}" for name in wanted]
+    assert all(all(statement["controls"].values()) for statement in statements)
