@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sempa.data import Triplet
+
+# No test judges time: a busy machine must not turn one red.
+settings.register_profile("sempa", deadline=None)
+settings.load_profile("sempa")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHATML = (

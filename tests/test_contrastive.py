@@ -230,7 +230,7 @@ def test_bad_temperatures_ranks_and_places_are_refused_with_what_was_found():
         plackett_luce_loss(scores, top=0)
     with pytest.raises(ValueError, match=r"integer ranks of shape \(1, 3\), found torch.int64 \(1, 2\)"):
         plackett_luce_loss(scores, ranks=torch.tensor([[0, 1]]))
-    with pytest.raises(ValueError, match="found torch.float32"):
+    with pytest.raises(ValueError, match=r"found torch\.float32"):
         plackett_luce_loss(scores, ranks=torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"candidates >= batch\], found \(3, 2\)"):
         positive_first(torch.zeros(3, 2))

@@ -118,7 +118,7 @@ def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
     assert calls == [(len(packed.row.tokens), 4, 8)] * 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(items=preferences, row_tokens=st.integers(1, 40))
 def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens):
     rows = pack_preferences(items, range(len(items)), row_tokens)
@@ -137,7 +137,7 @@ def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens)
                 assert [packed.row.positions[i] for i in seen] == list(range(len(seen)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences=st.lists(token_lists, min_size=1, max_size=8))
 def test_packed_sentences_see_exactly_themselves(sequences):
     row, ends = pack_sentences(sequences)
@@ -153,7 +153,7 @@ def test_bins_hold_everything_once_and_overflow_only_alone(sizes, capacity):
     assert all(len(b) == 1 or sum(sizes[i] for i in b) <= capacity for b in bins)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     prefix=st.integers(0, 4),
     sizes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=5),

@@ -60,7 +60,7 @@ def test_numerical_differentiation_agrees_with_the_backward_pass(softcap):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 9),
     width=st.integers(1, 8),

@@ -92,7 +92,7 @@ def test_columns_are_found_by_name_among_others(tmp_path):
     assert texts(read_triplets(path)[0]) == [["maybe", "yes", "no"]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=TRIPLETS, form=st.sampled_from([",", "\t", "jsonl", "escaped jsonl"]), compress=st.booleans())
 def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_path_factory, rows, form, compress):
     def one_line(text):
@@ -115,7 +115,7 @@ def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_
     assert counts.kept + counts.same + counts.duplicates == counts.rows == len(rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=st.lists(st.tuples(*[st.text(st.sampled_from('ab",\n'), min_size=1)] * 3), min_size=1, max_size=8))
 def test_line_numbers_are_physical_even_where_fields_hold_line_feeds(tmp_path_factory, rows):
     begins, text = [], as_csv([HEADER], end="\n")
@@ -402,7 +402,7 @@ def test_a_file_without_a_usable_triplet_is_refused(tmp_path):
     assert "no usable triplet: 0 triplets from 2 rows; 1 row without a gold label; 1 premise without" in message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     head=st.sampled_from(
         [b"", b"sent0,sent1,hard_neg\n", b"sentence1\tsentence2\tgold_label\n", b"\x1f\x8b\x08\0", b"{"]
