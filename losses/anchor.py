@@ -10,8 +10,8 @@ def nll_per_token(policy_chosen: Tensor, chosen_tokens: Tensor) -> Tensor:
     2024, arXiv 2410.08847). Adding this term, as Pang et al. 2024 do (arXiv 2404.19733, Eq. 1), holds the chosen one.
 
     Args:
-        policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats, summed over tokens.
-        chosen_tokens: `[batch]` number of response tokens, at least 1 each.
+        policy_chosen: `[batch]` log-probabilities of the chosen responses in nats, summed over the tokens that count.
+        chosen_tokens: `[batch]` how many tokens that is, at least 1 each.
 
     Returns:
         `[batch]` nats per token.

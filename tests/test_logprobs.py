@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sempa.logprobs import scale_for_head, sentence_logprobs
+from sempa.logprobs import response_logprobs, scale_for_head, sentence_logprobs, sum_by_response
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
 from sempa.models import load_base
 from sempa.packing import pack_preferences
@@ -82,3 +82,22 @@ def test_architectures_that_scale_their_logits_are_honoured(tiny_llama, name, va
         setattr(tiny_llama.config, name, value)
     hidden = torch.ones(2, 3)
     torch.testing.assert_close(scale_for_head(tiny_llama, hidden), hidden * factor)
+
+
+def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
+    preferences = [
+        Preference([5, 6], ([7, 8, 9, 2, 1], [4, 2, 1]), closing=2),
+        Preference([5, 3], ([7, 2, 1], [4, 4, 2, 1]), closing=2),
+    ]
+    (packed,) = pack_preferences(preferences, [0, 1], 100)
+    answer = packed.answer.float()
+    counts = dict(zip(packed.examples, sum_by_response(answer, packed).tolist(), strict=True))
+    assert counts == {0: [3, 1], 1: [1, 2]}
+    whole = response_logprobs(tiny_llama, packed)
+    torch.testing.assert_close(sum_by_response(whole, packed), sentence_logprobs(tiny_llama, packed))
+    # The sum over the answer alone is that of the sequences without their closing tokens.
+    open_ended = [Preference(p.prompt, tuple(r[:-2] for r in p.responses)) for p in preferences]
+    (shorter,) = pack_preferences(open_ended, [0, 1], 100)
+    own = dict(zip(packed.examples, sum_by_response(whole * answer, packed), strict=True))
+    for example, expected in zip(shorter.examples, sentence_logprobs(tiny_llama, shorter), strict=True):
+        torch.testing.assert_close(own[example], expected)

@@ -16,6 +16,7 @@ from sempa.prompts import (
     clean_sentence,
     common_prefix,
     encode_one_word,
+    encode_responses,
     encode_texts,
     encode_triplet,
     render_conversation,
@@ -64,6 +65,9 @@ def test_the_response_is_the_answer_with_its_end_of_turn_and_nothing_of_the_prom
     text = tokenizer.decode(preference.responses[0])
     assert text.lstrip(" ") == TRIPLET.chosen + FAMILIES[name][2]
     assert tokenizer.eos_token_id in preference.responses[0]
+    for answer, response in zip((TRIPLET.chosen, TRIPLET.rejected), preference.responses, strict=True):
+        assert tokenizer.decode(response[: -preference.closing]).strip(" ") == answer
+        assert tokenizer.decode(response[-preference.closing :]) == FAMILIES[name][2]
     generation = tokenizer.apply_chat_template(turns(name, "")[:-1], tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(preference.prompt).rstrip(" ") == generation.rstrip(" ")
 
@@ -152,3 +156,9 @@ def test_the_common_prefix_is_common_and_cannot_be_longer(first, second):
     n = common_prefix(first, second)
     assert first[:n] == second[:n]
     assert n == min(len(first), len(second)) or first[n] != second[n]
+
+
+def test_an_answer_keeps_a_token_of_its_own_even_when_it_looks_like_the_templates_end():
+    tokenizer = make_tokenizer()
+    preference = encode_responses(tokenizer, "A man sits.", ["<|im_end|>\n", "<|im_end|>\n"])
+    assert all(len(response) > preference.closing for response in preference.responses)

@@ -189,13 +189,16 @@ def test_a_step_is_the_plain_dpo_step_of_autograd(tiny_folder, triplets, tmp_pat
     def logprob(prompt, response):
         logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
         places = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
-        return logits[places, torch.tensor(response)].sum()
+        return logits[places, torch.tensor(response)]
 
     total = 0.0
     for p in preferences:
-        chosen, rejected = (logprob(p.prompt, r) for r in p.responses)
+        by_token = [logprob(p.prompt, r) for r in p.responses]
+        chosen, rejected = (logprobs.sum() for logprobs in by_token)
+        # The anchor holds the answer, not the end of turn.
+        own = by_token[0][: -p.closing]
         loss = dpo_loss(chosen[None], rejected[None], chosen[None].detach(), rejected[None].detach(), config.beta)[0]
-        total = total + (loss[0] - config.anchor * chosen / len(p.responses[0])) / len(preferences)
+        total = total + (loss[0] - config.anchor * own.mean()) / len(preferences)
     total.backward()
     torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0).step()
@@ -233,14 +236,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
 ):
     from sempa import training
 
-    real, calls = training.sentence_logprobs, []
+    real, calls = training.response_logprobs, []
 
     def poisoned(model, row):
         calls.append(1)
         result = real(model, row)
         return result * math.nan if len(calls) >= 6 else result
 
-    monkeypatch.setattr(training, "sentence_logprobs", poisoned)
+    monkeypatch.setattr(training, "response_logprobs", poisoned)
     with pytest.raises(SempaError) as caught:
         setting(epochs=9.0, eval_every=1, row_tokens=4096)
     message = str(caught.value)

@@ -100,7 +100,7 @@ class PreferenceRow:
 
     `examples` `[n]` are the caller's indices, `lines` their lines in the file; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
-    `lengths` `[n, responses]` counts tokens.
+    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
     """
 
     row: Row
@@ -110,6 +110,7 @@ class PreferenceRow:
     target: Tensor
     owner: Tensor
     lengths: Tensor
+    answer: Tensor
 
 
 def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
@@ -164,6 +165,7 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
     source: list[int] = []
     target: list[int] = []
     owner: list[int] = []
+    answer: list[bool] = []
     lengths = []
     for place, index in enumerate(members):
         preference = preferences[index]
@@ -175,7 +177,8 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
             target += response
             owner += [place * len(preference.responses) + k] * len(response)
+            answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
     lines = tuple(preferences[index].line for index in members)
-    return PreferenceRow(row, tuple(members), lines, *tensors, torch.tensor(lengths))
+    return PreferenceRow(row, tuple(members), lines, *tensors, torch.tensor(lengths), torch.tensor(answer))

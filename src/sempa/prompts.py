@@ -16,11 +16,15 @@ EOL_PREFIX, EOL_SUFFIX = 'This sentence : "', '" means in one word:"'
 
 @dataclass(frozen=True)
 class Preference:
-    """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k."""
+    """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k.
+
+    The last `closing` ids of every response are the template's (end of turn), not the answer's.
+    """
 
     prompt: list[int]
     responses: tuple[list[int], ...]
     line: int = 0
+    closing: int = 0
 
 
 def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Preference:
@@ -39,15 +43,20 @@ def encode_responses(
     """
     user = PARAPHRASE.format(sentence=sentence)
     prompt = render_prompt(tokenizer, user)
-    texts = [prompt, *(render_conversation(tokenizer, user, response) for response in responses)]
-    prompt_ids, *whole_ids = encode_texts(tokenizer, texts)
+    wholes = [render_conversation(tokenizer, user, response) for response in responses]
+    # What the template puts behind an answer (some templates strip the answer's own blanks).
+    closing = wholes[0].rpartition(responses[0].strip())[2]
+    prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     if shared == 0:
         raise SempaError(
             "chat template: the prompt's rendering and the conversation's share no first token, "
             "so the response's boundary cannot be found"
         )
-    return Preference(whole_ids[0][:shared], tuple(whole[shared:] for whole in whole_ids), line)
+    answers = tuple(whole[shared:] for whole in whole_ids)
+    # Something of every answer stays its own.
+    ends = (min(common_prefix(closing_ids[::-1], answer[::-1]), len(answer) - 1) for answer in answers)
+    return Preference(whole_ids[0][:shared], answers, line, min(ends))
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:

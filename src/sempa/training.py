@@ -16,7 +16,7 @@ from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, write_atomic
-from sempa.logprobs import sentence_logprobs
+from sempa.logprobs import response_logprobs, sum_by_response
 from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.losses import dpo_loss, nll_per_token
 from sempa.models import BaseModel
@@ -65,7 +65,7 @@ def train(
         for step in range(state["step"], total):
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            record = _train_step(config, model, optimizer, reference, batch, step, total)
+            record = train_step(config, model, optimizer, reference, batch, step, total)
             rate = progress(step + 1, record, sum(len(row.examples) for row in batch))
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
             metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
@@ -107,7 +107,7 @@ def learning_rate(config: Config, step: int, total: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
 
 
-def _train_step(
+def train_step(
     config: Config,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -124,11 +124,14 @@ def _train_step(
     sums = dict.fromkeys(_STEP_METRICS, 0.0)
     for row in batch:
         reference_chosen, reference_rejected = reference(row).unbind(1)
-        policy_chosen, policy_rejected = sentence_logprobs(model, row).unbind(1)
+        logprobs = response_logprobs(model, row)
+        policy_chosen, policy_rejected = sum_by_response(logprobs, row).unbind(1)
         losses, chosen_rewards, rejected_rewards = dpo_loss(
             policy_chosen, policy_rejected, reference_chosen, reference_rejected, config.beta
         )
-        nll = nll_per_token(policy_chosen, row.lengths[:, 0].to(policy_chosen.device))
+        # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
+        answer = row.answer.to(logprobs)
+        nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
         losses = losses + config.anchor * nll
         (losses.sum() / size).backward()
         margins = chosen_rewards - rejected_rewards

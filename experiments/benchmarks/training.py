@@ -1,0 +1,184 @@
+"""Training triplets/s and memory: sempa against TRL's DPOTrainer with PEFT, and a step against its forward pass."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import race
+import torch
+
+from sempa.captions import make_triplets
+from sempa.config import Config
+from sempa.data import Triplet
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import add_lora, lora_parameters
+from sempa.models import BaseModel, load_base, resolve_model
+from sempa.packing import PreferenceRow
+from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
+from sempa.reference import Reference
+from sempa.training import make_batches, train_step
+from sempa.triplets import read_triplets
+
+_RANK, _ALPHA = 8, 32
+_TRL_BATCHES = (4, 8, 16)
+
+
+def main() -> None:
+    given = race.arguments(
+        __doc__,
+        model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
+        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
+        memory={"choices": ("sempa", "trl"), "help": "measure the peak memory of this contestant only"},
+        batch={"type": int, "default": 8, "help": "TRL's batch size for --memory"},
+    )
+    if given.memory:
+        print(json.dumps({"bytes": _memory(given)}))
+        return
+    triplets = _triplets(given)
+    ours = sempa_contestants(given, triplets)
+    contestants = {"sempa forward": ours["forward"], "sempa step": ours["step"]}
+    for size in (8,) if given.short else _TRL_BATCHES:
+        contestants[f"TRL, batch {size}"] = trl_step(given, triplets, size, padding_free=False)
+    if not given.short:
+        contestants["TRL, batch 8, padding-free"] = trl_step(given, triplets, 8, padding_free=True)
+    contestants = {name: run for name, run in contestants.items() if run is not None}
+    seconds = race.alternate(contestants, given.rounds)
+    step = seconds["sempa step"]
+    rows = [
+        {
+            "contestant": name,
+            "triplets/s": len(triplets) / value,
+            "x sempa step": value / step,
+            "peak GiB": None,
+        }
+        for name, value in seconds.items()
+    ]
+    best = min((s, n) for n, s in seconds.items() if n.startswith("TRL"))[1]
+    options = ["--model", given.model, "--triplets", given.triplets, "--count", given.count, "--device", given.device]
+    for name, what, extra in (
+        ("sempa step", "sempa", ()),
+        (best, "trl", ("--batch", best.split()[2].rstrip(","))),
+    ):
+        risen = race.in_fresh_process(__file__, *options, "--memory", what, *extra)["bytes"]
+        next(row for row in rows if row["contestant"] == name)["peak GiB"] = risen / 2**30
+    print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(f"step / forward = {step / seconds['sempa forward']:.2f}   TRL / sempa = {seconds[best] / step:.1f}")
+    print(race.keep("training", given, rows))
+
+
+def _triplets(given: argparse.Namespace) -> list[Triplet]:
+    if given.triplets == "captions":
+        return make_triplets(given.count)
+    return read_triplets(Path(given.triplets))[0][: given.count]
+
+
+def _sempa(
+    given: argparse.Namespace, triplets: Sequence[Triplet]
+) -> tuple[BaseModel, Config, list[list[PreferenceRow]]]:
+    config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
+    base = load_base(given.model, "bfloat16", given.device)
+    add_lora(base.model, _RANK, _ALPHA)
+    return base, config, make_batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
+
+
+def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable[[], None]]:
+    """A forward pass over all triplets, and training steps over them, reference log-probs known before."""
+    base, config, batches = _sempa(given, triplets)
+    rows = [row for batch in batches for row in batch]
+    reference = Reference(base, rows, len(triplets))
+    for row in rows:
+        reference(row)
+    optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
+
+    def step() -> None:
+        for batch in batches:
+            train_step(config, base.model, optimizer, reference, batch, 0, 1000)
+
+    @torch.no_grad()
+    def forward() -> None:
+        base.model.eval()
+        for row in rows:
+            sentence_logprobs(base.model, row)
+
+    return {"forward": forward, "step": step}
+
+
+def trl_step(
+    given: argparse.Namespace, triplets: Sequence[Triplet], batch: int, padding_free: bool
+) -> Callable[[], None] | None:
+    """TRL's own training step on the same triplets, prompt, LoRA and dtype, its reference log-probs precomputed."""
+    import datasets
+    import peft
+    import trl
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve_model(given.model)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(given.device)
+    rows = [
+        {
+            "prompt": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": PARAPHRASE.format(sentence=t.sentence)},
+            ],
+            "chosen": [{"role": "assistant", "content": t.chosen}],
+            "rejected": [{"role": "assistant", "content": t.rejected}],
+        }
+        for t in triplets
+    ]
+    try:
+        trainer = trl.DPOTrainer(
+            model=model,
+            args=trl.DPOConfig(
+                output_dir=tempfile.mkdtemp(),
+                per_device_train_batch_size=batch,
+                precompute_ref_log_probs=True,
+                precompute_ref_batch_size=batch,
+                padding_free=padding_free,
+                gradient_checkpointing=False,
+                bf16=True,
+                use_cpu=given.device == "cpu",
+                beta=0.1,
+                report_to=[],
+                disable_tqdm=True,
+                max_length=None,
+            ),
+            processing_class=AutoTokenizer.from_pretrained(source),
+            train_dataset=datasets.Dataset.from_list(rows),
+            peft_config=peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        batches = list(trainer.get_train_dataloader())
+        optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
+
+        def step() -> None:
+            trainer.model.train()
+            for inputs in batches:
+                trainer.training_step(trainer.model, dict(inputs))
+            torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+    except Exception as error:
+        print(f"TRL, batch {batch}, padding_free={padding_free}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return step
+
+
+def _memory(given: argparse.Namespace) -> int:
+    triplets = _triplets(given)
+    if given.memory == "sempa":
+        run = sempa_contestants(given, triplets)["step"]
+    else:
+        run = trl_step(given, triplets, given.batch, padding_free=False)
+    peak = race.PeakMemory(given.device)
+    for _ in range(2):
+        run()
+    return peak.risen()
+
+
+if __name__ == "__main__":
+    main()
