@@ -1,4 +1,4 @@
-"""token_logprobs, forward + backward: against the bare matrix products and against every other way to the same numbers."""
+"""token_logprobs, forward + backward: against the bare matrix products and every other way to the same numbers."""
 
 import argparse
 import json

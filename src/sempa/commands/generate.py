@@ -1,0 +1,25 @@
+"""`sempa generate`: the model answers."""
+
+import argparse
+
+from sempa.commands.common import add_model_arguments, load_embedder
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "generate",
+        help="let the model answer a prompt",
+        description="Answer a prompt through the chat template, greedily, with the adapter when one is given.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument("prompt", help="what the user says, in quotes")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the greedy answer."""
+    from sempa.retention import generate
+
+    print(generate(load_embedder(arguments).base, arguments.prompt, arguments.max_new_tokens))

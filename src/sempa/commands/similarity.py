@@ -1,0 +1,28 @@
+"""`sempa similarity`: the cosine of two sentences."""
+
+import argparse
+
+import numpy as np
+
+from sempa.commands.common import add_model_arguments, load_embedder
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "similarity",
+        help="print the cosine of two sentences, or of the first to each other one",
+        description="Print the cosine similarity (-1 to 1) of the first sentence to each of the others.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument("first", help="a sentence, in quotes")
+    parser.add_argument("others", nargs="+", metavar="other", help="one or more sentences to compare it with")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print one cosine per other sentence."""
+    vectors = load_embedder(arguments).encode([arguments.first, *arguments.others], normalize=True).astype(np.float64)
+    for other, vector in zip(arguments.others, vectors[1:], strict=True):
+        cosine = float(vectors[0] @ vector)
+        print(f"{cosine:.4f}" if len(arguments.others) == 1 else f"{cosine:.4f}  {other}")

@@ -1,0 +1,49 @@
+"""`sempa train`: from a config to an aligned adapter and its report."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from sempa.errors import SempaError
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "train",
+        help="align a model on triplets and report what changed",
+        description="Train a LoRA adapter by sentence-level DPO, evaluate it, and write adapter, metrics and report.",
+        epilog="Example: sempa train experiments/smollm2_nli.yaml triplets=nli_for_simcse.csv output=runs/nli",
+    )
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="flat YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the interrupted run in this folder")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train in a new run folder, or go on in one."""
+    from sempa.config import load_config
+    from sempa.experiment import resume_run, start_run
+    from sempa.training import Interrupted
+
+    command = shlex.join(["sempa", "train", *_given(arguments)])
+    try:
+        if arguments.resume is not None:
+            if arguments.config is not None:
+                raise SempaError("train: --resume RUN takes its settings from the run; give no CONFIG.yaml beside it")
+            resume_run(arguments.resume, command)
+            return
+        if arguments.config is None:
+            raise SempaError("train: give a CONFIG.yaml, or --resume RUN")
+        config = load_config(arguments.config, arguments.overrides)
+        start_run(config, command)
+    except Interrupted:
+        folder = arguments.resume or config.output
+        raise KeyboardInterrupt(f"stopped and saved; go on with: sempa train --resume {folder}") from None
+
+
+def _given(arguments: argparse.Namespace) -> list[str]:
+    if arguments.resume is not None:
+        return ["--resume", str(arguments.resume)]
+    return [str(part) for part in (arguments.config, *arguments.overrides) if part is not None]
