@@ -4,66 +4,106 @@ A dense `[length, length]` mask makes the row's cost grow with the square of its
 masked. Here the row is cut into its families, which stand side by side as a small padded batch: cost grows with length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
 class Families:
-    """A row of `prefix` shared tokens followed by families of `sizes` tokens each.
+    """A row of `prefix` shared tokens followed by families of tokens that stand together.
 
-    `mask` `[families, widest, prefix + widest]` is true where a family's token (middle) may see a token of the
-    prefix or of its own family (last); padding sees the prefix or, without one, the family's first token.
+    `place` `[families, widest]` is the row offset of each family's tokens (`length` where there is padding), `slot`
+    `[length − prefix]` the way back: where in the flattened `place` each token went. `mask`
+    `[families, widest, prefix + widest]` is true where a family's token (middle) may see a token of the prefix or of
+    its own family (last); padding sees the prefix or, without one, the family's first place.
     """
 
     prefix: int
-    sizes: tuple[int, ...]
+    place: Tensor
+    slot: Tensor
     mask: Tensor
+
+    def to(self, device: torch.device | str) -> "Families":
+        """The same on another device."""
+        return Families(self.prefix, self.place.to(device), self.slot.to(device), self.mask.to(device))
+
+
+def make_families(prefix: int, sizes: Sequence[int], sees: Tensor) -> Families:
+    """Cut a row of `prefix` tokens and families of `sizes` tokens; `sees` `[length, length]` is its boolean mask."""
+    length, widest = prefix + sum(sizes), max(sizes, default=0)
+    place = torch.full((len(sizes), widest), length)
+    mask = torch.zeros(len(sizes), widest, prefix + widest, dtype=torch.bool)
+    mask[:, :, 0] = True
+    begin = prefix
+    for family, size in enumerate(sizes):
+        own = slice(begin, begin + size)
+        place[family, :size] = torch.arange(begin, begin + size)
+        mask[family, :size, :prefix] = sees[own, :prefix]
+        mask[family, :size, prefix : prefix + size] = sees[own, own]
+        begin += size
+    return Families(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, families: Families, scale: float) -> Tensor:
-    """Softmax attention of a packed row, computed in float32 or better.
+    """Softmax attention of a packed row: products in the inputs' dtype, the softmax inside in float32 or better.
 
     Args:
         query: `[length, heads, d]`.
         key: `[length, groups, d]`, heads a multiple of groups (grouped-query attention).
         value: `[length, groups, d]`.
-        families: how the row divides; `prefix + sum(sizes) = length`.
+        families: how the row divides; every token stands in the prefix or in one family.
         scale: factor on the scores, mostly 1/√d.
 
     Returns:
         `[length, heads, d]` in the query's dtype.
     """
-    prefix, sizes = families.prefix, families.sizes
+    prefix, count = families.prefix, len(families.place)
+    query = query * scale
     outputs = []
     if prefix:
         causal = torch.ones(1, prefix, prefix, dtype=torch.bool, device=query.device).tril()
-        parts = (x[None, :prefix] for x in (query, key, value))
-        outputs.append(_attend(*parts, causal, scale)[0])
-    if sizes:
-        padded = [pad_sequence(x[prefix:].split(sizes), batch_first=True) for x in (query, key, value)]
+        outputs.append(_attend(*(x[None, :prefix] for x in (query, key, value)), causal)[0])
+    if count:
+        # Rows of the flattened place and of the row without its prefix are each other's permutation.
+        place, slot = families.place.flatten() - prefix, families.slot
+        own = [_Take.apply(x[prefix:], place, slot).view(count, -1, *x.shape[1:]) for x in (query, key, value)]
         keys, values = (
-            torch.cat([x[None, :prefix].expand(len(sizes), -1, -1, -1), own], 1)
-            for x, own in zip((key, value), padded[1:], strict=True)
+            torch.cat([x[None, :prefix].expand(count, -1, -1, -1), o], 1)
+            for x, o in zip((key, value), own[1:], strict=True)
         )
-        attended = _attend(padded[0], keys, values, families.mask, scale)
-        outputs += [family[:size] for family, size in zip(attended, sizes, strict=True)]
+        attended = _attend(own[0], keys, values, families.mask)
+        outputs.append(_Take.apply(attended.flatten(0, 1), slot, place))
     return torch.cat(outputs)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """`[n, q, heads, d]` queries, `[n, k, groups, d]` keys and values, `[n, q, k]` mask → `[n, q, heads, d]`."""
+class _Take(torch.autograd.Function):
+    """Rows of x by `index`, zeros where it points past the end; `inverse` takes the gradient the same way back.
+
+    Autograd's own gradient of indexing adds up scattered rows one by one, which no permutation needs.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(index, inverse)
+        return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:
+        index, inverse = ctx.saved_tensors
+        return _Take.apply(upstream, inverse, index), None, None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """`[n, q, heads, d]` scaled queries, `[n, k, groups, d]` keys, values, `[n, q, k]` mask → `[n, q, heads, d]`."""
     n, length, heads, d = query.shape
     groups = key.shape[2]
-    dtype = torch.promote_types(query.dtype, torch.float32)
     # Heads of one group share its keys: they become further queries of it.
-    grouped = query.to(dtype).view(n, length, groups, heads // groups, d).permute(0, 2, 3, 1, 4)
-    keys, values = (x.to(dtype).transpose(1, 2) for x in (key, value))
-    scores = grouped.reshape(n, groups, -1, d) @ (keys.transpose(2, 3) * scale)
-    scores = scores.view(n, groups, heads // groups, length, -1).masked_fill(~mask[:, None, None], -torch.inf)
-    weights = scores.softmax(-1).flatten(2, 3)
-    attended = (weights @ values).view(n, groups, heads // groups, length, d).permute(0, 3, 1, 2, 4)
-    return attended.reshape(n, length, heads, d).to(query.dtype)
+    grouped = query.view(n, length, groups, heads // groups, d).permute(0, 2, 3, 1, 4).reshape(n, groups, -1, d)
+    scores = grouped @ key.permute(0, 2, 3, 1)
+    hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    scores.view(n, groups, heads // groups, length, -1).add_(hidden[:, None, None])
+    attended = scores.softmax(-1) @ value.transpose(1, 2)
+    return attended.view(n, groups, heads // groups, length, d).permute(0, 3, 1, 2, 4).reshape(n, length, heads, d)

@@ -11,7 +11,7 @@ once per row, a prompt runs once for all its responses, and every hidden state e
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import groupby
 from typing import TypeVar
@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sempa.kernels import Families
+from sempa.kernels import Families, make_families
 from sempa.prompts import Preference, common_prefix
 
 Item = TypeVar("Item")
@@ -72,26 +72,14 @@ class Row:
         if family != sorted(family):
             raise ValueError("the segments of a family must be added one after another")
         owners = [family[segment] for segment in self.segments[prefix:]]
-        sizes = tuple(len(list(members)) for _, members in groupby(owners))
-        whole = self.attention_mask()
-        widest = max(sizes, default=0)
-        mask = torch.zeros(len(sizes), widest, prefix + widest, dtype=torch.bool)
-        mask[:, :, 0] = True
-        begin = prefix
-        for place, size in enumerate(sizes):
-            own = slice(begin, begin + size)
-            mask[place, :size, :prefix] = whole[own, :prefix]
-            mask[place, :size, prefix : prefix + size] = whole[own, own]
-            begin += size
-        return Families(prefix, sizes, mask)
+        sizes = [len(list(members)) for _, members in groupby(owners)]
+        return make_families(prefix, sizes, self.attention_mask())
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | Families]:
         """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and families."""
         tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
-        families = self.families()
-        families = replace(families, mask=families.mask.to(device))
         mask = self.attention_mask()[None, None].to(device)
-        return {"tokens": tokens, "positions": positions, "mask": mask, "families": families}
+        return {"tokens": tokens, "positions": positions, "mask": mask, "families": self.families().to(device)}
 
 
 @dataclass(frozen=True)
