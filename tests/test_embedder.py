@@ -48,10 +48,9 @@ def test_another_layer_gives_that_layers_state(tiny_folder):
         )
 
 
-def test_a_single_string_an_empty_list_and_an_empty_sentence_have_their_shapes(embedder):
+def test_a_single_string_and_an_empty_list_have_their_shapes(embedder):
     assert embedder.encode("A man runs.").shape == (32,)
     assert embedder.encode([]).shape == (0, 32)
-    assert np.isfinite(embedder.encode([""])).all()
 
 
 def test_normalized_embeddings_have_length_one_and_the_same_direction(embedder):
@@ -73,14 +72,16 @@ def test_an_adapter_changes_the_embeddings_as_it_changes_the_model(tiny_folder, 
 
 
 def test_wrong_arguments_are_named(tiny_folder, embedder):
-    with pytest.raises(SempaError, match="readout: found 'mean', expected 'prompteol'"):
-        Embedder(str(tiny_folder), readout="mean")
+    with pytest.raises(SempaError, match="readout: found 'median', expected one of mean, weighted-mean"):
+        Embedder(str(tiny_folder), readout="median")
     with pytest.raises(SempaError, match="layer: found 7, expected -3 to 2"):
         Embedder(str(tiny_folder), layer=7)
     with pytest.raises(SempaError, match="batch_size: found 0"):
         embedder.encode(["a"], batch_size=0)
     with pytest.raises(SempaError, match="sentence 1: found int, expected a string"):
         embedder.encode(["a", 3])
+    with pytest.raises(SempaError, match="sentence 1: is empty"):
+        embedder.encode(["a", " \n"])
 
 
 def test_progress_is_shown_only_when_asked_for(embedder, capsys):

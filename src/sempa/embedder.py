@@ -11,19 +11,18 @@ from sempa.errors import SempaError
 from sempa.lora import load_adapter
 from sempa.models import BaseModel, hidden_states, load_base
 from sempa.progress import bar
-from sempa.prompts import encode_one_word
+from sempa.readouts import PROMPTS, READOUTS, Prompt
 
 
 class Embedder:
-    """Encode sentences with PromptEOL: the hidden state at the last token of `This sentence : "…" means in one word:"`.
-
-    Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645); the readout of SemPA.
+    """Encode sentences with a readout: by default PromptEOL, the state that is about to say the sentence in one word.
 
     Args:
         model: what `sempa.models.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
         adapter: folder of a LoRA adapter, from sempa or PEFT; None embeds with the base model.
-        readout: `prompteol`.
-        layer: index into transformers' `hidden_states`; −1 is the last layer after the final norm.
+        readout: one of `sempa.readouts.READOUTS`.
+        layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
+            after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last.
         dtype: `bfloat16` or `float32`.
         device: a torch device; by default CUDA when there is one, else the CPU.
 
@@ -40,8 +39,9 @@ class Embedder:
         dtype: str = "bfloat16",
         device: str | None = None,
     ) -> None:
-        if readout != "prompteol":
-            raise SempaError(f"readout: found {readout!r}, expected 'prompteol'")
+        if readout not in READOUTS:
+            raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
+        self.readout = readout
         self.base = load_base(model, dtype, device)
         if adapter is not None:
             load_adapter(self.base.model, Path(adapter))
@@ -62,7 +62,9 @@ class Embedder:
         `normalize` divides by the Euclidean length, so that a dot product is the cosine.
         """
         single = isinstance(sentences, str)
-        vectors = embed(self.base, [sentences] if single else sentences, batch_size, self.layer, show_progress)
+        vectors = embed(
+            self.base, [sentences] if single else sentences, batch_size, self.layer, show_progress, self.readout
+        )
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors[0] if single else vectors
@@ -75,37 +77,47 @@ def embed(
     batch_size: int = 32,
     layer: int = -1,
     show_progress: bool = False,
+    readout: str = "prompteol",
 ) -> np.ndarray:
-    """PromptEOL embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
+    """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
-    Raises `SempaError` for a batch size below 1 or a sentence that is not a string.
+    `layer` and `readout` are those of `Embedder`. Raises `SempaError` for an unknown readout, a batch size below 1, a
+    sentence that is not a string, and an empty one.
     """
+    if readout not in READOUTS:
+        raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     for place, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
+        if not sentence.strip():
+            raise SempaError(f"sentence {place}: is empty")
     model = base.model.eval()
-    sequences = encode_one_word(base.tokenizer, sentences) if sentences else []
+    words = [" ".join(sentence.split()) for sentence in sentences]
+    prompts = PROMPTS[readout](base.tokenizer, words) if words else []
     # Equal lengths side by side, longest first: little padding, and a batch too large for memory fails at once.
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    result = np.empty((len(sequences), model.config.get_text_config().hidden_size), dtype=np.float32)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
+    result = np.empty((len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)
     shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext()
     with shown as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            result[batch] = _last_states(model, [sequences[i] for i in batch], layer)
+            result[batch] = _read(model, [prompts[i] for i in batch], layer)
             if progress is not None:
                 progress.update(len(batch))
     return result
 
 
-def _last_states(model: torch.nn.Module, sequences: Sequence[Sequence[int]], layer: int) -> np.ndarray:
-    """The hidden state of each sequence's own last token, whatever stands beside it in the batch."""
-    ends = [len(sequence) - 1 for sequence in sequences]
+def _read(model: torch.nn.Module, prompts: Sequence[Prompt], layer: int) -> np.ndarray:
+    """The weighted hidden states of each prompt, whatever stands beside it in the batch: float32 `[n, D]`."""
+    longest = max(len(prompt.tokens) for prompt in prompts)
     # Padding on the right is never seen: a causal model's token looks back only. Any id will do for it.
-    tokens = torch.zeros(len(sequences), max(ends) + 1, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    weights = torch.zeros(len(prompts), longest)
+    for row, prompt in enumerate(prompts):
+        end = len(prompt.tokens)
+        tokens[row, :end] = torch.tensor(prompt.tokens)
+        weights[row, end - len(prompt.weights) : end] = torch.tensor(prompt.weights)
     hidden = hidden_states(model, tokens.to(model.device), layer=layer)
-    return hidden[torch.arange(len(ends)), torch.tensor(ends)].float().cpu().numpy()
+    return torch.einsum("bl,bld->bd", weights.to(model.device), hidden.float()).cpu().numpy()

@@ -41,11 +41,13 @@ def development_tasks(sts_dir: str) -> list[StsTask]:
     return [task for task in tasks if task.name.endswith((" dev", " trial"))][:1] or tasks
 
 
-def measure_sts(base: BaseModel, tasks: Sequence[StsTask]) -> tuple[list[dict], dict]:
+def measure_sts(
+    base: BaseModel, tasks: Sequence[StsTask], readout: str = "prompteol", layer: int = -1
+) -> tuple[list[dict], dict]:
     """Spearman's ρ × 100 of each task with the adapter off and on, and the cosines of the last task for a plot."""
 
     def encode(sentences: list[str]) -> object:
-        return embed(base, sentences, show_progress=True)
+        return embed(base, sentences, layer=layer, show_progress=True, readout=readout)
 
     with adapter_disabled(base.model):
         before = evaluate_sts(encode, tasks)

@@ -91,9 +91,12 @@ def clean_sentence(sentence: str) -> str:
     return sentence[:-1] + "." if sentence.endswith("?") else sentence
 
 
-def encode_one_word(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[list[int]]:
-    """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence."""
-    return encode_plain(tokenizer, [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
+def encode_one_word(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], example: str = "") -> list[list[int]]:
+    """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence.
+
+    `example` is a worked example to stand before it.
+    """
+    return encode_plain(tokenizer, [f"{example}{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

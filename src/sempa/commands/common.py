@@ -20,8 +20,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
 
 
+def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--readout` and `--layer`."""
+    parser.add_argument(
+        "--readout",
+        default="prompteol",
+        help="mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting or token-prepending "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        default=-1,
+        help="hidden layer to read: 0 is the embedding output, the model's depth the last one, -2 the one before "
+        "(default: the readout's published layer, mostly the last)",
+    )
+
+
 def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":
-    """The embedder that the model arguments name; `arguments.model` then holds the base that was found."""
+    """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
     from sempa.embedder import Embedder
     from sempa.lora import read_adapter
     from sempa.models import DEFAULT_MODEL
@@ -30,4 +47,5 @@ def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder
     if not model and arguments.adapter:
         model = read_adapter(arguments.adapter)[0].get("base_model_name_or_path", "")
     arguments.model = model or DEFAULT_MODEL
+    options |= {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
     return Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype, device=arguments.device, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
 from sempa.errors import SempaError
 
 
@@ -15,9 +15,10 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser = commands.add_parser(
         "embed",
         help="embed sentences, one a line, into a .npy or .csv file",
-        description="Embed the lines of a text file with PromptEOL: one float32 row per line, in the file's order.",
+        description="Embed the lines of a text file: one float32 row per line, in the file's order.",
     )
     add_model_arguments(parser)
+    add_readout_arguments(parser)
     parser.add_argument("input", help="UTF-8 text file with one sentence per line, or - for standard input")
     parser.add_argument("output", type=Path, help="file to write: .npy (NumPy array [n, D]) or .csv")
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")

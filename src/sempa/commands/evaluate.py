@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -15,6 +15,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "adapter off and on.",
     )
     add_model_arguments(parser)
+    add_readout_arguments(parser)
     parser.add_argument("--sts", metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file")
     parser.add_argument(
         "--splits", default="dev,trial,test", help="splits of STS-B and SICK to score (default %(default)s)"
@@ -39,10 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
     problems = gsm8k_sample(arguments.gsm8k)
-    base = load_embedder(arguments).base
+    embedder = load_embedder(arguments)
+    base = embedder.base
     report: dict[str, object] = {"model": arguments.model, "adapter": str(arguments.adapter or "")}
     if tasks:
-        report["sts"], _ = measure_sts(base, tasks)
+        report["sts"], _ = measure_sts(base, tasks, embedder.readout, embedder.layer)
     if not arguments.no_retention:
         report["retention"], _ = measure_generation(base, problems, 0)
     print(terminal_table(report))

@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 
-from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -15,6 +15,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
         description="Print the cosine similarity (-1 to 1) of the first sentence to each of the others.",
     )
     add_model_arguments(parser)
+    add_readout_arguments(parser)
     parser.add_argument("first", help="a sentence, in quotes")
     parser.add_argument("others", nargs="+", metavar="other", help="one or more sentences to compare it with")
     parser.set_defaults(run=run)
