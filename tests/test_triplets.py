@@ -177,7 +177,7 @@ def test_labelled_pairs_make_one_triplet_a_premise_of_the_first_of_each(tmp_path
     rows = [["p", "c1", c], ["q", "c", c], ["p", "n", n], ["p", "e1", e], ["p", "c2", c], ["p", "e2", e], ["r", "e", e]]
     text = as_jsonl(rows, names) if form == "jsonl" else as_csv([names, *rows], form)
     triplets, counts = read_triplets(write(tmp_path, text))
-    assert triplets == [Triplet("p", "e1", "c1", line=4 if form == "jsonl" else 5)]
+    assert triplets == [Triplet("p", "e1", "c1", 4 if form == "jsonl" else 5, neutral="n")]
     assert counts == TripletCounts(rows=7, kept=1, incomplete=2)
     assert counts.describe() == ("1 triplet from 7 rows; 2 premises without an entailment or without a contradiction")
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 class Triplet:
     """One preference: as a paraphrase of `sentence`, `chosen` (an entailment) beats `rejected` (a contradiction).
 
-    `line` is the 1-based line of the file it came from (0 when it was made, not read).
+    `line` is the 1-based line of the file it came from (0 when it was made, not read). `neutral` is a sentence that
+    neither follows from `sentence` nor contradicts it, "" where none is known: a ranking puts it between the two.
     """
 
     sentence: str
     chosen: str
     rejected: str
     line: int = 0
+    neutral: str = ""
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def read_triplets(
     """The triplets of a file in their order, with counts of the rows left out.
 
     Labelled NLI gives one triplet a premise (its first entailment, its first contradiction), or with `combinations`
-    every entailment × contradiction; `Triplet.line` is then the entailment's line. Sentences are stripped, and
-    line feeds in them become blanks. Of repeated triplets the first is kept.
+    every entailment × contradiction, each beside one of the premise's neutral hypotheses in turn; `Triplet.line` is
+    then the entailment's line. Sentences are stripped, and line feeds in them become blanks. Of repeated triplets the
+    first is kept.
 
     Raises `SempaError` when the file cannot be read as text in one of the layouts, when bad rows are more than
     `max_bad_share` of all, or when no triplet is left.
@@ -96,14 +97,16 @@ def read_triplets(
     rows = _usable(records, layout, counts, skip)
     triplets: list[Triplet] = []
     first_lines: dict[Values, int] = {}
-    for line, values in rows if layout == TRIPLETS else _paired(rows, counts, combinations):
+    # Neither a triplets file nor the grammar has neutral sentences.
+    found = ((line, values, "") for line, values in rows) if layout == TRIPLETS else _paired(rows, counts, combinations)
+    for line, values, neutral in found:
         if values in first_lines:
             skip("duplicates", line, f"repeats line {first_lines[values]}")
         elif values[1] == values[2]:
             skip("same", line, "the chosen sentence is also the rejected one")
         else:
             first_lines[values] = line
-            triplets.append(Triplet(*values, line))
+            triplets.append(Triplet(*values, line, neutral))
     counts.kept = len(triplets)
     if counts.bad > max_bad_share * counts.rows:
         shares = f"{counts.bad / counts.rows:.1%} of the rows are bad, expected at most {max_bad_share:.1%}"
@@ -141,20 +144,20 @@ def _usable(
 
 def _paired(
     rows: Iterator[tuple[int, Values]], counts: TripletCounts, combinations: bool
-) -> Iterator[tuple[int, Values]]:
-    """Triplets of each premise's entailments and contradictions, which need not stand together in the file."""
-    premises: dict[str, tuple[list[tuple[int, str]], list[str]]] = {}
+) -> Iterator[tuple[int, Values, str]]:
+    """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
+    premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
     for line, (premise, hypothesis, label) in rows:
-        entailments, contradictions = premises.setdefault(premise, ([], []))
+        of_label = premises.setdefault(premise, {name: [] for name in LABELS})[label]
         # Unless every combination is wanted, the first of each is all that is needed, and so all that is held.
-        if label == "entailment" and (combinations or not entailments):
-            entailments.append((line, hypothesis))
-        elif label == "contradiction" and (combinations or not contradictions):
-            contradictions.append(hypothesis)
-    for premise, (entailments, contradictions) in premises.items():
+        if combinations or not of_label:
+            of_label.append((line, hypothesis))
+    for premise, hypotheses in premises.items():
+        entailments, contradictions = hypotheses["entailment"], hypotheses["contradiction"]
         counts.incomplete += not (entailments and contradictions)
-        for (line, entailment), contradiction in itertools.product(entailments, contradictions):
-            yield line, (premise, entailment, contradiction)
+        neutrals = itertools.cycle([text for _, text in hypotheses["neutral"]] or [""])
+        for (line, entailment), (_, contradiction) in itertools.product(entailments, contradictions):
+            yield line, (premise, entailment, contradiction), next(neutrals)
 
 
 def _clean(text: str) -> str:
