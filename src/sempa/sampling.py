@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from sempa.errors import SempaError
-from sempa.logprobs import head_logits
+from sempa.head import head_logits
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, context_length
 from sempa.prompts import encode_texts, render_prompt
