@@ -28,7 +28,8 @@ PEOPLE, ANIMALS = ("man", "woman", "girl", "boy"), ("dog", "cat", "horse", "bird
 def _private_cache(tmp_path_factory, monkeypatch):
     """Reference log-probabilities of tests do not land in the user's cache; the converted default model stays there."""
     if "SEMPA_CACHE" not in os.environ:
-        monkeypatch.setattr("sempa.reference.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        for module in ("reference", "neutral"):
+            monkeypatch.setattr(f"sempa.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
 
 
 def make_tokenizer(special=("<|im_start|>", "<|im_end|>"), template=CHATML):
@@ -108,3 +109,34 @@ def triplets_file(tmp_path):
         writer.writerow(("sent0", "sent1", "hard_neg"))
         writer.writerows(tiny_texts())
     return path
+
+
+SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.2}
+
+
+@pytest.fixture
+def setting(tiny_folder, triplets, tmp_path):
+    """Start a training on the tiny model: call with a run's name and settings, get its final state."""
+    from sempa.config import Config
+    from sempa.lora import add_lora
+    from sempa.models import load_base
+    from sempa.prompts import encode_triplet
+    from sempa.training import train
+
+    def start(run="run", score=None, judge=None, **changes):
+        config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
+        base = load_base(config.model, config.dtype, config.device)
+        add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+        preferences = [encode_triplet(base.tokenizer, t, words=config.contrast > 0) for t in triplets]
+        scores = iter(score or range(1000))
+        (tmp_path / run).mkdir(exist_ok=True)
+        return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)), judge)
+
+    return start
+
+
+def weights(base):
+    """A copy of the adapter's parameters."""
+    from sempa.lora import lora_parameters
+
+    return {name: p.detach().clone() for name, p in lora_parameters(base.model).items()}

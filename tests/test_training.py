@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SETTINGS, weights
 
 from sempa import SempaError
-from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import Config
 from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
@@ -21,28 +21,6 @@ from sempa.models import load_base
 from sempa.prompts import encode_triplet
 from sempa.reference import Reference
 from sempa.training import Interrupted, learning_rate, make_batches, read_metrics, train
-
-SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.2}
-
-
-@pytest.fixture
-def setting(tiny_folder, triplets, tmp_path):
-    """Start a training on the tiny model: call with a run's name and settings, get its final state."""
-
-    def start(run="run", score=None, stop_at=None, **changes):
-        config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
-        base = load_base(config.model, config.dtype, config.device)
-        add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        preferences = [encode_triplet(base.tokenizer, t) for t in triplets]
-        scores = iter(score or range(1000))
-        (tmp_path / run).mkdir(exist_ok=True)
-        return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)))
-
-    return start
-
-
-def weights(base):
-    return {name: p.detach().clone() for name, p in lora_parameters(base.model).items()}
 
 
 def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):
@@ -223,7 +201,7 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
 
     def members(seed):
         batches = make_batches(Config(batch_size=5, seed=seed), preferences)
-        return [sorted(i for row in batch for i in row.examples) for batch in batches]
+        return [sorted(i for row in batch.rows for i in row.examples) for batch in batches]
 
     assert sorted(i for batch in members(0) for i in batch) == list(range(16))
     assert [len(batch) for batch in members(0)] == [5, 5, 5, 1]
@@ -234,16 +212,16 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
 def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_checkpoint(
     setting, tmp_path, monkeypatch
 ):
-    from sempa import training
+    from sempa import objectives
 
-    real, calls = training.response_logprobs, []
+    real, calls = objectives.target_logprobs, []
 
-    def poisoned(model, row):
+    def poisoned(*arguments):
         calls.append(1)
-        result = real(model, row)
+        result = real(*arguments)
         return result * math.nan if len(calls) >= 6 else result
 
-    monkeypatch.setattr(training, "response_logprobs", poisoned)
+    monkeypatch.setattr(objectives, "target_logprobs", poisoned)
     with pytest.raises(SempaError) as caught:
         setting(epochs=9.0, eval_every=1, row_tokens=4096)
     message = str(caught.value)
@@ -254,54 +232,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
     assert all(p.isfinite().all() for p in read_adapter(tmp_path / "run" / "checkpoints" / kept[-1])[1].values())
 
 
-def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays_whole(setting, tmp_path, monkeypatch):
-    import errno
-
-    from sempa import checkpoints
-
-    real, calls = checkpoints.save_file, []
-
-    def full(tensors, path, **options):
-        calls.append(1)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return real(tensors, path, **options)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(SempaError, match="the disk is full"):
-        setting()
-    folder = tmp_path / "run" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["step-000003"]
-
-
-def test_a_damaged_checkpoint_is_named(setting, tmp_path):
-    setting()
-    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    (newest / "optimizer.safetensors").write_bytes(b"half")
-    with pytest.raises(SempaError, match=rf"{newest.name}: cannot be read"):
-        setting()
-
-
-def test_a_checkpoint_restores_the_optimisers_moments_bit_for_bit(tiny_folder, tmp_path):
-    base = load_base(str(tiny_folder), "float32", "cpu")
-    add_lora(base.model, 2, 4)
-    parameters = lora_parameters(base.model)
-    optimizer = torch.optim.AdamW(parameters.values())
-    for parameter in parameters.values():
-        parameter.grad = torch.randn(parameter.shape)
-    optimizer.step()
-    assert load_checkpoint(tmp_path, base.model, optimizer) == {}
-    save_checkpoint(tmp_path, 7, base.model, optimizer, {"best_score": 3.5}, "source")
-    other = load_base(str(tiny_folder), "float32", "cpu")
-    add_lora(other.model, 2, 4, seed=9)
-    restored = torch.optim.AdamW(lora_parameters(other.model).values())
-    assert load_checkpoint(tmp_path, other.model, restored) == {"step": 7, "best_score": 3.5}
-    for a, b in zip(parameters.values(), lora_parameters(other.model).values(), strict=True):
-        assert torch.equal(a, b)
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            assert torch.equal(optimizer.state[a][key], restored.state[b][key])
-
-
 def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_in_bfloat16(
     tiny_folder, tokenizer, triplets
 ):
@@ -310,7 +240,7 @@ def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_i
     base = load_base(str(tiny_folder), "bfloat16", "cpu")
     add_lora(base.model, 2, 4)
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
-    rows = [row for batch in make_batches(Config(batch_size=4), preferences) for row in batch]
+    rows = [row for batch in make_batches(Config(batch_size=4), preferences) for row in batch.rows]
     reference = Reference(base, rows, len(preferences))
     for row in rows:
         assert torch.equal(reference(row), sentence_logprobs(base.model, row).float())

@@ -16,10 +16,9 @@ from sempa.data import Triplet
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import add_lora, lora_parameters
 from sempa.models import BaseModel, load_base, resolve_model
-from sempa.packing import PreferenceRow
 from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.reference import Reference
-from sempa.training import make_batches, train_step
+from sempa.training import Batch, make_batches, train_step
 from sempa.triplets import read_triplets
 
 _RANK, _ALPHA = 8, 32
@@ -78,7 +77,7 @@ def _triplets(given: argparse.Namespace) -> list[Triplet]:
 
 def _sempa(
     given: argparse.Namespace, triplets: Sequence[Triplet]
-) -> tuple[BaseModel, Config, list[list[PreferenceRow]]]:
+) -> tuple[BaseModel, Config, list[Batch]]:
     config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
     base = load_base(given.model, "bfloat16", given.device)
     add_lora(base.model, _RANK, _ALPHA)
@@ -88,7 +87,7 @@ def _sempa(
 def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable[[], None]]:
     """A forward pass over all triplets, and training steps over them, reference log-probs known before."""
     base, config, batches = _sempa(given, triplets)
-    rows = [row for batch in batches for row in batch]
+    rows = [row for batch in batches for row in batch.rows]
     reference = Reference(base, rows, len(triplets))
     for row in rows:
         reference(row)
@@ -96,7 +95,7 @@ def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) ->
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base.model, optimizer, reference, batch, 0, 1000)
+            train_step(config, base, optimizer, reference, None, None, batch, 0, 1000)
 
     @torch.no_grad()
     def forward() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import yaml
 
 from sempa.errors import SempaError
-from sempa.models import DEFAULT_MODEL, DTYPES
+from sempa.models import DTYPES
+from sempa.sources import DEFAULT_MODEL
 
 CAPTIONS = "captions"
+OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-top1", "online-ipo", "ipo-md", "none")
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,28 @@ class Config:
     gsm8k: str = ""
     output: str = "runs/sempa"
     seed: int = 0
-    # The objective: β of the implicit reward, and the weight of the chosen sentence's NLL per token (0: plain DPO).
+    # The preference objective by name, its weight, β of the implicit reward, and conservative DPO's share of flipped
+    # labels; the weight of the chosen sentence's NLL per token (0: plain DPO).
+    objective: str = "dpo"
+    preference: float = 1.0
     beta: float = 0.1
+    label_smoothing: float = 0.1
     anchor: float = 1.0
+    # InfoNCE on the one-word embeddings of a batch (0: none) and its temperature.
+    contrast: float = 0.0
+    temperature: float = 0.05
+    # KL(base ‖ policy) on the base's own words (0: none), so many tokens of them a step.
+    retention: float = 0.0
+    neutral_tokens: int = 512
+    # Regularisers of the prompts' own states: uniformity, isotropy.
+    uniformity: float = 0.0
+    isotropy: float = 0.0
+    # Sparse codes of the embeddings over so many vocabulary tokens (with contrast only).
+    sparse: float = 0.0
+    sparse_tokens: int = 64
+    # Online objectives: the longest sampled paraphrase in tokens, and the reference's share of the sampling mixture.
+    online_tokens: int = 32
+    reference_share: float = 0.5
     # LoRA.
     lora_rank: int = 8
     lora_alpha: float = 32.0
@@ -61,9 +82,15 @@ class Config:
     generation_tokens: int = 48
 
 
-_AT_LEAST_ONE = ("lora_rank", "batch_size", "max_length", "row_tokens", "eval_every", "builtin_pairs")
-_AT_LEAST_ZERO = ("triplet_limit", "held_out", "anchor", "weight_decay", "generation_tokens", "seed")
-_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm")
+_AT_LEAST_ONE = (
+    *("lora_rank", "batch_size", "max_length", "row_tokens", "eval_every", "builtin_pairs"),
+    *("neutral_tokens", "sparse_tokens", "online_tokens"),
+)
+_AT_LEAST_ZERO = (
+    *("triplet_limit", "held_out", "preference", "anchor", "weight_decay", "generation_tokens", "seed"),
+    *("contrast", "retention", "uniformity", "isotropy", "sparse"),
+)
+_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm", "temperature")
 _SHARES = ("max_bad_share", "lora_dropout", "warmup")
 
 
@@ -100,7 +127,18 @@ def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
     config = Config(**checked)
     for key in fields:
         _check_range(key, getattr(config, key), source.get(key, "config"))
+    _check_terms(config, source)
     return config
+
+
+def _check_terms(config: Config, source: dict[str, str]) -> None:
+    """Terms that lean on others, and an objective without any term."""
+    if config.sparse and not config.contrast:
+        where = source.get("sparse", "config")
+        raise SempaError(f"{where}: sparse is {config.sparse!r} but contrast is 0, whose embeddings sparse codes need")
+    if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
+        where = source.get("objective", "config")
+        raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
 
 
 def dump_config(config: Config) -> str:
@@ -171,6 +209,13 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "a number above 0"
     elif key == "interpolation" and not 0 < value <= 1:
         expected = "a share above 0, at most 1"
+    elif key == "reference_share" and not 0 <= value <= 1:
+        expected = "a share from 0 to 1"
+    elif key == "label_smoothing" and not 0 <= value < 0.5:
+        expected = "a share from 0 to below 0.5"
+    elif key == "objective" and value not in OBJECTIVES:
+        near = difflib.get_close_matches(value, OBJECTIVES, n=1, cutoff=0.0)[0]
+        expected = f"one of {', '.join(OBJECTIVES)}; the nearest is {near!r}"
     elif key in _SHARES and not 0 <= value < 1:
         expected = "a share from 0 to below 1"
     elif key == "dev_pairs" and value < 2:

@@ -44,7 +44,18 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
         notes = [counts.describe()]
-    encoded = [_encode(tokenizer, part, config.max_length) for part in (train, held_out)]
+    if config.objective == "plackett-luce":
+        ranked = [[triplet for triplet in part if triplet.neutral] for part in (train, held_out)]
+        if not ranked[0]:
+            raise SempaError(
+                f"triplets {config.triplets}: objective plackett-luce ranks entailment > neutral > contradiction, but "
+                "there is no neutral sentence (labelled NLI has them: sentence1, sentence2, gold_label); objectives "
+                "dpo, conservative-dpo, ipo and plackett-luce-top1 do without"
+            )
+        if lost := len(train) + len(held_out) - sum(map(len, ranked)):
+            notes.append(f"left out {lost:,} triplets without a neutral sentence")
+        train, held_out = ranked
+    encoded = [_encode(tokenizer, part, config) for part in (train, held_out)]
     too_long = [skipped for _, skipped in encoded]
     for skipped in filter(None, too_long):
         notes.append(
@@ -70,18 +81,19 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, triplets: list[Triplet], max_length: int
+    tokenizer: PreTrainedTokenizerBase, triplets: list[Triplet], config: Config
 ) -> tuple[list[Preference], list[str]]:
     kept: list[Preference] = []
     skipped: list[str] = []
     for triplet in triplets:
-        preference = encode_triplet(tokenizer, triplet)
+        ranking, words = config.objective == "plackett-luce", config.contrast > 0
+        preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=words)
         prompt, longest = len(preference.prompt), max(map(len, preference.responses))
-        if prompt + longest <= max_length:
+        if prompt + longest <= config.max_length:
             kept.append(preference)
         else:
-            what = "prompt alone" if prompt >= max_length else "prompt and response"
+            what = "prompt alone" if prompt >= config.max_length else "prompt and response"
             skipped.append(
-                f"on line {triplet.line} ({what}: {prompt if prompt >= max_length else prompt + longest} tokens)"
+                f"on line {triplet.line} ({what}: {prompt if prompt >= config.max_length else prompt + longest} tokens)"
             )
     return kept, skipped

@@ -75,7 +75,8 @@ def measure_preference(
         def logprobs() -> Tensor:
             result = torch.empty(len(preferences), 2)
             for row in rows:
-                result[list(row.examples)] = sentence_logprobs(base.model.eval(), row).float().cpu()
+                # Of a ranking, its best and its worst.
+                result[list(row.examples)] = sentence_logprobs(base.model.eval(), row)[:, [0, -1]].float().cpu()
                 progress.update(len(row.examples))
             return result
 

@@ -75,6 +75,22 @@ class Row:
         sizes = [len(list(members)) for _, members in groupby(owners)]
         return make_families(prefix, sizes, self.attention_mask())
 
+    def separate(self) -> tuple[Tensor, Tensor]:
+        """The row's sequences unpacked, padded on the right: token ids `[sequences, longest]`, and for each token of
+        the row its place in them, flattened, `[length]` (the first of several for a shared token).
+        """
+        mask = self.attention_mask()
+        leaves = sorted(set(range(len(self.parents))) - set(self.parents))
+        chains = [mask[self.ends[leaf]].nonzero()[:, 0] for leaf in leaves if self.ends[leaf] >= 0]
+        longest = max(map(len, chains))
+        row = torch.tensor(self.tokens)
+        tokens = torch.zeros(len(chains), longest, dtype=torch.int64)
+        places = torch.zeros(len(row), dtype=torch.int64)
+        for number, chain in reversed(list(enumerate(chains))):
+            tokens[number, : len(chain)] = row[chain]
+            places[chain] = number * longest + torch.arange(len(chain))
+        return tokens, places
+
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | Families]:
         """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and families."""
         tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
@@ -88,7 +104,8 @@ class PreferenceRow:
 
     `examples` `[n]` are the caller's indices, `lines` their lines in the file; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
-    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
+    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the state at
+    `prompt_ends` `[n]` has seen a prompt as a whole, and nothing else.
     """
 
     row: Row
@@ -99,6 +116,16 @@ class PreferenceRow:
     owner: Tensor
     lengths: Tensor
     answer: Tensor
+    prompt_ends: Tensor
+
+
+@dataclass(frozen=True)
+class SentenceRow:
+    """A packed row of prompts to embed: the states at row offsets `ends` `[m]` stand for the sequences `members`."""
+
+    row: Row
+    ends: Tensor
+    members: tuple[int, ...]
 
 
 def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
@@ -106,6 +133,8 @@ def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], 
 
     Deterministic. All preferences need the same number of responses.
     """
+    if not indices:
+        return []
     root = shared_prefix([preferences[i].prompt for i in indices])
 
     def size(index: int) -> int:
@@ -141,6 +170,28 @@ def pack_sentences(sequences: Sequence[Sequence[int]]) -> tuple[Row, list[int]]:
     return row, ends
 
 
+def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
+    """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
+    prefix = len(shared_prefix(sequences))
+    bins = fill_bins(range(len(sequences)), lambda i: len(sequences[i]) - prefix, row_tokens - prefix)
+    rows = []
+    for members in bins:
+        row, ends = pack_sentences([sequences[i] for i in members])
+        rows.append(SentenceRow(row, torch.tensor(ends), tuple(members)))
+    return rows
+
+
+def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Row]:
+    """Texts in rows of at most `row_tokens` tokens; a longer text is continued in a row of its own, nothing is lost."""
+    pieces = [s[begin : begin + row_tokens] for s in sequences for begin in range(0, len(s), row_tokens)]
+    rows = []
+    for members in fill_bins(range(len(pieces)), lambda i: len(pieces[i]), row_tokens):
+        rows.append(Row())
+        for member in members:
+            rows[-1].add(pieces[member])
+    return rows
+
+
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
     length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), len(sequences[0]) - 1)
@@ -154,10 +205,11 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
     target: list[int] = []
     owner: list[int] = []
     answer: list[bool] = []
-    lengths = []
+    lengths, prompt_ends = [], []
     for place, index in enumerate(members):
         preference = preferences[index]
         prompt = row.add(preference.prompt[len(root) :], shared)
+        prompt_ends.append(row.ends[prompt])
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
             row.add(response, prompt)
@@ -169,4 +221,5 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
     lines = tuple(preferences[index].line for index in members)
-    return PreferenceRow(row, tuple(members), lines, *tensors, torch.tensor(lengths), torch.tensor(answer))
+    counts = (torch.tensor(values) for values in (lengths, answer, prompt_ends))
+    return PreferenceRow(row, tuple(members), lines, *tensors, *counts)

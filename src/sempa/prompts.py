@@ -1,7 +1,7 @@
 """From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,18 +18,31 @@ EOL_PREFIX, EOL_SUFFIX = 'This sentence : "', '" means in one word:"'
 class Preference:
     """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k.
 
-    The last `closing` ids of every response are the template's (end of turn), not the answer's.
+    The last `closing` ids of every response are the template's (end of turn), not the answer's. `words` are the
+    one-word prompts of the sentence and of its responses, where an objective embeds them; `sentence` is its text.
     """
 
     prompt: list[int]
     responses: tuple[list[int], ...]
     line: int = 0
     closing: int = 0
+    words: tuple[list[int], ...] = ()
+    sentence: str = ""
 
 
-def encode_triplet(tokenizer: PreTrainedTokenizerBase, triplet: Triplet) -> Preference:
-    """Token ids of a triplet's paraphrase prompt with its chosen and rejected answers."""
-    return encode_responses(tokenizer, triplet.sentence, (triplet.chosen, triplet.rejected), triplet.line)
+def encode_triplet(
+    tokenizer: PreTrainedTokenizerBase, triplet: Triplet, *, ranking: bool = False, words: bool = False
+) -> Preference:
+    """Token ids of a triplet's paraphrase prompt with its chosen and rejected answers.
+
+    `ranking` puts the neutral sentence between the two; `words` adds the one-word prompts.
+    """
+    responses = (triplet.chosen, triplet.neutral, triplet.rejected) if ranking else (triplet.chosen, triplet.rejected)
+    preference = encode_responses(tokenizer, triplet.sentence, responses, triplet.line)
+    if words:
+        prompts = encode_one_word(tokenizer, [triplet.sentence, *responses])
+        preference = replace(preference, words=tuple(prompts))
+    return preference
 
 
 def encode_responses(
@@ -56,7 +69,7 @@ def encode_responses(
     answers = tuple(whole[shared:] for whole in whole_ids)
     # Something of every answer stays its own.
     ends = (min(common_prefix(closing_ids[::-1], answer[::-1]), len(answer) - 1) for answer in answers)
-    return Preference(whole_ids[0][:shared], answers, line, min(ends))
+    return Preference(whole_ids[0][:shared], answers, line, min(ends), sentence=sentence)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:

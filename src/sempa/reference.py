@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sempa.files import cache_folder, fingerprint, replace_atomically
+from sempa.errors import SempaError
+from sempa.files import cache_folder, fingerprint
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
 from sempa.packing import PreferenceRow
+from sempa.tensors import read_tensors, write_tensors
 
 
 class Reference:
@@ -31,30 +31,34 @@ class Reference:
         self.logprobs = self._read((count, rows[0].lengths.shape[1]))
         self.unsaved = False
 
-    @torch.no_grad()
     def __call__(self, packed: PreferenceRow) -> Tensor:
         """`[examples, responses]` of one row, on the model's device."""
         examples = list(packed.examples)
         if self.logprobs[examples].isnan().any():
-            training = self.model.training
-            self.model.eval()
-            with adapter_disabled(self.model):
-                self.logprobs[examples] = sentence_logprobs(self.model, packed).float().cpu()
-            self.model.train(training)
+            self.logprobs[examples] = self.compute(packed).cpu()
             self.unsaved = True
         return self.logprobs[examples].to(self.model.device)
+
+    @torch.no_grad()
+    def compute(self, packed: PreferenceRow) -> Tensor:
+        """The same of a row that is not among those kept: sampled responses are met but once."""
+        training = self.model.training
+        self.model.eval()
+        with adapter_disabled(self.model):
+            logprobs = sentence_logprobs(self.model, packed).float()
+        self.model.train(training)
+        return logprobs
 
     def save(self) -> None:
         """Keep what has been computed so far for the next run on the same data and model."""
         if self.unsaved:
-            tensors = {"logprobs": self.logprobs}
-            replace_atomically(self.path, lambda path: save_file(tensors, path))
+            write_tensors(self.path, {"logprobs": self.logprobs})
             self.unsaved = False
 
     def _read(self, shape: tuple[int, int]) -> Tensor:
         try:
-            kept = load_file(self.path)["logprobs"]
-        except (OSError, KeyError, SafetensorError):
+            kept = read_tensors(self.path)["logprobs"]
+        except (SempaError, KeyError):
             kept = torch.empty(0)
         # A damaged or missing file only costs its computation again.
         return kept if kept.shape == shape else torch.full(shape, torch.nan)

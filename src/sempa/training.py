@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, write_atomic
-from sempa.logprobs import response_logprobs, sum_by_response
 from sempa.lora import interpolated, lora_parameters, save_adapter
-from sempa.losses import dpo_loss, nll_per_token
 from sempa.models import BaseModel
-from sempa.packing import PreferenceRow, pack_preferences
+from sempa.neutral import NeutralText, neutral_texts
+from sempa.objectives import add_contrast, add_preference, add_retention
+from sempa.online import ONLINE, Judge, sample_preferences, similarity_judge
+from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
 from sempa.prompts import Preference
 from sempa.reference import Reference
 
@@ -30,9 +32,17 @@ class Interrupted(Exception):
 
 
 def train(
-    config: Config, base: BaseModel, preferences: list[Preference], run: Path, score_dev: Callable[[], float]
+    config: Config,
+    base: BaseModel,
+    preferences: list[Preference],
+    run: Path,
+    score_dev: Callable[[], float],
+    judge: Judge | None = None,
 ) -> dict:
     """Train the adapter that `base.model` holds; the best by `score_dev` is in `run/adapter` at the end.
+
+    `judge` says which of two sampled paraphrases is better, for the online objectives; by default the base's own
+    embeddings do.
 
     Continues from the latest checkpoint in `run`, to the same bits as if it had never stopped: whatever a step
     depends on is in the checkpoint or follows from config and step number.
@@ -50,7 +60,9 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = make_batches(config, preferences)
     total = max(1, math.ceil(config.epochs * len(batches)))
-    reference = Reference(base, [row for batch in batches for row in batch], len(preferences))
+    reference = Reference(base, [row for batch in batches for row in batch.rows], len(preferences))
+    judge = judge or similarity_judge(base)
+    neutral = NeutralText(base, neutral_texts(base), config.neutral_tokens) if config.retention else None
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state |= load_checkpoint(run, model, optimizer)
     metrics = _open_metrics(run / "metrics.jsonl", state["step"])
@@ -65,8 +77,8 @@ def train(
         for step in range(state["step"], total):
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            record = train_step(config, model, optimizer, reference, batch, step, total)
-            rate = progress(step + 1, record, sum(len(row.examples) for row in batch))
+            record = train_step(config, base, optimizer, reference, neutral, judge, batch, step, total)
+            rate = progress(step + 1, record, batch.size)
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
             metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
 
@@ -89,14 +101,43 @@ def train(
     return state
 
 
-def make_batches(config: Config, preferences: list[Preference]) -> list[list[PreferenceRow]]:
+@dataclass(frozen=True)
+class Batch:
+    """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed."""
+
+    preferences: list[Preference]
+    rows: list[PreferenceRow]
+    sentences: list[SentenceRow]
+
+    @property
+    def size(self) -> int:
+        """How many examples the batch has."""
+        return len(self.preferences)
+
+    @property
+    def lines(self) -> list[int]:
+        """Where in the file the batch's triplets stand."""
+        return sorted(preference.line for preference in self.preferences)
+
+
+def make_batches(config: Config, preferences: list[Preference]) -> list[Batch]:
     """Shuffle once into batches of `batch_size`, each packed into rows; epochs differ in the order of the batches.
 
     With fixed batches a reference log-probability is computed once, in the same row as the policy's, for all epochs.
     """
     order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
     starts = range(0, len(order), config.batch_size)
-    return [pack_preferences(preferences, order[s : s + config.batch_size], config.row_tokens) for s in starts]
+    return [_make_batch(config, preferences, order[s : s + config.batch_size]) for s in starts]
+
+
+def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
+    sentences = []
+    if config.contrast:
+        # All sentences, then all their best responses, and so on.
+        words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
+        sentences = pack_sentence_rows(words, config.row_tokens)
+    rows = pack_preferences(preferences, members, config.row_tokens)
+    return Batch([preferences[i] for i in members], rows, sentences)
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
@@ -109,72 +150,48 @@ def learning_rate(config: Config, step: int, total: int) -> float:
 
 def train_step(
     config: Config,
-    model: torch.nn.Module,
+    base: BaseModel,
     optimizer: torch.optim.Optimizer,
     reference: Reference,
-    batch: list[PreferenceRow],
+    neutral: NeutralText | None,
+    judge: Judge,
+    batch: Batch,
     step: int,
     total: int,
 ) -> dict[str, float]:
     """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
+    model, terms = base.model, []
+    if config.objective in ONLINE:
+        made = sample_preferences(config, base, batch.preferences, judge, step)
+        rows, known = pack_preferences(made, range(len(made)), config.row_tokens), reference.compute
+    else:
+        rows, known = batch.rows, reference
     # Dropout is the only chance left in a step: seeding it by the step's number makes resuming exact.
     torch.manual_seed(config.seed * 1_000_003 + step)
     model.train()
-    size = sum(len(row.examples) for row in batch)
-    sums = dict.fromkeys(_STEP_METRICS, 0.0)
-    for row in batch:
-        reference_chosen, reference_rejected = reference(row).unbind(1)
-        logprobs = response_logprobs(model, row)
-        policy_chosen, policy_rejected = sum_by_response(logprobs, row).unbind(1)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(
-            policy_chosen, policy_rejected, reference_chosen, reference_rejected, config.beta
-        )
-        # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
-        answer = row.answer.to(logprobs)
-        nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
-        losses = losses + config.anchor * nll
-        (losses.sum() / size).backward()
-        margins = chosen_rewards - rejected_rewards
-        values = (
-            losses,
-            chosen_rewards,
-            rejected_rewards,
-            margins > 0,
-            margins,
-            policy_chosen,
-            policy_rejected,
-            nll,
-        )
-        for name, value in zip(_STEP_METRICS, values, strict=True):
-            sums[name] += value.detach().double().sum().item() / size
+    if rows and (config.objective != "none" or config.anchor):
+        terms.append(add_preference(config, model, known, rows))
+    if batch.sentences:
+        terms.append(add_contrast(config, model, batch.sentences, batch.size))
+    if neutral is not None:
+        terms.append(add_retention(config, model, neutral, step))
+    metrics = {name: value for term in terms for name, value in term.items()}
+    metrics["loss"] = sum(term["loss"] for term in terms)
     norm = torch.nn.utils.clip_grad_norm_(lora_parameters(model).values(), config.max_grad_norm).item()
-    if not (math.isfinite(sums["loss"]) and math.isfinite(norm)):
-        raise SempaError(_explain_divergence(config, batch, step, sums["loss"], norm))
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+        raise SempaError(_explain_divergence(config, batch, step, metrics["loss"], norm))
     rate = learning_rate(config, step, total)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    return {**sums, "learning_rate": rate, "grad_norm": norm}
+    return {**metrics, "learning_rate": rate, "grad_norm": norm}
 
 
-_STEP_METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "nll_loss",
-)
-
-
-def _explain_divergence(config: Config, batch: list[PreferenceRow], step: int, loss: float, norm: float) -> str:
-    lines = sorted(line for row in batch for line in row.lines)
+def _explain_divergence(config: Config, batch: Batch, step: int, loss: float, norm: float) -> str:
     return (
         f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite numbers; the batch is "
-        f"lines {', '.join(map(str, lines))} of {config.triplets}; the last checkpoint is whole: "
+        f"lines {', '.join(map(str, batch.lines))} of {config.triplets}; the last checkpoint is whole: "
         f"lower learning_rate ({config.learning_rate:g}) or mend the data"
     )
 
@@ -226,6 +243,15 @@ def _stop_request() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+_TOLD = {
+    "loss": "loss",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "contrast_loss": "contrast",
+    "neutral_kl": "KL",
+}
+
+
 @contextlib.contextmanager
 def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Callable[[int, dict, int], float]]:
     """A bar with rate and time left on a terminal, plain lines in a log; advancing it returns the step's triplets/s."""
@@ -246,15 +272,13 @@ def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Ca
             nonlocal last, seconds, done
             now = time.perf_counter()
             rate, seconds, done, last = size / (now - last), seconds + now - last, done + size, now
-            bar.set_postfix({name.rpartition("/")[2]: f"{record[name]:.3f}" for name in ("loss", "rewards/margins")})
+            told = {label: f"{record[name]:.3f}" for name, label in _TOLD.items() if name in record}
+            bar.set_postfix(told)
             bar.update(size)
             if bar.disable and (step % 10 == 0 or step in (1, total)):
                 left = (total - step) * config.batch_size * seconds / done
-                print(
-                    f"step {step}/{total}  loss {record['loss']:.4f}  margin {record['rewards/margins']:.3f}  "
-                    f"accuracy {record['rewards/accuracies']:.3f}  {rate:.1f} triplets/s  {left / 60:.1f} min left",
-                    flush=True,
-                )
+                parts = [f"step {step}/{total}", *(f"{label} {value}" for label, value in told.items())]
+                print("  ".join([*parts, f"{rate:.1f} triplets/s", f"{left / 60:.1f} min left"]), flush=True)
             return rate
 
         yield advance

@@ -1,0 +1,105 @@
+"""Neutral text that holds a policy to its base: the base model's own words, sampled once and kept.
+
+What a model says by itself is the text that it is most at home in, and costs no file. It is drawn behind questions of
+many kinds and behind mere openings, so that conversation and running text are both there.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sempa.errors import SempaError
+from sempa.files import cache_folder, fingerprint
+from sempa.lora import adapter_disabled
+from sempa.models import BaseModel, row_states, weights_fingerprint
+from sempa.packing import Row, pack_texts
+from sempa.progress import bar
+from sempa.prompts import encode_plain, encode_texts, render_prompt
+from sempa.sampling import sample
+from sempa.tensors import read_tensors, write_tensors
+
+QUESTIONS = (
+    "How do I bake bread?",
+    "Explain how a computer works.",
+    "Write a short story about a lost key.",
+    "What is the capital of France, and why is it famous?",
+    "Write a Python function that sorts a list.",
+    "Give me three tips for better sleep.",
+    "A train travels 60 miles in 2 hours. How fast is it?",
+    "Write an email that asks for a day off.",
+    "Why is the sky blue?",
+    "Summarise the causes of the First World War.",
+    "Describe your favourite season.",
+    "Translate 'good morning' into Spanish.",
+    "What should I cook for dinner tonight?",
+    "Write a poem about the sea.",
+    "How does photosynthesis work?",
+    "List five countries in Africa.",
+    "What is a mortgage?",
+    "Tom has 12 apples and gives away 5. How many are left? Explain.",
+    "How can I learn to play the guitar?",
+    "Write a product description for a lamp.",
+    "What is the meaning of democracy?",
+    "Explain gravity to a child.",
+    "Plan a weekend in London.",
+    "Write a dialogue between two friends.",
+    "How do vaccines protect us?",
+    "What are the rules of chess?",
+    "Write an SQL query that counts users.",
+    "My computer is slow. What can I do?",
+    "Tell me about the history of paper.",
+    "What makes a good leader?",
+    "Write a letter to a landlord about a leak.",
+    "How do I change a tyre?",
+)
+OPENINGS = (
+    *("The", "In", "A", "When", "It", "Many", "During", "For", "This", "She"),
+    *("He", "They", "On", "One", "After", "As", "#", "import", "We", "If"),
+)
+# Answers to a question, continuations of an opening, and the longest of either, in tokens.
+ANSWERS, CONTINUATIONS, LONGEST = 2, 3, 160
+
+
+class NeutralText:
+    """Packed rows of neutral text and the base's hidden states on them, each row computed on first use."""
+
+    def __init__(self, base: BaseModel, sequences: Sequence[Sequence[int]], row_tokens: int) -> None:
+        self.model = base.model
+        self.rows = pack_texts(sequences, row_tokens)
+        self.states: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> tuple[Row, Tensor]:
+        """The row of a step and the base's last hidden states on it, `[length, D]`."""
+        number = step % len(self.rows)
+        if number not in self.states:
+            training = self.model.training
+            self.model.eval()
+            with adapter_disabled(self.model):
+                self.states[number] = row_states(self.model, self.rows[number])
+            self.model.train(training)
+        return self.rows[number], self.states[number]
+
+
+def neutral_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
+    """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder."""
+    key = fingerprint(weights_fingerprint(base), base.model.dtype, QUESTIONS, OPENINGS, LONGEST, seed)
+    path = cache_folder() / "neutral" / f"{key}.safetensors"
+    try:
+        kept = read_tensors(path)
+        return [ids.tolist() for ids in kept["tokens"].split(kept["lengths"].tolist())]
+    except (SempaError, KeyError, RuntimeError):
+        # Missing or damaged: it costs the sampling again.
+        pass
+    questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
+    openings = encode_plain(base.tokenizer, OPENINGS)
+    prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
+    with bar(len(prompts), "the base's own words", "text") as progress:
+        drawn = sample(base, prompts, 1, LONGEST, seed=seed, reference_share=1.0, progress=progress)
+    texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    texts = [texts[i] for i in order]
+    tokens = torch.tensor([token for text in texts for token in text])
+    write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
+    return texts

@@ -1,0 +1,146 @@
+"""The terms of the training objective: each takes the model and packed rows, adds its gradient, returns its metrics.
+
+preference   rank the responses of a paraphrase prompt (+ NLL anchor, + regularisers of the prompts' own states)
+contrast     tell a sentence's paraphrase from the batch's other sentences by their one-word embeddings
+retention    stay close to the base model on neutral text
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sempa.config import Config
+from sempa.head import scale_for_head
+from sempa.kernels import token_kl
+from sempa.logprobs import sum_by_response, target_logprobs
+from sempa.losses import (
+    ches_score,
+    conservative_dpo_loss,
+    dpo_loss,
+    embedding_infonce_loss,
+    ipo_loss,
+    isotropy_loss,
+    nll_per_token,
+    plackett_luce_loss,
+    uniformity_loss,
+)
+from sempa.models import row_states
+from sempa.neutral import NeutralText
+from sempa.packing import PreferenceRow, SentenceRow
+
+
+def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
+    """The configured preference loss of sentence log-probabilities `[n, responses]`, best first: `[n]`.
+
+    With more than two responses the losses of pairs compare the best with the worst.
+    """
+    pairs = policy[:, 0], policy[:, -1], reference[:, 0], reference[:, -1]
+    rewards = config.beta * (policy - reference)
+    match config.objective:
+        case "dpo":
+            return dpo_loss(*pairs, config.beta)[0]
+        case "conservative-dpo":
+            return conservative_dpo_loss(*pairs, config.beta, config.label_smoothing)[0]
+        case "ipo" | "online-ipo" | "ipo-md":
+            return ipo_loss(*pairs, config.beta)[0]
+        case "plackett-luce":
+            return plackett_luce_loss(rewards)
+        case "plackett-luce-top1":
+            return plackett_luce_loss(rewards, top=1)
+        case "none":
+            return torch.zeros_like(policy[:, 0])
+    raise ValueError(f"unknown objective {config.objective!r}")
+
+
+def add_preference(
+    config: Config, model: PreTrainedModel, reference: Callable[[PreferenceRow], Tensor], rows: Sequence[PreferenceRow]
+) -> dict[str, float]:
+    """Preference loss and anchor, averaged over the batch, under TRL's names; log-probabilities are in nats.
+
+    `reference` gives a row's log π_ref(y|x), `[examples, responses]`.
+    """
+    size = sum(len(row.examples) for row in rows)
+    sums: dict[str, float] = defaultdict(float)
+    for row in rows:
+        known = reference(row)
+        hidden = row_states(model, row.row)
+        logprobs = target_logprobs(model, hidden, row)
+        policy = sum_by_response(logprobs, row)
+        # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
+        answer = row.answer.to(logprobs)
+        nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
+        losses = config.preference * preference_losses(config, policy, known) + config.anchor * nll
+        loss = losses.sum() + _regularisers(config, hidden[row.prompt_ends.to(hidden.device)])
+        (loss / size).backward()
+        rewards = config.beta * (policy.detach() - known)
+        margins = rewards[:, 0] - rewards[:, -1]
+        for name, value in (
+            ("loss", loss),
+            ("rewards/chosen", rewards[:, 0]),
+            ("rewards/rejected", rewards[:, -1]),
+            ("rewards/accuracies", margins > 0),
+            ("rewards/margins", margins),
+            ("logps/chosen", policy[:, 0]),
+            ("logps/rejected", policy[:, -1]),
+            ("nll_loss", nll),
+            ("ches", _displacement(hidden.detach(), row)),
+        ):
+            sums[name] += value.detach().double().sum().item() / size
+    return dict(sums)
+
+
+def _regularisers(config: Config, states: Tensor) -> Tensor:
+    """Uniformity and isotropy of the states that end a row's prompts, weighted by how many they are."""
+    loss = states.new_zeros((), dtype=torch.float32)
+    if config.uniformity and len(states) > 1:
+        loss = loss + config.uniformity * len(states) * uniformity_loss(states)
+    if config.isotropy and len(states) > 2:
+        loss = loss + config.isotropy * len(states) * isotropy_loss(states)
+    return loss
+
+
+def _displacement(hidden: Tensor, row: PreferenceRow) -> Tensor:
+    """The length-normalised CHES of chosen and rejected: how much the push against one falls on the other."""
+    device = hidden.device
+    states, owner, lengths = hidden[row.source.to(device)], row.owner.to(device), row.lengths.to(device)
+    return ches_score(states, owner, lengths, length_normalised=True)[:, -1]
+
+
+def add_contrast(config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], size: int) -> dict[str, float]:
+    """InfoNCE (and a sparse code's loss) on the one-word embeddings of `size` sentences and their responses.
+
+    The rows' members count all sentences first, then all their best responses, and so on: member `k · size + i` is text
+    k of example i.
+    """
+    states = torch.cat([row_states(model, row.row)[row.ends.to(model.device)] for row in rows])
+    order = torch.tensor([member for row in rows for member in row.members], device=states.device).argsort()
+    sentences, chosen, *_, rejected = states[order].view(-1, size, states.shape[1])
+    losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
+    loss = config.contrast * losses.mean()
+    metrics = {"contrast_loss": losses.mean().item()}
+    loss.backward()
+    with torch.no_grad():
+        nearest = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
+        metrics["contrast_accuracy"] = (nearest.argmax(1).cpu() == torch.arange(size)).double().mean().item()
+    return {"loss": loss.item(), **metrics}
+
+
+def add_retention(config: Config, model: PreTrainedModel, neutral: NeutralText, step: int) -> dict[str, float]:
+    """KL(base ‖ policy) per token of one row of neutral text, in nats."""
+    row, before = neutral(step)
+    head = model.get_output_embeddings()
+    after = row_states(model, row)
+    divergence = token_kl(
+        scale_for_head(model, after),
+        scale_for_head(model, before),
+        head.weight,
+        bias=getattr(head, "bias", None),
+        softcap=getattr(model.config, "final_logit_softcapping", None),
+    ).mean()
+    loss = config.retention * divergence
+    loss.backward()
+    return {"loss": loss.item(), "neutral_kl": divergence.item()}

@@ -1,0 +1,152 @@
+"""The terms of the objective in the loop: each does what it is for, and their sum is what is minimised."""
+
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import weights
+
+from sempa.config import Config
+from sempa.data import Triplet
+from sempa.lora import adapter_disabled, read_adapter, set_lora
+from sempa.neutral import neutral_texts
+from sempa.objectives import preference_losses
+from sempa.online import sample_preferences, similarity_judge
+from sempa.prompts import encode_triplet
+from sempa.retention import measure_retention
+from sempa.training import Interrupted, read_metrics
+
+TERMS = {
+    "objective": "dpo",
+    "contrast": 1.0,
+    "retention": 5.0,
+    "neutral_tokens": 64,
+    "uniformity": 0.1,
+    "isotropy": 0.1,
+}
+
+
+@pytest.fixture
+def few_words(monkeypatch):
+    """Neutral text of a few short samples: the tiny model says nothing worth hearing at length."""
+    from sempa import neutral
+
+    monkeypatch.setattr(neutral, "QUESTIONS", neutral.QUESTIONS[:2])
+    monkeypatch.setattr(neutral, "OPENINGS", neutral.OPENINGS[:2])
+    monkeypatch.setattr(neutral, "LONGEST", 8)
+
+
+@pytest.mark.parametrize("objective", ["conservative-dpo", "ipo", "plackett-luce-top1"])
+def test_every_offline_objective_raises_the_margin(setting, tmp_path, objective):
+    setting(objective=objective, epochs=4.0, lora_dropout=0.0, beta=0.05)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert records[0]["rewards/margins"] == 0.0
+    assert records[-1]["rewards/margins"] > 0.1
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(setting, tmp_path, few_words):
+    weights = {"preference": 0.5, "anchor": 2.0, "contrast": 0.25, "retention": 3.0}
+    setting(**TERMS | weights | {"uniformity": 0.0, "isotropy": 0.0, "lora_dropout": 0.0})
+    for r in (r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r):
+        rest = 2.0 * r["nll_loss"] + 0.25 * r["contrast_loss"] + 3.0 * r["neutral_kl"]
+        # What is left is the preference loss: log 2 at first, and a convex function's mean lies above its value there.
+        left = (r["loss"] - rest) / 0.5
+        assert left >= math.log1p(math.exp(-r["rewards/margins"])) - 1e-5
+        if r["step"] == 1:
+            assert left == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_contrast_draws_paraphrases_together_and_retention_holds_the_model(setting, tmp_path, few_words):
+    free = {"objective": "none", "anchor": 0.0, "contrast": 1.0, "epochs": 6.0, "lora_dropout": 0.0}
+    setting("free", **free)
+    base, _ = setting("held", **free, retention=50.0, neutral_tokens=64)
+    runs = {
+        name: [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in r] for name in ("free", "held")
+    }
+    for records in runs.values():
+        assert records[-1]["contrast_loss"] < 0.7 * records[0]["contrast_loss"]
+    texts = neutral_texts(base)
+    adapter = {name: read_adapter(tmp_path / name / "adapter")[1] for name in runs}
+    kl = {}
+    for name, tensors in adapter.items():
+        set_lora(base.model, tensors, tmp_path)
+        kl[name] = measure_retention(base.model, [(ids, 1) for ids in texts], name).kl
+    assert kl["held"] < 0.5 * kl["free"]
+
+
+def test_all_terms_together_resume_to_the_same_bits(setting, few_words, monkeypatch):
+    settings = TERMS
+    whole, _ = setting("whole", **settings)
+    real_step, calls = torch.optim.AdamW.step, []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Interrupted):
+        setting("broken", **settings)
+    resumed, _ = setting("broken", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+
+
+def test_a_ranking_puts_the_neutral_sentence_between(setting, tmp_path, tokenizer):
+    triplet = Triplet("A man pets a dog.", "A dog is petted.", "A dog is ignored.", 3, "A man is happy.")
+    preference = encode_triplet(tokenizer, triplet, ranking=True, words=True)
+    told = [tokenizer.decode(ids) for ids in preference.responses]
+    assert [t.split("<|im_end|>")[0] for t in told] == [triplet.chosen, triplet.neutral, triplet.rejected]
+    assert [tokenizer.decode(ids) for ids in preference.words] == [
+        f'This sentence : "{text}" means in one word:"'
+        for text in (triplet.sentence, triplet.chosen, triplet.neutral, triplet.rejected)
+    ]
+    policy = torch.tensor([[-3.0, -5.0, -4.0]], dtype=torch.float64)
+    reference = torch.tensor([[-4.0, -4.0, -4.0]], dtype=torch.float64)
+    config = Config(objective="plackett-luce", beta=0.7)
+    rewards = 0.7 * (policy - reference)[0]
+    expected = -(rewards[0] - rewards.logsumexp(0)) - (rewards[1] - rewards[1:].logsumexp(0))
+    torch.testing.assert_close(preference_losses(config, policy, reference)[0], expected)
+
+
+def longest(sentences, candidates):
+    return np.array([[len(text) for text in few] for few in candidates], dtype=float)
+
+
+@pytest.mark.parametrize("objective", ["online-ipo", "ipo-md"])
+def test_online_objectives_follow_the_judge(setting, tmp_path, objective):
+    """A judge that likes long answers gets longer ones."""
+    settings = {"objective": objective, "anchor": 0.0, "lora_dropout": 0.0, "online_tokens": 6}
+    setting(judge=longest, epochs=6.0, learning_rate=3e-2, beta=0.05, **settings)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "rewards/margins" in r]
+    assert len(records) > 15
+    # Fresh samples each step: the margin of pairs never trained on has the judge's sign more often than not.
+    assert np.mean([r["rewards/accuracies"] for r in records[len(records) // 2 :]]) > 0.5
+
+
+def test_sampled_preferences_are_the_judges_and_follow_from_the_step(setting, tokenizer, triplets):
+    base, _ = setting(epochs=1.0)
+    preferences = [encode_triplet(tokenizer, t) for t in triplets[:4]]
+    config = Config(objective="online-ipo", online_tokens=6)
+    made = sample_preferences(config, base, preferences, longest, 3)
+    assert made == sample_preferences(config, base, preferences, longest, 3)
+    assert made != sample_preferences(config, base, preferences, longest, 4)
+    for preference in made:
+        best, worst = (tokenizer.decode(ids, skip_special_tokens=True) for ids in preference.responses)
+        assert len(best.strip()) > len(worst.strip())
+        assert preference.prompt in [p.prompt for p in preferences]
+
+
+def test_the_default_judge_is_the_bases_own_similarity(setting, triplets):
+    base, _ = setting(epochs=1.0)
+    sentences, candidates = [triplets[0].sentence], [[triplets[0].sentence, triplets[7].rejected]]
+    scores = similarity_judge(base)(sentences, candidates)
+    assert scores.shape == (1, 2)
+    assert scores[0, 0] == pytest.approx(1.0, abs=1e-5)
+    assert scores[0, 1] < 1.0
+    with adapter_disabled(base.model):
+        assert np.array_equal(similarity_judge(base)(sentences, candidates), scores)
