@@ -146,18 +146,20 @@ def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], 
 
 
 def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
-    """First-fit decreasing: every item in exactly one bin, no bin of two or more items above `capacity`."""
+    """Next-fit decreasing: every item in exactly one bin, no bin of two or more items above `capacity`.
+
+    Items of like size share a bin, so that families of a row need little padding beside each other; a bin that could
+    hold one more item wastes nothing.
+    """
     bins: list[list[Item]] = []
-    room: list[int] = []
+    room = 0
     for item in sorted(items, key=size, reverse=True):
         need = size(item)
-        place = next((b for b, free in enumerate(room) if free >= need), None)
-        if place is None:
-            bins.append([item])
-            room.append(capacity - need)
-        else:
-            bins[place].append(item)
-            room[place] -= need
+        if not bins or need > room:
+            bins.append([])
+            room = capacity
+        bins[-1].append(item)
+        room -= need
     return bins
 
 
