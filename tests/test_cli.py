@@ -13,7 +13,7 @@ import yaml
 from sempa.cli import _parser, main
 from sempa.embedder import Embedder
 
-COMMANDS = ("train", "embed", "similarity", "evaluate", "generate")
+COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "generate")
 
 
 @pytest.fixture

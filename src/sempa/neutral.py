@@ -96,7 +96,10 @@ def neutral_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     openings = encode_plain(base.tokenizer, OPENINGS)
     prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
     with bar(len(prompts), "the base's own words", "text") as progress:
-        drawn = sample(base, prompts, 1, LONGEST, seed=seed, reference_share=1.0, progress=progress)
+        # All side by side: many rows of one product cost little more than few.
+        drawn = sample(
+            base, prompts, 1, LONGEST, seed=seed, reference_share=1.0, batch_size=len(prompts), progress=progress
+        )
     texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     texts = [texts[i] for i in order]

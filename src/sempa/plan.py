@@ -1,0 +1,181 @@
+"""What a training run will take before it is started: parameters, memory, FLOPs, tokens, hours on named GPUs.
+
+Parameters and saved activations are counted on a model without storage (PyTorch's meta device), not guessed from a
+formula: the very blocks, adapter and packed row of the real run.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from sempa.config import CAPTIONS, Config
+from sempa.errors import SempaError
+from sempa.lora import add_lora, lora_parameters
+from sempa.models import row_states
+from sempa.packing import pack_preferences
+from sempa.prompts import Preference
+from sempa.sources import first_line, quiet, resolve_model
+
+# Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
+GPUS = {
+    "RTX 4090": (165e12, 24e9),
+    "A100 80GB": (312e12, 80e9),
+    "H100 SXM": (989e12, 80e9),
+    "H200": (989e12, 141e9),
+}
+# Shapes of the paper's two models, whose repositories ask for a licence before they hand out a config.
+_SHAPES = {
+    "meta-llama/Llama-2-7b-chat-hf": {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32},
+    "meta-llama/Meta-Llama-3-8B-Instruct": {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8},
+}
+# Rows of nli_for_simcse.csv, for a plan before the file is there.
+_NLI_ROWS = 275_601
+# Tokens of a triplet in a packed row: prompt and two responses, instructions shared (SmolLM2 on SNLI; see the docs).
+_PROMPT_TOKENS, _RESPONSE_TOKENS, _SHARED_TOKENS = 29, 10, 28
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of one run; bytes, FLOPs and tokens are of the whole run unless said otherwise.
+
+    `saved_bytes` are the activations kept for the backward pass of one packed row; `weight_bytes` the frozen base in
+    its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
+    """
+
+    parameters: int
+    adapter_parameters: int
+    triplets: int
+    steps: int
+    tokens: int
+    response_tokens: int
+    row_tokens: int
+    flops: float
+    weight_bytes: float
+    adapter_bytes: float
+    saved_bytes: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes that must fit at one time."""
+        return self.weight_bytes + self.adapter_bytes + self.saved_bytes
+
+    def hours(self, gpu: str, efficiency: float) -> float:
+        """Hours on one GPU at a share `efficiency` of its dense bfloat16 peak."""
+        return self.flops / (GPUS[gpu][0] * efficiency) / 3600
+
+
+def make_plan(config: Config) -> Plan:
+    """Count what a run of `config` takes: preference objective, reference once, one packed row at a time.
+
+    FLOPs: 2 per weight and token forward, the same again for the reference's pass (once, whatever the epochs) and for
+    the gradient of the activations; the head runs on response tokens only, with one product more for its gradient
+    direction. Weight gradients of the adapter are below 1 % and counted with its parameters.
+
+    Raises `SempaError` for a model whose config cannot be had.
+    """
+    shape = _model_config(config.model)
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sempa")
+    model.requires_grad_(False)
+    parameters = sum(p.numel() for p in model.parameters())
+    blocks = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    head = model.get_output_embeddings().weight.numel()
+    blocks -= head
+    with torch.device("meta"):
+        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    adapter = sum(p.numel() for p in lora_parameters(model).values())
+    triplets, rows = _triplets(config), max(1, config.row_tokens // (_PROMPT_TOKENS + 2 * _RESPONSE_TOKENS))
+    per_triplet = _PROMPT_TOKENS + 2 * _RESPONSE_TOKENS + _SHARED_TOKENS / rows
+    steps = math.ceil(config.epochs * math.ceil(triplets / config.batch_size))
+    seen = config.epochs * triplets
+    tokens, responses = round(seen * per_triplet), round(seen * 2 * _RESPONSE_TOKENS)
+    # Policy forward and backward each epoch, the reference forward once.
+    once = 1 / config.epochs if config.epochs > 1 else 1.0
+    flops = 2 * tokens * (blocks * (2 + once) + 3 * adapter) + 2 * responses * head * (2 + once)
+    bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
+    return Plan(
+        parameters=parameters,
+        adapter_parameters=adapter,
+        triplets=triplets,
+        steps=steps,
+        tokens=tokens,
+        response_tokens=responses,
+        row_tokens=config.row_tokens,
+        flops=flops,
+        weight_bytes=parameters * bytes_per_weight,
+        adapter_bytes=adapter * 16,
+        saved_bytes=_saved_bytes(model, config.row_tokens) * bytes_per_weight / 2,
+    )
+
+
+def describe_plan(plan: Plan, efficiency: float) -> str:
+    """The plan as lines of text."""
+    trained, million = plan.adapter_parameters / 1e6, plan.tokens / 1e6
+    lines = [
+        f"parameters        {plan.parameters / 1e9:.3f} B, of which trained {trained:.2f} M (LoRA)",
+        f"data              {plan.triplets:,} triplets, {plan.steps:,} steps, {million:.1f} M tokens in rows of "
+        f"{plan.row_tokens:,}, {plan.response_tokens / 1e6:.1f} M of them through the head",
+        f"arithmetic        {plan.flops / 1e15:.1f} PFLOP: policy forward and backward, reference forward once",
+        f"memory            {plan.memory / 1e9:.1f} GB = base {plan.weight_bytes / 1e9:.1f} + adapter "
+        f"{plan.adapter_bytes / 1e9:.2f} + one row's activations {plan.saved_bytes / 1e9:.1f}",
+        f"time at {efficiency:.0%} of peak",
+    ]
+    for name, (_, memory) in GPUS.items():
+        fits = "" if plan.memory < 0.9 * memory else f"   does not fit in {memory / 1e9:.0f} GB: lower row_tokens"
+        lines.append(f"  {name:<16}{plan.hours(name, efficiency):7.2f} h{fits}")
+    return "\n".join(lines)
+
+
+def _model_config(name: str) -> PreTrainedConfig:
+    if name in _SHAPES:
+        common = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+        return LlamaConfig(**common, **_SHAPES[name])
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(resolve_model(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise SempaError(f"model {name!r}: its config cannot be had: {first_line(error)}") from error
+
+
+def _triplets(config: Config) -> int:
+    if config.triplets == CAPTIONS:
+        from sempa.dataset import DEFAULT_CAPTIONS
+
+        return config.triplet_limit or DEFAULT_CAPTIONS
+    if Path(config.triplets).is_file():
+        from sempa.triplets import read_triplets
+
+        found = len(read_triplets(config.triplets, combinations=config.combinations)[0]) - config.held_out
+        return min(found, config.triplet_limit or found)
+    return config.triplet_limit or _NLI_ROWS
+
+
+def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
+    """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
+    for parameter in lora_parameters(model).values():
+        parameter.requires_grad_(True)
+    example = Preference([0] * (_SHARED_TOKENS + _PROMPT_TOKENS), ([0] * _RESPONSE_TOKENS,) * 2)
+    # All but the shared instructions differ, or the prompts would be one.
+    count = max(1, row_tokens // (_PROMPT_TOKENS + 2 * _RESPONSE_TOKENS))
+    examples = [
+        replace(example, prompt=[0] * _SHARED_TOKENS + [1 + i % 7] * _PROMPT_TOKENS) for i in range(max(2, count))
+    ]
+    row = pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            seen[storage._cdata] = storage.nbytes()
+        kept.append(tensor)
+        return tensor
+
+    kept: list[torch.Tensor] = []
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        row_states(model, row)
+    return sum(seen.values())

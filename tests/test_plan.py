@@ -1,0 +1,66 @@
+"""The plan counts what the run really takes."""
+
+import pytest
+import torch
+
+from sempa.cli import main
+from sempa.config import Config
+from sempa.lora import add_lora, lora_parameters
+from sempa.models import load_base
+from sempa.plan import GPUS, _saved_bytes, make_plan
+
+
+def test_the_papers_models_have_their_published_sizes():
+    llama2 = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv", batch_size=256))
+    llama3 = make_plan(Config(model="meta-llama/Meta-Llama-3-8B-Instruct", triplets="missing.csv", batch_size=256))
+    assert llama2.parameters == 6_738_415_616
+    assert llama3.parameters == 8_030_261_248
+    # PEFT's own count for rank 8 on all linear layers of LLaMA2-7B.
+    assert llama2.adapter_parameters == 19_988_480
+    assert llama2.steps == 1077
+    assert llama2.weight_bytes == 2 * llama2.parameters
+
+
+def test_parameters_and_triplets_are_those_of_the_run(tiny_folder, triplets_file):
+    config = Config(model=str(tiny_folder), triplets=str(triplets_file), held_out=3, batch_size=4, lora_rank=2)
+    plan = make_plan(config)
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    assert plan.parameters == sum(p.numel() for p in base.model.parameters())
+    add_lora(base.model, 2, 4)
+    assert plan.adapter_parameters == sum(p.numel() for p in lora_parameters(base.model).values())
+    assert (plan.triplets, plan.steps) == (13, 4)
+
+
+def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_folder):
+    """On the meta device and on the CPU autograd keeps the same bytes."""
+    kept = {}
+    for device in ("meta", "cpu"):
+        base = load_base(str(tiny_folder), "bfloat16", "cpu")
+        base.model.to(device)
+        add_lora(base.model, 2, 4)
+        kept[device] = [_saved_bytes(base.model, tokens) for tokens in (512, 1024)]
+    assert kept["meta"] == kept["cpu"]
+    assert 1.7 < kept["cpu"][1] / kept["cpu"][0] < 2.3
+
+
+def test_hours_follow_flops_and_efficiency():
+    plan = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv"))
+    for gpu, (peak, _) in GPUS.items():
+        assert plan.hours(gpu, 0.5) * 3600 * peak * 0.5 == pytest.approx(plan.flops)
+    twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv", epochs=2.0))
+    # The reference's pass is not repeated: 5 passes in place of 3.
+    assert twice.flops / plan.flops == pytest.approx(5 / 3, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["paper_llama2_7b", "paper_llama3_8b", "smollm2_nli", "smollm2_captions"])
+def test_every_experiment_can_be_planned(name, capsys):
+    path = f"{__file__.rpartition('/tests/')[0]}/experiments/{name}.yaml"
+    assert main(["plan", path]) == 0
+    told = capsys.readouterr().out
+    assert "H200" in told and "GB" in told
+
+
+def test_a_share_of_the_peak_that_is_none_is_refused(capsys):
+    assert main(["plan", "experiments/paper.yaml", "--efficiency", "0"]) == 2
+    assert "--efficiency" in capsys.readouterr().err
+    assert torch.get_default_device().type == "cpu"
