@@ -44,7 +44,7 @@ def read_records(path: Path, layouts: Sequence[Layout]) -> tuple[Layout, Iterato
     place = f"{path}:{number}"
     if first.lstrip().startswith("{"):
         try:
-            layout = _match(place, "fields", list(_json_object(first)), layouts)
+            layout = _match(place, "fields", list(json_object(first)), layouts)
         except ValueError as error:
             raise SempaError(f"{place}: the first record is {error}") from error
         return layout, _json_records(itertools.chain([(number, first)], lines), layout)
@@ -79,7 +79,7 @@ def _match(place: str, kind: str, found: list[str], layouts: Sequence[Layout]) -
     )
 
 
-def _json_object(text: str) -> dict:
+def json_object(text: str) -> dict:
     """The object in a line; a `ValueError` says what else it is."""
     try:
         # Without its end, or the parser would speak of the line after.
@@ -97,7 +97,7 @@ def _json_records(lines: Iterator[tuple[int, str]], layout: Layout) -> Iterator[
     for number, text in lines:
         if text.strip():
             try:
-                yield number, _json_values(_json_object(text), layout)
+                yield number, _json_values(json_object(text), layout)
             except ValueError as error:
                 yield number, str(error)
 
