@@ -17,7 +17,7 @@ from sempa.objectives import preference_losses
 from sempa.online import sample_preferences, similarity_judge
 from sempa.prompts import encode_triplet
 from sempa.retention import measure_retention
-from sempa.training import Interrupted, read_metrics
+from sempa.training import Interrupted, make_batches, read_metrics
 
 TERMS = {
     "objective": "dpo",
@@ -150,3 +150,14 @@ def test_the_default_judge_is_the_bases_own_similarity(setting, triplets):
     assert scores[0, 1] < 1.0
     with adapter_disabled(base.model):
         assert np.array_equal(similarity_judge(base)(sentences, candidates), scores)
+
+
+def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    config = Config(batch_size=6, preference_share=0.4, contrast=1.0)
+    for batch in make_batches(config, preferences):
+        ranked = sorted(i for row in batch.rows for i in row.examples)
+        assert len(ranked) == math.ceil(0.4 * batch.size)
+        embedded = sorted(member for row in batch.sentences for member in row.members)
+        assert embedded == list(range(3 * batch.size))
+        assert [preferences[i] for i in ranked] == sorted(batch.preferences[: len(ranked)], key=preferences.index)

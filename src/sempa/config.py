@@ -36,10 +36,11 @@ class Config:
     gsm8k: str = ""
     output: str = "runs/sempa"
     seed: int = 0
-    # The preference objective by name, its weight, β of the implicit reward, and conservative DPO's share of flipped
-    # labels; the weight of the chosen sentence's NLL per token (0: plain DPO).
+    # The preference objective by name, its weight, the share of a batch that it sees, β of the implicit reward, and
+    # conservative DPO's share of flipped labels; the weight of the chosen sentence's NLL per token (0: plain DPO).
     objective: str = "dpo"
     preference: float = 1.0
+    preference_share: float = 1.0
     beta: float = 0.1
     label_smoothing: float = 0.1
     anchor: float = 1.0
@@ -207,7 +208,7 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "at least 0"
     elif key in _ABOVE_ZERO and not 0 < value < math.inf:
         expected = "a number above 0"
-    elif key == "interpolation" and not 0 < value <= 1:
+    elif key in ("interpolation", "preference_share") and not 0 < value <= 1:
         expected = "a share above 0, at most 1"
     elif key == "reference_share" and not 0 <= value <= 1:
         expected = "a share from 0 to 1"

@@ -136,7 +136,9 @@ def _make_batch(config: Config, preferences: list[Preference], members: list[int
         # All sentences, then all their best responses, and so on.
         words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
         sentences = pack_sentence_rows(words, config.row_tokens)
-    rows = pack_preferences(preferences, members, config.row_tokens)
+    # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+    ranked = members[: math.ceil(config.preference_share * len(members))]
+    rows = pack_preferences(preferences, ranked, config.row_tokens)
     return Batch([preferences[i] for i in members], rows, sentences)
 
 
@@ -162,7 +164,8 @@ def train_step(
     """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
     model, terms = base.model, []
     if config.objective in ONLINE:
-        made = sample_preferences(config, base, batch.preferences, judge, step)
+        asked = batch.preferences[: math.ceil(config.preference_share * batch.size)]
+        made = sample_preferences(config, base, asked, judge, step)
         rows, known = pack_preferences(made, range(len(made)), config.row_tokens), reference.compute
     else:
         rows, known = batch.rows, reference
