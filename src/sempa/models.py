@@ -24,6 +24,7 @@ from sempa.errors import SempaError
 from sempa.files import fingerprint
 from sempa.head import head_logits
 from sempa.kernels import Families, packed_attention
+from sempa.norms import replace_norms
 from sempa.packing import Row
 from sempa.sources import first_line, quiet, resolve_model
 
@@ -72,6 +73,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
     model.requires_grad_(False)
     base = BaseModel(model.to(target).eval(), tokenizer, source)
+    replace_norms(model)
     check_vocabulary(base)
     model.takes_block_mask = check_forward(model) and attention is not None
     return base
