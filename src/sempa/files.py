@@ -1,10 +1,11 @@
-"""Files that are whole or absent: write to a temporary name, fsync, rename."""
+"""Files and folders that are whole or absent: write under a temporary name, fsync, rename."""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +19,13 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a read-only folder or a missing permission into a `SempaError` that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps the operating system's error, a full disk included, in its own.
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
             raise SempaError(
                 f"{path}: the disk is full; free some space and resume, nothing finished was lost"
             ) from error
-        raise SempaError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:
-        # safetensors wraps the operating system's error, a full disk included, in its own.
-        raise SempaError(f"{path}: cannot be written: {error}") from error
+        raise SempaError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -36,7 +35,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = _temporary(path)
         try:
             write(temporary)
             fsync(temporary)
@@ -44,6 +43,42 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
             fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then fsync it and rename it to `folder`.
+
+    `write` brings its files to the disk itself, as `replace_atomically` and what is built on it do. A kill leaves the
+    old folder, the new one or, for the moment between two renames, neither; never a part of one. Raises `SempaError` as
+    `replace_atomically` does.
+    """
+    with explain_os_errors(folder):
+        temporary = _temporary(folder)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write(temporary)
+            fsync(temporary)
+            old = _set_aside(folder)
+            temporary.replace(folder)
+            fsync(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill on the way leaves no half of it under its name."""
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`; nobody else may be writing there."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -55,6 +90,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, 64 hexadecimal digits, read block by block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def fingerprint(*parts: object) -> str:
@@ -80,3 +124,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _set_aside(folder: Path) -> Path:
+    aside = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    return aside

@@ -7,21 +7,23 @@ B starts at zero, so the policy starts as the reference; switching the second te
 import contextlib
 import json
 import math
+import reprlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.files import replace_atomically, write_json
+from sempa.files import write_json
+from sempa.tensors import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_NUMBERS = (int, float)
 # PEFT wraps the model twice, hence its prefix.
 _PEFT_PREFIX = "base_model.model."
 
@@ -32,8 +34,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         self.base = base
-        # GPT-2's Conv1D keeps its weight transposed, [in, out].
-        inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
+        inputs, outputs = _sizes(base)
         options = {"dtype": torch.float32, "device": base.weight.device}
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, **options))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
@@ -157,9 +158,8 @@ def save_adapter(model: nn.Module, folder: Path, base_source: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically."""
     layers = _lora_layers(model)
     first = next(iter(layers.values()))
-    tensors = {name: p.detach().cpu().contiguous() for name, p in lora_parameters(model).items()}
     # Weights first: a folder with a config is then always a whole adapter.
-    replace_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",
@@ -191,10 +191,22 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             linear = None
         if not isinstance(linear, nn.Linear | Conv1D):
             raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
+        # Before anything of the size that a strange file names is allocated.
+        inputs, outputs = _sizes(linear)
+        for letter, shape in (("A", (config["r"], inputs)), ("B", (outputs, config["r"]))):
+            full = f"{_PEFT_PREFIX}{name}.lora_{letter}.weight"
+            if full in tensors:
+                _check_shape(full, tensors[full], shape, folder / WEIGHTS_FILE)
         model.set_submodule(
             name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
         )
     set_lora(model, tensors, folder / WEIGHTS_FILE)
+
+
+def remove_adapter(model: nn.Module) -> None:
+    """Take the adapter off again; the base's own linear layers are back, for another adapter or none."""
+    for name, layer in _lora_layers(model).items():
+        model.set_submodule(name, layer.base)
 
 
 def set_lora(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -205,24 +217,25 @@ def set_lora(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None
         raise SempaError(f"{source}: adapter and model differ in their layers, first in {odd!r}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise SempaError(
-                    f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
-                )
+            _check_shape(name, tensors[name], parameter.shape, source)
             parameter.copy_(tensors[name])
 
 
 def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """The config and the tensors of an adapter folder; raises `SempaError` when they cannot be read or used."""
+    """The config and the tensors of an adapter folder.
+
+    Raises `SempaError` when they cannot be read, are damaged, or ask for more than plain LoRA.
+    """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, RecursionError, SempaError) as error:
         raise SempaError(
             f"adapter {str(folder)!r}: cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
+    place = folder / CONFIG_FILE
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise SempaError(f"{folder / CONFIG_FILE}: peft_type is not LORA")
+        raise SempaError(f"{place}: peft_type is not LORA")
     for key in (
         "use_dora",
         "use_rslora",
@@ -232,15 +245,44 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         "layer_replication",
     ):
         if config.get(key):
-            raise SempaError(f"{folder / CONFIG_FILE}: {key} is set, but only plain LoRA can be loaded")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or config[key] <= 0:
-            raise SempaError(f"{folder / CONFIG_FILE}: {key} is {config.get(key)!r}, expected a positive number")
-    ends = (".lora_A.weight", ".lora_B.weight")
-    for name in tensors:
-        if not (name.startswith(_PEFT_PREFIX) and name.endswith(ends)):
-            raise SempaError(f"{folder / WEIGHTS_FILE}: unexpected tensor {name!r}")
+            raise SempaError(f"{place}: {key} is set, but only plain LoRA can be loaded")
+    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
+    for key, value, fits, expected in (
+        ("r", rank, type(rank) is int and rank > 0, "a positive number"),
+        ("lora_alpha", alpha, type(alpha) in _NUMBERS and 0 < alpha <= sys.float_info.max, "a positive number"),
+        ("lora_dropout", dropout, type(dropout) in _NUMBERS and 0 <= dropout < 1, "a share from 0 to below 1"),
+    ):
+        if not fits:
+            raise SempaError(f"{place}: {key} is {reprlib.repr(value)}, expected {expected}")
+    _check_tensors(tensors, rank, folder / WEIGHTS_FILE)
     return config, tensors
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's Conv1D keeps its weight transposed, `[in, out]`."""
+    return tuple(linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1])
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], source: Path) -> None:
+    if tuple(tensor.shape) != tuple(expected):
+        raise SempaError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+
+
+def _check_tensors(tensors: dict[str, Tensor], rank: int, place: Path) -> None:
+    if not tensors:
+        raise SempaError(f"{place}: holds no tensor")
+    ranks = {".lora_A.weight": 0, ".lora_B.weight": 1}
+    for name, tensor in tensors.items():
+        end = name[-len(".lora_A.weight") :]
+        if not (name.startswith(_PEFT_PREFIX) and end in ranks):
+            raise SempaError(f"{place}: unexpected tensor {name!r}")
+        shape = tuple(tensor.shape)
+        if len(shape) != 2 or shape[ranks[end]] != rank:
+            raise SempaError(f"{place}: {name} has shape {shape}, expected rank {rank} as in {CONFIG_FILE}")
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise SempaError(f"{place}: {name} holds {tensor.dtype}, expected floating-point numbers")
+        if not tensor.isfinite().all():
+            raise SempaError(f"{place}: {name} holds numbers that are not finite")
 
 
 def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:

@@ -1,0 +1,303 @@
+"""Checkpoints: whole or absent, damage is found by checksum, and a full or forbidden disk is one sentence."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from conftest import make_llama
+
+from sempa import SempaError
+from sempa.checkpoints import FILES, MANIFEST_FILE, check_checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from sempa.files import remove_leftovers, replace_folder, sha256, write_atomic
+from sempa.lora import WEIGHTS_FILE, add_lora, load_adapter, lora_parameters, read_adapter, save_adapter
+from sempa.tensors import read_tensors, write_tensors
+
+
+def learner(seed=0):
+    """A tiny model with an adapter, and an optimiser that has made one step."""
+    model = make_llama().requires_grad_(False)
+    add_lora(model, 2, 4, seed=seed)
+    parameters = lora_parameters(model)
+    optimizer = torch.optim.AdamW(parameters.values())
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    return model, optimizer
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in lora_parameters(model).items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with checkpoints of steps 3 and 6, of different weights, and those weights."""
+    saved = {}
+    for step in (3, 6):
+        model, optimizer = learner(step)
+        save_checkpoint(tmp_path, step, model, optimizer, {"best_score": float(step)}, "source")
+        saved[step] = weights(model)
+    return tmp_path, saved
+
+
+def newest(run):
+    return run / "checkpoints" / "step-000006"
+
+
+def flip(path, byte, bit=0):
+    data = bytearray(path.read_bytes())
+    data[byte % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_checkpoint_restores_adapter_and_moments_bit_for_bit(tmp_path):
+    model, optimizer = learner()
+    assert load_checkpoint(tmp_path, model, optimizer) == {}
+    assert not has_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, 7, model, optimizer, {"best_score": 3.5}, "source")
+    other, restored = learner(9)
+    assert load_checkpoint(tmp_path, other, restored) == {"step": 7, "best_score": 3.5}
+    assert same(weights(model), weights(other))
+    for a, b in zip(lora_parameters(model).values(), lora_parameters(other).values(), strict=True):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[a][key], restored.state[b][key])
+
+
+def test_the_latest_two_are_kept_in_the_order_of_their_steps(tmp_path):
+    model, optimizer = learner()
+    for step in (9, 999_999, 1_000_000):
+        save_checkpoint(tmp_path, step, model, optimizer, {}, "source")
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"step-999999", "step-1000000"}
+    assert load_checkpoint(tmp_path, model, optimizer)["step"] == 1_000_000
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST_FILE])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(run, capsys, name, damage):
+    folder, saved = run
+    file = newest(folder) / name
+    if damage == "flipped":
+        # The JSON files are hit in their midst, so that they may well stay valid JSON.
+        flip(file, file.stat().st_size // 2)
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes()[:-5])
+    with pytest.raises(SempaError, match=rf"step-000006: .*{name}"):
+        check_checkpoint(newest(folder))
+    model, optimizer = learner(1)
+    assert load_checkpoint(folder, model, optimizer) == {"step": 3, "best_score": 3.0}
+    assert same(weights(model), saved[3])
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: checkpoint ")
+    assert "step-000006: " in warning
+    assert name in warning
+    assert "going back" in warning
+    assert len(warning.splitlines()) == 1
+
+
+def test_any_single_flipped_bit_of_a_checkpoint_is_found(run):
+    folder, _ = run
+    generator = torch.Generator().manual_seed(0)
+    for name in (*FILES, MANIFEST_FILE):
+        whole = (newest(folder) / name).read_bytes()
+        for byte, bit in zip(
+            torch.randint(len(whole), (16,), generator=generator).tolist(), torch.arange(16).remainder(8).tolist()
+        ):
+            flip(newest(folder) / name, byte, bit)
+            # White space and field order of the manifest carry nothing, so there a flip may be without effect.
+            if name != MANIFEST_FILE or json_value(newest(folder) / name) != json.loads(whole):
+                with pytest.raises(SempaError):
+                    check_checkpoint(newest(folder))
+            (newest(folder) / name).write_bytes(whole)
+    check_checkpoint(newest(folder))
+
+
+def json_value(path):
+    with contextlib.suppress(ValueError):
+        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def test_when_all_are_damaged_nothing_is_silently_begun_anew(run):
+    folder, _ = run
+    for checkpoint in (folder / "checkpoints").iterdir():
+        (checkpoint / WEIGHTS_FILE).write_bytes(b"half")
+    with pytest.raises(SempaError, match=r"every checkpoint is damaged .*step-000006"):
+        load_checkpoint(folder, *learner())
+
+
+def test_a_manifest_cannot_point_outside_its_folder(run):
+    folder, _ = run
+    manifest = newest(folder) / MANIFEST_FILE
+    outside = folder / "outside.json"
+    outside.write_text("{}")
+    names = json.loads(manifest.read_text())["sha256"]
+    del names["state.json"]
+    manifest.write_text(json.dumps({"sha256": {**names, "../../outside.json": sha256(outside)}}))
+    with pytest.raises(SempaError, match="missing or damaged"):
+        check_checkpoint(newest(folder))
+
+
+def test_a_checkpoint_of_another_model_is_an_error_not_a_damage(run):
+    folder, _ = run
+    model = make_llama().requires_grad_(False)
+    add_lora(model, 3, 4)
+    with pytest.raises(SempaError, match="has shape"):
+        load_checkpoint(folder, model, torch.optim.AdamW(lora_parameters(model).values()))
+
+
+def test_an_adapter_with_a_flipped_bit_or_a_cut_is_refused_and_stays_plain_safetensors(tmp_path):
+    from safetensors.torch import load_file
+
+    model, _ = learner()
+    save_adapter(model, tmp_path, "source")
+    path = tmp_path / WEIGHTS_FILE
+    whole = path.read_bytes()
+    assert same(load_file(path), weights(model))
+    body = 8 + int.from_bytes(whole[:8], "little")
+    for byte in range(body, len(whole), len(whole) // 50):
+        flip(path, byte, byte % 8)
+        with pytest.raises(SempaError, match="is damaged"):
+            read_adapter(tmp_path)
+        path.write_bytes(whole)
+    for length in (0, 7, 100, body, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SempaError, match="cannot be read"):
+            load_adapter(make_llama(), tmp_path)
+    path.write_bytes(whole)
+    assert same(read_adapter(tmp_path)[1], weights(model))
+
+
+def test_equal_tensors_give_equal_bytes_whatever_the_dtype(tmp_path):
+    tensors = {
+        "b": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+        "a": torch.tensor(1.5, dtype=torch.float64),
+        "c": torch.zeros(0, 4, dtype=torch.int64),
+    }
+    for name in ("one", "two"):
+        write_tensors(tmp_path / name, tensors)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found = read_tensors(tmp_path / "one")
+    assert same(found, tensors)
+    assert {name: (t.dtype, t.shape) for name, t in found.items()} == {
+        name: (t.dtype, t.shape) for name, t in tensors.items()
+    }
+    # Others must be able to read what is served from here.
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays_whole(run, monkeypatch):
+    """Every write, fsync and rename of a checkpoint in turn finds the disk full."""
+    folder, saved = run
+    model, optimizer = learner(1)
+    real = os.fsync
+    for failing in range(20):
+        calls = []
+
+        def full(descriptor, calls=calls, failing=failing):
+            calls.append(1)
+            if len(calls) == failing + 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+        try:
+            save_checkpoint(folder, 9, model, optimizer, {}, "source")
+        except SempaError as error:
+            assert "the disk is full" in str(error)
+        else:
+            break
+        finally:
+            monkeypatch.setattr(os, "fsync", real)
+        other, moments = learner(2)
+        # The very last fsync is that of the rename: the new checkpoint is whole by then.
+        step = load_checkpoint(folder, other, moments)["step"]
+        assert same(weights(other), saved[6] if step == 6 else weights(model))
+        assert not list((folder / "checkpoints").glob(".*.tmp"))
+    assert 8 < failing < 20
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000006", "step-000009"]
+
+
+def test_a_file_that_may_not_grow_is_one_sentence_from_the_real_system_call(run):
+    """RLIMIT_FSIZE makes the kernel itself refuse the write, as a full quota would."""
+    folder, _ = run
+    model, optimizer = learner(1)
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(SempaError, match=r"cannot be written: File too large"):
+            save_checkpoint(folder, 9, model, optimizer, {}, "source")
+
+    assert in_child(limited) == 0
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000003", "step-000006"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    model, optimizer = learner()
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    with pytest.raises(SempaError, match="cannot be written") as caught:
+        save_checkpoint(tmp_path / "run", 1, model, optimizer, {}, "source")
+    assert len(str(caught.value).splitlines()) == 1
+    if os.geteuid() == 0:
+        pytest.skip("root may write into a read-only folder")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(SempaError, match="Permission denied"):
+        save_checkpoint(tmp_path / "closed", 1, model, optimizer, {}, "source")
+
+
+def in_child(function):
+    """Run `function` in a forked process; its exit status, 0 when it returned."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_what_killed_processes_left_is_swept_away(run):
+    folder, _ = run
+    (folder / "checkpoints" / ".step-000009.77.tmp").mkdir()
+    (folder / "checkpoints" / ".step-000009.77.tmp" / "half").write_text("x")
+    (folder / ".metrics.jsonl.77.tmp").write_text("x")
+    (folder / "kept.tmp").write_text("x")
+    save_checkpoint(folder, 9, *learner(), {}, "source")
+    assert not list(folder.rglob(".*.tmp"))
+    assert (folder / "kept.tmp").exists()
+    remove_leftovers(folder / "nowhere")
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "target"
+    for content in ("old", "new"):
+        replace_folder(target, lambda folder, content=content: write_atomic(folder / content, content))
+    assert [p.name for p in target.iterdir()] == ["new"]
+
+    def fails(folder):
+        write_atomic(folder / "half", "half")
+        raise SempaError("stop")
+
+    with pytest.raises(SempaError, match="stop"):
+        replace_folder(target, fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    assert (target / "new").read_text() == "new"
