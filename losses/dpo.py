@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from sempa.losses.log_ratios import log_ratios
+
 
 def dpo_loss(
     policy_chosen: Tensor,
@@ -31,13 +33,8 @@ def dpo_loss(
     Raises:
         ValueError: the four shapes differ, or β is not positive.
     """
-    shapes = {tuple(t.shape) for t in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)}
-    if len(shapes) != 1:
-        raise ValueError(f"dpo_loss needs four tensors of one shape [batch], found {sorted(shapes)}")
-    if not beta > 0:
-        raise ValueError(f"dpo_loss needs beta > 0, found {beta}")
-
-    chosen_log_ratio = policy_chosen - reference_chosen
-    rejected_log_ratio = policy_rejected - reference_rejected
+    chosen_log_ratio, rejected_log_ratio = log_ratios(
+        "dpo_loss", policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
+    )
     losses = -F.logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
     return losses, beta * chosen_log_ratio.detach(), beta * rejected_log_ratio.detach()
