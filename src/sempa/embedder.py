@@ -9,9 +9,10 @@ import torch
 
 from sempa.errors import SempaError
 from sempa.lora import load_adapter
-from sempa.models import BaseModel, hidden_states, load_base
+from sempa.models import BaseModel, load_base
 from sempa.progress import bar
-from sempa.readouts import PROMPTS, READOUTS, Prompt
+from sempa.readouts import check_readout, make_prompts, read
+from sempa.readouts.layers import depth
 
 
 class Embedder:
@@ -39,16 +40,11 @@ class Embedder:
         dtype: str = "bfloat16",
         device: str | None = None,
     ) -> None:
-        if readout not in READOUTS:
-            raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
-        self.readout = readout
         self.base = load_base(model, dtype, device)
         if adapter is not None:
             load_adapter(self.base.model, Path(adapter))
-        self.layer = layer
-        depth = self.base.model.config.get_text_config().num_hidden_layers
-        if not -depth - 1 <= layer <= depth:
-            raise SempaError(f"layer: found {layer}, expected {-depth - 1} to {depth} for this model")
+        check_readout(readout, layer, depth(self.base.model))
+        self.readout, self.layer = readout, layer
 
     def encode(
         self,
@@ -84,8 +80,7 @@ def embed(
     `layer` and `readout` are those of `Embedder`. Raises `SempaError` for an unknown readout, a batch size below 1, a
     sentence that is not a string, and an empty one.
     """
-    if readout not in READOUTS:
-        raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
+    check_readout(readout, layer, depth(base.model))
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     for place, sentence in enumerate(sentences):
@@ -95,7 +90,7 @@ def embed(
             raise SempaError(f"sentence {place}: is empty")
     model = base.model.eval()
     words = [" ".join(sentence.split()) for sentence in sentences]
-    prompts = PROMPTS[readout](base.tokenizer, words) if words else []
+    prompts = make_prompts(readout, base.tokenizer, words)
     # Equal lengths side by side, longest first: little padding, and a batch too large for memory fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)
@@ -103,21 +98,7 @@ def embed(
     with shown as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            result[batch] = _read(model, [prompts[i] for i in batch], layer)
+            result[batch] = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
             if progress is not None:
                 progress.update(len(batch))
     return result
-
-
-def _read(model: torch.nn.Module, prompts: Sequence[Prompt], layer: int) -> np.ndarray:
-    """The weighted hidden states of each prompt, whatever stands beside it in the batch: float32 `[n, D]`."""
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    # Padding on the right is never seen: a causal model's token looks back only. Any id will do for it.
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    weights = torch.zeros(len(prompts), longest)
-    for row, prompt in enumerate(prompts):
-        end = len(prompt.tokens)
-        tokens[row, :end] = torch.tensor(prompt.tokens)
-        weights[row, end - len(prompt.weights) : end] = torch.tensor(prompt.weights)
-    hidden = hidden_states(model, tokens.to(model.device), layer=layer)
-    return torch.einsum("bl,bld->bd", weights.to(model.device), hidden.float()).cpu().numpy()

@@ -75,14 +75,14 @@ def encode_responses(
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """The conversation up to where the assistant begins to answer (without a template: the text and a line feed)."""
     if tokenizer.chat_template is None:
-        return f"{_bos(tokenizer)}{user}\n"
+        return f"{begin_of_text(tokenizer)}{user}\n"
     return _render(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
 
 
 def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
     """The whole conversation, end-of-turn token included."""
     if tokenizer.chat_template is None:
-        return f"{_bos(tokenizer)}{user}\n{assistant}{tokenizer.eos_token or ''}"
+        return f"{begin_of_text(tokenizer)}{user}\n{assistant}{tokenizer.eos_token or ''}"
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return _render(tokenizer, messages, add_generation_prompt=False)
 
@@ -104,17 +104,19 @@ def clean_sentence(sentence: str) -> str:
     return sentence[:-1] + "." if sentence.endswith("?") else sentence
 
 
-def encode_one_word(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], example: str = "") -> list[list[int]]:
+def encode_one_word(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], prefix: str = EOL_PREFIX
+) -> list[list[int]]:
     """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence.
 
-    `example` is a worked example to stand before it.
+    `prefix` is what stands before the sentence, its opening quote included.
     """
-    return encode_plain(tokenizer, [f"{example}{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
+    return encode_plain(tokenizer, [f"{prefix}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
-    return encode_texts(tokenizer, [_bos(tokenizer) + text for text in texts])
+    return encode_texts(tokenizer, [begin_of_text(tokenizer) + text for text in texts])
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -132,7 +134,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
         return tokenizer.apply_chat_template(messages, **options)
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
+def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""

@@ -1,18 +1,71 @@
 """Readouts: from a language model's hidden states to a sentence embedding, each beside its paper's equation."""
 
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sempa.errors import SempaError
+from sempa.readouts.contrastive_prompting import contrastive_prompting, steering
 from sempa.readouts.echo import echo
+from sempa.readouts.layers import depth, hidden_at, scaled
 from sempa.readouts.pooling import last, mean, weighted_mean
-from sempa.readouts.prompt import Prompt
+from sempa.readouts.prompt import Batch, Prompt, make_batch
 from sempa.readouts.prompteol import prompteol, prompteol_icl
+from sempa.readouts.token_prepending import prepending, token_prepending
 
-PROMPTS = {
-    "mean": mean,
-    "weighted-mean": weighted_mean,
-    "last": last,
-    "echo": echo,
-    "prompteol": prompteol,
-    "prompteol-icl": prompteol_icl,
+
+def _unchanged(model: PreTrainedModel, batch: Batch) -> AbstractContextManager:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How sentences become prompts, the layer that is read (of LLaMA2-7B's 32), and what the model does differently."""
+
+    prompts: Callable[[PreTrainedTokenizerBase, Sequence[str]], list[Prompt]]
+    layer: int = 32
+    steered: Callable[[PreTrainedModel, Batch], AbstractContextManager] = _unchanged
+
+
+# Both steered readouts were published with layer 27 for LLaMA2-7B, and the last but one for LLaMA3-8B.
+_READOUTS = {
+    "mean": Readout(mean),
+    "weighted-mean": Readout(weighted_mean),
+    "last": Readout(last),
+    "echo": Readout(echo),
+    "prompteol": Readout(prompteol),
+    "prompteol-icl": Readout(prompteol_icl),
+    "contrastive-prompting": Readout(contrastive_prompting, 27, steering),
+    "token-prepending": Readout(token_prepending, 27, prepending),
 }
-READOUTS = tuple(PROMPTS)
+READOUTS = tuple(_READOUTS)
 
-__all__ = ["PROMPTS", "READOUTS", "Prompt"]
+
+def check_readout(readout: str, layer: int, depth: int) -> None:
+    """Raise `SempaError` for a readout that does not exist, or a layer that a model of this depth does not have."""
+    if readout not in READOUTS:
+        raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
+    if not -depth - 1 <= layer <= depth:
+        raise SempaError(f"layer: found {layer}, expected {-depth - 1} to {depth} for this model")
+
+
+def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The prompts of a readout for sentences of one or more words, each parted by one blank."""
+    return _READOUTS[readout].prompts(tokenizer, sentences) if sentences else []
+
+
+def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer: int = -1) -> Tensor:
+    """Embeddings of a readout's prompts, run together: float32 `[n, D]`.
+
+    `layer` indexes transformers' `hidden_states` (0 = embedding output, the depth = last layer after the final norm,
+    −2 = the one before); −1 is the readout's own layer.
+    """
+    chosen, last_layer = _READOUTS[readout], depth(model)
+    layer = scaled(chosen.layer, last_layer) if layer == -1 else layer % (last_layer + 1)
+    batch = make_batch(model, prompts)
+    with chosen.steered(model, batch):
+        return batch.pool(hidden_at(model, layer, **batch.inputs))

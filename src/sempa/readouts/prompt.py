@@ -1,19 +1,72 @@
-"""What a readout asks of the model for one sentence: the prompt's tokens, and which of their states it reads."""
+"""What a readout asks of the model for one sentence, and how many such prompts run together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sempa.models import attention_window
+from sempa.packing import Row, shared_prefix
 from sempa.prompts import common_prefix, encode_plain
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the weights of the hidden states at the last `len(weights)` of them; the weights sum to 1."""
+    """Token ids, and the weights of the hidden states at the last `len(weights)` of them; the weights sum to 1.
+
+    `placeholder` is the offset of Token Prepending's `<PST>`, `auxiliary` the tokens of Contrastive Prompting's second
+    prompt.
+    """
 
     tokens: list[int]
     weights: tuple[float, ...] = (1.0,)
+    placeholder: int | None = None
+    auxiliary: tuple[int, ...] = ()
+
+    @property
+    def fixed(self) -> int:
+        """How many leading tokens have states that are neither read nor overwritten: prompts may share those."""
+        return len(self.tokens) - len(self.weights) if self.placeholder is None else self.placeholder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that run together: the inputs of `hidden_states`, and each prompt's last token `ends` `[n]`.
+
+    Offsets count the tokens of all rows one after another; the tokens of a prompt that it does not share with others
+    stand together, so its token i lies `len(tokens) − 1 − i` before its end.
+    """
+
+    prompts: Sequence[Prompt]
+    inputs: dict[str, object]
+    ends: Tensor
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The weighted sum of each prompt's states: hidden states `[rows, length, D]` → float32 `[n, D]`."""
+        states = hidden.flatten(0, 1).float()
+        weights = torch.zeros(len(self.prompts), len(states))
+        for row, prompt, end in zip(weights, self.prompts, self.ends.tolist(), strict=True):
+            row[end + 1 - len(prompt.weights) : end + 1] = torch.tensor(prompt.weights)
+        return weights.to(states.device) @ states
+
+    def offsets(self, places: Sequence[int]) -> Tensor:
+        """Where token `places[i]` of each prompt i lies: `[n]`, int64."""
+        back = [len(prompt.tokens) - 1 - place for prompt, place in zip(self.prompts, places, strict=True)]
+        return self.ends - torch.tensor(back, device=self.ends.device)
+
+
+def make_batch(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Batch:
+    """One packed row behind the prompts' shared beginning; separate rows where a packed one is not exact."""
+    shared = min(len(shared_prefix([p.tokens for p in prompts])), *(p.fixed for p in prompts))
+    row = Row()
+    root = row.add(prompts[0].tokens[:shared])
+    ends = torch.tensor([row.ends[row.add(prompt.tokens[shared:], root)] for prompt in prompts])
+    if getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model):
+        return Batch(prompts, row.inputs(model.device), ends.to(model.device))
+    tokens, places = row.separate()
+    return Batch(prompts, {"tokens": tokens.to(model.device)}, places[ends].to(model.device))
 
 
 def encode_spans(

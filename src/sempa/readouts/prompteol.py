@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from sempa.prompts import encode_one_word
+from sempa.prompts import EOL_PREFIX, encode_one_word
 from sempa.readouts.prompt import Prompt
 
 # The example that the authors' sweep over STS-B dev chose for the smallest model they publish one for (OPT-125M).
@@ -21,4 +21,4 @@ def prompteol(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> l
 
 def prompteol_icl(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
     """The same behind one worked example: in-context learning, § 3.2 of the same paper."""
-    return [Prompt(tokens) for tokens in encode_one_word(tokenizer, sentences, _EXAMPLE)]
+    return [Prompt(tokens) for tokens in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]

@@ -1,0 +1,91 @@
+"""The places inside a decoder that readouts touch: its blocks, the heads' outputs, and the state after any layer."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sempa.errors import SempaError
+from sempa.models import hidden_states
+
+# What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
+_OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
+
+
+class _ReachedError(Exception):
+    """Carries a hidden state out of a forward pass whose rest nobody needs."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def depth(model: PreTrainedModel) -> int:
+    """The number of decoder blocks."""
+    return model.config.get_text_config().num_hidden_layers
+
+
+def scaled(index: int, depth: int) -> int:
+    """A block or layer that a paper gives for LLaMA2-7B's 32 blocks, at the same share of `depth`, rounded half up."""
+    return (2 * index * depth + 32) // 64
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks, first to last; raises `SempaError` for an architecture that has no such list."""
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth(model):
+            return module
+    raise SempaError(f"{type(model).__name__}: no list of {depth(model)} decoder blocks found to read or steer")
+
+
+def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The linear layer of block `layer` whose input is the attention heads' outputs, concatenated.
+
+    Raises `SempaError` for an architecture that has none by a known name.
+    """
+    for name, module in blocks(model)[layer].named_modules():
+        *parents, own = name.split(".")
+        # `Conv1D` of GPT-2 goes by the same name in attention and MLP.
+        if own in _OUTPUT_PROJECTIONS and any("att" in parent for parent in parents):
+            return module
+    raise SempaError(f"{type(model).__name__}: no output projection of the attention heads found to steer")
+
+
+def hidden_at(model: PreTrainedModel, layer: int, **inputs: object) -> Tensor:
+    """`hidden_states[layer]` of transformers' count, `[rows, length, D]`, without running a block behind it.
+
+    `inputs` are those of `sempa.models.hidden_states`; `layer` counts from 0, the embedding output, to the model's
+    depth, the last one, which alone has passed the final norm.
+    """
+    if layer == depth(model):
+        return hidden_states(model, **inputs)
+    with input_of(blocks(model)[layer]) as reached:
+        hidden_states(model, **inputs)
+    return reached[0]
+
+
+@contextlib.contextmanager
+def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass ends where it comes to `module`; the list then holds that module's input."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        raise _ReachedError(arguments[0])
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        yield found
+    except _ReachedError as reached:
+        found.append(reached.hidden)
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `module` sees `edit` of its input."""
+    handle = module.register_forward_pre_hook(lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
