@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from sempa import plots
-from sempa.report import finite, page, terminal_table, write_report
+from sempa.page import finite
+from sempa.report import page, terminal_table, write_report
 
 VOID = {"meta", "br", "link", "img", "input"}
 

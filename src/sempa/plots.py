@@ -3,11 +3,12 @@
 import io
 import re
 from collections.abc import Sequence
+from html import escape
 
 # Okabe and Ito's blue and orange can be told apart by everybody, on light and on dark ground.
 BASE, ALIGNED = "#56b4e9", "#e69f00"
 # Stands for the page's own text colour while matplotlib draws.
-_INK = "#123456"
+INK = "#123456"
 _MOST_POINTS = 1500
 
 
@@ -33,12 +34,12 @@ def curves(history: Sequence[dict]) -> str:
         for (name, label), colour in zip(names.items(), (ALIGNED, BASE), strict=True):
             axis.plot(x, [r.get(name) for r in steps], color=colour, label=label, linewidth=1.4)
         axis.set_title(title)
-        axis.legend(frameon=False, labelcolor=_INK)
+        axis.legend(frameon=False, labelcolor=INK)
     axes[2].plot([r["step"] for r in scores], [r["eval/sts"] for r in scores], color=ALIGNED, marker="o", markersize=4)
     axes[2].set_title("development ρ × 100")
     for axis in axes:
         axis.set_xlabel("step")
-    return _svg(figure, "curves", "Loss, reward margin and development score over training steps")
+    return svg(figure, "curves", "Loss, reward margin and development score over training steps")
 
 
 def bars(table: Sequence[dict]) -> str:
@@ -47,12 +48,12 @@ def bars(table: Sequence[dict]) -> str:
     for offset, colour, name in ((-0.2, BASE, "base"), (0.2, ALIGNED, "aligned")):
         heights = [row[name] or 0.0 for row in table]
         drawn = axis.bar([i + offset for i in range(len(table))], heights, 0.38, color=colour, label=name)
-        axis.bar_label(drawn, fmt="%.1f", color=_INK, fontsize=8)
+        axis.bar_label(drawn, fmt="%.1f", color=INK, fontsize=8)
     axis.set_xticks(range(len(table)), [row["task"] for row in table])
     axis.set_ylim(0, 105)
     axis.set_title("Spearman's ρ × 100")
-    axis.legend(frameon=False, labelcolor=_INK, ncols=2, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _svg(figure, "bars", "Similarity scores of base and aligned model")
+    axis.legend(frameon=False, labelcolor=INK, ncols=2, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return svg(figure, "bars", "Similarity scores of base and aligned model")
 
 
 def scatter(points: dict, table: Sequence[dict]) -> str:
@@ -66,7 +67,7 @@ def scatter(points: dict, table: Sequence[dict]) -> str:
         axis.set_title(f"{name}" if score is None else f"{name}: ρ = {score / 100:.3f}")
         axis.set_xlabel("gold similarity")
     axes[0].set_ylabel("cosine")
-    return _svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
+    return svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
 
 
 def make_figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
@@ -78,15 +79,15 @@ def make_figure(rows: int, columns: int, size: tuple[float, float], **options: o
     for axis in axes:
         axis.set_facecolor("none")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_INK)
-        axis.tick_params(colors=_INK, labelsize=8)
+        axis.spines[["left", "bottom"]].set_color(INK)
+        axis.tick_params(colors=INK, labelsize=8)
         for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
-            text.set_color(_INK)
+            text.set_color(INK)
             text.set_fontsize(9)
     return figure, axes
 
 
-def _svg(figure: object, name: str, title: str) -> str:
+def svg(figure: object, name: str, title: str) -> str:
     """The figure as an inline SVG: ink in the page's text colour, ids of its own, the same bytes every time."""
     import matplotlib as mpl
 
@@ -94,12 +95,13 @@ def _svg(figure: object, name: str, title: str) -> str:
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", text)
     text = re.sub(r"font: (\d+)px [^;\"]+", r"font: \1px system-ui, sans-serif", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The width comes from the page; the aspect ratio from the view box.
     opening = re.match(r"<svg[^>]*>", text).group()
+    title = escape(title)
     lean = re.sub(r' (width|height)="[^"]*"', "", opening).replace(">", f' role="img" aria-label="{title}">')
     return lean + f"<title>{title}</title>" + text[len(opening) :]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sempa import plots
 from sempa.files import write_atomic, write_json
+from sempa.page import NO_PICTURES, Table, finite, html_figure, html_page, html_table, number, share, text_table
 
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
@@ -18,28 +19,6 @@ _GLOSSARY = {
     "KL(base ‖ aligned)": "how far the next-token distribution has moved, in nats per token; lower is better",
     "agreement": "share of tokens for which both models would choose the same next token",
 }
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { line-height: 1.2; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-td { white-space: nowrap; } .scroll { overflow-x: auto; }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { width: 100%; min-width: 32rem; height: auto; }
-figure.small svg { min-width: 0; max-width: 38rem; } figcaption, .note { font-size: .9rem; opacity: .8; }
-.answers { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-.answers div { background: var(--soft); padding: .6rem .8rem; border-radius: .4rem; }
-.answers div { white-space: pre-wrap; overflow-wrap: anywhere; }
-.answers b { display: block; font-size: .85rem; opacity: .8; }
-code, pre { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap; }
-dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; }
-@media (max-width: 40rem) { .answers { grid-template-columns: 1fr; } }
-@media print { details { display: block; } body { max-width: none; } }
-"""
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, column names, rows of text; the first column is the row's name."""
 
 
 def write_report(run: Path, report: dict, history: Sequence[dict]) -> None:
@@ -51,16 +30,7 @@ def write_report(run: Path, report: dict, history: Sequence[dict]) -> None:
 
 def terminal_table(report: dict) -> str:
     """The report's figures as plain text of at most 100 columns."""
-    blocks = []
-    for title, columns, rows in tables(report):
-        cells = [columns, *rows]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        lines = [
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in cells
-        ]
-        blocks.append("\n".join([title, *(f"  {line}" for line in lines)]))
-    return "\n\n".join(blocks)
+    return "\n\n".join(text_table(*table) for table in tables(report))
 
 
 def tables(report: dict) -> list[Table]:
@@ -123,8 +93,7 @@ def _cost(report: dict) -> list[list[str]]:
 def page(report: dict, history: Sequence[dict]) -> str:
     """The whole HTML page: no script, no request, readable on a phone, in the dark and on paper."""
     parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
-    for title, columns, rows in tables(report):
-        parts.append(f"<h2>{escape(title)}</h2>{_html_table(columns, rows)}")
+    parts += [html_table(*table) for table in tables(report)]
     parts += _pictures(report, history)
     if report.get("generations"):
         parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
@@ -138,11 +107,7 @@ def page(report: dict, history: Sequence[dict]) -> str:
     details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
     text = json.dumps(finite(details), indent=2, ensure_ascii=False)
     parts.append(f"<details><summary>Configuration, versions and machine</summary><pre>{escape(text)}</pre></details>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>sempa report</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return html_page("sempa report", parts)
 
 
 def _summary(report: dict) -> str:
@@ -162,7 +127,7 @@ def _summary(report: dict) -> str:
 
 def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if not plots.available():
-        return ["<p class=note>Pictures need matplotlib: <code>pip install 'sempa[plots]'</code>.</p>"]
+        return [NO_PICTURES]
     report = finite(report)
     drawn = []
     if report.get("sts"):
@@ -174,45 +139,10 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if any("loss" in record for record in history):
         caption = "Training: the loss falls as the margin between chosen and rejected rewards grows."
         drawn.append(("", plots.curves(list(map(finite, history))), caption))
-    figures = [
-        f'<figure class="{kind}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
-        for kind, svg, caption in drawn
-    ]
-    return ["<h2>Pictures</h2>", *figures] if figures else []
-
-
-def _html_table(columns: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    header = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    return f'<div class="scroll"><table>{header}<tbody>{body}</tbody></table></div>'
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals, or n/a."""
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
-
-
-def share(value: float | None, *, signed: bool = False) -> str:
-    """A share as percent."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
+    return ["<h2>Pictures</h2>", *(html_figure(*parts) for parts in drawn)] if drawn else []
 
 
 def _change(base: float | None, aligned: float | None) -> str:
     if base is None or aligned is None or not math.isfinite(aligned - base):
         return "n/a"
     return f"{aligned - base:+.2f}"
-
-
-def finite(value: object) -> object:
-    """The value with every float that is not finite replaced by None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
