@@ -15,14 +15,9 @@ from sempa.models import BaseModel
 from sempa.packing import pack_preferences
 from sempa.progress import bar
 from sempa.prompts import Preference
-from sempa.retention import (
-    encode_conversations,
-    encode_passages,
-    generate_side_by_side,
-    measure_retention,
-    read_gsm8k,
-)
+from sempa.retention import generate_side_by_side, measure_retention
 from sempa.sts import StsTask, evaluate_sts, read_sts
+from sempa.texts import encode_conversations, encode_file, encode_passages, read_gsm8k
 from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 
 BUILTIN = "built-in"
@@ -100,11 +95,12 @@ def gsm8k_sample(path: str) -> list[tuple[str, str]]:
 
 
 def measure_generation(
-    base: BaseModel, problems: Sequence[tuple[str, str]], new_tokens: int
+    base: BaseModel, problems: Sequence[tuple[str, str]], new_tokens: int, files: Sequence[Path] = ()
 ) -> tuple[list[dict], list[dict]]:
     """Perplexity, KL and agreement on text far from the training data, and greedy generations side by side.
 
-    `problems` are GSM8K questions and answers, if any; without `new_tokens` nothing is generated.
+    `problems` are GSM8K questions and answers, if any, `files` the user's own texts (`sempa.texts.read_texts`); without
+    `new_tokens` nothing is generated.
     """
     texts = {
         "passages": encode_passages(base.tokenizer, PASSAGES),
@@ -112,6 +108,7 @@ def measure_generation(
     }
     if problems:
         texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
+    texts |= {str(path): encode_file(base, path) for path in files}
     retention = []
     for name, sequences in texts.items():
         with bar(len(sequences), name, "text") as progress:
@@ -119,8 +116,6 @@ def measure_generation(
         retention.append({**dataclasses.asdict(measured), "change": measured.change})
     generations = []
     if new_tokens:
-        with bar(len(GENERATION_PROMPTS), "generations", "prompt") as progress:
-            for answers in generate_side_by_side(base, GENERATION_PROMPTS, new_tokens):
-                generations.append(answers)
-                progress.update()
+        with bar(2 * len(GENERATION_PROMPTS), "generations", "answer") as progress:
+            generations = generate_side_by_side(base, GENERATION_PROMPTS, new_tokens, progress)
     return retention, generations

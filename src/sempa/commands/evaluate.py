@@ -24,6 +24,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
     )
     parser.add_argument("--gsm8k", default="", metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
+    parser.add_argument(
+        "--text", action="append", default=[], type=Path, metavar="FILE", help="texts of your own (see sempa retention)"
+    )
     parser.add_argument("--no-retention", action="store_true", help="score similarity only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=run)
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if tasks:
         report["sts"], _ = measure_sts(base, tasks, embedder.readout, embedder.layer)
     if not arguments.no_retention:
-        report["retention"], _ = measure_generation(base, problems, 0)
+        report["retention"], _ = measure_generation(base, problems, 0, arguments.text)
     print(terminal_table(report))
     if arguments.json:
         write_json(arguments.json, report)
