@@ -12,7 +12,10 @@ while a chunk's probabilities are at hand, and the backward pass only scales it.
 import torch
 from torch import Tensor
 
-from sempa.kernels.token_logprobs import CHUNK_ELEMENTS, _accumulator
+from sempa.kernels.token_logprobs import _accumulator
+
+# Logits of one chunk, in elements, of policy and reference together.
+CHUNK_ELEMENTS = 1 << 23
 
 
 def token_kl(
