@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import hyp0f1
+from scipy.integrate import quad
 
 from sempa import geometry
 from sempa.data import ScoredPair
@@ -16,6 +16,7 @@ from sempa.geometry import (
     hubness,
     isoscore,
     k_occurrences,
+    least_uniformity,
     mean_cosine,
     measure_geometry,
     partition_ratio,
@@ -116,7 +117,11 @@ def test_uniformity_is_the_definition_and_blocks_do_not_change_it(monkeypatch):
 @pytest.mark.parametrize("t", [1.0, 2.0])
 def test_uniform_points_on_the_sphere_have_the_closed_form(width, t):
     points = unit_vectors(gaussian(3000, width, seed=width))
-    expected = math.log(hyp0f1(width / 2, t * t)) - 2 * t
+    # The cosine u of two uniform points has density ∝ (1 − u²)^{(D − 3)/2}; u = cos a keeps D = 2 finite.
+    density = quad(lambda a: math.sin(a) ** (width - 2), 0, math.pi)[0]
+    mean = quad(lambda a: math.exp(-2 * t * (1 - math.cos(a))) * math.sin(a) ** (width - 2), 0, math.pi)[0] / density
+    expected = least_uniformity(width, t)
+    assert expected == pytest.approx(math.log(mean), abs=1e-7)
     # Standard error of the log of a mean over pairs, from the spread of independent pairs (halves of the sample).
     kernel = np.exp(-t * np.sum((points[::2] - points[1::2]) ** 2, axis=1))
     tolerance = 5 * kernel.std() / kernel.mean() / math.sqrt(len(points))

@@ -1,5 +1,6 @@
 """The shapes that data has on its way: a preference triplet and a pair of sentences with a gold score."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -25,3 +26,8 @@ class ScoredPair:
     first: str
     second: str
     score: float
+
+
+def distinct_sentences(pairs: Iterable[ScoredPair]) -> list[str]:
+    """Every sentence of the pairs once, in the order of first appearance."""
+    return list(dict.fromkeys(sentence for pair in pairs for sentence in (pair.first, pair.second)))

@@ -5,10 +5,10 @@ memory stays flat. `measure_geometry` takes them all of unit vectors, because si
 figures then depends on the vectors' lengths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.special import entr, logsumexp
+from scipy.special import entr, hyp0f1, logsumexp
 from scipy.stats import skew
 
 from sempa.data import ScoredPair
@@ -45,8 +45,7 @@ def alignment(first: np.ndarray, second: np.ndarray, power: float = 2.0) -> floa
 def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
     """ℓ_uniform = log E e^{−t‖x − y‖²} over the distinct pairs of `[n, D]`, by log-sum-exp; lower is more uniform.
 
-    Wang & Isola 2020 (arXiv 2005.10242), § 4.1. Points uniform on the sphere have −2t + log ₀F₁(D/2; t²), the least
-    that a distribution can have.
+    Wang & Isola 2020 (arXiv 2005.10242), § 4.1.
     """
     vectors = _matrix(vectors)
     squares = np.einsum("nd,nd->n", vectors, vectors)
@@ -62,6 +61,14 @@ def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
             sums.append(largest + np.log(np.exp(exponents - largest).sum()))
     pairs = len(vectors) * (len(vectors) - 1) / 2
     return float(logsumexp(sums) - np.log(pairs))
+
+
+def least_uniformity(dimension: int, t: float = 2.0) -> float:
+    """ℓ_uniform of the uniform distribution on the unit sphere, which no other comes below: −2t + log ₀F₁(D/2; t²).
+
+    E e^{2t x·y} is a Bessel function of the sphere's dimension; Wang & Isola 2020, proposition 1, for the minimum.
+    """
+    return float(np.log(hyp0f1(dimension / 2, t**2)) - 2 * t)
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
@@ -183,6 +190,29 @@ def measure_geometry(vectors: np.ndarray, positives: np.ndarray) -> dict:
         "effective_rank": effective_rank(spectrum),
         "hubness": hubness(units),
         "spectrum": spectrum.tolist(),
+    }
+
+
+def compare_geometry(
+    task: str, pairs: Sequence[ScoredPair], sentences: Sequence[str], sides: Mapping[str, np.ndarray]
+) -> dict:
+    """`measure_geometry` of each side (`base`, `aligned`): embeddings `[n, D]` of a task's n distinct sentences.
+
+    Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
+    """
+    try:
+        positives = positive_pairs(pairs, sentences)
+        measured = {side: measure_geometry(vectors, positives) for side, vectors in sides.items()}
+    except SempaError as error:
+        raise SempaError(f"{task}: {error}") from error
+    dimension = next(iter(sides.values())).shape[1]
+    return {
+        "task": task,
+        "sentences": len(sentences),
+        "positives": len(positives),
+        "dimension": dimension,
+        "least_uniformity": least_uniformity(dimension),
+        **measured,
     }
 
 

@@ -67,6 +67,12 @@ def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     return f'<h2>{escape(title)}</h2><div class="scroll"><table>{header}<tbody>{body}</tbody></table></div>'
 
 
+def html_glossary(terms: dict[str, str]) -> str:
+    """Words and what they mean, under a heading."""
+    entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms.items())
+    return f"<h2>What the words mean</h2><dl>{entries}</dl>"
+
+
 def number(value: float | None, digits: int) -> str:
     """A number with so many decimals, or n/a."""
     return "n/a" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"

@@ -8,7 +8,18 @@ from pathlib import Path
 
 from sempa import plots
 from sempa.files import write_atomic, write_json
-from sempa.page import NO_PICTURES, Table, finite, html_figure, html_page, html_table, number, share, text_table
+from sempa.page import (
+    NO_PICTURES,
+    Table,
+    finite,
+    html_figure,
+    html_glossary,
+    html_page,
+    html_table,
+    number,
+    share,
+    text_table,
+)
 
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
@@ -102,8 +113,7 @@ def page(report: dict, history: Sequence[dict]) -> str:
             f"<p><b>{escape(answer['prompt'])}</b></p><div class=answers>"
             f"<div><b>base</b>{escape(answer['base'])}</div><div><b>aligned</b>{escape(answer['aligned'])}</div></div>"
         )
-    glossary = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in _GLOSSARY.items())
-    parts.append(f"<h2>What the words mean</h2><dl>{glossary}</dl>")
+    parts.append(html_glossary(_GLOSSARY))
     details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
     text = json.dumps(finite(details), indent=2, ensure_ascii=False)
     parts.append(f"<details><summary>Configuration, versions and machine</summary><pre>{escape(text)}</pre></details>")

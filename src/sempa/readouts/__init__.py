@@ -53,6 +53,11 @@ def check_readout(readout: str, layer: int, depth: int) -> None:
         raise SempaError(f"layer: found {layer}, expected {-depth - 1} to {depth} for this model")
 
 
+def layer_read(readout: str, layer: int, depth: int) -> int:
+    """The index from 0 to `depth` of the hidden states that are read; −1 is the readout's own layer."""
+    return scaled(_READOUTS[readout].layer, depth) if layer == -1 else layer % (depth + 1)
+
+
 def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
     """The prompts of a readout for sentences of one or more words, each parted by one blank."""
     return _READOUTS[readout].prompts(tokenizer, sentences) if sentences else []
@@ -64,8 +69,6 @@ def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer:
     `layer` indexes transformers' `hidden_states` (0 = embedding output, the depth = last layer after the final norm,
     −2 = the one before); −1 is the readout's own layer.
     """
-    chosen, last_layer = _READOUTS[readout], depth(model)
-    layer = scaled(chosen.layer, last_layer) if layer == -1 else layer % (last_layer + 1)
     batch = make_batch(model, prompts)
-    with chosen.steered(model, batch):
-        return batch.pool(hidden_at(model, layer, **batch.inputs))
+    with _READOUTS[readout].steered(model, batch):
+        return batch.pool(hidden_at(model, layer_read(readout, layer, depth(model)), **batch.inputs))
