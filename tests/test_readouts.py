@@ -1,6 +1,7 @@
 """Every readout against plain transformers: one sentence, one forward pass, hooks where the readout steers."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -24,13 +26,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from sempa.embedder import Embedder, embed
+from sempa.embedder import embed
 from sempa.errors import SempaError
 from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
 from sempa.models import load_base
-from sempa.readouts import READOUTS, make_prompts
+from sempa.readouts import READOUTS, make_prompts, read
 from sempa.readouts.layers import blocks, output_projection
-from sempa.readouts.prompt import encode_spans
+from sempa.readouts.prompt import Prompt, encode_spans
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
 CLEAN = ["A man runs.", "He said 'two very small dogs' are chasing a red ball.", "Hi.", "Who is it.", "A man runs."]
@@ -236,3 +238,170 @@ def test_a_readout_is_what_its_paper_says_in_any_architecture(made, name, readou
 @pytest.mark.parametrize("layer", [0, 1, 2, 4, 5])
 def test_any_layer_can_be_read(made, readout, layer):
     check(made("Llama"), readout, layer)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8, 32])
+def test_published_blocks_and_layers_scale_with_the_depth(tmp_path, depth):
+    save_model(LlamaConfig(**SMALL | {"initializer_range": 0.1}, num_hidden_layers=depth), tmp_path)
+    oracle = oracle_of(tmp_path)
+    for readout in ("contrastive-prompting", "token-prepending", "prompteol"):
+        check(oracle, readout)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    folder, adapter = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("adapter")
+    save_model(MODELS["Llama"][0], folder)
+    base = load_base(str(folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(base.model).values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_adapter(base.model, adapter, str(folder))
+    return folder, adapter
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_with_an_adapter_a_readout_reads_the_adapted_model(adapted, made, readout):
+    folder, adapter = adapted
+    oracle = oracle_of(folder, adapter=adapter)
+    check(oracle, readout)
+    bare = embed(made("Llama").base, SENTENCES, readout=readout)
+    assert np.abs(embed(oracle.base, SENTENCES, readout=readout) - bare).max() > 1e-2
+
+
+def padded_by_transformers(oracle, texts, side):
+    """The usual way: a padded batch, an attention mask, and positions that count a sentence's own tokens."""
+    tokenizer = copy.deepcopy(oracle.tokenizer)
+    tokenizer.padding_side = side
+    batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    # In float64 transformers' mask overflows its float32 softmax where padding sees nothing at all.
+    plain = copy.deepcopy(oracle.plain).float()
+    with torch.no_grad():
+        hidden = plain(**batch, position_ids=positions, output_hidden_states=True).hidden_states[-1]
+    last = mask.shape[1] - 1 if side == "left" else mask.sum(1) - 1
+    return hidden[torch.arange(len(texts)), last].numpy()
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma3"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_left_and_right_padding_give_the_same_embedding(made, name, side):
+    oracle = made(name)
+    base = dataclasses.replace(oracle.base, tokenizer=copy.deepcopy(oracle.base.tokenizer))
+    base.tokenizer.padding_side = side
+    for readout, texts in (("prompteol", [eol(text) for text in CLEAN]), ("last", BARE)):
+        wanted = padded_by_transformers(oracle, texts, side)
+        vectors = embed(base, SENTENCES, readout=readout)
+        np.testing.assert_allclose(vectors, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("name", ["Llama", "Bloom (ALiBi)"])
+def test_neither_batch_size_nor_order_nor_neighbours_matter(made, name, readout):
+    base = made(name).base
+    wanted = embed(base, SENTENCES, batch_size=1, readout=readout)
+    for size in (2, 3, 100):
+        vectors = embed(base, SENTENCES, batch_size=size, readout=readout)
+        np.testing.assert_allclose(vectors, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    order = [3, 0, 2, 4, 1]
+    vectors = embed(base, [SENTENCES[i] for i in order], batch_size=2, readout=readout)
+    np.testing.assert_allclose(vectors, wanted[order], rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+texts = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
+
+
+@settings(max_examples=25)
+@given(st.lists(texts, min_size=1, max_size=6), st.integers(1, 4), st.sampled_from(READOUTS))
+def test_any_text_embeds_as_it_does_alone(made, sentences, size, readout):
+    base = made("Llama").base
+    together = embed(base, sentences, batch_size=size, readout=readout)
+    alone = np.concatenate([embed(base, [sentence], readout=readout) for sentence in sentences])
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
+
+
+@given(texts, texts)
+def test_a_span_is_the_text_behind_its_head(tokenizer, head, text):
+    ((ids, size),) = encode_spans(tokenizer, [head], [text])
+    assert tokenizer.decode(ids) == head + text
+    assert 1 <= size <= len(ids)
+    # Whole tokens of the head stay outside, at most the one that reaches into the text goes with it.
+    assert len(tokenizer.decode(ids[-size:], errors="replace")) >= 1
+    assert ids[: len(ids) - size] == tokenizer(head, add_special_tokens=False)["input_ids"][: len(ids) - size]
+
+
+def test_a_begin_of_text_token_is_seen_but_not_averaged():
+    tokenizer = make_tokenizer(("<s>", "</s>"), None)
+    tokenizer.bos_token = "<s>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    for readout in READOUTS:
+        (prompt,) = make_prompts(readout, tokenizer, ["A man"])
+        assert prompt.tokens[0] == tokenizer.bos_token_id
+        others = [token for place, token in enumerate(prompt.tokens[1:], 1) if place != prompt.placeholder]
+        assert tokenizer.bos_token_id not in others
+        assert len(prompt.weights) < len(prompt.tokens)
+        assert sum(prompt.weights) == pytest.approx(1)
+
+
+def test_steering_leaves_no_hook_behind(made):
+    base = made("Llama").base
+    before = embed(base, SENTENCES)
+    for readout in READOUTS:
+        embed(base, SENTENCES, readout=readout, layer=3)
+    with pytest.raises(IndexError):
+        # An id that the table does not have, in the middle of a steered pass.
+        read("token-prepending", base.model, [Prompt([9999, 0, 1], placeholder=1)])
+    hooks = [m._forward_hooks | m._forward_pre_hooks for m in base.model.modules()]
+    assert not any(hooks)
+    np.testing.assert_array_equal(embed(base, SENTENCES), before)
+
+
+def test_an_architecture_without_a_place_to_steer_is_named(made):
+    model = copy.deepcopy(made("Llama").base.model)
+    for block in blocks(model):
+        block.self_attn.mixer = block.self_attn.o_proj
+        del block.self_attn.o_proj
+    with pytest.raises(SempaError, match="LlamaForCausalLM: no output projection of the attention heads found"):
+        output_projection(model, 0)
+    model.model.layers = model.model.layers[:-1]
+    with pytest.raises(SempaError, match="LlamaForCausalLM: no list of 5 decoder blocks found"):
+        blocks(model)
+
+
+def tokens_through(model, run):
+    """How many tokens go through each block."""
+    counts = [0] * len(blocks(model))
+    hooks = []
+    for number, block in enumerate(blocks(model)):
+
+        def count(_, inputs, number=number):
+            counts[number] += inputs[0].shape[0] * inputs[0].shape[1]
+
+        hooks.append(block.register_forward_pre_hook(count))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_a_shared_prefix_runs_once_a_batch_and_nothing_is_padded(made):
+    oracle = made("Llama")
+    prefix = len(ids_of(oracle.tokenizer, 'This sentence : "'))
+    lengths = [len(ids_of(oracle.tokenizer, eol(text))) for text in CLEAN]
+    for size, batches in ((100, 1), (2, 3)):
+        counts = tokens_through(oracle.base.model, lambda size=size: embed(oracle.base, SENTENCES, batch_size=size))
+        assert counts == [sum(lengths) - prefix * (len(lengths) - batches)] * DEPTH
+
+
+def test_no_block_behind_the_layer_that_is_read_runs(made):
+    oracle = made("Llama")
+    own = sum(len(ids_of(oracle.tokenizer, text)) for text in BARE)
+    counts = tokens_through(oracle.base.model, lambda: embed(oracle.base, SENTENCES, readout="mean", layer=2))
+    # The last block's hook comes before the one that ends the pass.
+    assert counts[:2] == [own, own]
+    assert counts[3:] == [0] * (DEPTH - 3)
