@@ -3,18 +3,19 @@
 import gzip
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from conftest import SHARED
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.data import ScoredPair
-from sempa.sts import StsTask, evaluate_sts, pair_cosines, read_sts, spearman
+from sempa.statistics import pearson, spearman
+from sempa.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, select_tasks
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sts"
+DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
 
 STSB = "main-captions\tMSRvid\t2012test\t{i:04}\t{score}\tA {i} sings.\tThe {i} sang."
@@ -36,7 +37,7 @@ def write_year(folder, **subtasks):
 
 
 def rows(line, count=3):
-    return [line.format(i=i, score=i / 2) for i in range(count)]
+    return [line.format(i=i, score=1 + i / 2) for i in range(count)]
 
 
 def benchmark(folder):
@@ -75,7 +76,10 @@ def test_tasks_come_in_the_order_of_the_table_without_the_train_splits(tmp_path)
 def test_a_year_is_its_subtasks_one_after_another_without_unscored_pairs(tmp_path):
     (task,) = read_sts(benchmark(tmp_path) / "STS16")
     assert task == StsTask(
-        "STS16", [ScoredPair("e", "f", 4.0), ScoredPair("g", "h", 0.0), ScoredPair("a", "b", 1.5)], unscored=1
+        "STS16",
+        [ScoredPair("e", "f", 4.0), ScoredPair("g", "h", 0.0), ScoredPair("a", "b", 1.5)],
+        unscored=1,
+        subtasks={"a": 2, "b": 1},
     )
 
 
@@ -83,7 +87,7 @@ def test_each_benchmarks_folder_and_file_can_be_given_itself(tmp_path):
     benchmark(tmp_path)
     (stsb,) = read_sts(tmp_path / "STSBenchmark", ["dev"])
     (sick,) = read_sts(tmp_path / "SICK", ["trial"])
-    pairs = [(f"A {i} sings", f"The {i} sang", i / 2) for i in range(3)]
+    pairs = [(f"A {i} sings", f"The {i} sang", 1 + i / 2) for i in range(3)]
     assert sick == StsTask("SICK trial", [ScoredPair(*pair) for pair in pairs])
     assert stsb == StsTask("STS-B dev", [ScoredPair(f"{a}.", f"{b}.", score) for a, b, score in pairs])
     assert read_sts(tmp_path / "STSBenchmark" / "sts-dev.csv") == [stsb]
@@ -144,6 +148,36 @@ def test_a_single_file_of_pairs_and_scores_is_a_task_of_its_name(tmp_path):
         assert read_sts(tmp_path / f"mine.{suffix}") == [StsTask("mine", [ScoredPair(*pair) for pair in pairs], 1)]
 
 
+def test_a_file_may_name_its_columns_as_it_likes(tmp_path):
+    path = write(tmp_path / "mine.jsonl", '{"a": "x", "b": "y", "gold": 99}', '{"a": "u", "b": "v", "gold": -3.5}')
+    assert read_sts(path, columns=("a", "b", "gold"))[0].gold.tolist() == [99, -3.5]
+    assert "found the fields 'a', 'b', 'gold', expected sentence1, sentence2, score" in error_of(path)
+
+
+def test_scores_off_the_scale_are_left_out_counted_and_shown(tmp_path):
+    year = write_year(tmp_path / "STS12", x=[("a", "b", 0), ("c", "d", 5.25), ("e", "f", 5)], y=[("g", "h", -1)])
+    write(tmp_path / "SICK_trial.txt", SICK_HEADER, *(SICK.format(i=i, score=i) for i in range(4)))
+    write(tmp_path / "sts-dev.csv", *rows(STSB, 2), STSB.format(i=1, score=6), STSB.format(i=2, score=""))
+    tasks = read_sts(tmp_path)
+    assert [(len(task.pairs), task.out_of_range, task.unscored) for task in tasks] == [(2, 2, 0), (2, 1, 1), (3, 1, 0)]
+    assert tasks[0].subtasks == {"x": 2, "y": 0}
+    scale = "with a gold score off the scale left out, first"
+    assert left_out(tasks) == [
+        f"STS12: 2 pairs {scale} {year / 'STS.input.x.txt'}:2: 5.25, expected 0 to 5",
+        "STS-B dev: 1 pair without a gold score left out",
+        f"STS-B dev: 1 pair {scale} {tmp_path / 'sts-dev.csv'}:3: 6, expected 0 to 5",
+        f"SICK trial: 1 pair {scale} {tmp_path / 'SICK_trial.txt'}:2: 0, expected 1 to 5",
+    ]
+    assert left_out(tasks[:0]) == []
+
+
+def test_tasks_are_selected_by_the_names_of_the_table(tmp_path):
+    benchmark(tmp_path)
+    selected = select_tasks(tmp_path, ["SICK", "STS12", "STS-B"], ["dev", "trial"])
+    assert names(selected) == ["SICK trial", "STS12", "STS-B dev"]
+    assert names(select_tasks(tmp_path, ["STS-B", "SICK"], ["test"])) == ["STS-B test", "SICK test"]
+
+
 @needs_sts
 def test_the_published_benchmarks_have_their_published_sizes():
     sizes = {task.name: (len(task.pairs), task.unscored) for task in read_sts(DATA)}
@@ -157,6 +191,10 @@ def test_the_published_benchmarks_have_their_published_sizes():
         ("SICK trial", (500, 0)),
     ]
     assert [len(task.pairs) for task in read_sts(DATA, ["train"])[5:]] == [5749, 4500]
+    assert not any(task.out_of_range for task in read_sts(DATA, ["train", "dev", "trial"]))
+    sts12, *_ = read_sts(DATA)
+    sizes = {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399}
+    assert sts12.subtasks == sizes
 
 
 # What is refused
@@ -170,6 +208,31 @@ def test_a_folder_without_tasks_is_told_what_was_expected(tmp_path):
         assert expected in message
     assert "no such file" in error_of(tmp_path / "absent")
     assert "unknown split 'valid', expected some of train, dev, trial, test" in error_of(tmp_path, "dev", "valid")
+
+
+def test_a_missing_task_names_the_files_it_was_looked_for_in(tmp_path):
+    def told(*arguments):
+        with pytest.raises(SempaError) as caught:
+            select_tasks(tmp_path, *arguments)
+        return str(caught.value)
+
+    write(tmp_path / "STSBenchmark" / "sts-dev.csv", *rows(STSB))
+    write(tmp_path / "SICK_train.txt", SICK_HEADER, *rows(SICK))
+    write_year(tmp_path / "STS12", x=[("a", "b", 1), ("c", "d", 2)])
+    missing = (
+        f"{tmp_path}: STS-B is missing; looked for sts-test.csv in it and up to two levels down; found sts-dev.csv"
+    )
+    assert told(["STS12", "STS-B"], ["test"]) == missing
+    assert "SICK is missing; looked for SICK_test.txt or SICK_test_annotated.txt in it" in told(["SICK"], ["test"])
+    assert "; found SICK_train.txt" in told(["SICK"], ["test"])
+    message = told(["STS12", "STS13"], ["dev"])
+    assert "STS13 is missing; looked for STS.input.*.txt in folders named STS13" in message
+    assert "SICK is missing; none of the splits asked for (dev) is one of train, trial, test" in told(["SICK"], ["dev"])
+    write(tmp_path / "STSBenchmark" / "sts-test.csv", *rows(STSB))
+    several = "splits dev,test: ask for STS-B dev and STS-B test, expected one of them"
+    assert told(["STS-B"], ["dev", "test"]) == several
+    with pytest.raises(SempaError, match=r"sts-dev\.csv: no such folder, expected one that holds STS-B"):
+        select_tasks(tmp_path / "STSBenchmark" / "sts-dev.csv", ["STS-B"], ["dev"])
 
 
 def test_the_same_task_twice_is_refused(tmp_path):
@@ -216,72 +279,10 @@ def test_a_wrong_header_an_empty_sentence_and_a_lone_pair_are_refused(tmp_path):
     empty = write(tmp_path / "empty.csv", "sentence1,sentence2,score", "a, ,1", "a,b,2")
     assert "empty.csv:2: an empty sentence, expected two sentences" in error_of(empty)
     lone = write(tmp_path / "lone.csv", "sentence1,sentence2,score", "a,b,1", "a,c,")
-    assert "lone.csv: 1 scored pairs, expected at least 2" in error_of(lone)
+    assert "lone.csv: 1 scored pair, expected at least 2" in error_of(lone)
 
 
 # The score
-
-
-def ranks_by_hand(values):
-    """Average ranks by counting: one more than the smaller values, plus half of the other equal ones."""
-    return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
-
-
-def spearman_by_hand(x, y):
-    a, b = ranks_by_hand(x), ranks_by_hand(y)
-    mean = (len(x) + 1) / 2
-    covariance = math.fsum((p - mean) * (q - mean) for p, q in zip(a, b))
-    variances = (math.fsum((p - mean) ** 2 for p in side) for side in (a, b))
-    return 100 * covariance / math.sqrt(math.prod(variances))
-
-
-FEW_VALUES = st.integers(-3, 3).map(float)
-SERIES = st.lists(st.tuples(FEW_VALUES, st.one_of(FEW_VALUES, st.floats(-1e6, 1e6))), min_size=2, max_size=30)
-
-
-def two_series(points):
-    x, y = map(list, zip(*points))
-    assume(len(set(x)) > 1 and len(set(y)) > 1)
-    return x, y
-
-
-@settings(deadline=None)
-@given(points=SERIES)
-def test_spearman_is_the_correlation_of_average_ranks(points):
-    x, y = two_series(points)
-    assert spearman(x, y) == pytest.approx(spearman_by_hand(x, y), abs=1e-9)
-    assert spearman(y, x) == pytest.approx(spearman(x, y), abs=1e-9)
-
-
-@settings(deadline=None)
-@given(points=SERIES)
-def test_spearman_sees_the_order_alone(points):
-    x, y = two_series(points)
-    assert spearman([math.atan(v) ** 3 for v in x], y) == spearman(x, y)
-    assert spearman([-v for v in x], y) == pytest.approx(-spearman(x, y), abs=1e-9)
-    assert -100 <= spearman(x, y) <= 100
-    assert spearman(x, x) == pytest.approx(100)
-
-
-def test_spearman_of_a_known_case_with_ties():
-    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
-    assert spearman([0, 1, 1, 5], [1, 2, 3, 4]) == pytest.approx(100 * 4.5 / math.sqrt(4.5 * 5))
-
-
-@pytest.mark.parametrize(
-    "x, y, told",
-    [
-        ([1, 1, 1], [1, 2, 3], "constant series (all 3 values are 1)"),
-        ([1, 2, 3], [2, 2, 2], "constant series (all 3 values are 2)"),
-        ([1, math.nan, 3], [1, 2, 3], "a series with NaN"),
-        ([1, 2], [1, 2, 3], "shapes (2,) and (3,), expected two series of one length"),
-        ([1], [1], "at least 2"),
-    ],
-)
-def test_a_rank_correlation_that_does_not_exist_is_refused(x, y, told):
-    with pytest.raises(SempaError) as caught:
-        spearman(x, y)
-    assert told in str(caught.value)
 
 
 class Encoder:
@@ -298,7 +299,7 @@ class Encoder:
 
 
 WORDS = st.sampled_from(["a", "b", "c", "dog", "d"])
-PAIRS = st.lists(st.builds(ScoredPair, WORDS, WORDS, FEW_VALUES), min_size=1, max_size=20)
+PAIRS = st.lists(st.builds(ScoredPair, WORDS, WORDS, st.integers(-3, 3).map(float)), min_size=1, max_size=20)
 
 
 @settings(deadline=None)
@@ -331,6 +332,8 @@ def test_sentences_shared_by_tasks_are_encoded_once_and_each_task_has_its_own_sc
         assert result.task is task
         assert result.cosines.tolist() == pair_cosines(Encoder(), task.pairs).tolist()
         assert result.score == spearman(result.cosines, [pair.score for pair in task.pairs])
+        assert result.pearson == pearson(result.cosines, [pair.score for pair in task.pairs])
+        assert result.subtasks == {}
     assert results[0].score != results[1].score
     assert evaluate_sts(encoder, []) == []
 
@@ -355,10 +358,81 @@ def test_an_encoder_whose_cosines_are_the_gold_scores_has_a_perfect_score():
         (np.full((3, 4), np.inf), "a zero or non-finite vector for 'a' or 'b'"),
         (np.ones((2, 4)), "the encoder returned shape (2, 4), expected [3, D]"),
         (np.ones(3), "the encoder returned shape (3,), expected [3, D]"),
-        (np.eye(3, 4) + 1, "task 0: rank correlation of a constant series"),
+        (np.eye(3, 4) + 1, "task 0: all 2 cosines are 0.857143, so the pairs have no order"),
     ],
 )
 def test_an_encoder_that_fails_is_told_how(vectors, told):
     with pytest.raises(SempaError) as caught:
         evaluate_sts(lambda _: vectors.astype(np.float32), tasks_of([("a", "b", 1), ("a", "c", 2)]))
     assert told in str(caught.value)
+
+
+def test_copies_of_one_vector_are_refused_whatever_their_lengths():
+    """Their cosines differ from 1 by rounding, which would be ranked like any other difference."""
+    vector = np.random.default_rng(0).standard_normal(64)
+
+    def encode(sentences):
+        return np.array([vector * (1 + len(sentence) / 7) for sentence in sentences], np.float32)
+
+    pairs = [("a" * i, "b" * (9 - i), i % 3) for i in range(1, 9)]
+    with pytest.raises(SempaError, match="all 8 cosines are 1, so the pairs have no order"):
+        evaluate_sts(encode, tasks_of(pairs))
+
+
+def test_gold_scores_that_are_all_the_same_are_refused():
+    with pytest.raises(SempaError, match=r"task 0: correlation of a constant series \(all 2 values are 3\)"):
+        evaluate_sts(Encoder(), tasks_of([("a", "b", 3), ("a", "c", 3)]))
+
+
+def test_a_year_is_scored_over_all_pairs_and_by_sub_task(tmp_path):
+    word = iter(map("word {}".format, range(1000)))
+    parts = {name: [(next(word), next(word), (7 * i) % 5) for i in range(9)] for name in ("a", "b")}
+    parts["c"], parts["d"] = [("x", "y", 1)], [("x", "z", 2), ("y", "z", 2)]
+    (task,) = read_sts(write_year(tmp_path / "STS14", **parts))
+    (result,) = evaluate_sts(Encoder(), [task])
+    assert result.score == spearman(result.cosines, task.gold)
+    part = slice(9, 18)
+    both = spearman(result.cosines[part], task.gold[part]), pearson(result.cosines[part], task.gold[part])
+    assert list(result.subtasks) == ["a", "b", "c", "d"]
+    assert result.subtasks["b"] == both
+    # One pair has no correlation, and neither have pairs of one gold score.
+    assert result.subtasks["c"] is None
+    assert result.subtasks["d"] is None
+
+
+# Another evaluator
+
+
+@needs_sts
+def test_mteb_finds_the_same_scores_for_the_same_embeddings():
+    mteb = pytest.importorskip("mteb", reason="mteb is not installed")
+    from datasets import Dataset
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+
+    task = next(task for task in read_sts(DATA) if task.name == "STS-B dev")
+    rng = np.random.default_rng(0)
+    words = {word: rng.standard_normal(48) for pair in task.pairs for word in f"{pair.first} {pair.second}".split()}
+
+    def encode(sentences):
+        return np.array([3 + sum(words[word] for word in s.split()) for s in sentences]).astype(np.float32)
+
+    class Model(AbsEncoder):
+        mteb_model_meta = ModelMeta.create_empty({"name": "words/sum", "revision": "0"})
+        model_prompts = None
+
+        def __init__(self):
+            pass
+
+        def encode(self, inputs, **_):
+            return encode([text for batch in inputs for text in batch["text"]])
+
+    theirs = mteb.get_task("STSBenchmark")
+    columns = {"sentence1": [p.first for p in task.pairs], "sentence2": [p.second for p in task.pairs]}
+    theirs.dataset = {"default": {"test": Dataset.from_dict({**columns, "score": task.gold.tolist()})}}
+    theirs.data_loaded = True
+    (found,) = theirs.evaluate(Model(), split="test", encode_kwargs={"batch_size": 64}).values()
+    (result,) = evaluate_sts(encode, [task])
+    assert 20 < result.score < 99
+    assert result.score == pytest.approx(100 * found["cosine_spearman"], abs=0.01)
+    assert result.pearson == pytest.approx(100 * found["cosine_pearson"], abs=0.01)
