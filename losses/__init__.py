@@ -9,6 +9,7 @@ from sempa.losses.infonce import infonce_loss, positive_first
 from sempa.losses.ipo import ipo_loss
 from sempa.losses.isotropy import isotropy_loss
 from sempa.losses.plackett_luce import plackett_luce_loss
+from sempa.losses.sparse import spod_loss
 from sempa.losses.uniformity import uniformity_loss
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "nll_per_token",
     "plackett_luce_loss",
     "positive_first",
+    "spod_loss",
     "uniformity_loss",
 ]
