@@ -6,6 +6,7 @@ import difflib
 import gzip
 import itertools
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from sempa.errors import SempaError
 
 LONGEST_ROW = 1_000_000
+STANDARD_INPUT = Path("-")
 
 Values = tuple[str, str, str]
 Record = tuple[int, Values | str]
@@ -174,7 +176,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = offset = 0
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path != STANDARD_INPUT else contextlib.nullcontext(sys.stdin.buffer) as file:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
             with gzip.GzipFile(fileobj=file) if zipped else contextlib.nullcontext(file) as stream:
                 while raw := stream.readline(LONGEST_ROW + 1):

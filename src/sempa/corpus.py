@@ -1,0 +1,284 @@
+"""Any number of sentences as vectors: in shards that a kill cannot spoil, or batch by batch in an engine's workers."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sempa.embedder import Embedder
+from sempa.errors import SempaError
+from sempa.files import fingerprint, remove_leftovers, replace_atomically, sha256, write_json
+from sempa.lora import LoraLinear
+from sempa.models import weights_fingerprint
+from sempa.progress import bar
+from sempa.records import json_object, numbered_lines
+from sempa.tensors import read_tensors, write_tensors
+
+MANIFEST_FILE, TENSOR = "manifest.json", "embeddings"
+FORMATS = ("safetensors", "npy")
+SHARD_ROWS = 16_384
+# Embedded in one piece: sentences of like length fall into one batch, and what they take as tokens stays small.
+CHUNK_ROWS, CHUNK_CHARACTERS = 1024, 1_000_000
+
+
+class BatchEmbedder:
+    """Sentences to vectors as a callable on columns, for engines that map batches over workers, such as Ray Data.
+
+    ```
+    dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "smollm2-135m"}, batch_size=1024, concurrency=2)
+    ```
+
+    The model is loaded once per worker. `column` holds the sentences, `output` gets their vectors, float32 `[n, D]`;
+    the other columns stay. `options` and errors are those of `Embedder`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        adapter: str | Path | None = None,
+        column: str = "text",
+        output: str = "embedding",
+        batch_size: int = 32,
+        normalize: bool = False,
+        **options: object,
+    ) -> None:
+        self.column, self.output, self.batch_size, self.normalize = column, output, batch_size, normalize
+        self.embedder = Embedder(model, adapter, **options)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with one column more; raises `SempaError` when `column` is missing or a sentence is empty."""
+        if self.column not in batch:
+            raise SempaError(f"batch: found the columns {', '.join(batch)}, expected {self.column}")
+        sentences = list(batch[self.column])
+        return {**batch, self.output: self.embedder.encode(sentences, self.batch_size, normalize=self.normalize)}
+
+
+def read_sentences(path: Path, field: str = "text") -> Iterator[str]:
+    """The sentences of a file, streamed: one a line, or the `field` of JSON lines (`.jsonl`); either may be gzip.
+
+    `-` is standard input. Raises `SempaError` with file and line for an empty sentence, a record without the field and
+    what is not UTF-8 text, and for an empty file.
+    """
+    structured = path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+    for number, line in numbered_lines(path):
+        try:
+            sentence = _field(line, field) if structured else line.rstrip("\r\n")
+        except ValueError as error:
+            raise SempaError(f"{path}:{number}: {error}") from error
+        if not sentence.strip():
+            raise SempaError(f"{path}:{number}: is empty, expected one sentence per line")
+        yield sentence
+
+
+def embed_corpus(
+    embedder: Embedder,
+    source: Path,
+    folder: Path,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    shard_format: str = "safetensors",
+    batch_size: int = 32,
+    normalize: bool = False,
+    field: str = "text",
+) -> dict:
+    """Embed a file of any size into shards of `shard_rows` rows in `folder`, in constant memory; returns the manifest.
+
+    The file is read twice: to find what is wrong with it before the work begins, then to embed. A shard is float32
+    `[rows, D]`, the tensor `embeddings` of a safetensors file or an `.npy` file; `read_shards` reads them. The
+    manifest, `manifest.json`, lists the finished shards with their row ranges and SHA-256, and the settings. After an
+    interruption the same call goes on behind the last whole shard, and ends with the same bytes.
+
+    Raises `SempaError` for bad input, a full disk, and a folder that was begun with other settings or input.
+    """
+    if shard_rows < 1:
+        raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
+    if shard_format not in FORMATS:
+        raise SempaError(f"shard_format: found {shard_format!r}, expected one of {', '.join(FORMATS)}")
+    digest = hashlib.sha256()
+    rows = sum(1 for _ in _hashed(read_sentences(source, field), digest))
+    identity = {"rows": rows, "sha256": digest.hexdigest()}
+    settings = {
+        **_embedder_settings(embedder),
+        "batch_size": batch_size,
+        "normalize": normalize,
+        "shard_rows": shard_rows,
+        "shard_format": shard_format,
+        "input": identity,
+    }
+    shards = _begin(folder, embedder, settings)
+    digest = hashlib.sha256()
+    sentences = _hashed(read_sentences(source, field), digest)
+    with bar(rows, "embedding", "sentence") as progress:
+        for index, first in enumerate(range(0, rows, shard_rows)):
+            count = min(shard_rows, rows - first)
+            mine = itertools.islice(sentences, count)
+            if index in shards:
+                progress.update(sum(1 for _ in mine))
+                continue
+            vectors = _embed_shard(embedder, mine, count, batch_size, normalize, progress)
+            path = folder / _shard_name(index, shard_format)
+            _write_shard(path, vectors)
+            shards[index] = {"file": path.name, "first_row": first, "rows": count, "sha256": sha256(path)}
+            _write_manifest(folder, embedder, settings, shards)
+    if digest.hexdigest() != identity["sha256"]:
+        raise SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
+    return _read_manifest(folder)
+
+
+def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The shards of `embed_corpus` in their order: the number of the first row (from 0), and float32 `[rows, D]`.
+
+    Raises `SempaError` when the corpus is unfinished, or a shard is missing or damaged.
+    """
+    manifest = _read_manifest(folder)
+    wanted = manifest["settings"]["input"]["rows"]
+    if (found := sum(shard["rows"] for shard in manifest["shards"])) != wanted:
+        raise SempaError(f"{folder}: holds {found:,} of {wanted:,} rows, the embedding was interrupted")
+    for index, shard in enumerate(manifest["shards"]):
+        # By number: a path in the manifest is for people to read, and never followed.
+        path = folder / _shard_name(index, manifest["settings"]["shard_format"])
+        if not _is_whole(path, shard):
+            raise SempaError(f"{path}: is missing or damaged, it does not match its checksum in {MANIFEST_FILE}")
+        npy = path.suffix == ".npy"
+        yield shard["first_row"], np.load(path, allow_pickle=False) if npy else read_tensors(path)[TENSOR].numpy()
+
+
+def _embedder_settings(embedder: Embedder) -> dict:
+    """All that decides about a vector, by content: a model may move to another folder in between."""
+    model = embedder.base.model
+    adapter = hashlib.sha256()
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    for name, layer in adapted.items():
+        adapter.update(f"{name} {layer.scale}".encode())
+        for weight in (layer.lora_A, layer.lora_B):
+            adapter.update(weight.detach().cpu().numpy().tobytes())
+    return {
+        "adapter": adapter.hexdigest()[:16] if adapted else "",
+        "weights": weights_fingerprint(embedder.base),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "readout": embedder.readout,
+        "layer": embedder.layer,
+    }
+
+
+def _begin(folder: Path, embedder: Embedder, settings: dict) -> dict[int, dict]:
+    """The shards that an earlier call finished, by number; those that are missing or damaged are left out."""
+    if not (folder / MANIFEST_FILE).exists():
+        if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+            raise SempaError(f"output {folder}: exists without a {MANIFEST_FILE}, expected a new or an empty folder")
+        # Before the first shard, so that a kill behind that one finds the folder its own.
+        _write_manifest(folder, embedder, settings, {})
+    manifest = _read_manifest(folder)
+    for key, value in settings.items():
+        if (before := manifest["settings"].get(key)) != value:
+            raise SempaError(f"output {folder}: was begun with {key} = {before}, now {value}; give another folder")
+    remove_leftovers(folder)
+    shards = {shard["first_row"] // settings["shard_rows"]: shard for shard in manifest["shards"]}
+    return {i: s for i, s in shards.items() if _is_whole(folder / _shard_name(i, settings["shard_format"]), s)}
+
+
+def _write_manifest(folder: Path, embedder: Embedder, settings: dict, shards: dict[int, dict]) -> None:
+    manifest = {
+        "model": embedder.base.source,
+        "dimensions": embedder.base.model.config.get_text_config().hidden_size,
+        "settings": settings,
+        "fingerprint": _fingerprint(settings),
+        "shards": [shards[index] for index in sorted(shards)],
+    }
+    write_json(folder / MANIFEST_FILE, manifest)
+
+
+def _read_manifest(folder: Path) -> dict:
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["fingerprint"] != _fingerprint(manifest["settings"]):
+            raise ValueError("its settings do not match their fingerprint")
+        if manifest["settings"]["shard_format"] not in FORMATS:
+            raise ValueError(f"shard_format is not one of {', '.join(FORMATS)}")
+        for shard in manifest["shards"]:
+            if not (type(shard["rows"]) is type(shard["first_row"]) is int and isinstance(shard["sha256"], str)):
+                raise ValueError("a shard's rows, first_row or sha256 is of a wrong type")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SempaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return manifest
+
+
+def _embed_shard(
+    embedder: Embedder, sentences: Iterable[str], rows: int, batch_size: int, normalize: bool, progress: tqdm
+) -> np.ndarray:
+    vectors = np.empty((rows, 0), dtype=np.float32)
+    done = 0
+    for chunk in _chunks(sentences):
+        part = embedder.encode(chunk, batch_size, normalize=normalize)
+        if not done:
+            vectors = np.empty((rows, part.shape[1]), dtype=np.float32)
+        vectors[done : done + len(part)] = part
+        done += len(part)
+        progress.update(len(part))
+    return vectors
+
+
+def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for sentence in sentences:
+        chunk.append(sentence)
+        characters += len(sentence)
+        if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _write_shard(path: Path, vectors: np.ndarray) -> None:
+    if path.suffix == ".npy":
+        save_npy(path, vectors)
+    else:
+        write_tensors(path, {TENSOR: torch.from_numpy(vectors)})
+
+
+def save_npy(path: Path, vectors: np.ndarray) -> None:
+    """Write an array as an `.npy` file, atomically; raises `SempaError` when that is not possible."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            np.save(stream, vectors, allow_pickle=False)
+
+    replace_atomically(path, write)
+
+
+def _is_whole(path: Path, shard: dict) -> bool:
+    return path.is_file() and sha256(path) == shard["sha256"]
+
+
+def _shard_name(index: int, shard_format: str) -> str:
+    return f"shard-{index:06d}.{shard_format}"
+
+
+def _field(line: str, field: str) -> str:
+    record = json_object(line)
+    if not isinstance(record.get(field), str):
+        found = type(record[field]).__name__ if field in record else "nothing"
+        raise ValueError(f"{field} is {found}, expected text")
+    # Half a surrogate pair passes the JSON parser, but no tokenizer.
+    record[field].encode()
+    return record[field]
+
+
+def _hashed(sentences: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
+    for sentence in sentences:
+        data = sentence.encode()
+        digest.update(len(data).to_bytes(4, "little") + data)
+        yield sentence
+
+
+def _fingerprint(settings: dict) -> str:
+    return fingerprint(json.dumps(settings, sort_keys=True))

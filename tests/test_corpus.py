@@ -1,0 +1,332 @@
+"""Large corpora: streamed, resumed to the same bytes after any kill, never under other settings."""
+
+import gzip
+import io
+import json
+import os
+import signal
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from sempa import Embedder, SempaError
+from sempa.cli import main
+from sempa.corpus import MANIFEST_FILE, BatchEmbedder, embed_corpus, read_sentences, read_shards
+from sempa.lora import add_lora, lora_parameters, save_adapter
+
+SENTENCES = [f"{'Very ' * (i % 4)}small dog number {i}." for i in range(23)]
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_folder):
+    return Embedder(str(tiny_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def other(tiny_folder, tmp_path_factory):
+    """An adapter whose B is not zero."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = Embedder(str(tiny_folder), dtype="float32", device="cpu").base.model
+    add_lora(model, 2, 4)
+    for parameter in lora_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_adapter(model, folder, str(tiny_folder))
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
+    return path
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stacked(folder):
+    return np.concatenate([vectors for _, vectors in read_shards(folder)])
+
+
+@pytest.mark.parametrize("shard_format", ["safetensors", "npy"])
+def test_shards_hold_every_row_once_in_order_with_ranges_checksums_and_settings(
+    embedder, source, tmp_path, shard_format
+):
+    manifest = embed_corpus(embedder, source, tmp_path / "out", shard_rows=5, shard_format=shard_format)
+    assert [(s["first_row"], s["rows"]) for s in manifest["shards"]] == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 3)]
+    assert sorted(content(tmp_path / "out")) == [MANIFEST_FILE, *(f"shard-00000{i}.{shard_format}" for i in range(5))]
+    assert manifest["settings"]["input"]["rows"] == 23
+    assert {"adapter", "weights", "readout", "layer", "dtype", "normalize"} <= manifest["settings"].keys()
+    assert [first for first, _ in read_shards(tmp_path / "out")] == [0, 5, 10, 15, 20]
+    assert stacked(tmp_path / "out").dtype == np.float32
+    for begin in range(0, 23, 5):
+        rows = slice(begin, begin + 5)
+        assert np.array_equal(stacked(tmp_path / "out")[rows], embedder.encode(SENTENCES[rows]))
+    np.testing.assert_allclose(stacked(tmp_path / "out"), embedder.encode(SENTENCES), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Vectors that cost nothing, and the sentences that were embedded."""
+    seen = []
+
+    def encode(self, texts, *arguments, **options):
+        seen.extend(texts)
+        return np.array([[len(text), sum(text.encode()), *range(30)] for text in texts], dtype=np.float32)
+
+    monkeypatch.setattr(Embedder, "encode", encode)
+    return seen
+
+
+def test_a_process_killed_anywhere_resumes_to_the_same_bytes_and_embeds_no_finished_row_again(
+    embedder, source, tmp_path, counted
+):
+    """SIGKILL before every fsync and rename in turn, in a forked child each time."""
+    embed_corpus(embedder, source, tmp_path / "whole", shard_rows=5)
+    kills = 0
+    for fatal in range(1, 60):
+        folder = tmp_path / f"killed-{fatal}"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die_at(fatal)
+                embed_corpus(embedder, source, folder, shard_rows=5)
+            finally:
+                os._exit(0)
+        if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+            break
+        kills += 1
+        manifest = folder / MANIFEST_FILE
+        finished = len(json.loads(manifest.read_text())["shards"]) if manifest.exists() else 0
+        counted.clear()
+        embed_corpus(embedder, source, folder, shard_rows=5)
+        assert counted == SENTENCES[5 * finished :]
+        assert content(folder) == content(tmp_path / "whole")
+    assert kills > 20
+
+
+def die_at(fatal):
+    """Kill this process at the disk operation of that number."""
+    calls = []
+
+    def fatally(real):
+        def operation(*arguments, **options):
+            calls.append(1)
+            if len(calls) == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return operation
+
+    for name in ("fsync", "replace", "mkdir"):
+        setattr(os, name, fatally(getattr(os, name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"batch_size": 3}, "batch_size"),
+        ({"normalize": True}, "normalize"),
+        ({"shard_rows": 6}, "shard_rows"),
+        ({"shard_format": "npy"}, "shard_format"),
+    ],
+)
+def test_other_settings_are_refused_by_name_and_nothing_is_touched(embedder, source, tmp_path, counted, change, key):
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    before = content(tmp_path / "out")
+    with pytest.raises(SempaError, match=rf"was begun with {key} = "):
+        embed_corpus(embedder, source, tmp_path / "out", **{"shard_rows": 5, **change})
+    assert content(tmp_path / "out") == before
+
+
+def test_another_model_adapter_layer_readout_or_input_is_refused(
+    embedder, other, source, tiny_folder, tmp_path, counted
+):
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    options = {"dtype": "float32", "device": "cpu"}
+    for changed, key in (
+        (Embedder(str(tiny_folder), other, **options), "adapter"),
+        (Embedder(str(tiny_folder), layer=1, **options), "layer"),
+        (Embedder(str(tiny_folder), readout="mean", **options), "readout"),
+        (Embedder(str(tiny_folder), dtype="bfloat16", device="cpu"), "weights|dtype"),
+    ):
+        with pytest.raises(SempaError, match=rf"was begun with ({key}) = "):
+            embed_corpus(changed, source, tmp_path / "out", shard_rows=5)
+    source.write_text(source.read_text().replace("number 9", "number x"))
+    with pytest.raises(SempaError, match="was begun with input = "):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+
+
+def test_the_same_sentences_from_another_file_are_the_same_input(embedder, source, tmp_path, counted):
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    before = content(tmp_path / "out")
+    zipped = tmp_path / "corpus.jsonl.gz"
+    zipped.write_bytes(gzip.compress("".join(json.dumps({"text": s}) + "\n" for s in SENTENCES).encode()))
+    embed_corpus(embedder, zipped, tmp_path / "out", shard_rows=5)
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_shard_is_refused_by_readers_and_made_again_alone(embedder, source, tmp_path, counted, damage):
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    before = content(tmp_path / "out")
+    path = tmp_path / "out" / "shard-000001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 4
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flipped" else data[:-1])
+    with pytest.raises(SempaError, match=r"shard-000001\.safetensors: is missing or damaged"):
+        stacked(tmp_path / "out")
+    counted.clear()
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    assert counted == SENTENCES[5:10]
+    assert content(tmp_path / "out") == before
+
+
+def test_memory_does_not_grow_with_the_corpus(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Embedder, "encode", lambda self, texts, *a, **k: np.ones((len(texts), 64), np.float32))
+
+    def peak(rows):
+        path = tmp_path / f"{rows}.txt"
+        with path.open("w") as stream:
+            stream.writelines(f"This is the sentence of number {i}.\n" for i in range(rows))
+        tracemalloc.start()
+        manifest = embed_corpus(embedder, path, tmp_path / f"{rows}", shard_rows=1000)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sum(shard["rows"] for shard in manifest["shards"]) == rows
+        return most
+
+    small, large = peak(3000), peak(20_000)
+    assert large < 1.2 * small
+
+
+def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, source, tmp_path, monkeypatch):
+    with pytest.raises(SempaError, match=r"manifest\.json: cannot be read"):
+        stacked(tmp_path)
+    with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
+        embed_corpus(embedder, source, tmp_path)
+    with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
+        embed_corpus(embedder, source, source)
+    calls, real = [], Embedder.encode
+
+    def stopped(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Embedder, "encode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    with pytest.raises(SempaError, match="holds 10 of 23 rows"):
+        stacked(tmp_path / "out")
+    manifest = tmp_path / "out" / MANIFEST_FILE
+    for damaged in ("", "[]", "{}", manifest.read_text().replace('"rows": 23', '"rows": 24')):
+        manifest.write_text(damaged)
+        with pytest.raises(SempaError, match=r"manifest\.json: cannot be read"):
+            embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(embedder, source, tmp_path, monkeypatch):
+    def meddle(self, texts, *arguments, **options):
+        with source.open("r+") as stream:
+            stream.seek(source.stat().st_size - 3)
+            stream.write("y")
+        return np.ones((len(texts), 4))
+
+    # A file is read in blocks, so that only the end of a longer one can change in between.
+    source.write_text("\n".join(f"{sentence} {'x' * 8000}" for sentence in SENTENCES))
+    monkeypatch.setattr(Embedder, "encode", meddle)
+    with pytest.raises(SempaError, match="has changed while it was being embedded"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+
+
+def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
+    texts = ["A man.", "Zwei Hunde, “wirklich”", "  { not JSON", "tab\tbed"]
+    plain = tmp_path / "a.txt"
+    plain.write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
+    assert list(read_sentences(plain)) == texts
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps({"id": i, "sentence": t}) + "\n" for i, t in enumerate([*texts, "two\nlines"])))
+    assert list(read_sentences(lines, "sentence")) == [*texts, "two\nlines"]
+    zipped = tmp_path / "a.jsonl.gz"
+    zipped.write_bytes(gzip.compress(lines.read_bytes()))
+    assert list(read_sentences(zipped, "sentence")) == [*texts, "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"one\n\ntwo", "a.txt:2: is empty"),
+        ("a.txt", b"one\n \t\n", "a.txt:2: is empty"),
+        ("a.txt", b"", "a.txt: the file is empty"),
+        ("a.txt", b"one\ncaf\xe9\n", "a.txt:2: not UTF-8"),
+        ("a.txt", b"one\0", "a.txt:1: a NUL byte"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: a JSON list"),
+        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}', "a.jsonl:2: text is nothing, expected text"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text is int, expected text"),
+        ("a.jsonl", b'{"text": " "}', "a.jsonl:1: is empty"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: "),
+        ("a.jsonl", b"half", "a.jsonl:1: not valid JSON"),
+    ],
+)
+def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, name, data, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(SempaError) as caught:
+        embed_corpus(embedder, path, tmp_path / "out")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_embedder_adds_a_column_of_vectors(embedder, tiny_folder):
+    mapped = BatchEmbedder(str(tiny_folder), column="s", output="v", dtype="float32", device="cpu", normalize=True)
+    batch = {"id": np.arange(4), "s": np.array(SENTENCES[:4], dtype=object)}
+    result = mapped(batch)
+    assert list(result) == ["id", "s", "v"]
+    np.testing.assert_array_equal(result["v"], embedder.encode(SENTENCES[:4], normalize=True))
+    with pytest.raises(SempaError, match="found the columns id, expected s"):
+        mapped({"id": np.arange(2)})
+
+
+def test_the_command_streams_resumes_and_tells(tiny_folder, source, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = ["embed", "--model", str(tiny_folder), "--dtype", "float32", str(source), str(out), "--shard-rows", "10"]
+    real = Embedder.encode
+    calls = []
+
+    def stopped(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Embedder, "encode", stopped)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "23 embeddings of 32 dimensions in 3 shards" in capsys.readouterr().out
+    assert len(calls) == 4
+    assert main([*command, "--normalize"]) == 2
+    assert "was begun with normalize = False, now True" in capsys.readouterr().err
+    assert main([*command[:5], "-", *command[6:]]) == 2
+    assert main([*command[:-1], "0"]) == 2
+    embedder = Embedder(str(tiny_folder), dtype="float32")
+    embed_corpus(embedder, source, tmp_path / "whole", shard_rows=10)
+    assert content(out) == content(tmp_path / "whole")
+    assert stacked(out).shape == (23, 32)
+
+
+def test_a_single_file_may_come_from_standard_input(tiny_folder, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(source.read_bytes()))))
+    model = ["embed", "--model", str(tiny_folder), "--dtype", "float32"]
+    assert main([*model, "-", str(tmp_path / "in.npy")]) == 0
+    assert main([*model, str(source), str(tmp_path / "file.npy")]) == 0
+    assert (tmp_path / "in.npy").read_bytes() == (tmp_path / "file.npy").read_bytes()
