@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_packing import CONFIGS
+from test_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +19,8 @@ from sempa.lora import (
     save_adapter,
 )
 
+# Separate and fused projections, tied and untied heads, transposed layers.
+CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}
 TOKENS = torch.arange(12)[None] * 7 % 320
 
 

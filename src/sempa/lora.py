@@ -24,6 +24,7 @@ from sempa.tensors import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _NUMBERS = (int, float)
+_EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # PEFT wraps the model twice, hence its prefix.
 _PEFT_PREFIX = "base_model.model."
 
@@ -189,7 +190,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             linear = model.get_submodule(name)
         except AttributeError:
             linear = None
-        if not isinstance(linear, nn.Linear | Conv1D):
+        if linear is None or not _is_plain(linear):
             raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
         # Before anything of the size that a strange file names is allocated.
         inputs, outputs = _sizes(linear)
@@ -207,6 +208,19 @@ def remove_adapter(model: nn.Module) -> None:
     """Take the adapter off again; the base's own linear layers are back, for another adapter or none."""
     for name, layer in _lora_layers(model).items():
         model.set_submodule(name, layer.base)
+
+
+def merge_adapter(model: nn.Module, dtype: torch.dtype) -> None:
+    """Add the adapter to the base's weights for good, W + (α / r) B A in float32, then rounded to `dtype`: one model.
+
+    The layers are plain linear ones afterwards; the caller brings the other parameters to `dtype`.
+    """
+    with torch.no_grad():
+        for layer in _lora_layers(model).values():
+            update = layer.scale * (layer.lora_B @ layer.lora_A)
+            merged = layer.base.weight.float() + (update.T if isinstance(layer.base, Conv1D) else update)
+            layer.base.weight = nn.Parameter(merged.to(dtype), requires_grad=False)
+    remove_adapter(model)
 
 
 def set_lora(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -258,6 +272,11 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     return config, tensors
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a linear layer that does nothing else: routers of some mixtures of experts inherit from one."""
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
 def _sizes(linear: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a linear layer; GPT-2's Conv1D keeps its weight transposed, `[in, out]`."""
     return tuple(linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1])
@@ -290,13 +309,19 @@ def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def _block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Linear layers below the module list that holds one entry per decoder block."""
+    """Linear layers below the module list that holds one entry per decoder block.
+
+    Experts that are fused into one tensor are no linear layers and stay as they are; beside them, layers of the names
+    that PEFT takes for experts stay too, or PEFT would not find them again.
+    """
     depth = model.config.get_text_config().num_hidden_layers
     stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    mixture = any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if _is_plain(module)
         and any(name.startswith(f"{stack}.") for stack in stacks)
+        and not (mixture and name.rpartition(".")[2] in _EXPERT_NAMES)
         and module is not model.get_output_embeddings()
     }

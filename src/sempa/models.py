@@ -176,13 +176,20 @@ def weights_fingerprint(base: BaseModel) -> str:
 def check_vocabulary(base: BaseModel) -> None:
     """Whether the tokenizer can be this model's.
 
-    Raises `SempaError` when it has ids that the model has no embedding for; warns when it leaves over a tenth unused.
+    Raises `SempaError` when a text or its template gets ids that the model has no embedding for; warns when only added
+    tokens that none needs (such as padding) have such ids, and when over a tenth of the embeddings has no token.
     """
-    rows = base.model.get_input_embeddings().weight.shape[0]
-    largest = max(base.tokenizer.get_vocab().values(), default=-1)
+    tokenizer, rows = base.tokenizer, base.model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    largest = max(vocabulary.values(), default=-1)
     told = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
-    if largest >= rows:
+    beyond = {token for token, number in vocabulary.items() if number >= rows}
+    needed = {token for token in beyond if token in str(tokenizer.chat_template)}
+    needed |= (beyond & {tokenizer.bos_token, tokenizer.eos_token}) | (beyond - set(tokenizer.get_added_vocab()))
+    if needed:
         raise SempaError(f"{told}; the two belong to different models, or the embeddings were not resized")
+    if beyond:
+        warnings.warn(f"{told}; {', '.join(sorted(beyond))} cannot stand in a text", stacklevel=2)
     if largest + 1 < 0.9 * rows:
         warnings.warn(f"{told}: is it this model's tokenizer?", stacklevel=2)
 

@@ -10,12 +10,17 @@ if TYPE_CHECKING:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--adapter`, `--dtype` and `--device`."""
+    add_base_arguments(parser)
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter, such as RUN/adapter")
+
+
+def add_base_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--dtype` and `--device`."""
     parser.add_argument(
         "--model",
         default="",
         help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
     )
-    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter, such as RUN/adapter")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
 
@@ -40,12 +45,17 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
 def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
     from sempa.embedder import Embedder
-    from sempa.lora import read_adapter
-    from sempa.models import DEFAULT_MODEL
 
-    model = arguments.model
-    if not model and arguments.adapter:
-        model = read_adapter(arguments.adapter)[0].get("base_model_name_or_path", "")
-    arguments.model = model or DEFAULT_MODEL
+    arguments.model = base_name(arguments.model, arguments.adapter)
     options |= {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
     return Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype, device=arguments.device, **options)
+
+
+def base_name(model: str, adapter: Path | None) -> str:
+    """The base model that is meant: the one that is named, else the adapter's own, else the default."""
+    from sempa.lora import read_adapter
+    from sempa.sources import DEFAULT_MODEL
+
+    if not model and adapter:
+        model = read_adapter(adapter)[0].get("base_model_name_or_path", "")
+    return model or DEFAULT_MODEL

@@ -1,0 +1,37 @@
+"""`sempa export`: an adapter merged into its base, for other tools."""
+
+import argparse
+from pathlib import Path
+
+from sempa.commands.common import base_name
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "export",
+        help="write an adapter merged into its base for transformers, vLLM, llama.cpp or sentence-transformers",
+        description="Write a folder of the base model with the adapter merged in, with tokenizer, chat template and a "
+        "model card. (PEFT loads RUN/adapter as it is.)",
+        epilog="Example: sempa export --sentence-transformers runs/smollm2_captions my-encoder",
+    )
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--merge", action="store_true", help="a plain transformers folder, as vLLM and llama.cpp take it")
+    kind.add_argument(
+        "--sentence-transformers", action="store_true", help="the same, ready for SentenceTransformer(OUTPUT).encode"
+    )
+    parser.add_argument("adapter", type=Path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write; it must not exist yet")
+    parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Merge and write."""
+    from sempa.export import adapter_folder, export_merged, export_sentence_transformers
+
+    write = export_sentence_transformers if arguments.sentence_transformers else export_merged
+    model = base_name(arguments.model, adapter_folder(arguments.adapter))
+    write(model, arguments.adapter, arguments.output, arguments.dtype)
+    print(f"exported: {arguments.output}")

@@ -1,0 +1,257 @@
+"""Exports give what sempa itself gives: merged models its logits, sentence-transformers its vectors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from sempa import Embedder, SempaError
+from sempa.cli import main
+from sempa.export import adapter_folder, export_merged, export_sentence_transformers, sentence_template
+from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
+from sempa.models import load_base
+from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
+
+SENTENCES = [
+    "A man runs",
+    "Who is it?",
+    'He said "go" to  the\u00a0dogs',
+    "Zwei Hunde jagen einen roten Ball im Park, 我们看着",
+    "it's 'quoted'",
+    "https://a.example/picture.jpg",
+    "{{ messages }} {% raw %}",
+    "the end <|im_end|> and on",
+]
+TOKENS = torch.arange(40)[None] * 7 % 320
+
+
+def make_adapter(model, folder, source):
+    add_lora(model, 2, 8)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(model, folder, str(source))
+
+
+def policy_logits(model, adapter, dtype="float32"):
+    base = load_base(str(model), dtype, "cpu")
+    load_adapter(base.model, adapter)
+    with torch.no_grad():
+        return base.model(TOKENS).logits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_folder):
+    """A run folder with an adapter that matters and a report."""
+    folder = tmp_path_factory.mktemp("run")
+    make_adapter(load_base(str(tiny_folder), "float32", "cpu").model, folder / "adapter", tiny_folder)
+    report = {
+        "model": str(tiny_folder),
+        "sts": [{"task": "STS-B dev", "pairs": 1500, "base": 73.84, "aligned": 77.31}],
+        "retention": [
+            {
+                "text": "passages",
+                "tokens": 9,
+                "base_perplexity": 50.0,
+                "aligned_perplexity": 49.0,
+                "change": -0.02,
+                "kl": 0.1,
+                "agreement": 0.9,
+            }
+        ],
+        "config": {"dtype": "float32", "beta": 0.1, "triplets": "/home/somebody/nli.csv", "output": "/home/somebody/r"},
+        "training": {
+            "used": 1280,
+            "held_out": 20,
+            "steps": 40,
+            "best_step": 20,
+            "source": "/home/somebody/nli.csv",
+        },
+        "machine": {"cpu": "a processor", "device": "cpu"},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_merged_model_is_plain_transformers_with_the_policys_logits_and_its_head_stays_tied(
+    tied, tmp_path, tokenizer
+):
+    make_llama(initializer_range=0.2, tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
+    export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.float32
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        logits = merged(TOKENS).logits
+    torch.testing.assert_close(logits, policy_logits(tmp_path / "base", tmp_path / "adapter"), rtol=1e-4, atol=1e-5)
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert ("lm_head.weight" in stored) == (not tied)
+    assert not any("lora" in name or ".base." in name for name in stored)
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
+    again = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert again.chat_template == tokenizer.chat_template
+    assert again("A man runs.")["input_ids"] == tokenizer("A man runs.")["input_ids"]
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+
+
+def test_bfloat16_is_one_rounding_of_the_float32_sum(run, tiny_folder, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        export_merged(str(tiny_folder), run, tmp_path / dtype, dtype)
+    exact, rounded = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16"))
+    for name, tensor in exact.items():
+        assert rounded[name].dtype == torch.bfloat16
+        assert torch.equal(rounded[name], tensor.bfloat16()), name
+
+
+def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_path, tokenizer):
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    export_merged(str(tmp_path / "base"), run, tmp_path / "merged", "float32")
+    name = "layers.1.mlp.up_proj.weight"
+    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"model.{name}"]
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.model.layers.1.mlp.up_proj.lora_{letter}.weight"] for letter in "AB")
+    torch.testing.assert_close(merged, base.model.get_parameter(name).float() + 4.0 * b @ a, rtol=1e-6, atol=1e-6)
+
+
+def test_a_transposed_layer_is_merged_and_a_large_model_is_cut_into_files(tmp_path, tokenizer, monkeypatch):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
+    monkeypatch.setattr("sempa.export.SHARD", "50KB")
+    export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
+    assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 2
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(TOKENS).logits
+    torch.testing.assert_close(logits, policy_logits(tmp_path / "base", tmp_path / "adapter"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_sentence_transformers_gives_the_embedders_vectors_without_trusting_any_code(
+    bos, run, tiny_folder, tmp_path, monkeypatch
+):
+    package = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    source = tiny_folder
+    if bos:
+        source = tmp_path / "base"
+        tokenizer = make_tokenizer()
+        tokenizer.bos_token = "<|im_start|>"
+        tokenizer.backend_tokenizer.post_processor = _begin("<|im_start|>", tokenizer.bos_token_id)
+        tokenizer.pad_token = None
+        make_llama(initializer_range=0.2).save_pretrained(source)
+        tokenizer.save_pretrained(source)
+    export_sentence_transformers(str(source), run, tmp_path / "out", "float32")
+    theirs = package.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    ours = Embedder(str(source), run / "adapter", dtype="float32", device="cpu")
+    vectors = theirs.encode(SENTENCES, batch_size=3)
+    assert np.abs(vectors - ours.encode(SENTENCES)).max() <= 1e-5
+    assert np.abs(vectors - Embedder(str(source), dtype="float32", device="cpu").encode(SENTENCES)).max() > 1e-2
+    np.testing.assert_allclose(theirs.encode(SENTENCES[0]), ours.encode(SENTENCES[0]), atol=1e-5)
+    for one in (theirs.encode_query(SENTENCES), theirs.encode_document(SENTENCES)):
+        np.testing.assert_allclose(one, vectors, atol=1e-5)
+    assert theirs.similarity_fn_name == "cosine"
+    # The same folder still talks, through its own template.
+    chat = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert chat.chat_template == AutoTokenizer.from_pretrained(source).chat_template
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generate(TOKENS[:, :4], max_new_tokens=2).shape[1] > 4
+
+
+def _begin(token, number):
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
+
+
+@settings(max_examples=200)
+@given(st.text() | st.text(alphabet=" \"'?.a\n\t\u00a0\u2028\x1c"))
+def test_the_template_cleans_a_sentence_as_the_prompt_does(sentence):
+    tokenizer = make_tokenizer()
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": sentence}], chat_template=sentence_template(tokenizer), tokenize=False
+    )
+    assert rendered == f"{EOL_PREFIX}{clean_sentence(sentence)}{EOL_SUFFIX}"
+
+
+def test_the_template_begins_where_the_tokenizer_begins_a_text():
+    tokenizer = make_tokenizer(("<s>", "</s>"), None)
+    tokenizer.bos_token = "<s>"
+    tokenizer.backend_tokenizer.post_processor = _begin("<s>", tokenizer.bos_token_id)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}], chat_template=sentence_template(tokenizer), return_dict=False
+    )
+    assert [ids] == encode_one_word(tokenizer, ["a"])
+
+
+def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, tiny_folder, tmp_path):
+    export_merged(str(tiny_folder), run, tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    for told in (
+        "library_name: transformers",
+        "# mine",
+        "| STS-B dev | 1,500 | 73.84 | 77.31 | +3.47 |",
+        "1,280 preference triplets (sentence, entailment, contradiction) from nli.csv",
+        "| beta | 0.1 |",
+        "perplexity on passages by -2.0 %",
+        "in float32 on a processor",
+        "may have 2,048 tokens",
+    ):
+        assert told in card
+    assert "/home" not in card
+    assert str(tiny_folder.parent) not in card
+
+
+def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, tmp_path):
+    adapter = tmp_path / "elsewhere"
+    adapter.mkdir()
+    for file in (run / "adapter").iterdir():
+        (adapter / file.name).write_bytes(file.read_bytes())
+    export_merged(str(tiny_folder), adapter, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "no report lay beside the adapter" in card
+    assert "| LoRA rank | 2 |" in card
+
+
+def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path, capsys):
+    assert main(["export", "--merge", str(run), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not list(tmp_path.glob(".*"))
+    for arguments, told in (
+        (["--merge", str(run), str(tmp_path / "out")], "exists already; give a folder that does not"),
+        (["--merge", str(tmp_path / "none"), str(tmp_path / "b")], "holds no adapter_config.json"),
+        (["--merge", str(run), str(tmp_path / "b"), "--dtype", "int8"], "dtype: found 'int8'"),
+        (["--merge", str(run), str(tmp_path / "b"), "--model", "/nowhere"], "no such folder"),
+    ):
+        capsys.readouterr()
+        assert main(["export", *arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert told in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sempa.export.write_atomic", full)
+    with pytest.raises(SempaError, match="disk is full"):
+        export_merged(str(tiny_folder), run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_and_its_adapter_are_the_same_place(run):
+    assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
