@@ -1,12 +1,16 @@
 """Perplexity, KL and agreement against full float64 logits; greedy answers against transformers' own."""
 
+import json
+
 import pytest
 import torch
+from conftest import make_llama
 from transformers import GenerationConfig
 
 from sempa import SempaError
 from sempa import retention as module
-from sempa.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.cli import main
+from sempa.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
 from sempa.models import BaseModel
 from sempa.prompts import encode_texts, render_prompt
 from sempa.retention import generate, generate_side_by_side, measure_retention
@@ -113,3 +117,38 @@ def test_an_adapter_that_does_nothing_keeps_every_greedy_token(tiny_llama, token
     add_lora(tiny_llama, 2, 4)
     kept = generate_side_by_side(BaseModel(tiny_llama, tokenizer, "tiny"), ["a", "longer than that", "b c"], 6)
     assert [one["kept"] for one in kept] == [1.0, 1.0, 1.0]
+
+
+def test_the_command_measures_texts_answers_and_choices(tiny_folder, tmp_path, capsys):
+    texts, asked, out = tmp_path / "a.jsonl", tmp_path / "q.jsonl", tmp_path / "out.json"
+    texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n" + json.dumps({"question": "a?", "answer": "b"}))
+    asked.write_text(json.dumps({"question": "A dog", "choices": ["is", "was"], "label": 1}))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("A man\n\nA dog\n")
+    command = ["retention", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(_adapter(tmp_path))]
+    command += [str(texts), "--choices", str(asked), "--prompts", str(prompts), "--max-new-tokens", "4"]
+    assert main([*command, "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    for word in (str(texts), "KL (nats)", "kept to the first difference", "acc_norm base"):
+        assert word in shown
+    report = json.loads(out.read_text())
+    assert report["retention"][0]["tokens"] == 8
+    assert report["retention"][0]["kl"] > 0
+    assert report["greedy"]["prompts"] == 2
+    assert 0 <= report["greedy"]["same"] <= report["greedy"]["kept"] <= 1
+    assert report["choices"][0]["questions"] == 1
+    assert main([*command, "--limit", "1", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["greedy"]["prompts"] == 1
+    for words, message in ((["--limit", "0"], "limit: found 0"), (["--stride", "9999"], "stride: found 9999")):
+        assert main([*command, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def _adapter(folder):
+    model = make_llama()
+    add_lora(model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_adapter(model, folder / "adapter", "tiny")
+    return folder / "adapter"

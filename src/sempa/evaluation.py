@@ -17,7 +17,7 @@ from sempa.progress import bar
 from sempa.prompts import Preference
 from sempa.retention import generate_side_by_side, measure_retention
 from sempa.sts import StsTask, evaluate_sts, read_sts
-from sempa.texts import encode_conversations, encode_file, encode_passages, read_gsm8k
+from sempa.texts import Scored, encode_conversations, encode_file, encode_passages, read_gsm8k
 from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 
 BUILTIN = "built-in"
@@ -109,13 +109,19 @@ def measure_generation(
     if problems:
         texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
     texts |= {str(path): encode_file(base, path) for path in files}
-    retention = []
-    for name, sequences in texts.items():
-        with bar(len(sequences), name, "text") as progress:
-            measured = measure_retention(base.model, sequences, name, progress)
-        retention.append({**dataclasses.asdict(measured), "change": measured.change})
+    retention = measure_texts(base, texts)
     generations = []
     if new_tokens:
         with bar(2 * len(GENERATION_PROMPTS), "generations", "answer") as progress:
             generations = generate_side_by_side(base, GENERATION_PROMPTS, new_tokens, progress)
     return retention, generations
+
+
+def measure_texts(base: BaseModel, texts: dict[str, list[Scored]]) -> list[dict]:
+    """Perplexity, KL and agreement on each of the named texts, as the report's rows."""
+    rows = []
+    for name, sequences in texts.items():
+        with bar(len(sequences), name, "text") as progress:
+            measured = measure_retention(base.model, sequences, name, progress)
+        rows.append({**dataclasses.asdict(measured), "change": measured.change})
+    return rows
