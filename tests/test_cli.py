@@ -13,7 +13,7 @@ import yaml
 from sempa.cli import _parser, main
 from sempa.embedder import Embedder
 
-COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "generate")
+COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "retention", "generate")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_
         ("model=/nowhere", "model '/nowhere': no such folder"),
         ("triplets=/nowhere.csv", "/nowhere.csv"),
         ("sts_dir=/nowhere", "/nowhere"),
-        ("gsm8k=/nowhere", "gsm8k /nowhere: cannot be read"),
+        ("gsm8k=/nowhere", "/nowhere: no such file"),
         ("max_length=10", "none is left to train on"),
         ("dtype=half", "dtype is 'half'"),
     ],
