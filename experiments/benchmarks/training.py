@@ -16,6 +16,7 @@ from sempa.data import Triplet
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import add_lora, lora_parameters
 from sempa.models import BaseModel, load_base, resolve_model
+from sempa.parallel import World
 from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.reference import Reference
 from sempa.training import Batch, make_batches, train_step
@@ -75,9 +76,7 @@ def _triplets(given: argparse.Namespace) -> list[Triplet]:
     return read_triplets(Path(given.triplets))[0][: given.count]
 
 
-def _sempa(
-    given: argparse.Namespace, triplets: Sequence[Triplet]
-) -> tuple[BaseModel, Config, list[Batch]]:
+def _sempa(given: argparse.Namespace, triplets: Sequence[Triplet]) -> tuple[BaseModel, Config, list[Batch]]:
     config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
     base = load_base(given.model, "bfloat16", given.device)
     add_lora(base.model, _RANK, _ALPHA)
@@ -95,7 +94,7 @@ def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) ->
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base, optimizer, reference, None, None, batch, 0, 1000)
+            train_step(config, base, optimizer, reference, None, None, batch, 0, 1000, World())
 
     @torch.no_grad()
     def forward() -> None:

@@ -28,8 +28,10 @@ from sempa.evaluation import (
 from sempa.files import write_atomic, write_json
 from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
 from sempa.models import BaseModel, load_base
+from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
-from sempa.sts import StsTask, pair_cosines, spearman
+from sempa.statistics import spearman
+from sempa.sts import StsTask, pair_cosines
 from sempa.training import read_metrics, train
 
 # Development pairs of the built-in set are drawn with another seed than the report's.
@@ -40,16 +42,18 @@ _PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "num
 def start_run(config: Config, command: str) -> dict:
     """Train and evaluate in a new run folder `config.output`; returns the report.
 
-    Raises `SempaError` when the folder already holds a run, and whatever loading, training and evaluation raise.
+    Under torchrun all processes train, and the first alone writes, evaluates and reports. Raises `SempaError` when the
+    folder already holds a run, and whatever loading, training and evaluation raise.
     """
-    run = Path(config.output)
-    if (run / "report.json").exists() or has_checkpoint(run):
+    run, world = Path(config.output), join_world()
+    if world.leads and ((run / "report.json").exists() or has_checkpoint(run)):
         raise SempaError(
             f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
             "or give another output=…"
         )
-    write_atomic(run / "config.yaml", dump_config(config))
-    return _run(config, run, command)
+    if world.leads:
+        write_atomic(run / "config.yaml", dump_config(config))
+    return _run(config, run, command, world)
 
 
 def resume_run(run: Path, command: str) -> dict:
@@ -59,20 +63,23 @@ def resume_run(run: Path, command: str) -> dict:
     """
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
-    return _run(dataclasses.replace(load_config(run / "config.yaml"), output=str(run)), run, command)
+    config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
+    return _run(config, run, command, join_world())
 
 
-def _run(config: Config, run: Path, command: str) -> dict:
+def _run(config: Config, run: Path, command: str, world: World) -> dict:
     began = time.perf_counter()
-    write_json(run / "environment.json", {"command": command, "versions": _versions(), "machine": _machine(config)})
+    if world.leads:
+        write_json(run / "environment.json", {"command": command, "versions": versions(), "machine": _machine(config)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = development_tasks(config.sts_dir) if config.sts_dir else []
     problems = gsm8k_sample(config.gsm8k)
-    base = load_base(config.model, config.dtype, config.device or None)
+    base = load_base(config.model, config.dtype, config.device or local_device())
     dataset = load_dataset(config, base.tokenizer)
-    for note in dataset.notes:
-        print(note, flush=True)
-    print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
+    if world.leads:
+        for note in dataset.notes:
+            print(note, flush=True)
+        print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
 
     dev = _dev_pairs(config, tasks)
@@ -84,6 +91,8 @@ def _run(config: Config, run: Path, command: str) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
+    if not world.leads:
+        return {}
 
     _, best = read_adapter(run / "adapter")
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
@@ -97,7 +106,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "base_source": base.source,
         "config": dataclasses.asdict(config),
         "command": command,
-        "versions": _versions(),
+        "versions": versions(),
         "machine": _machine(config),
         "seconds": {
             "total": finished - began + spent,
@@ -146,7 +155,8 @@ def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
     return [pairs[i] for i in order[: config.dev_pairs]]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of Python, sempa and the packages that its figures depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 

@@ -5,7 +5,6 @@ contrast     tell a sentence's paraphrase from the batch's other sentences by th
 retention    stay close to the base model on neutral text
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +30,7 @@ from sempa.losses import (
 from sempa.models import row_states
 from sempa.neutral import NeutralText
 from sempa.packing import PreferenceRow, SentenceRow
+from sempa.parallel import World, gather_rows, share
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
@@ -57,15 +57,23 @@ def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tens
 
 
 def add_preference(
-    config: Config, model: PreTrainedModel, reference: Callable[[PreferenceRow], Tensor], rows: Sequence[PreferenceRow]
+    config: Config,
+    model: PreTrainedModel,
+    reference: Callable[[PreferenceRow], Tensor],
+    rows: Sequence[PreferenceRow],
+    world: World,
+    seed: int,
 ) -> dict[str, float]:
     """Preference loss and anchor, averaged over the batch, under TRL's names; log-probabilities are in nats.
 
-    `reference` gives a row's log π_ref(y|x), `[examples, responses]`.
+    `reference` gives a row's log π_ref(y|x), `[examples, responses]`. With several processes each adds the gradient of
+    its share of the rows, and the metrics are shares of the sum too.
     """
     size = sum(len(row.examples) for row in rows)
-    sums: dict[str, float] = defaultdict(float)
-    for row in rows:
+    sums = dict.fromkeys(_PREFERENCE_METRICS, 0.0)
+    for number, row in share(list(enumerate(rows)), world):
+        # Dropout is the only chance left in a step: seeded row by row, it is the same wherever the row runs.
+        torch.manual_seed(seed + number)
         known = reference(row)
         hidden = row_states(model, row.row)
         logprobs = target_logprobs(model, hidden, row)
@@ -78,19 +86,19 @@ def add_preference(
         (loss / size).backward()
         rewards = config.beta * (policy.detach() - known)
         margins = rewards[:, 0] - rewards[:, -1]
-        for name, value in (
-            ("loss", loss),
-            ("rewards/chosen", rewards[:, 0]),
-            ("rewards/rejected", rewards[:, -1]),
-            ("rewards/accuracies", margins > 0),
-            ("rewards/margins", margins),
-            ("logps/chosen", policy[:, 0]),
-            ("logps/rejected", policy[:, -1]),
-            ("nll_loss", nll),
-            ("ches", _displacement(hidden.detach(), row)),
-        ):
+        values = (
+            *(loss, rewards[:, 0], rewards[:, -1], margins > 0, margins, policy[:, 0], policy[:, -1], nll),
+            _displacement(hidden.detach(), row),
+        )
+        for name, value in zip(_PREFERENCE_METRICS, values, strict=True):
             sums[name] += value.detach().double().sum().item() / size
-    return dict(sums)
+    return sums
+
+
+_PREFERENCE_METRICS = (
+    *("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+    *("logps/chosen", "logps/rejected", "nll_loss", "ches"),
+)
 
 
 def _regularisers(config: Config, states: Tensor) -> Tensor:
@@ -110,28 +118,43 @@ def _displacement(hidden: Tensor, row: PreferenceRow) -> Tensor:
     return ches_score(states, owner, lengths, length_normalised=True)[:, -1]
 
 
-def add_contrast(config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], size: int) -> dict[str, float]:
+def add_contrast(
+    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], size: int, world: World, seed: int
+) -> dict[str, float]:
     """InfoNCE (and a sparse code's loss) on the one-word embeddings of `size` sentences and their responses.
 
     The rows' members count all sentences first, then all their best responses, and so on: member `k · size + i` is text
     k of example i.
     """
-    states = torch.cat([row_states(model, row.row)[row.ends.to(model.device)] for row in rows])
-    order = torch.tensor([member for row in rows for member in row.members], device=states.device).argsort()
-    sentences, chosen, *_, rejected = states[order].view(-1, size, states.shape[1])
+    parts, places, count = [], [], sum(len(row.members) for row in rows)
+    for number, row in share(list(enumerate(rows)), world):
+        torch.manual_seed(seed + number)
+        parts.append(row_states(model, row.row)[row.ends.to(model.device)])
+        places += row.members
+    width = model.config.get_text_config().hidden_size
+    own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
+    states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), count, world)
+    sentences, chosen, *_, rejected = states.view(-1, size, width)
     losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
     loss = config.contrast * losses.mean()
     metrics = {"contrast_loss": losses.mean().item()}
-    loss.backward()
+    if parts:
+        loss.backward()
     with torch.no_grad():
         nearest = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
         metrics["contrast_accuracy"] = (nearest.argmax(1).cpu() == torch.arange(size)).double().mean().item()
-    return {"loss": loss.item(), **metrics}
+    # Every process has seen the whole batch: their shares add up to it once.
+    return {name: value / world.size for name, value in {"loss": loss.item(), **metrics}.items()}
 
 
-def add_retention(config: Config, model: PreTrainedModel, neutral: NeutralText, step: int) -> dict[str, float]:
-    """KL(base ‖ policy) per token of one row of neutral text, in nats."""
+def add_retention(
+    config: Config, model: PreTrainedModel, neutral: NeutralText, step: int, world: World, seed: int
+) -> dict[str, float]:
+    """KL(base ‖ policy) per token of one row of neutral text, in nats; the last process runs it."""
+    if world.rank != world.size - 1:
+        return {"loss": 0.0, "neutral_kl": 0.0}
     row, before = neutral(step)
+    torch.manual_seed(seed)
     head = model.get_output_embeddings()
     after = row_states(model, row)
     divergence = token_kl(

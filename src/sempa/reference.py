@@ -11,6 +11,7 @@ from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
 from sempa.packing import PreferenceRow
+from sempa.parallel import World, merge_known
 from sempa.tensors import read_tensors, write_tensors
 
 
@@ -49,9 +50,10 @@ class Reference:
         self.model.train(training)
         return logprobs
 
-    def save(self) -> None:
-        """Keep what has been computed so far for the next run on the same data and model."""
-        if self.unsaved:
+    def save(self, world: World) -> None:
+        """Keep what has been computed so far, by all processes, for the next run on the same data and model."""
+        self.logprobs = merge_known(self.logprobs, world)
+        if self.unsaved and world.leads:
             write_tensors(self.path, {"logprobs": self.logprobs})
             self.unsaved = False
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
 from sempa.online import ONLINE, Judge, sample_preferences, similarity_judge
 from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
+from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
 from sempa.reference import Reference
 
@@ -53,7 +55,7 @@ def train(
         SempaError: a loss that is not finite, or a disk that is full.
         Interrupted: after Ctrl-C, once the running step is saved.
     """
-    model = base.model
+    model, world = base.model, join_world()
     parameters = lora_parameters(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -65,38 +67,45 @@ def train(
     neutral = NeutralText(base, neutral_texts(base), config.neutral_tokens) if config.retention else None
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state |= load_checkpoint(run, model, optimizer)
-    metrics = _open_metrics(run / "metrics.jsonl", state["step"])
+    metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
     began = time.perf_counter() - state["seconds"]
 
     with (
         explain_os_errors(run),
         metrics,
         _stop_request() as stop,
-        _progress(config, total, state["step"], len(preferences)) as progress,
+        _progress(config, total, state["step"], len(preferences), world.leads) as progress,
     ):
         for step in range(state["step"], total):
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            record = train_step(config, base, optimizer, reference, neutral, judge, batch, step, total)
+            record = train_step(config, base, optimizer, reference, neutral, judge, batch, step, total, world)
             rate = progress(step + 1, record, batch.size)
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
             metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
 
             last = step + 1 == total
+            # A signal may reach one process a step before another: they stop together.
+            stopping = any_of(bool(stop), world, model.device)
             due = (step + 1) % config.eval_every == 0 or last
             if due:
                 with interpolated(model, config.interpolation):
-                    score = score_dev()
+                    score = broadcast_number(score_dev() if world.leads else 0.0, world, model.device)
                     if score > state["best_score"]:
                         state |= {"best_score": score, "best_step": step + 1}
-                        save_adapter(model, run / "adapter", base.source)
+                        if world.leads:
+                            save_adapter(model, run / "adapter", base.source)
                 metrics.write(json.dumps({"step": step + 1, "eval/sts": score}) + "\n")
-            if due or stop:
+            if due or stopping:
                 metrics.flush()
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
-                reference.save()
-                save_checkpoint(run, step + 1, model, optimizer, state, base.source)
-            if stop and not last:
+                reference.save(world)
+                if world.leads:
+                    # Resuming keeps the metrics up to the checkpoint: they must not reach the disk after it.
+                    os.fsync(metrics.fileno())
+                    save_checkpoint(run, step + 1, model, optimizer, state, base.source)
+                wait_for_all(world)
+            if stopping and not last:
                 raise Interrupted
     return state
 
@@ -160,6 +169,7 @@ def train_step(
     batch: Batch,
     step: int,
     total: int,
+    world: World,
 ) -> dict[str, float]:
     """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
     model, terms = base.model, []
@@ -169,17 +179,19 @@ def train_step(
         rows, known = pack_preferences(made, range(len(made)), config.row_tokens), reference.compute
     else:
         rows, known = batch.rows, reference
-    # Dropout is the only chance left in a step: seeding it by the step's number makes resuming exact.
-    torch.manual_seed(config.seed * 1_000_003 + step)
     model.train()
+    # Chance follows from the step and the row's number, so that a resumed run meets the same.
+    seed = (config.seed * 1_000_003 + step) * 3_000
     if rows and (config.objective != "none" or config.anchor):
-        terms.append(add_preference(config, model, known, rows))
+        terms.append(add_preference(config, model, known, rows, world, seed))
     if batch.sentences:
-        terms.append(add_contrast(config, model, batch.sentences, batch.size))
+        terms.append(add_contrast(config, model, batch.sentences, batch.size, world, seed + 1_000))
     if neutral is not None:
-        terms.append(add_retention(config, model, neutral, step))
+        terms.append(add_retention(config, model, neutral, step, world, seed + 2_000))
     metrics = {name: value for term in terms for name, value in term.items()}
     metrics["loss"] = sum(term["loss"] for term in terms)
+    metrics = add_metrics(metrics, world, model.device)
+    add_gradients(lora_parameters(model).values(), world)
     norm = torch.nn.utils.clip_grad_norm_(lora_parameters(model).values(), config.max_grad_norm).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         raise SempaError(_explain_divergence(config, batch, step, metrics["loss"], norm))
@@ -217,8 +229,9 @@ def read_metrics(path: Path) -> list[dict]:
 def _open_metrics(path: Path, step: int) -> "contextlib.AbstractContextManager":
     """Open the metrics for appending, less what was logged beyond the checkpoint that training resumes from."""
     with explain_os_errors(path):
-        kept = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
-        write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        if path != Path(os.devnull):
+            kept = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         return path.open("a", encoding="utf-8")
 
 
@@ -256,7 +269,9 @@ _TOLD = {
 
 
 @contextlib.contextmanager
-def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Callable[[int, dict, int], float]]:
+def _progress(
+    config: Config, total: int, start: int, count: int, shown: bool
+) -> Iterator[Callable[[int, dict, int], float]]:
     """A bar with rate and time left on a terminal, plain lines in a log; advancing it returns the step's triplets/s."""
     per_epoch = math.ceil(count / config.batch_size)
     triplets = math.ceil(total / per_epoch * count)
@@ -265,7 +280,7 @@ def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Ca
         initial=min(triplets, start * config.batch_size),
         desc="training",
         unit="triplet",
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
         dynamic_ncols=True,
     ) as bar:
         last = time.perf_counter()
@@ -278,7 +293,7 @@ def _progress(config: Config, total: int, start: int, count: int) -> Iterator[Ca
             told = {label: f"{record[name]:.3f}" for name, label in _TOLD.items() if name in record}
             bar.set_postfix(told)
             bar.update(size)
-            if bar.disable and (step % 10 == 0 or step in (1, total)):
+            if shown and bar.disable and (step % 10 == 0 or step in (1, total)):
                 left = (total - step) * config.batch_size * seconds / done
                 parts = [f"step {step}/{total}", *(f"{label} {value}" for label, value in told.items())]
                 print("  ".join([*parts, f"{rate:.1f} triplets/s", f"{left / 60:.1f} min left"]), flush=True)
