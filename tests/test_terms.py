@@ -82,7 +82,7 @@ def test_contrast_draws_paraphrases_together_and_retention_holds_the_model(setti
 
 
 def test_all_terms_together_resume_to_the_same_bits(setting, few_words, monkeypatch):
-    settings = TERMS
+    settings = TERMS | {"sparse": 0.1, "sparse_tokens": 8}
     whole, _ = setting("whole", **settings)
     real_step, calls = torch.optim.AdamW.step, []
 
@@ -175,3 +175,21 @@ def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, 
         embedded = sorted(member for row in batch.sentences for member in row.members)
         assert embedded == list(range(3 * batch.size))
         assert [preferences[i] for i in ranked] == sorted(batch.preferences[: len(ranked)], key=preferences.index)
+
+
+def test_sparse_codes_lose_less_of_the_embedding_after_training_for_them(setting, tmp_path):
+    """Beside the same contrast, with and without the weight: it is the weight that helps the code."""
+    shared = {
+        "objective": "none",
+        "anchor": 0.0,
+        "contrast": 1.0,
+        "sparse_tokens": 8,
+        "epochs": 6.0,
+        "lora_dropout": 0.0,
+    }
+    losses = {}
+    for weight in (1e-9, 5.0):
+        setting(str(weight), sparse=weight, **shared)
+        records = [r for r in read_metrics(tmp_path / str(weight) / "metrics.jsonl") if "sparse_loss" in r]
+        losses[weight] = records[-1]["sparse_loss"]
+    assert losses[5.0] < 0.9 * losses[1e-9]

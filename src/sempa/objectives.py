@@ -25,6 +25,7 @@ from sempa.losses import (
     isotropy_loss,
     nll_per_token,
     plackett_luce_loss,
+    spod_loss,
     uniformity_loss,
 )
 from sempa.models import row_states
@@ -138,6 +139,11 @@ def add_contrast(
     losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
     loss = config.contrast * losses.mean()
     metrics = {"contrast_loss": losses.mean().item()}
+    if config.sparse:
+        reconstruction, rest = spod_loss(sentences, model.get_output_embeddings().weight, config.sparse_tokens)
+        sparse = (reconstruction + rest).mean()
+        loss = loss + config.sparse * sparse
+        metrics["sparse_loss"] = sparse.item()
     if parts:
         loss.backward()
     with torch.no_grad():
