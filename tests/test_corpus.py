@@ -270,11 +270,11 @@ def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
         ("a.txt", b"one\ncaf\xe9\n", "a.txt:2: not UTF-8"),
         ("a.txt", b"one\0", "a.txt:1: a NUL byte"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: a JSON list"),
-        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}', "a.jsonl:2: text is nothing, expected text"),
-        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text is int, expected text"),
+        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}', "a.jsonl:2: no field text"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text is a int, expected text"),
         ("a.jsonl", b'{"text": " "}', "a.jsonl:1: is empty"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: "),
-        ("a.jsonl", b"half", "a.jsonl:1: not valid JSON"),
+        ("a.jsonl", b'{"half', "a.jsonl:1: the first record is not valid JSON"),
     ],
 )
 def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, name, data, message):

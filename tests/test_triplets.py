@@ -306,7 +306,7 @@ def test_bad_rows_are_borne_up_to_their_share_and_not_beyond(tmp_path):
 
 def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(tmp_path):
     assert "no such file" in error_of(tmp_path / "absent.csv")
-    assert "is a folder, expected a file" in error_of(tmp_path)
+    assert "is a folder without parquet files" in error_of(tmp_path)
     assert "the file is empty" in error_of(write(tmp_path, ""))
     assert "the file is empty" in error_of(write(tmp_path, "", compress=True))
     assert "holds blank lines only" in error_of(write(tmp_path, "\n \n"))

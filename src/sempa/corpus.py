@@ -7,20 +7,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from sempa.columnar import is_columnar
 from sempa.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.files import fingerprint, remove_leftovers, replace_atomically, sha256, write_json
+from sempa.files import fingerprint, remove_leftovers, sha256, write_json
 from sempa.lora import LoraLinear
 from sempa.models import weights_fingerprint
 from sempa.progress import bar
-from sempa.records import json_object, numbered_lines
-from sempa.tensors import read_tensors, write_tensors
+from sempa.records import Layout, numbered_lines, read_records
+from sempa.vectors import check_vectors_name, read_vectors, write_vectors
 
-MANIFEST_FILE, TENSOR = "manifest.json", "embeddings"
-FORMATS = ("safetensors", "npy")
+MANIFEST_FILE = "manifest.json"
+FORMATS = ("safetensors", "npy", "parquet")
+_STRUCTURED = (".jsonl", ".ndjson", ".csv", ".tsv")
 SHARD_ROWS = 16_384
 # Embedded in one piece: sentences of like length fall into one batch, and what they take as tokens stays small.
 CHUNK_ROWS, CHUNK_CHARACTERS = 1024, 1_000_000
@@ -59,20 +60,22 @@ class BatchEmbedder:
 
 
 def read_sentences(path: Path, field: str = "text") -> Iterator[str]:
-    """The sentences of a file, streamed: one a line, or the `field` of JSON lines (`.jsonl`); either may be gzip.
+    """The sentences of a file, streamed: one a line, or the column or field `field` of a file that has such.
 
-    `-` is standard input. Raises `SempaError` with file and line for an empty sentence, a record without the field and
-    what is not UTF-8 text, and for an empty file.
+    Those are `.jsonl`, `.csv` and `.tsv`, as text plain or gzip, parquet files, folders of them, and folders that
+    `datasets` saved. `-` is standard input. Raises `SempaError` with file and line for an empty sentence, a row
+    without the field and what is not UTF-8 text, and for an empty file.
     """
-    structured = path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
-    for number, line in numbered_lines(path):
-        try:
-            sentence = _field(line, field) if structured else line.rstrip("\r\n")
-        except ValueError as error:
-            raise SempaError(f"{path}:{number}: {error}") from error
-        if not sentence.strip():
+    if path.name.removesuffix(".gz").endswith(_STRUCTURED) or is_columnar(path):
+        _, records = read_records(path, [Layout((field,), tabs_quote=True, number_last=False)])
+    else:
+        records = ((number, (line.rstrip("\r\n"),)) for number, line in numbered_lines(path))
+    for number, values in records:
+        if isinstance(values, str):
+            raise SempaError(f"{path}:{number}: {values}")
+        if not values[0].strip():
             raise SempaError(f"{path}:{number}: is empty, expected one sentence per line")
-        yield sentence
+        yield values[0]
 
 
 def embed_corpus(
@@ -99,6 +102,7 @@ def embed_corpus(
         raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
     if shard_format not in FORMATS:
         raise SempaError(f"shard_format: found {shard_format!r}, expected one of {', '.join(FORMATS)}")
+    check_vectors_name(Path(_shard_name(0, shard_format)))
     digest = hashlib.sha256()
     rows = sum(1 for _ in _hashed(read_sentences(source, field), digest))
     identity = {"rows": rows, "sha256": digest.hexdigest()}
@@ -122,7 +126,7 @@ def embed_corpus(
                 continue
             vectors = _embed_shard(embedder, mine, count, batch_size, normalize, progress)
             path = folder / _shard_name(index, shard_format)
-            _write_shard(path, vectors)
+            write_vectors(path, vectors)
             shards[index] = {"file": path.name, "first_row": first, "rows": count, "sha256": sha256(path)}
             _write_manifest(folder, embedder, settings, shards)
     if digest.hexdigest() != identity["sha256"]:
@@ -144,8 +148,7 @@ def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
         path = folder / _shard_name(index, manifest["settings"]["shard_format"])
         if not _is_whole(path, shard):
             raise SempaError(f"{path}: is missing or damaged, it does not match its checksum in {MANIFEST_FILE}")
-        npy = path.suffix == ".npy"
-        yield shard["first_row"], np.load(path, allow_pickle=False) if npy else read_tensors(path)[TENSOR].numpy()
+        yield shard["first_row"], read_vectors(path)
 
 
 def _embedder_settings(embedder: Embedder) -> dict:
@@ -238,39 +241,12 @@ def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _write_shard(path: Path, vectors: np.ndarray) -> None:
-    if path.suffix == ".npy":
-        save_npy(path, vectors)
-    else:
-        write_tensors(path, {TENSOR: torch.from_numpy(vectors)})
-
-
-def save_npy(path: Path, vectors: np.ndarray) -> None:
-    """Write an array as an `.npy` file, atomically; raises `SempaError` when that is not possible."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            np.save(stream, vectors, allow_pickle=False)
-
-    replace_atomically(path, write)
-
-
 def _is_whole(path: Path, shard: dict) -> bool:
     return path.is_file() and sha256(path) == shard["sha256"]
 
 
 def _shard_name(index: int, shard_format: str) -> str:
     return f"shard-{index:06d}.{shard_format}"
-
-
-def _field(line: str, field: str) -> str:
-    record = json_object(line)
-    if not isinstance(record.get(field), str):
-        found = type(record[field]).__name__ if field in record else "nothing"
-        raise ValueError(f"{field} is {found}, expected text")
-    # Half a surrogate pair passes the JSON parser, but no tokenizer.
-    record[field].encode()
-    return record[field]
 
 
 def _hashed(sentences: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:

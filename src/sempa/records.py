@@ -1,4 +1,4 @@
-"""Rows of text files as records with their physical lines: CSV, TSV or JSON lines, plain or gzip, streamed."""
+"""Rows of files as records with their lines, streamed: CSV, TSV or JSON lines, plain or gzip; parquet and datasets."""
 
 import contextlib
 import csv
@@ -12,33 +12,38 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sempa.columnar import column_names, column_rows, is_columnar
 from sempa.errors import SempaError
 
 LONGEST_ROW = 1_000_000
 STANDARD_INPUT = Path("-")
 
-Values = tuple[str, str, str]
+Values = tuple[str, ...]
 Record = tuple[int, Values | str]
-"""The 1-based line a row begins in, and its three wanted values, or the reason why it has none."""
+"""The 1-based line a row begins in (columnar data: its row), and its wanted values, or the reason why it has none."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The three columns or fields wanted of each row.
+    """The columns or fields wanted of each row.
 
-    `tabs_quote`: whether its tab-separated files use quotes; `number_last`: whether the third may be a JSON number.
+    `tabs_quote`: whether its tab-separated files use quotes; `number_last`: whether the last may be a number.
     """
 
-    names: tuple[str, str, str]
+    names: tuple[str, ...]
     tabs_quote: bool
     number_last: bool = True
 
 
 def read_records(path: Path, layouts: Sequence[Layout]) -> tuple[Layout, Iterator[Record]]:
-    """Which of `layouts` a CSV, TSV or JSON-lines file has, by its header or first record, and its rows, streamed.
+    """Which of `layouts` the data has, by its columns, header or first record, and its rows, streamed.
 
+    Told apart by content: CSV, TSV, JSON lines, a parquet file, a folder of those, a folder that `datasets` saved.
     Raises `SempaError` when it has none of them and, while the rows are drawn, when the file cannot be read on.
     """
+    if is_columnar(path):
+        layout = _match(str(path), "columns", column_names(path), layouts)
+        return layout, _field_records(column_rows(path, layout.names), layout)
     lines = numbered_lines(path)
     number, first = next(((number, text) for number, text in lines if text.strip()), (0, ""))
     if not first:
@@ -96,21 +101,25 @@ def json_object(text: str) -> dict:
 
 
 def _json_records(lines: Iterator[tuple[int, str]], layout: Layout) -> Iterator[Record]:
-    for number, text in lines:
-        if text.strip():
-            try:
-                yield number, _json_values(json_object(text), layout)
-            except ValueError as error:
-                yield number, str(error)
+    return _field_records(((number, text) for number, text in lines if text.strip()), layout)
 
 
-def _json_values(found: dict, layout: Layout) -> Values:
+def _field_records(rows: Iterator[tuple[int, str | dict]], layout: Layout) -> Iterator[Record]:
+    """Records of rows that are JSON text, or its content already."""
+    for number, row in rows:
+        try:
+            yield number, _field_values(json_object(row) if isinstance(row, str) else row, layout)
+        except ValueError as error:
+            yield number, str(error)
+
+
+def _field_values(found: dict, layout: Layout) -> Values:
     values = []
     for name in layout.names:
         if name not in found:
             raise ValueError(f"no field {name}")
         value = "" if found[name] is None else found[name]
-        if layout.number_last and name == layout.names[2] and isinstance(value, int | float):
+        if layout.number_last and name == layout.names[-1] and isinstance(value, int | float):
             value = str(value)
         if not isinstance(value, str):
             raise ValueError(f"{name} is a {type(value).__name__}, expected text")
@@ -123,13 +132,13 @@ def _json_values(found: dict, layout: Layout) -> Values:
 def _table_records(
     rows: Iterator[tuple[int, list[str] | str]], header: list[str], layout: Layout, least: int
 ) -> Iterator[Record]:
-    a, b, c = map(header.index, layout.names)
+    places = [header.index(name) for name in layout.names]
     width = len(header)
     for number, row in rows:
         if isinstance(row, str):
             yield number, row
         elif least <= len(row) <= width:
-            yield number, (row[a], row[b], row[c])
+            yield number, tuple(row[place] for place in places)
         else:
             yield number, f"{many(len(row), 'column')}, expected {width}"
 

@@ -11,28 +11,32 @@ def add(commands: "argparse._SubParsersAction") -> None:
     """Describe the command's arguments."""
     parser = commands.add_parser(
         "embed",
-        help="embed sentences, one a line, into a .npy or .csv file, or a corpus into a folder of shards",
-        description="Embed the lines of a text file: one float32 row per line, in the file's order.",
+        help="embed sentences into a .npy, .csv, .safetensors or .parquet file, or a corpus into a folder of shards",
+        description="Embed the sentences of a file: one float32 row per sentence, in the file's order.",
         epilog="A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
         "the same command goes on where it stopped.",
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument(
-        "input", help="UTF-8 text file with one sentence per line, or JSON lines (.jsonl), or - for standard input"
+        "input",
+        help="UTF-8 text file with one sentence per line, or a .jsonl, .csv, .tsv or parquet file or datasets folder "
+        "with a column of sentences, or - for standard input",
     )
     parser.add_argument(
-        "output", type=Path, help="file to write: .npy (NumPy array [n, D]) or .csv; with --shard-rows a folder"
+        "output",
+        type=Path,
+        help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
-    parser.add_argument("--field", default="text", help="field of JSON lines that holds the sentence (default text)")
+    parser.add_argument("--field", default="text", help="column or field that holds the sentence (default text)")
     parser.add_argument(
         "--shard-rows", type=int, metavar="N", help="stream into a folder of files with N rows each and a manifest.json"
     )
     parser.add_argument(
         "--shard-format",
-        choices=("safetensors", "npy"),
+        choices=("safetensors", "npy", "parquet"),
         default="safetensors",
         help="file format of the shards (default %(default)s)",
     )
@@ -41,23 +45,16 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Embed the input's lines and write the vectors."""
-    from sempa.corpus import read_sentences, save_npy
-    from sempa.files import write_atomic
+    from sempa.corpus import read_sentences
+    from sempa.vectors import check_vectors_name, write_vectors
 
     if arguments.shard_rows is not None:
         _run_sharded(arguments)
         return
-    if arguments.output.suffix not in (".npy", ".csv"):
-        raise SempaError(
-            f"output {arguments.output}: expected a name that ends in .npy or .csv, or --shard-rows and a folder"
-        )
+    check_vectors_name(arguments.output)
     sentences = list(read_sentences(Path(arguments.input), arguments.field))
     vectors = load_embedder(arguments).encode(sentences, arguments.batch_size, True, arguments.normalize)
-    if arguments.output.suffix == ".csv":
-        rows = (",".join(f"{value:.9g}" for value in vector) for vector in vectors)
-        write_atomic(arguments.output, "".join(f"{row}\n" for row in rows))
-    else:
-        save_npy(arguments.output, vectors)
+    write_vectors(arguments.output, vectors)
     print(f"{len(vectors):,} embeddings of {vectors.shape[1]} dimensions: {arguments.output}")
 
 
