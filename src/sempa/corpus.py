@@ -107,7 +107,7 @@ def embed_corpus(
     rows = sum(1 for _ in _hashed(read_sentences(source, field), digest))
     identity = {"rows": rows, "sha256": digest.hexdigest()}
     settings = {
-        **_embedder_settings(embedder),
+        **embedder_settings(embedder),
         "batch_size": batch_size,
         "normalize": normalize,
         "shard_rows": shard_rows,
@@ -115,6 +115,7 @@ def embed_corpus(
         "input": identity,
     }
     shards = _begin(folder, embedder, settings)
+    changed = SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
     digest = hashlib.sha256()
     sentences = _hashed(read_sentences(source, field), digest)
     with bar(rows, "embedding", "sentence") as progress:
@@ -125,12 +126,14 @@ def embed_corpus(
                 progress.update(sum(1 for _ in mine))
                 continue
             vectors = _embed_shard(embedder, mine, count, batch_size, normalize, progress)
+            if len(vectors) < count:
+                raise changed
             path = folder / _shard_name(index, shard_format)
             write_vectors(path, vectors)
             shards[index] = {"file": path.name, "first_row": first, "rows": count, "sha256": sha256(path)}
             _write_manifest(folder, embedder, settings, shards)
     if digest.hexdigest() != identity["sha256"]:
-        raise SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
+        raise changed
     return _read_manifest(folder)
 
 
@@ -151,7 +154,7 @@ def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
         yield shard["first_row"], read_vectors(path)
 
 
-def _embedder_settings(embedder: Embedder) -> dict:
+def embedder_settings(embedder: Embedder) -> dict:
     """All that decides about a vector, by content: a model may move to another folder in between."""
     model = embedder.base.model
     adapter = hashlib.sha256()
@@ -225,7 +228,7 @@ def _embed_shard(
         vectors[done : done + len(part)] = part
         done += len(part)
         progress.update(len(part))
-    return vectors
+    return vectors[:done]
 
 
 def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:

@@ -1,0 +1,41 @@
+"""Embeddings in the shape that LangChain and LlamaIndex ask for: `embed_documents` and `embed_query`."""
+
+import asyncio
+from collections.abc import Sequence
+
+from sempa.embedder import Embedder
+
+
+class DocumentEmbeddings:
+    """Duck-typed LangChain `Embeddings`; LlamaIndex takes it through its `LangchainEmbedding`.
+
+    ```
+    store = InMemoryVectorStore(DocumentEmbeddings(Embedder("smollm2-135m", adapter="runs/mine/adapter")))
+    ```
+
+    Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike. A query is embedded as a
+    document is: SemPA knows one kind of sentence.
+    """
+
+    def __init__(self, embedder: Embedder, batch_size: int = 32) -> None:
+        self.embedder, self.batch_size = embedder, batch_size
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector of D numbers per text; raises `SempaError` for an empty one."""
+        return self.embedder.encode(list(texts), self.batch_size, normalize=True).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of one text, D numbers."""
+        return self.embed_documents([text])[0]
+
+    async def aembed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """`embed_documents` in a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` in a thread."""
+        return await asyncio.to_thread(self.embed_query, text)
+
+    def __call__(self, text: str) -> list[float]:
+        """The vector of one text: stores that do not know the class call it."""
+        return self.embed_query(text)

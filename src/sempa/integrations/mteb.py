@@ -1,0 +1,105 @@
+"""Embeddings under mteb: an encoder for its tasks, and scored pairs of one's own as a task that needs no data hub."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import mteb
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from mteb.abstasks.sts import AbsTaskSTS
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+from torch.nn import functional as F
+
+from sempa.corpus import embedder_settings
+from sempa.embedder import Embedder
+from sempa.files import fingerprint
+from sempa.models import context_length
+from sempa.sts import StsTask
+
+
+class MtebEncoder:
+    """An `Embedder` as mteb's encoder; `mteb.evaluate(MtebEncoder(embedder), tasks)` runs any of its tasks.
+
+    Results are filed under `name` (`organisation/model`, by default `sempa/` and the base model's name) and a revision,
+    a digest of all that decides about a vector.
+    """
+
+    def __init__(self, embedder: Embedder, name: str = "") -> None:
+        self.embedder = embedder
+        base = embedder.base
+        settings = embedder_settings(embedder) | {"device": ""}
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": name or f"sempa/{Path(base.source).name}",
+                "revision": fingerprint(sorted(settings.items())),
+                "n_parameters": sum(p.numel() for p in base.model.parameters()),
+                "max_tokens": context_length(base.model),
+                "embed_dim": base.model.config.get_text_config().hidden_size,
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "framework": ["PyTorch"],
+                "use_instructions": False,
+            }
+        )
+
+    def encode(self, inputs: Iterable[dict[str, list[str]]], *, batch_size: int = 32, **context: object) -> np.ndarray:
+        """Embeddings of mteb's batches, in their order: float32 `[n, D]`.
+
+        `context` (task, split, prompt type) changes nothing. An empty text, as corpora have them, is read as ".".
+        """
+        texts = [text if text.strip() else "." for batch in inputs for text in batch["text"]]
+        return self.embedder.encode(texts, batch_size, bool(context.get("show_progress_bar")))
+
+    def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> torch.Tensor:
+        """Cosines `[n, m]` of `[n, D]` and `[m, D]`."""
+        return _unit(embeddings1) @ _unit(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> torch.Tensor:
+        """Cosines `[n]` of the rows of two `[n, D]`."""
+        return (_unit(embeddings1) * _unit(embeddings2)).sum(-1)
+
+
+class LocalSts(AbsTaskSTS):
+    """A task of `sempa.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
+
+    def __init__(self, task: StsTask) -> None:
+        columns = {
+            "sentence1": [pair.first for pair in task.pairs],
+            "sentence2": [pair.second for pair in task.pairs],
+            "score": [pair.score for pair in task.pairs],
+        }
+        self.metadata = TaskMetadata(
+            name=task.name.replace(" ", "-"),
+            description=f"{len(task.pairs):,} scored pairs from a local file",
+            type="STS",
+            dataset={"path": "local", "revision": fingerprint(columns)},
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="cosine_spearman",
+        )
+        super().__init__()
+        self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+        self.data_loaded = True
+
+
+def evaluate_mteb(
+    embedder: Embedder, tasks: Sequence[StsTask | mteb.AbsTask], folder: Path, name: str = "", batch_size: int = 32
+) -> dict[str, float]:
+    """Run tasks, one's own and mteb's, and keep mteb's result files in `folder`: task name → main score.
+
+    The files are `results/NAME/REVISION/TASK.json` and `model_meta.json`, as its leaderboard reads them; what is there
+    already is not run again.
+    """
+    result = mteb.evaluate(
+        MtebEncoder(embedder, name),
+        [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks],
+        cache=mteb.ResultCache(folder),
+        encode_kwargs={"batch_size": batch_size},
+        co2_tracker=False,
+    )
+    return {task.task_name: float(task.get_score()) for task in result.task_results}
+
+
+def _unit(vectors: np.ndarray) -> torch.Tensor:
+    return F.normalize(torch.as_tensor(np.asarray(vectors), dtype=torch.float32), dim=-1)

@@ -1,0 +1,111 @@
+"""Other people's tools get the embedder's vectors, and mteb its result files."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sempa import Embedder, SempaError
+from sempa.captions import make_pairs
+from sempa.integrations.documents import DocumentEmbeddings
+from sempa.lora import add_lora, lora_parameters
+from sempa.sts import StsTask, evaluate_sts
+
+SENTENCES = ["A man runs.", "Two small dogs are chasing a red ball", "Hi"]
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_folder):
+    return Embedder(str(tiny_folder), dtype="float32", device="cpu")
+
+
+def test_documents_and_queries_are_the_embedders_unit_vectors_as_lists(embedder):
+    embeddings = DocumentEmbeddings(embedder, batch_size=2)
+    expected = embedder.encode(SENTENCES, normalize=True)
+    documents = embeddings.embed_documents(SENTENCES)
+    np.testing.assert_allclose(documents, expected, rtol=1e-5, atol=1e-6)
+    assert isinstance(documents, list) and isinstance(documents[0], list) and isinstance(documents[0][0], float)
+    for query in (embeddings.embed_query(SENTENCES[1]), embeddings(SENTENCES[1])):
+        np.testing.assert_allclose(query, expected[1], rtol=1e-5, atol=1e-6)
+    assert embeddings.embed_documents([]) == []
+    with pytest.raises(SempaError, match="is empty"):
+        embeddings.embed_query(" ")
+
+
+def test_the_same_from_an_event_loop(embedder):
+    embeddings = DocumentEmbeddings(embedder)
+
+    async def both():
+        return await asyncio.gather(embeddings.aembed_documents(SENTENCES), embeddings.aembed_query(SENTENCES[0]))
+
+    documents, query = asyncio.run(both())
+    np.testing.assert_allclose(documents, embedder.encode(SENTENCES, normalize=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(query, documents[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def wrapper():
+    pytest.importorskip("mteb", reason="mteb is not installed")
+    from sempa.integrations import mteb
+
+    return mteb
+
+
+def test_mteb_runs_a_local_task_to_the_score_of_our_own_protocol_and_writes_its_files(embedder, wrapper, tmp_path):
+    tasks = [StsTask("my pairs", make_pairs(30, 0, "heldout")), StsTask("others", make_pairs(20, 1, "heldout"))]
+    scores = wrapper.evaluate_mteb(embedder, tasks, tmp_path, "me/tiny", batch_size=7)
+    ours = evaluate_sts(embedder.encode, tasks)
+    assert list(scores) == ["my-pairs", "others"]
+    for result, score in zip(ours, scores.values(), strict=True):
+        assert 100 * score == pytest.approx(result.score, abs=0.05)
+    revision = wrapper.MtebEncoder(embedder, "me/tiny").mteb_model_meta.revision
+    folder = tmp_path / "results" / "me__tiny" / revision
+    written = json.loads((folder / "my-pairs.json").read_text())
+    assert written["task_name"] == "my-pairs"
+    assert written["scores"]["test"][0]["main_score"] == pytest.approx(scores["my-pairs"])
+    assert json.loads((folder / "model_meta.json").read_text())["embed_dim"] == 32
+
+
+def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, monkeypatch):
+    tasks = [StsTask("pairs", make_pairs(20, 0, "heldout"))]
+    first = wrapper.evaluate_mteb(embedder, tasks, tmp_path)
+    monkeypatch.setattr(wrapper.MtebEncoder, "encode", lambda *a, **k: pytest.fail("was run again"))
+    # The file holds six digits.
+    assert wrapper.evaluate_mteb(embedder, tasks, tmp_path) == pytest.approx(first, abs=1e-6)
+
+
+def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedder, wrapper):
+    def revision(**options):
+        made = Embedder(str(tiny_folder), device="cpu", **{"dtype": "float32", **options})
+        return wrapper.MtebEncoder(made).mteb_model_meta.revision
+
+    adapted = Embedder(str(tiny_folder), dtype="float32", device="cpu")
+    add_lora(adapted.base.model, 2, 4)
+    with torch.no_grad():
+        list(lora_parameters(adapted.base.model).values())[1].fill_(0.1)
+    revisions = [
+        revision(),
+        revision(readout="mean"),
+        revision(layer=1),
+        revision(dtype="bfloat16"),
+        wrapper.MtebEncoder(adapted).mteb_model_meta.revision,
+    ]
+    assert len(set(revisions)) == 5
+    assert revision() == revisions[0]
+
+
+def test_the_encoder_is_what_mteb_asks_for_and_takes_empty_texts(embedder, wrapper):
+    from mteb.models import EncoderProtocol
+
+    encoder = wrapper.MtebEncoder(embedder)
+    assert isinstance(encoder, EncoderProtocol)
+    vectors = encoder.encode([{"text": SENTENCES[:2]}, {"text": ["", SENTENCES[2]]}], batch_size=2)
+    np.testing.assert_allclose(vectors, embedder.encode([*SENTENCES[:2], ".", SENTENCES[2]]), rtol=1e-5, atol=1e-6)
+    cosines = encoder.similarity(vectors, vectors[:2])
+    assert cosines.shape == (4, 2)
+    first, second = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[:2]
+    assert cosines[0, 1].item() == pytest.approx(first @ second, abs=1e-5)
+    pairwise = encoder.similarity_pairwise(vectors[:2], vectors[2:])
+    torch.testing.assert_close(pairwise, encoder.similarity(vectors, vectors)[[0, 1], [2, 3]])
