@@ -234,11 +234,12 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
             embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
 
 
-def test_a_source_that_changes_while_it_is_read_is_noticed(embedder, source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["other", "shorter"])
+def test_a_source_that_changes_while_it_is_read_is_noticed(embedder, source, tmp_path, monkeypatch, change):
     def meddle(self, texts, *arguments, **options):
         with source.open("r+") as stream:
             stream.seek(source.stat().st_size - 3)
-            stream.write("y")
+            stream.write("y") if change == "other" else stream.truncate(source.stat().st_size // 2)
         return np.ones((len(texts), 4))
 
     # A file is read in blocks, so that only the end of a longer one can change in between.

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
+from conftest import write_gguf
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError
@@ -42,7 +42,7 @@ def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny
     """A GGUF file written tensor by tensor gives the model that it was written from."""
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.gguf"
-    _write_gguf(path, tiny_llama)
+    write_gguf(path, tiny_llama)
     base = load_base(str(path), "float32", "cpu")
     assert Path(base.source).is_relative_to(tmp_path / "cache")
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
@@ -130,58 +130,3 @@ def test_transformers_can_be_imported_from_the_projects_root_beside_its_kernels_
     code = "import transformers, sempa.kernels; from transformers import LlamaForCausalLM; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "fine", done.stderr
-
-
-def _write_gguf(path, model):
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    tokens = ["<", "1", "<1", *(f"<{i}>" for i in range(3, config.vocab_size))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
-    writer.add_token_merges(["< 1"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        if name not in names:
-            _, _, layer, rest = name.split(".", 3)
-            names[name] = f"blk.{layer}.{parts[rest.removesuffix('.weight')]}.weight"
-        values = tensor.float().numpy()
-        for kind, count in heads.items():
-            if f".{kind}." in name:
-                # llama.cpp interleaves the two halves of each rotary pair.
-                shape = values.shape
-                values = values.reshape(count, 2, shape[0] // count // 2, shape[1]).swapaxes(1, 2).reshape(shape)
-        writer.add_tensor(names[name], values.copy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

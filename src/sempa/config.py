@@ -95,6 +95,11 @@ _ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm",
 _SHARES = ("max_bad_share", "lora_dropout", "warmup")
 
 
+# PyYAML's own constructors of numbers and dates raise ValueError, and deep nests end the interpreter's stack.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+_LARGEST_FILE = 1_000_000
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file of `Config`'s keys and lay `key=value` overrides over it.
 
@@ -109,7 +114,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise SempaError(f"argument {override!r}: expected key=value")
         try:
             values[key] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError as error:
+        except _YAML_ERRORS as error:
             raise SempaError(f"argument {override!r}: the value is not valid YAML") from error
         source[key] = "command line"
     return make_config(values, source)
@@ -123,7 +128,7 @@ def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
         where = source.get(key, "config")
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
-            raise SempaError(f"{where}: unknown key {key!r}; the nearest known key is {near!r}")
+            raise SempaError(f"{where}: unknown key {_shown(key)}; the nearest known key is {near!r}")
         checked[key] = _typed(key, value, fields[key].type, where)
     config = Config(**checked)
     for key in fields:
@@ -165,12 +170,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, object]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        with path.open("rb") as stream:
+            data = stream.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise SempaError(f"config {path}: has over {_LARGEST_FILE:,} bytes, expected a page of settings")
+        values = yaml.load(data.decode(), _StrictLoader)
     except UnicodeDecodeError as error:
         raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise SempaError(f"config {path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""
         raise SempaError(f"config {path}:{where} {getattr(error, 'problem', None) or 'is not valid YAML'}") from error
@@ -182,6 +191,8 @@ def _read_yaml(path: Path) -> dict[str, object]:
 
 
 def _typed(key: str, value: object, kind: type, where: str) -> object:
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise SempaError(f"{where}: {key} is {_shown(value)}, expected a number of 63 bits at most")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):
@@ -196,8 +207,15 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         return str(value)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise SempaError(f"{where}: {key} is {value!r}, expected {names[kind]}")
+        raise SempaError(f"{where}: {key} is {_shown(value)}, expected {names[kind]}")
     return value
+
+
+def _shown(value: object) -> str:
+    """The value in an error's sentence: short, though a few lines of YAML can stand for a list without end."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"a number of {value.bit_length():,} bits"
+    return f"a {type(value).__name__}" if isinstance(value, list | dict | set) else f"{value!r:.100}"
 
 
 def _check_range(key: str, value: object, where: str) -> None:
@@ -226,4 +244,4 @@ def _check_range(key: str, value: object, where: str) -> None:
     elif key in ("model", "triplets", "output") and not value:
         expected = "a name or a path"
     if expected:
-        raise SempaError(f"{where}: {key} is {value!r}, expected {expected}")
+        raise SempaError(f"{where}: {key} is {_shown(value)}, expected {expected}")

@@ -1,8 +1,15 @@
 """The one exception a user can cause: bad input, told in a sentence."""
 
+_LONGEST = 2000
+
 
 class SempaError(Exception):
     """Bad input that the user can mend; the message names the file, line or key, what was found and what was expected.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints the message alone and exits with code 2. What a file may have put into it, line ends and
+    control characters that a terminal would obey, is escaped, and more than 2,000 characters are cut.
     """
+
+    def __init__(self, message: str) -> None:
+        text = message if message.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …")
