@@ -2,18 +2,20 @@
 
 from sempa.kernels.packed_attention import Families, make_families, packed_attention
 from sempa.kernels.rms_norm import rms_norm
-from sempa.kernels.sparse_code import SparseCode, decode, sparse_code
+from sempa.kernels.sparse_code import SparseCode, TokenDirections, decode, sparse_code, token_directions
 from sempa.kernels.token_kl import token_kl
 from sempa.kernels.token_logprobs import token_logprobs
 
 __all__ = [
     "Families",
     "SparseCode",
+    "TokenDirections",
     "decode",
     "make_families",
     "packed_attention",
     "rms_norm",
     "sparse_code",
+    "token_directions",
     "token_kl",
     "token_logprobs",
 ]

@@ -3,20 +3,21 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from sempa.kernels import decode, sparse_code
+from sempa.kernels import decode, sparse_code, token_directions
 from sempa.losses.directions import directions
 
 
 def spod_loss(embedding: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What the k-sparse code over the vocabulary loses of the embedding, and what of its projection it leaves out.
 
-    reconstruction = 1 − cos(ĥ, h),  ĥ = Σ_{v in code} a_v (u_v − ū)
-    sparsity = Σ_{v not in code} a_v² / Σ_v a_v²,   a_v = max(0, ⟨h, u_v − ū⟩), code = the k largest
+    reconstruction = 1 − cos(ĥ, h),  ĥ = Σ_{v in code} a_v e_v
+    sparsity = Σ_{v not in code} a_v² / Σ_v a_v²,   a_v = max(0, ⟨h, e_v⟩), code = the k largest
 
-    Sparse codes over key tokens beside a preference objective, "SPOD". The first is 0 when k output embeddings span the
-    embedding as they are weighed; the second when no other token is above the average one. As a cosine has no scale,
-    the code needs none: no factor to learn. The gradient of both goes through the chosen values and h; that of the
-    second pushes the unchosen tokens down as well. For the code itself see `sempa.kernels.sparse_code`.
+    Sparse codes over key tokens beside a preference objective, "SPOD"; e_v is the direction of token v's centred output
+    embedding (see `sempa.kernels.sparse_code`). The first is 0 when the embedding is what its key tokens add up to, the
+    second when no other token is above the average one. As a cosine has no scale, the code needs none: there is no
+    factor to learn. The gradient of both goes through the chosen values and h; that of the second pushes the unchosen
+    tokens down as well.
 
     Args:
         embedding: `[n, D]` hidden states after the final norm, any floating dtype; computed in float32 or better.
@@ -30,6 +31,7 @@ def spod_loss(embedding: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.
     """
     unit = directions("spod_loss", "embeddings", embedding)
-    values, indices, rest = sparse_code(unit, head, k)
-    reconstruction = 1 - F.cosine_similarity(decode(values, indices, head), unit)
+    tokens = token_directions(head)
+    values, indices, rest = sparse_code(unit, tokens, k)
+    reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
     return reconstruction, rest / (rest + values.square().sum(1))

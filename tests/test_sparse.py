@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from sempa.embedder import embed
 from sempa.errors import SempaError
-from sempa.kernels import decode, sparse_code
+from sempa.kernels import decode, sparse_code, token_directions
 from sempa.losses import spod_loss
 from sempa.models import load_base
 from sempa.sparse import encode_sparse, sparse_cosines, sparse_embeddings, stored_bytes, to_csr
@@ -24,9 +24,13 @@ def problem(rows=6, width=5, vocabulary=23, dtype=torch.float64, seed=0):
     return torch.randn(rows, width, **draw).to(dtype), head.to(dtype)
 
 
+def directions(head):
+    return F.normalize(head - head.mean(0), dim=1, eps=1e-30)
+
+
 def dense(embedding, head, k):
     """Values of the code and of the rest, `[n, V]` each, written out."""
-    activations = (embedding @ (head - head.mean(0)).T).relu()
+    activations = (embedding @ directions(head).T).relu()
     inside = torch.zeros_like(activations).scatter(1, activations.topk(k, 1).indices, 1)
     return activations * inside, activations * (1 - inside)
 
@@ -34,7 +38,8 @@ def dense(embedding, head, k):
 @settings(max_examples=40)
 @given(
     rows=st.integers(0, 7),
-    width=st.integers(1, 8),
+    # In one dimension all directions tie.
+    width=st.integers(2, 8),
     vocabulary=st.integers(1, 40),
     chunk_rows=st.integers(1, 8),
     share=st.floats(0, 1),
@@ -43,14 +48,14 @@ def dense(embedding, head, k):
 def test_the_code_is_the_largest_centred_products_at_any_shape(rows, width, vocabulary, chunk_rows, share, seed):
     embedding, head = problem(rows, width, vocabulary, seed=seed)
     k = 1 + round(share * (vocabulary - 1))
-    code = sparse_code(embedding, head, k, chunk_rows=chunk_rows)
+    code = sparse_code(embedding, token_directions(head), k, chunk_rows=chunk_rows)
     chosen, rest = dense(embedding, head, k)
     assert code.indices.shape == code.values.shape == (rows, k)
     scattered = torch.zeros_like(chosen).scatter(1, code.indices, code.values)
     torch.testing.assert_close(scattered, chosen, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(code.rest, rest.square().sum(1), rtol=1e-12, atol=1e-12)
-    decoded = decode(code.values, code.indices, head)
-    torch.testing.assert_close(decoded, chosen @ (head - head.mean(0)), rtol=1e-10, atol=1e-10)
+    decoded = decode(code.values, code.indices, token_directions(head))
+    torch.testing.assert_close(decoded, chosen @ directions(head), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("k", [1, 4, 23])
@@ -58,12 +63,12 @@ def test_gradients_are_those_of_the_dense_formula_with_the_choice_held(k):
     embedding, head = problem()
 
     def ours(h):
-        values, indices, rest = sparse_code(h, head, k, chunk_rows=4)
-        return torch.cat([decode(values, indices, head), rest[:, None]], 1)
+        values, indices, rest = sparse_code(h, token_directions(head), k, chunk_rows=4)
+        return torch.cat([decode(values, indices, token_directions(head)), rest[:, None]], 1)
 
     def theirs(h):
         chosen, rest = dense(h, head, k)
-        return torch.cat([chosen @ (head - head.mean(0)), rest.square().sum(1, keepdim=True)], 1)
+        return torch.cat([chosen @ directions(head), rest.square().sum(1, keepdim=True)], 1)
 
     weights = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found, expected = (
@@ -77,16 +82,19 @@ def test_gradients_are_those_of_the_dense_formula_with_the_choice_held(k):
 
 def test_bfloat16_heads_choose_in_bfloat16_and_weigh_in_float32():
     embedding, head = problem(20, 48, 700, torch.bfloat16, seed=3)
-    code = sparse_code(embedding.requires_grad_(), head, 12)
-    exact = embedding.double() @ (head.double() - head.double().mean(0)).T
+    code = sparse_code(embedding.requires_grad_(), token_directions(head), 12)
+    exact = embedding.double() @ directions(head.double()).T
     assert code.values.dtype == code.rest.dtype == torch.float32
     torch.testing.assert_close(code.values.double(), exact.gather(1, code.indices), rtol=1e-4, atol=1e-3)
     # What was not chosen may be larger than what was by the rounding of a bfloat16 logit only.
     others = exact.scatter(1, code.indices, -torch.inf).amax(1)
-    assert (code.values.amin(1) > others - 2**-8 * (embedding.double() @ head.double().T).abs().amax(1)).all()
+    assert (
+        code.values.amin(1)
+        > others - 2**-8 * (embedding.double() @ head.double().T).abs().amax(1) * token_directions(head).scale.max()
+    ).all()
     (pull,) = torch.autograd.grad(code.rest.sum(), embedding)
     weights = exact.relu().scatter(1, code.indices, 0)
-    expected = 2 * weights @ (head.double() - head.double().mean(0))
+    expected = 2 * weights @ directions(head.double())
     assert F.cosine_similarity(pull.double(), expected).min() > 0.999
 
 
@@ -94,7 +102,7 @@ def test_nothing_of_the_vocabularys_size_is_kept_for_the_backward_pass():
     embedding, head = problem(8, 4, 5000, torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        code = sparse_code(embedding.requires_grad_(), head, 3)
+        code = sparse_code(embedding.requires_grad_(), token_directions(head), 3)
         (code.values.sum() + code.rest.sum()).backward()
     assert max(saved) <= 8 * 3 * 4
 
@@ -103,9 +111,9 @@ def test_an_embedding_that_is_one_centred_token_is_its_own_code():
     _, head = problem(1, 40, 40)
     head = torch.linalg.qr(head).Q
     token = head[7] - head.mean(0)
-    code = sparse_code(token[None], head, 1)
+    code = sparse_code(token[None], token_directions(head), 1)
     assert code.indices.item() == 7
-    torch.testing.assert_close(decode(code.values, code.indices, head)[0], token * (token @ token))
+    torch.testing.assert_close(decode(code.values, code.indices, token_directions(head))[0], token)
     reconstruction, sparsity = spod_loss(3 * token[None], head, 1)
     # The centred rows of an orthonormal head are a simplex: all other tokens are below the average.
     torch.testing.assert_close(torch.cat([reconstruction, sparsity]), torch.zeros(2, dtype=torch.float64))
@@ -115,7 +123,7 @@ def test_an_embedding_that_is_one_centred_token_is_its_own_code():
 def test_the_loss_is_one_minus_cosine_and_the_share_of_energy_outside_the_code(k):
     embedding, head = problem()
     chosen, rest = dense(embedding, head, k)
-    decoded = chosen @ (head - head.mean(0))
+    decoded = chosen @ directions(head)
     expected = 1 - F.cosine_similarity(decoded, embedding), rest.square().sum(1) / (chosen + rest).square().sum(1)
     for mine, other in zip(spod_loss(embedding, head, k), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-12)
@@ -148,7 +156,7 @@ def test_codes_grow_more_faithful_with_k():
 
 def test_csr_cosines_are_the_dense_ones_and_bytes_are_those_of_the_arrays():
     embedding, head = problem(9, 6, 50, torch.float32)
-    code = sparse_code(embedding, head, 7)
+    code = sparse_code(embedding, token_directions(head), 7)
     codes = to_csr(code.values, code.indices, 50)
     chosen = dense(embedding, head, 7)[0]
     assert codes.dtype == np.float32
@@ -169,7 +177,7 @@ def test_values_of_zero_are_not_stored_and_an_empty_row_has_cosine_zero():
 def test_the_least_squares_scale_makes_the_error_orthogonal_to_the_code():
     vectors, head = problem(8, 12, 60)
     codes = sparse_embeddings(vectors, head, 9)
-    decoded = codes @ (head - head.mean(0)).numpy()
+    decoded = codes @ directions(head).numpy()
     error = vectors.numpy() - decoded
     np.testing.assert_allclose((error * decoded).sum(1), 0, atol=1e-5)
     # With as many tokens as there are, nothing but the rectifier stands between code and embedding.
@@ -195,21 +203,34 @@ def test_sentences_become_codes_of_their_own_embeddings(tiny_folder):
             encode_sparse(base, sentences, k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_token_directions_are_centred_and_of_length_one_and_the_mean_itself_has_none(dtype):
+    head = problem(1, 6, 50)[1].to(dtype)
+    tokens = token_directions(head.requires_grad_())
+    found = (head.detach() - tokens.mean) * tokens.scale[:, None]
+    torch.testing.assert_close(found.double(), directions(head.detach().double()), rtol=1e-5, atol=1e-6)
+    assert not (tokens.head.requires_grad or tokens.mean.requires_grad or tokens.scale.requires_grad)
+    assert token_directions(torch.ones(3, 2)).scale.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embedding": torch.zeros(3)}, r"embedding \[n, D\] and head \[V, D\], found \(3,\) and \(4, 3\)"),
-        ({"head": torch.zeros(4, 9)}, r"found \(2, 3\) and \(4, 9\)"),
-        ({"head": torch.zeros(4, 3, dtype=torch.int64)}, "floating tensors, found torch.float32 and torch.int64"),
-        ({"head": torch.zeros(4, 3, requires_grad=True)}, "head requires a gradient"),
+        ({"embedding": torch.zeros(3)}, r"floating embeddings \[n, 3\], found torch.float32 \(3,\)"),
+        ({"embedding": torch.zeros(2, 4)}, r"found torch.float32 \(2, 4\)"),
+        ({"embedding": torch.zeros(2, 3, dtype=torch.int64)}, "found torch.int64"),
         ({"k": 0}, "k from 1 to the vocabulary's 4, found 0"),
         ({"k": 5}, "found 5"),
         ({"chunk_rows": 0}, "chunk_rows >= 1, found 0"),
     ],
 )
 def test_bad_arguments_are_named_with_what_was_found(change, message):
+    tokens = token_directions(torch.eye(4, 3))
     with pytest.raises(ValueError, match=message):
-        sparse_code(**{"embedding": torch.zeros(2, 3), "head": torch.zeros(4, 3), "k": 2} | change)
+        sparse_code(**{"embedding": torch.zeros(2, 3), "tokens": tokens, "k": 2} | change)
+    for head in (torch.zeros(3), torch.zeros(4, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"floating head \[V, D\], found torch"):
+            token_directions(head)
 
 
 def test_embeddings_and_codes_that_do_not_fit_are_refused():
@@ -218,6 +239,6 @@ def test_embeddings_and_codes_that_do_not_fit_are_refused():
     values, indices = torch.ones(2, 2), torch.tensor([[0, 1], [2, 4]])
     with pytest.raises(ValueError, match=r"indices in \[0, 4\), found 0 to 4"):
         to_csr(values, indices, 4)
-    for function in (lambda v: to_csr(v, indices, 9), lambda v: decode(v, indices, torch.eye(9))):
+    for function in (lambda v: to_csr(v, indices, 9), lambda v: decode(v, indices, token_directions(torch.eye(9)))):
         with pytest.raises(ValueError, match=r"values and indices \[n, k\], found \(2, 1\) \(2, 2\)"):
             function(values[:, :1])

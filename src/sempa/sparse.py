@@ -2,7 +2,7 @@
 
 A dimension is a token, so that a search engine's inverted index can hold the vectors and a person can read them. The
 code is that of `sempa.kernels.sparse_code`, scaled by least squares: α a_v with α = ⟨ĥ, h⟩ / ‖ĥ‖², so that what it
-stands for, Σ α a_v (u_v − ū), is as near to the embedding as any multiple of it. One factor a sentence follows from the
+stands for, Σ α a_v e_v, is as near to the embedding as any multiple of it. One factor a sentence follows from the
 sentence alone, needs no training and changes no cosine.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sempa.embedder import embed
 from sempa.errors import SempaError
-from sempa.kernels import decode, sparse_code
+from sempa.kernels import decode, sparse_code, token_directions
 from sempa.models import BaseModel
 
 
@@ -37,8 +37,9 @@ def encode_sparse(
 @torch.inference_mode()
 def sparse_embeddings(vectors: Tensor, head: Tensor, k: int) -> csr_matrix:
     """The scaled codes of embeddings `[n, D]` over output embeddings `[V, D]`: float32 `[n, V]`."""
-    values, indices, _ = sparse_code(vectors, head, k)
-    decoded = decode(values, indices, head)
+    tokens = token_directions(head)
+    values, indices, _ = sparse_code(vectors, tokens, k)
+    decoded = decode(values, indices, tokens)
     scale = (decoded * vectors).sum(1) / decoded.square().sum(1).clamp_min(torch.finfo(decoded.dtype).tiny)
     return to_csr(values * scale[:, None], indices, len(head))
 
