@@ -13,7 +13,7 @@ import yaml
 from sempa.cli import _parser, main
 from sempa.embedder import Embedder
 
-COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "retention", "generate")
+COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "retention", "table", "generate")
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""`sempa table`: the paper's main table for a base model and its adapters."""
+
+import argparse
+from pathlib import Path
+
+from sempa.commands.common import add_base_arguments, base_name
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "table",
+        help="score readouts and adapters on STS12-16, STS-B and SICK, as in the paper's main table",
+        description="Spearman's rho x 100 of readouts and adapters on similarity sets, with 95 % intervals and a "
+        "paired test against the base model's prompteol row. Finished rows are kept: the same command goes on.",
+    )
+    add_base_arguments(parser)
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="LoRA adapter, such as RUN/adapter; may be given several times",
+    )
+    parser.add_argument("--sts", required=True, metavar="PATH", help="SentEval STS folder, or one scored-pairs file")
+    parser.add_argument(
+        "--readouts", default="all", help="of the base model: all, or a list of READOUT or READOUT@LAYER (default all)"
+    )
+    parser.add_argument(
+        "--adapter-readouts", default="prompteol", help="the same for every adapter (default %(default)s)"
+    )
+    parser.add_argument(
+        "--sets", default="", help="some of STS12,STS13,STS14,STS15,STS16,STS-B,SICK (default: all seven)"
+    )
+    parser.add_argument(
+        "--splits", default="test", help="split of STS-B and SICK: test, or dev,trial (default %(default)s)"
+    )
+    parser.add_argument(
+        "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws, 0 for none (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/table"), metavar="FOLDER", help="where to write (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure the rows that are missing, then print and write the table."""
+    from sempa.errors import SempaError
+    from sempa.experiment import versions
+    from sempa.models import load_base
+    from sempa.sts import SETS, read_sts, select_tasks
+    from sempa.table import measure_rows, parse_methods, summarise
+    from sempa.table_formats import terminal, write_table
+
+    methods = parse_methods(arguments.readouts)
+    for adapter in arguments.adapter:
+        methods += parse_methods(arguments.adapter_readouts, adapter)
+    if arguments.resamples < 0:
+        raise SempaError(f"resamples: found {arguments.resamples}, expected 0 or more")
+    columns = tuple(name.strip() for name in arguments.columns.split(","))
+    if len(columns) != 3:
+        raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
+    splits = arguments.splits.split(",")
+    sets = arguments.sets.split(",") if arguments.sets else SETS
+    if unknown := [name for name in sets if name not in SETS]:
+        raise SempaError(f"sets: found {unknown[0]!r}, expected some of {','.join(SETS)}")
+    if Path(arguments.sts).is_dir():
+        tasks = select_tasks(arguments.sts, sets, splits)
+    else:
+        tasks = read_sts(arguments.sts, splits, columns)
+    name = base_name(arguments.model, Path(arguments.adapter[0]) if arguments.adapter else None)
+    base = load_base(name, arguments.dtype, arguments.device)
+    rows = measure_rows(base, methods, tasks, arguments.output / "rows", arguments.batch_size)
+    report = {
+        "model": name,
+        "base_source": base.source,
+        "settings": {key: str(value) for key, value in vars(arguments).items() if key != "run"},
+        "versions": versions(),
+        **summarise(rows, tasks, arguments.resamples, arguments.seed),
+    }
+    write_table(arguments.output, report)
+    print(terminal(report))
+    print(f"table: {arguments.output / 'table.html'}")

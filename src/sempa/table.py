@@ -1,0 +1,226 @@
+"""The paper's main table for any model: readouts and adapters down the side, similarity sets across.
+
+A row costs one pass over the distinct sentences of all sets. Its cosines are kept as soon as it is finished; scores,
+intervals and tests are worked out from them, so a second call measures only what is missing.
+"""
+
+import dataclasses
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sempa import __version__
+from sempa.embedder import embed
+from sempa.errors import SempaError
+from sempa.files import fingerprint, sha256, write_json
+from sempa.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter, remove_adapter
+from sempa.models import BaseModel, weights_fingerprint
+from sempa.progress import bar
+from sempa.readouts import READOUTS, check_readout
+from sempa.readouts.layers import depth
+from sempa.statistics import bootstrap, compare, interval
+from sempa.sts import StsResult, StsTask, left_out, pair_cosines, score_sts
+
+# Sentences that are embedded between two steps of the progress bar: as many as keep the time left up to date.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a readout, the layer it is read from (−1: its own), and an adapter's folder ("" for none)."""
+
+    readout: str
+    layer: int = -1
+    adapter: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the row is called: `prompteol`, `mean@20`, `prompteol + runs/nli/adapter`."""
+        layer = "" if self.layer == -1 else f"@{self.layer}"
+        return f"{self.readout}{layer}" + (f" + {self.adapter}" if self.adapter else "")
+
+
+# What every other row is tested against.
+BASELINE = Method("prompteol")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A measured method: the cosines of each task's pairs, float64 `[n]`, and the seconds its embeddings took."""
+
+    method: Method
+    cosines: list[np.ndarray]
+    seconds: float
+
+
+def parse_methods(readouts: str, adapter: str = "") -> list[Method]:
+    """The methods of a comma-separated list of `READOUT` or `READOUT@LAYER`; `all` is every readout at its own layer.
+
+    Raises `SempaError` for an unknown readout and a layer that is no whole number.
+    """
+    methods = []
+    for name in READOUTS if readouts == "all" else readouts.split(","):
+        readout, at, layer = name.strip().partition("@")
+        if readout not in READOUTS:
+            raise SempaError(f"readout: found {readout!r}, expected some of {', '.join(READOUTS)}, or all")
+        try:
+            methods.append(Method(readout, int(layer) if at else -1, adapter))
+        except ValueError as error:
+            raise SempaError(f"readout {name.strip()!r}: layer {layer!r}, expected a whole number") from error
+    return methods
+
+
+def measure_rows(
+    base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask], folder: Path, batch_size: int = 32
+) -> list[Row]:
+    """Measure the methods on all tasks, one row each in their order; `base` holds no adapter, before and after.
+
+    A finished row is written to `folder` atomically, under a fingerprint of all that decides its cosines: weights,
+    dtype, kind of device, adapter, readout, layer, sentences and versions. A row that is there is read, not measured.
+
+    Raises `SempaError` for a method that is there twice, a layer the model does not have, an adapter that cannot be
+    used, a row whose cosines on a task are all the same, and what `embed` raises.
+    """
+    for place, method in enumerate(methods):
+        if method in methods[:place]:
+            raise SempaError(f"row {method.label}: is there twice")
+        check_readout(method.readout, method.layer, depth(base.model))
+        if method.adapter:
+            # Before the first minute of work, not after the last row that needs none.
+            read_adapter(Path(method.adapter))
+    files = [folder / f"{m.readout}-{key}.json" for m, key in zip(methods, _row_keys(base, methods, tasks))]
+    rows = [_read_row(file, method, tasks) for file, method in zip(files, methods)]
+    with bar(rows.count(None) * len(_distinct(tasks)), "table", "sentence") as progress:
+        for place, method in enumerate(methods):
+            if rows[place] is None:
+                progress.set_description(method.label)
+                rows[place] = _measure_row(base, method, tasks, batch_size, progress)
+                _write_row(files[place], rows[place], tasks)
+                progress.write(f"{method.label}: {rows[place].seconds:.0f} s", file=sys.stderr)
+    return rows
+
+
+def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 1000, seed: int = 0) -> dict:
+    """Every figure of the table as plain data, ready for JSON.
+
+    A row has for each task Spearman's ρ and Pearson's r × 100, the sub-tasks' scores, and with `resamples` the 95 %
+    intervals and the paired test of ρ against the `BASELINE` row, where that is among `rows`; and the same for the
+    average, in which every task counts alike. A task's draws depend on its name and `seed`, not on its neighbours.
+
+    Raises `SempaError` as `score_sts` does.
+    """
+    table, scores, draws = [], [], []
+    with bar(len(rows), "intervals", "row") as progress:
+        for row in rows:
+            results = _score(row, tasks)
+            table.append({"label": row.method.label, **dataclasses.asdict(row.method), "seconds": row.seconds})
+            table[-1]["subtasks"] = {result.task.name: result.subtasks for result in results if result.subtasks}
+            # [correlation, task], the average before them.
+            each = np.array([(result.score, result.pearson) for result in results]).T
+            scores.append(np.column_stack((each.mean(1), each)))
+            if resamples:
+                drawn = np.stack([_draws(result, resamples, seed) for result in results], 1)
+                draws.append(np.concatenate((drawn.mean(1, keepdims=True), drawn), 1))
+            progress.update()
+    baseline = next((place for place, row in enumerate(rows) if row.method == BASELINE), None)
+    for place, entry in enumerate(table):
+        figures = [{"spearman": float(rho), "pearson": float(r)} for rho, r in scores[place].T]
+        for i, figure in enumerate(figures if resamples else []):
+            figure["spearman_interval"], figure["pearson_interval"] = map(interval, draws[place][:, i])
+            if baseline not in (None, place):
+                pair = (scores[k][0, i] for k in (place, baseline)), (draws[k][0, i] for k in (place, baseline))
+                figure["versus"] = dataclasses.asdict(compare(*pair[0], *pair[1]))
+        entry["average"], *rest = figures
+        entry["tasks"] = {task.name: figure for task, figure in zip(tasks, rest)}
+    sizes = ("name", "unscored", "out_of_range", "subtasks")
+    return {
+        "resamples": resamples,
+        "seed": seed,
+        "baseline": BASELINE.label,
+        "tasks": [{"pairs": len(task.pairs), **{key: getattr(task, key) for key in sizes}} for task in tasks],
+        "notes": left_out(tasks),
+        "rows": table,
+    }
+
+
+def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask], batch_size: int, progress: tqdm) -> Row:
+    began = time.perf_counter()
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        # Like lengths together, so that little is padded; the groups shuffled, so that the time left is even.
+        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+        size = max(_CHUNK, batch_size)
+        groups = [order[begin : begin + size] for begin in range(0, len(order), size)]
+        random.Random(0).shuffle(groups)
+        parts = []
+        for group in groups:
+            texts = [sentences[i] for i in group]
+            parts.append(embed(base, texts, batch_size, method.layer, readout=method.readout))
+            progress.update(len(group))
+        vectors = np.empty_like(parts[0], shape=(len(sentences), parts[0].shape[1]))
+        vectors[np.concatenate(groups)] = np.concatenate(parts)
+        return vectors
+
+    try:
+        if method.adapter:
+            load_adapter(base.model, Path(method.adapter))
+        cosines = pair_cosines(encode, [pair for task in tasks for pair in task.pairs])
+    finally:
+        remove_adapter(base.model)
+    ends = np.cumsum([len(task.pairs) for task in tasks])
+    row = Row(method, np.split(cosines, ends[:-1]), time.perf_counter() - began)
+    # A row without scores must not be kept.
+    _score(row, tasks)
+    return row
+
+
+def _score(row: Row, tasks: Sequence[StsTask]) -> list[StsResult]:
+    try:
+        return [score_sts(task, cosines) for task, cosines in zip(tasks, row.cosines, strict=True)]
+    except SempaError as error:
+        raise SempaError(f"row {row.method.label}: {error}") from error
+
+
+def _draws(result: StsResult, resamples: int, seed: int) -> np.ndarray:
+    """Spearman's and Pearson's correlation of the task's draws, `[2, resamples]`."""
+    seeds = (seed, *result.task.name.encode())
+    return np.stack([bootstrap(result.cosines, result.task.gold, resamples, seeds, ranks) for ranks in (True, False)])
+
+
+def _distinct(tasks: Sequence[StsTask]) -> dict[str, None]:
+    return dict.fromkeys(text for task in tasks for pair in task.pairs for text in (pair.first, pair.second))
+
+
+def _row_keys(base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask]) -> list[str]:
+    pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
+    machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
+    common = fingerprint(weights_fingerprint(base), machine, pairs)
+    adapters = {
+        adapter: [sha256(Path(adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        for adapter in {method.adapter for method in methods if method.adapter}
+    }
+    return [fingerprint(common, m.readout, m.layer, adapters.get(m.adapter)) for m in methods]
+
+
+def _write_row(file: Path, row: Row, tasks: Sequence[StsTask]) -> None:
+    cosines = {task.name: part.tolist() for task, part in zip(tasks, row.cosines)}
+    write_json(file, {**dataclasses.asdict(row.method), "seconds": row.seconds, "cosines": cosines})
+
+
+def _read_row(file: Path, method: Method, tasks: Sequence[StsTask]) -> Row | None:
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        cosines = [np.array(saved["cosines"][task.name], dtype=np.float64) for task in tasks]
+        whole = all(part.shape == (len(task.pairs),) for part, task in zip(cosines, tasks))
+        # A damaged or missing file only costs its measurement again.
+        return Row(method, cosines, float(saved["seconds"])) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

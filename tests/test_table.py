@@ -1,0 +1,464 @@
+"""The main table: every row is what its readout scores, finished rows survive, and each format says the same."""
+
+import csv
+import io
+import json
+import random
+import re
+import shutil
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import make_llama
+from safetensors.torch import load_file, save_file
+
+from sempa import SempaError
+from sempa.cli import main
+from sempa.data import ScoredPair
+from sempa.embedder import Embedder, embed
+from sempa.lora import add_lora, save_adapter
+from sempa.models import load_base
+from sempa.statistics import Interval, bootstrap, compare, interval
+from sempa.sts import SETS, StsTask, select_tasks
+from sempa.table import BASELINE, Method, Row, measure_rows, parse_methods, summarise
+from sempa.table_formats import (
+    PUBLISHED,
+    csv_text,
+    html_parts,
+    main_table,
+    markdown,
+    quoted_table,
+    terminal,
+    write_table,
+)
+
+WORDS = ("a", "man", "woman", "dog", "cat", "sings", "sleeps", "runs", "red", "house", "small", "river", "the", "old")
+
+
+def sentence(rng):
+    return " ".join(rng.choices(WORDS, k=rng.randint(3, 8))) + "."
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """The seven sets in miniature: two sub-tasks a year, an unscored pair, sentences that several sets share."""
+    folder, rng = tmp_path_factory.mktemp("sts"), random.Random(0)
+    shared = [sentence(rng) for _ in range(6)]
+
+    def rows(count):
+        pairs = [(sentence(rng), rng.choice([sentence(rng), *shared])) for _ in range(count)]
+        return [(first, second, f"{1 + (7 * i) % 9 / 2:g}") for i, (first, second) in enumerate(pairs)]
+
+    for year in range(12, 17):
+        (folder / f"STS{year}").mkdir()
+        for part in ("news", "forum"):
+            pairs = rows(9)
+            gold = [*(score for *_, score in pairs), ""]
+            inputs = [f"{first}\t{second}" for first, second, _ in [*pairs, (shared[0], shared[1], "")]]
+            (folder / f"STS{year}" / f"STS.input.{part}.txt").write_text("\n".join(inputs) + "\n")
+            (folder / f"STS{year}" / f"STS.gs.{part}.txt").write_text("\n".join(gold) + "\n")
+    stsb = [f"g\tf\ty\t{i}\t{score}\t{first}\t{second}" for i, (first, second, score) in enumerate(rows(12))]
+    (folder / "sts-dev.csv").write_text("\n".join(stsb) + "\n")
+    sick = [f"{i}\t{first}\t{second}\t{score}\tNEUTRAL" for i, (first, second, score) in enumerate(rows(12))]
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
+    (folder / "SICK_trial.txt").write_text("\n".join([header, *sick]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(benchmark):
+    return select_tasks(benchmark, SETS, ("dev", "trial"))
+
+
+@pytest.fixture
+def base(tiny_folder):
+    return load_base(str(tiny_folder), "float32", "cpu")
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory, tiny_folder):
+    """Two adapters that turn the tiny model's embeddings."""
+    folders = []
+    for seed, rank in ((1, 2), (2, 3)):
+        model = make_llama(initializer_range=0.2).requires_grad_(False)
+        add_lora(model, rank, 8.0, 0.0, seed)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.data.normal_(0, 0.2, generator=generator)
+        folders.append(tmp_path_factory.mktemp(f"adapter{seed}"))
+        save_adapter(model, folders[-1], str(tiny_folder))
+    return [str(folder) for folder in folders]
+
+
+def counted(monkeypatch, stop_after=None):
+    """Count the sentences that are embedded; with `stop_after`, so many and no more."""
+    seen = []
+
+    def embed_and_count(base, sentences, *arguments, **options):
+        if stop_after is not None and len(seen) >= stop_after:
+            raise KeyboardInterrupt
+        seen.extend(sentences)
+        return embed(base, sentences, *arguments, **options)
+
+    monkeypatch.setattr("sempa.table.embed", embed_and_count)
+    return seen
+
+
+# The rows
+
+
+def test_methods_are_named_by_readout_layer_and_adapter():
+    assert parse_methods("mean, echo@-2,prompteol@1", "run/adapter") == [
+        Method("mean", -1, "run/adapter"),
+        Method("echo", -2, "run/adapter"),
+        Method("prompteol", 1, "run/adapter"),
+    ]
+    labels = [method.label for method in (*parse_methods("mean,echo@-2"), Method("prompteol", 3, "run/adapter"))]
+    assert labels == ["mean", "echo@-2", "prompteol@3 + run/adapter"]
+    assert {"mean", "weighted-mean", "last", "echo", "prompteol"} < {method.readout for method in parse_methods("all")}
+    for wrong, told in (("means", "found 'means', expected some of mean"), ("mean@x", "layer 'x', expected a whole")):
+        with pytest.raises(SempaError, match=told):
+            parse_methods(wrong)
+
+
+def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded_once(
+    base, tasks, adapters, tiny_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sempa.table._CHUNK", 20)
+    seen = counted(monkeypatch)
+    methods = [BASELINE, Method("mean", 1), *(Method("prompteol", adapter=adapter) for adapter in adapters)]
+    rows = measure_rows(base, methods, tasks, tmp_path)
+    distinct = {text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)}
+    assert len(seen) == len(methods) * len(distinct)
+    assert all(set(seen[i * len(distinct) : (i + 1) * len(distinct)]) == distinct for i in range(len(methods)))
+    figures = summarise(rows, tasks, resamples=0)["rows"]
+    for method, figure in zip(methods, figures):
+        embedder = Embedder(str(tiny_folder), method.adapter or None, method.readout, method.layer, "float32", "cpu")
+        for task in tasks:
+            first, second = (
+                embedder.encode([getattr(pair, side) for pair in task.pairs], normalize=True).astype(np.float64)
+                for side in ("first", "second")
+            )
+            gold = [pair.score for pair in task.pairs]
+            found = figure["tasks"][task.name]
+            cosines = (first * second).sum(1)
+            assert found["spearman"] == pytest.approx(100 * scipy.stats.spearmanr(cosines, gold).statistic, abs=1.5)
+            assert found["pearson"] == pytest.approx(100 * scipy.stats.pearsonr(cosines, gold).statistic, abs=0.01)
+        for name in ("spearman", "pearson"):
+            scores = [part[name] for part in figure["tasks"].values()]
+            assert figure["average"][name] == pytest.approx(sum(scores) / 7)
+    averages = [figure["average"]["pearson"] for figure in figures]
+    assert len({round(average, 3) for average in averages}) == len(methods)
+
+
+def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, tmp_path):
+    before = embed(base, ["A man runs."])
+    measure_rows(base, [Method("prompteol", adapter=adapter) for adapter in adapters], tasks[:1], tmp_path)
+    assert not [name for name, _ in base.model.named_parameters() if "lora" in name]
+    np.testing.assert_array_equal(embed(base, ["A man runs."]), before)
+
+
+# Finished work is kept
+
+
+def test_finished_rows_survive_an_interrupt_and_the_second_call_goes_on(base, tasks, tmp_path, monkeypatch):
+    methods = parse_methods("prompteol,mean,last")
+    distinct = len({text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, stop_after=2 * distinct)
+        measure_rows(base, methods, tasks, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    seen = counted(monkeypatch)
+    resumed = measure_rows(base, methods, tasks, tmp_path)
+    assert len(seen) == distinct
+    again = measure_rows(base, methods, tasks, tmp_path)
+    assert len(seen) == distinct
+    whole = measure_rows(base, methods, tasks, tmp_path / "whole")
+    for one, two, three in zip(resumed, again, whole):
+        assert one.method == two.method == three.method
+        assert one.seconds == two.seconds
+        for x, y, z in zip(one.cosines, two.cosines, three.cosines):
+            np.testing.assert_array_equal(x, y)
+            np.testing.assert_array_equal(x, z)
+
+
+def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_damaged(
+    base, tasks, adapters, tmp_path, monkeypatch
+):
+    tasks = tasks[:2]
+    measure_rows(base, [BASELINE, Method("prompteol", adapter=adapters[0])], tasks, tmp_path)
+    kept = {path: path.read_text() for path in tmp_path.iterdir()}
+    seen = counted(monkeypatch)
+
+    def again(methods, tasks=tasks):
+        seen.clear()
+        measure_rows(base, methods, tasks, tmp_path)
+        return len(seen)
+
+    whole = again([Method("prompteol", 1)])
+    assert again([BASELINE]) == 0
+    assert again([Method("prompteol", adapter=adapters[1])]) == whole
+    copy = shutil.copytree(adapters[0], tmp_path / "adapter")
+    assert again([Method("prompteol", adapter=str(copy))]) == 0
+    weights = load_file(copy / "adapter_model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, copy / "adapter_model.safetensors")
+    assert again([Method("prompteol", adapter=str(copy))]) == whole
+    pairs = [*tasks[0].pairs[:-1], ScoredPair("the cat sings.", "a dog.", 2.0)]
+    assert again([BASELINE], [StsTask("STS12", pairs), tasks[1]]) > 0
+    assert again([BASELINE], tasks[:1]) > 0
+    for damage in ("{", "[]", json.dumps({"seconds": 1, "cosines": {task.name: [0.5] for task in tasks}})):
+        for path in kept:
+            path.write_text(damage)
+        assert again([BASELINE]) == whole
+    base.model.model.norm.weight.data[:1] += 1e-3
+    assert again([BASELINE]) == whole
+
+
+def test_a_row_without_an_order_is_told_and_not_kept(base, tasks, tmp_path):
+    # Before the first layer the last token's state is the embedding of the full stop that ends every sentence.
+    with pytest.raises(SempaError, match=r"row last@0: STS12: all 18 cosines are 1, so the pairs have no order"):
+        measure_rows(base, [Method("last", 0)], tasks, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):
+    seen = counted(monkeypatch)
+    for methods, told in (
+        ([BASELINE, BASELINE], "row prompteol: is there twice"),
+        ([BASELINE, Method("mean", 9)], "layer: found 9, expected -3 to 2 for this model"),
+        ([BASELINE, Method("mean", adapter=str(tmp_path / "none"))], "adapter '.*none': cannot be read"),
+    ):
+        with pytest.raises(SempaError, match=told):
+            measure_rows(base, methods, tasks, tmp_path)
+    assert not seen
+
+
+# The figures
+
+
+def made_rows(tasks, *noises):
+    """Rows whose cosines follow the gold scores, the less the noisier; the first is the baseline."""
+    rng = np.random.default_rng(3)
+    methods = [BASELINE, Method("mean"), Method("prompteol", adapter="run/adapter")]
+    return [
+        Row(method, [task.gold + noise * rng.standard_normal(len(task.pairs)) for task in tasks], 1.5)
+        for method, noise in zip(methods, noises)
+    ]
+
+
+def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks):
+    rows = made_rows(tasks, 1.0, 2.0, 0.4)
+    figures = summarise(rows, tasks, 200, seed=4)
+    assert figures["baseline"] == "prompteol"
+    draws = [
+        [bootstrap(part, task.gold, 200, (4, *task.name.encode())) for task, part in zip(tasks, row.cosines)]
+        for row in rows
+    ]
+    for row, drawn in zip(figures["rows"], draws):
+        for figure, values in zip([*row["tasks"].values(), row["average"]], [*drawn, np.mean(drawn, 0)]):
+            assert figure["spearman_interval"] == pytest.approx(interval(values))
+    base, mean, adapter = figures["rows"]
+    assert "versus" not in base["average"]
+    expected = compare(
+        adapter["average"]["spearman"], base["average"]["spearman"], np.mean(draws[2], 0), np.mean(draws[0], 0)
+    )
+    assert adapter["average"]["versus"]["p"] == expected.p < 0.05
+    assert adapter["average"]["versus"]["interval"] == pytest.approx(expected.interval)
+    assert adapter["average"]["versus"]["difference"] == pytest.approx(expected.difference)
+    one = compare(mean["tasks"]["STS14"]["spearman"], base["tasks"]["STS14"]["spearman"], draws[1][2], draws[0][2])
+    assert mean["tasks"]["STS14"]["versus"]["p"] == one.p > 0.5
+    # Pearson's interval is drawn from the same pairs.
+    values = bootstrap(rows[1].cosines[0], tasks[0].gold, 200, (4, *b"STS12"), ranks=False)
+    assert mean["tasks"]["STS12"]["pearson_interval"] == pytest.approx(interval(values))
+
+
+def test_a_sets_interval_does_not_depend_on_its_neighbours(tasks):
+    rows = made_rows(tasks, 1.0)
+    alone = summarise([Row(BASELINE, rows[0].cosines[3:4], 1.0)], tasks[3:4], 50)["rows"][0]
+    together = summarise(rows, tasks, 50)["rows"][0]
+    assert alone["tasks"]["STS15"] == together["tasks"]["STS15"]
+    assert alone["average"] == alone["tasks"]["STS15"]
+
+
+def test_without_the_baseline_or_draws_there_is_no_test(tasks):
+    rows = made_rows(tasks, 1.0, 2.0)
+    (row,) = summarise(rows[1:], tasks, 50)["rows"]
+    assert "versus" not in row["average"]
+    assert isinstance(row["average"]["spearman_interval"], Interval)
+    for row in summarise(rows, tasks, 0)["rows"]:
+        assert set(row["average"]) == {"spearman", "pearson"}
+
+
+def test_the_quoted_rows_average_to_their_quoted_averages():
+    full = [(label, scores, average) for label, scores, average in PUBLISHED if scores]
+    assert len(full) == 6
+    for label, scores, average in full:
+        assert len(scores) == len(SETS)
+        # Both are rounded to two decimals in print.
+        assert sum(scores) / 7 == pytest.approx(average, abs=0.0101), label
+    assert [average for label, _, average in PUBLISHED if label.endswith("SemPA")] == [77.69, 78.10]
+
+
+# The formats
+
+
+@pytest.fixture(scope="module")
+def report(tasks):
+    return {"model": "tiny <b>|model", "base_source": "x", **summarise(made_rows(tasks, 1.0, 2.0, 0.4), tasks, 50)}
+
+
+def cells_of(text):
+    """The rows of the Markdown tables as lists of cells."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_every_format_has_the_same_scores(report, tmp_path):
+    write_table(tmp_path, report)
+    assert {path.name for path in tmp_path.iterdir()} == {f"table.{end}" for end in ("json", "csv", "md", "html")}
+    saved = json.loads((tmp_path / "table.json").read_text())
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    plain = terminal(report).splitlines()
+    marked = cells_of((tmp_path / "table.md").read_text())
+    page = (tmp_path / "table.html").read_text()
+    for row in saved["rows"]:
+        scores = [figure["spearman"] for figure in row["tasks"].values()] + [row["average"]["spearman"]]
+        shown = [f"{score:.2f}" for score in scores]
+        (line,) = (line for line in lines if line["method"] == row["label"])
+        assert line["source"] == "measured"
+        names = [*row["tasks"], "average"]
+        assert [float(line[name]) for name in names] == scores
+        assert [float(line[f"{name} Pearson"]) for name in names][-1] == row["average"]["pearson"]
+        assert [float(line[f"average {end}"]) for end in ("low", "high")] == row["average"]["spearman_interval"]
+        assert line["p"] == str(row["average"].get("versus", {"p": ""})["p"])
+        first = next(cells for cells in marked if cells[0] == row["label"])
+        assert first[1:9] == shown
+        (text,) = (text for text in plain if text.startswith(f"  {row['label']}  "))
+        assert text.removeprefix(f"  {row['label']}").split()[:8] == shown
+        assert all(f"<td>{score}</td>" in page for score in shown)
+    assert saved["tasks"][0] == {
+        "pairs": 18,
+        "name": "STS12",
+        "unscored": 2,
+        "out_of_range": 0,
+        "subtasks": {"forum": 9, "news": 9},
+    }
+
+
+def test_quoted_rows_stand_apart_and_only_beside_all_seven_sets(report, tasks):
+    ((title, columns, rows),) = quoted_table(report)
+    assert title == "Quoted from arXiv 2601.05075, not measured here"
+    assert (columns[0], columns[-1], len(columns)) == ("method", "avg", 9)
+    assert [rows[5][0], rows[5][-1]] == ["LLaMA2-7B SemPA", "77.69"]
+    assert rows[-1] == ["LLaMA3-8B SemPA", *[""] * 7, "78.10"]
+    lines = list(csv.DictReader(io.StringIO(csv_text(report))))
+    assert {line["source"] for line in lines[len(report["rows"]) :]} == {"quoted from arXiv 2601.05075"}
+    assert [line["average"] for line in lines if line["method"] == "LLaMA3-8B Echo"] == ["66.81"]
+    fewer = {"model": "tiny", **summarise([Row(BASELINE, [t.gold for t in tasks[1:]], 1.0)], tasks[1:], 0)}
+    assert quoted_table(fewer) == []
+    assert "quoted" not in csv_text(fewer) + terminal(fewer) + markdown(fewer) + "".join(html_parts(fewer)).lower()
+
+
+def test_what_was_left_out_and_what_the_columns_mean_is_said_in_every_format(report):
+    for text in (terminal(report), markdown(report), "".join(html_parts(report))):
+        assert "STS12: 2 pairs without a gold score left out" in text
+        assert "percentile interval of 50 bootstrap draws" in text
+        assert "paired bootstrap test of the claim that the row beats prompteol" in text
+
+
+def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
+    write_table(tmp_path, report)
+    page = (tmp_path / "table.html").read_text()
+    assert "tiny &lt;b&gt;|model" in page
+    assert "<b>" not in page
+    assert not re.search(r"<(script|link|img|iframe)|https?://(?!www\.w3\.org)|@import|url\((?!#)", page)
+    assert "forum" in page
+    assert "### tiny <b>|model" in markdown(report)
+
+
+def test_sub_tasks_have_their_scores_and_mean(report):
+    cells = cells_of(markdown(report))
+    place = cells.index(["method", "forum", "news", "mean"])
+    row = report["rows"][0]
+    forum, news = (row["subtasks"]["STS12"][name][0] for name in ("forum", "news"))
+    assert cells[place + 2] == ["prompteol", f"{forum:.2f}", f"{news:.2f}", f"{(forum + news) / 2:.2f}"]
+
+
+def test_a_single_set_has_no_average_but_its_details(tasks):
+    one = {"model": "tiny", **summarise(made_rows(tasks[6:], 1.0, 2.0), tasks[6:], 50)}
+    _, columns, rows = main_table(one)
+    assert columns == ["method", "SICK trial", "95 %", "p"]
+    assert [row[3] != "" for row in rows] == [False, True]
+    assert "SICK trial, 12 pairs" in terminal(one)
+    assert "Pearson" in terminal(one)
+
+
+# The command
+
+
+def test_the_command_prints_and_writes_the_table_and_goes_on(
+    benchmark, tiny_folder, adapters, tmp_path, capsys, monkeypatch
+):
+    command = ["table", "--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu", "--sts", str(benchmark)]
+    command += [
+        "--splits",
+        "dev,trial",
+        "--resamples",
+        "20",
+        "--readouts",
+        "prompteol,mean@1",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(command) == 0
+    seen = counted(monkeypatch)
+    assert main([*command, "--adapter", adapters[0], "--adapter", adapters[1], "--adapter-readouts", "mean"]) == 0
+    out = capsys.readouterr().out
+    assert f"table: {tmp_path / 'table.html'}" in out
+    assert "Quoted from arXiv 2601.05075" in out
+    report = json.loads((tmp_path / "table.json").read_text())
+    labels = ["prompteol", "mean@1", *(f"mean + {adapter}" for adapter in adapters)]
+    assert [row["label"] for row in report["rows"]] == labels
+    assert report["settings"]["splits"] == "dev,trial"
+    assert report["versions"]["torch"]
+    # Only the adapters' rows were new.
+    assert len(seen) == 2 * len(set(seen))
+    assert len(list((tmp_path / "rows").iterdir())) == 4
+
+
+def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
+    pairs = tmp_path / "mine.tsv"
+    pairs.write_text(
+        "a\tb\tgold\n" + "".join(f"The cat {i}.\t{sentence(random.Random(i))}\t{i % 4}\n" for i in range(9))
+    )
+    command = ["table", "--model", str(tiny_folder), "--dtype", "float32", "--sts", str(pairs), "--columns", "a,b,gold"]
+    assert main([*command, "--readouts", "prompteol,last", "--resamples", "20", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "mine, 9 pairs" in out
+    assert "avg" not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--readouts", "meen"], "readout: found 'meen', expected some of mean"),
+        (["--readouts", "mean,mean"], "row mean: is there twice"),
+        (["--sets", "STS12,sick"], "sets: found 'sick', expected some of STS12,STS13"),
+        (
+            ["--splits", "test"],
+            "STS-B is missing; looked for sts-test.csv in it and up to two levels down; found sts-dev.csv",
+        ),
+        (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
+        (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
+        (["--adapter", "nowhere"], "adapter 'nowhere': cannot be read"),
+        (["--batch-size", "0"], "batch_size: found 0, expected at least 1"),
+    ],
+)
+def test_bad_arguments_end_with_one_sentence_and_code_2(benchmark, tiny_folder, tmp_path, capsys, change, told):
+    command = ["table", "--model", str(tiny_folder), "--sts", str(benchmark), "--splits", "dev,trial"]
+    assert main([*command, "--readouts", "mean", "--output", str(tmp_path), *change]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert told in line
