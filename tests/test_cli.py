@@ -13,7 +13,19 @@ import yaml
 from sempa.cli import _parser, main
 from sempa.embedder import Embedder
 
-COMMANDS = ("train", "plan", "embed", "similarity", "evaluate", "retention", "table", "generate")
+COMMANDS = (
+    "train",
+    "plan",
+    "embed",
+    "similarity",
+    "evaluate",
+    "retention",
+    "table",
+    "geometry",
+    "keytokens",
+    "generate",
+    "export",
+)
 
 
 @pytest.fixture
@@ -145,14 +157,14 @@ def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsy
     assert "holds no run to resume" in fails(capsys, "train", "--resume", tmp_path / "nothing")
     assert "give no CONFIG.yaml beside it" in fails(capsys, "train", config, "--resume", tmp_path)
     assert "cannot be read" in fails(capsys, "train", tmp_path / "missing.yaml")
-    assert "ends in .npy or .csv" in fails(capsys, "embed", "in.txt", "out.pkl")
-    assert "input missing.txt: cannot be read" in fails(capsys, "embed", "missing.txt", "out.npy")
+    assert "ends in .npy, .csv" in fails(capsys, "embed", "in.txt", "out.pkl")
+    assert "missing.txt: no such file" in fails(capsys, "embed", "missing.txt", "out.npy")
     (tmp_path / "gap.txt").write_text("one\n\ntwo\n")
-    assert "line 2 is empty" in fails(capsys, "embed", tmp_path / "gap.txt", "out.npy")
+    assert "gap.txt:2: is empty" in fails(capsys, "embed", tmp_path / "gap.txt", "out.npy")
     (tmp_path / "empty.txt").write_text("")
-    assert "is empty, expected one sentence per line" in fails(capsys, "embed", tmp_path / "empty.txt", "out.npy")
+    assert "empty.txt: the file is empty" in fails(capsys, "embed", tmp_path / "empty.txt", "out.npy")
     (tmp_path / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
-    assert "line 2 is not UTF-8" in fails(capsys, "embed", tmp_path / "latin.txt", "out.npy")
+    assert "latin.txt:2: not UTF-8" in fails(capsys, "embed", tmp_path / "latin.txt", "out.npy")
     assert "adapter" in fails(capsys, "similarity", "--adapter", tmp_path / "none", "a", "b")
 
 

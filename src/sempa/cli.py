@@ -5,7 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sempa.commands import embed, evaluate, generate, plan, retention, similarity, table, train
+from sempa.commands import (
+    embed,
+    evaluate,
+    export,
+    generate,
+    geometry,
+    keytokens,
+    plan,
+    retention,
+    similarity,
+    table,
+    train,
+)
 from sempa.errors import SempaError
 
 _EPILOGUE = """\
@@ -38,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOGUE,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, plan, embed, similarity, evaluate, retention, table, generate):
+    for command in (train, plan, embed, similarity, evaluate, retention, table, geometry, keytokens, generate, export):
         command.add(commands)
     return parser
 
