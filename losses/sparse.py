@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from sempa.kernels import decode, sparse_code, token_directions
+from sempa.kernels import TokenDirections, decode, sparse_code, token_directions
 from sempa.losses.directions import directions
 
 
-def spod_loss(embedding: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tuple[Tensor, Tensor]:
     """What the k-sparse code over the vocabulary loses of the embedding, and what of its projection it leaves out.
 
     reconstruction = 1 − cos(ĥ, h),  ĥ = Σ_{v in code} a_v e_v
@@ -21,7 +21,7 @@ def spod_loss(embedding: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         embedding: `[n, D]` hidden states after the final norm, any floating dtype; computed in float32 or better.
-        head: `[V, D]` output embeddings, frozen.
+        head: `[V, D]` output embeddings, frozen; or their `token_directions`, computed once for many batches.
         k: tokens per code, 1 ≤ k ≤ V.
 
     Returns:
@@ -31,7 +31,7 @@ def spod_loss(embedding: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.
     """
     unit = directions("spod_loss", "embeddings", embedding)
-    tokens = token_directions(head)
+    tokens = head if isinstance(head, TokenDirections) else token_directions(head)
     values, indices, rest = sparse_code(unit, tokens, k)
     reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
     return reconstruction, rest / (rest + values.square().sum(1))

@@ -128,7 +128,7 @@ def test_the_loss_is_one_minus_cosine_and_the_share_of_energy_outside_the_code(k
     for mine, other in zip(spod_loss(embedding, head, k), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-12)
     # No scale: a longer embedding has the same key tokens.
-    for mine, other in zip(spod_loss(100 * embedding, head, k), expected, strict=True):
+    for mine, other in zip(spod_loss(100 * embedding, token_directions(head), k), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-12)
     assert torch.autograd.gradcheck(lambda h: spod_loss(h, head, k), embedding.requires_grad_())
 
