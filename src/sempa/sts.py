@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sempa.data import ScoredPair
+from sempa.data import ScoredPair, distinct_sentences
 from sempa.errors import SempaError
 from sempa.records import Layout, many, numbered_lines, read_records
 from sempa.statistics import pearson, spearman
@@ -294,10 +294,10 @@ def pair_cosines(encode: Encode, pairs: Sequence[ScoredPair]) -> np.ndarray:
 
     Raises `SempaError` when `encode` returns another shape than `[sentences, D]`, or a zero or non-finite vector.
     """
-    index = {sentence: i for i, sentence in enumerate(dict.fromkeys(s for p in pairs for s in (p.first, p.second)))}
-    if not index:
+    if not pairs:
         return np.empty(0)
-    sentences = list(index)
+    sentences = distinct_sentences(pairs)
+    index = {sentence: i for i, sentence in enumerate(sentences)}
     vectors = np.asarray(encode(sentences))
     if vectors.ndim != 2 or len(vectors) != len(sentences):
         raise SempaError(f"the encoder returned shape {vectors.shape}, expected [{len(sentences)}, D]")

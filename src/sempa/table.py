@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from sempa import __version__
+from sempa.data import ScoredPair, distinct_sentences
 from sempa.embedder import embed
 from sempa.errors import SempaError
 from sempa.files import fingerprint, sha256, write_json
@@ -98,7 +99,8 @@ def measure_rows(
             read_adapter(Path(method.adapter))
     files = [folder / f"{m.readout}-{key}.json" for m, key in zip(methods, _row_keys(base, methods, tasks))]
     rows = [_read_row(file, method, tasks) for file, method in zip(files, methods)]
-    with bar(rows.count(None) * len(_distinct(tasks)), "table", "sentence") as progress:
+    sentences = len(distinct_sentences(_pairs(tasks)))
+    with bar(rows.count(None) * sentences, "table", "sentence") as progress:
         for place, method in enumerate(methods):
             if rows[place] is None:
                 progress.set_description(method.label)
@@ -172,7 +174,7 @@ def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask], batc
     try:
         if method.adapter:
             load_adapter(base.model, Path(method.adapter))
-        cosines = pair_cosines(encode, [pair for task in tasks for pair in task.pairs])
+        cosines = pair_cosines(encode, _pairs(tasks))
     finally:
         remove_adapter(base.model)
     ends = np.cumsum([len(task.pairs) for task in tasks])
@@ -195,8 +197,8 @@ def _draws(result: StsResult, resamples: int, seed: int) -> np.ndarray:
     return np.stack([bootstrap(result.cosines, result.task.gold, resamples, seeds, ranks) for ranks in (True, False)])
 
 
-def _distinct(tasks: Sequence[StsTask]) -> dict[str, None]:
-    return dict.fromkeys(text for task in tasks for pair in task.pairs for text in (pair.first, pair.second))
+def _pairs(tasks: Sequence[StsTask]) -> list[ScoredPair]:
+    return [pair for task in tasks for pair in task.pairs]
 
 
 def _row_keys(base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask]) -> list[str]:
