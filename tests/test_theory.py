@@ -40,7 +40,12 @@ MUTANTS = [
         "chosen_log_ratio - rejected_log_ratio",
         "bradley-terry",
     ),
-    (losses.dpo, "policy_chosen - reference_chosen", "policy_chosen", "one-word-preference-moves-state"),
+    (
+        losses.dpo,
+        "policy_rejected, reference_chosen, reference_rejected, beta",
+        "policy_rejected, 0 * reference_chosen, reference_rejected, beta",
+        "one-word-preference-moves-state",
+    ),
 ]
 
 
