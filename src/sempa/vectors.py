@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from sempa.files import replace_atomically, write_atomic
 from sempa.tensors import read_tensors, write_tensors
 
 TENSOR, COLUMN = "embeddings", "embedding"
+# NumPy reads an array's header with Python's own tokenizer, and trusts the size it names.
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, SyntaxError, TokenError, MemoryError)
 
 
 def check_vectors_name(path: Path) -> None:
@@ -40,14 +43,14 @@ def read_vectors(path: Path) -> np.ndarray:
         if TENSOR not in tensors:
             raise SempaError(f"{path}: holds no tensor {TENSOR!r}")
         return tensors[TENSOR].numpy()
-    if path.suffix == ".parquet":
-        return np.array([row[COLUMN] for _, row in column_rows(path, [COLUMN])], dtype=np.float32)
     try:
+        if path.suffix == ".parquet":
+            return np.array([row[COLUMN] for _, row in column_rows(path, [COLUMN])], dtype=np.float32)
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise SempaError(f"{path}: cannot be read: {error}") from error
+    except _READ_ERRORS as error:
+        raise SempaError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _write_npy(path: Path, vectors: np.ndarray) -> None:
