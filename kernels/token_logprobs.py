@@ -3,21 +3,32 @@
 For hidden state h, output embeddings U = (u_v) and target y, the log-probability and its gradients are
 
     log p_y = ⟨h, u_y⟩ + b_y − log Σ_v exp(⟨h, u_v⟩ + b_v)
-    ∂ log p_y / ∂h   = u_y − Σ_v p_v u_v
-    ∂ log p_y / ∂u_v = (1[v = y] − p_v) h
+    ∂ log p_y / ∂h   = Σ_v r_v u_v        with the residual r_v = 1[v = y] − p_v
+    ∂ log p_y / ∂u_v = r_v h
 
-The hidden gradient needs nothing from later in the graph except one scalar per token. So while a chunk's
-probabilities are at hand in the forward pass, the direction u_y − Σ p_v u_v is finished too, and the backward pass
-only scales it: two matrix products in all when the head is frozen, and no recomputation of the logits.
+The hidden gradient needs nothing from later in the graph except one scalar per token. So while a chunk's residual is
+at hand in the forward pass, the direction Σ_v r_v u_v is finished too, and the backward pass only scales it: two matrix
+products in all when the head is frozen, and no recomputation of the logits. A trained head costs the third, r ᵀ h: it
+needs every token's upstream scalar, so the residuals wait for it as far as `KEPT_BYTES` go; the rest are recomputed.
+
+Between the products a few rows at a time, so that they stay in the cache, become residuals in place, with one
+exponential per logit, as a power of two, which processors compute faster than eˣ.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-# Logits of one chunk, in elements. Large enough for efficient matrix products, small enough to stay near the cache.
-CHUNK_ELEMENTS = 1 << 23
+# Rows of logits held at one time: with fewer, the matrix products lose efficiency. docs/performance.md has the figures.
+CHUNK_ROWS = 512
+# Logits that the passes between the products handle at one time: as float32 they stay in the cache.
+PASS_ELEMENTS = 1 << 20
+# Residuals that a trained head may keep from the forward to the backward pass.
+KEPT_BYTES = 1 << 30
+LOG2_E = math.log2(math.e)
 
 
 def token_logprobs(
@@ -27,7 +38,7 @@ def token_logprobs(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    chunk_rows: int | None = None,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """Log-probability of each target token under softmax(softcap(hidden · weightᵀ + bias)).
 
@@ -37,95 +48,178 @@ def token_logprobs(
         targets: `[N]` int64 token ids in `[0, V)`.
         bias: `[V]` of the head, if it has one.
         softcap: Gemma-2 final soft-capping c, logits → c · tanh(logits / c).
-        chunk_rows: rows of logits held at one time; by default as many as make `CHUNK_ELEMENTS` logits.
+        chunk_rows: the most rows of logits held at one time.
 
     Returns:
         `[N]` log-probabilities in nats, float32 (float64 for float64 inputs), differentiable once in `hidden`, `weight`
-        and `bias`. The logits are products in the inputs' dtype, so those of bfloat16 inputs are rounded to bfloat16,
-        as in the model's own head; all that follows, bias, normaliser and sums, is float32 or better.
+        and `bias`. The logits are products in the inputs' dtype (under `torch.autocast` in its dtype), so those of
+        bfloat16 inputs are rounded to bfloat16, as in the model's own head; all that follows, bias, normaliser and
+        sums, is float32 or better.
 
     Raises:
-        ValueError: wrong shapes, dtypes or a target outside the vocabulary.
+        ValueError: wrong shapes, dtypes or a target outside the vocabulary; a call under `torch.vmap`.
     """
+    hidden, weight = (_autocast(x) for x in (hidden, weight))
     _check(hidden, weight, targets, bias, softcap, chunk_rows)
-    if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    return _TokenLogprobs.apply(hidden, weight, targets, bias, softcap, chunk_rows)
+    trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    directed = torch.is_grad_enabled() and hidden.requires_grad
+    kept_rows = KEPT_BYTES // max(1, len(weight) * weight.element_size()) if trained else 0
+    return _TokenLogprobs.apply(hidden, weight, targets, bias, softcap, chunk_rows, directed, kept_rows)[0]
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
         bias: Tensor | None,
         softcap: float | None,
         chunk_rows: int,
-    ) -> Tensor:
-        rows = hidden.shape[0]
-        logprobs = hidden.new_empty(rows, dtype=_accumulator(hidden.dtype))
-        log_normaliser = torch.empty_like(logprobs)
-        direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, rows, chunk_rows):
-            chunk = slice(start, start + chunk_rows)
-            logits = _logits(hidden[chunk], weight, bias, softcap)
-            target = logits.gather(1, targets[chunk, None])
-            log_normaliser[chunk] = logits.logsumexp(1)
-            logprobs[chunk] = target[:, 0] - log_normaliser[chunk]
-            if direction is not None:
-                residual = _residual(logits, log_normaliser[chunk], targets[chunk], softcap)
-                torch.mm(residual.to(weight.dtype), weight, out=direction[chunk])
-        ctx.softcap, ctx.chunk_rows = softcap, chunk_rows
-        head_needs_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
-        # A frozen head needs only the direction; a trained one recomputes its logits chunk by chunk.
-        kept = (hidden, weight, targets, bias, log_normaliser) if head_needs_grad else (None,) * 5
-        ctx.save_for_backward(direction, *kept)
-        return logprobs
+        directed: bool,
+        kept_rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities `[N]`, directions `[N, D]` (or empty) and the residuals `[≤ kept_rows, V]` of the first."""
+        _check_range(targets, len(weight))
+        chunks = _chunks(len(hidden), chunk_rows)
+        # All chunks write into the same memory: on a CPU, the first touch of a fresh page costs more than the passes.
+        kept = [chunk for chunk in chunks if chunk.stop <= kept_rows]
+        residuals = hidden.new_empty(kept[-1].stop if kept else 0, len(weight))
+        scratch = hidden.new_empty(min(chunk_rows, len(hidden) - len(residuals)), len(weight))
+        logprobs = hidden.new_empty(len(hidden), dtype=_accumulator(hidden.dtype))
+        direction = hidden.new_empty(hidden.shape if directed else 0)
+        for chunk in chunks:
+            logits = residuals[chunk] if chunk.stop <= len(residuals) else scratch[: chunk.stop - chunk.start]
+            torch.mm(hidden[chunk], weight.T, out=logits)
+            residual = directed or chunk.stop <= len(residuals)
+            logprobs[chunk] = _log_and_residual_(logits, targets[chunk], bias, softcap, residual)
+            if directed:
+                torch.mm(logits, weight, out=direction[chunk])
+        return logprobs, direction, residuals
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        direction, hidden, weight, targets, bias, log_normaliser = ctx.saved_tensors
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        hidden, weight, targets, bias, ctx.softcap, ctx.chunk_rows, *_ = inputs
+        _, direction, residuals = output
+        # Saved outputs count as functions of the inputs: a second differentiation arrives at `backward` and is refused.
+        ctx.set_materialize_grads(False)
+        head_needs_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        head = (hidden, weight, targets, bias) if head_needs_grad else (None,) * 4
+        ctx.save_for_backward(direction, residuals, *head)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, upstream: Tensor | None, *of_saved: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if any(gradient is not None for gradient in of_saved):
+            raise RuntimeError("token_logprobs can be differentiated once, not twice")
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        direction, residuals, hidden, weight, targets, bias = ctx.saved_tensors
         hidden_grad = weight_grad = bias_grad = None
-        if direction is not None:
+        if ctx.needs_input_grad[0]:
             hidden_grad = (direction * upstream[:, None]).to(direction.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            weight_grad = torch.zeros_like(weight, dtype=_accumulator(weight.dtype))
-            bias_grad = weight_grad.new_zeros(weight.shape[0])
-            for start in range(0, hidden.shape[0], ctx.chunk_rows):
-                chunk = slice(start, start + ctx.chunk_rows)
-                logits = _logits(hidden[chunk], weight, bias, ctx.softcap)
-                residual = _residual(logits, log_normaliser[chunk], targets[chunk], ctx.softcap)
-                residual *= upstream[chunk, None]
-                bias_grad += residual.sum(0)
-                weight_grad.addmm_(residual.T, hidden[chunk].to(residual.dtype))
-            weight_grad = weight_grad.to(weight.dtype) if ctx.needs_input_grad[1] else None
-            bias_grad = bias_grad.to(bias.dtype) if ctx.needs_input_grad[3] else None
-        return hidden_grad, weight_grad, None, bias_grad, None, None
+            # The upstream scalars join the narrow factor of the product, not the residuals.
+            scaled = (hidden * upstream[:, None]).to(hidden.dtype)
+            scalars = upstream.to(hidden.dtype)[None]
+            for rows, residual in _residuals(residuals, hidden, weight, targets, bias, ctx.softcap, ctx.chunk_rows):
+                if ctx.needs_input_grad[1]:
+                    weight_grad = _add(weight_grad, residual.T @ scaled[rows])
+                if ctx.needs_input_grad[3]:
+                    bias_grad = _add(bias_grad, (scalars[:, rows] @ residual)[0])
+            weight_grad = None if weight_grad is None else weight_grad.to(weight.dtype)
+            bias_grad = None if bias_grad is None else bias_grad.to(bias.dtype)
+        return hidden_grad, weight_grad, None, bias_grad, None, None, None, None
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple, *inputs: object) -> None:
+        raise ValueError(
+            "token_logprobs does not work under torch.vmap: "
+            "flatten hidden [B, N, D] to [B · N, D] and targets alike, and call it once"
+        )
+
+
+def _chunks(rows: int, at_most: int) -> list[slice]:
+    """Cut rows into as few chunks as may be, of nearly equal size: a short last one is an inefficient product."""
+    count = -(-rows // at_most)
+    edges = [rows * i // max(1, count) for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _log_and_residual_(
+    logits: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, residual: bool = True
+) -> Tensor:
+    """log p_y of a chunk; its raw logits turn, in place, into ∂ log p_y / ∂logits if `residual` asks for it.
+
+    With logits z, m = max z and Z = Σ 2^((z − m) log₂ e): log p_y = z_y − m − log Z, and the residual is
+    (1[v = y] − p_v) · (1 − (z_v / softcap)²). The target's, −expm1(log p_y), keeps its digits where p_y is near 1, and
+    all are rounded to the logits' dtype only at the end.
+    """
+    dtype = _accumulator(logits.dtype)
+    rows = min(len(logits), max(1, PASS_ELEMENTS // logits.shape[1]))
+    wide = logits.new_empty(0 if logits.dtype == dtype else rows, logits.shape[1], dtype=dtype)
+    logprobs = []
+    for raw, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+        z = raw if raw.dtype == dtype else wide[: len(raw)].copy_(raw)
+        slope = None
+        if bias is not None:
+            z += bias
+        if softcap is not None:
+            z.div_(softcap).tanh_()
+            slope = 1 - z * z
+            z *= softcap
+        z -= z.amax(1, keepdim=True)
+        of_target = z.gather(1, target)
+        exps = z.mul_(LOG2_E).exp2_()
+        normaliser = exps.sum(1, keepdim=True)
+        logprob = of_target - normaliser.log()
+        logprobs.append(logprob[:, 0])
+        if residual:
+            exps.mul_(-1 / normaliser).scatter_(1, target, -torch.expm1(logprob))
+            if slope is not None:
+                exps *= slope
+            raw.copy_(exps)
+    return torch.cat(logprobs)
+
+
+def _residuals(
+    kept: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    chunk_rows: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The kept residuals, then those of the rows after them, recomputed chunk by chunk."""
+    done = len(kept)
+    yield slice(0, done), kept
+    scratch = kept.new_empty(min(chunk_rows, len(hidden) - done), len(weight))
+    for chunk in _chunks(len(hidden) - done, chunk_rows):
+        rows = slice(done + chunk.start, done + chunk.stop)
+        with torch.no_grad():
+            logits = torch.mm(hidden[rows], weight.T, out=scratch[: rows.stop - rows.start])
+            _log_and_residual_(logits, targets[rows], bias, softcap)
+        yield rows, logits
+
+
+def _add(total: Tensor | None, product: Tensor) -> Tensor:
+    """Add a product up in the accumulator's dtype; a single one stays as it is."""
+    return product if total is None else total.to(_accumulator(product.dtype)).add_(product)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """`[rows, V]` logits of one chunk in the accumulator's dtype."""
-    logits = (hidden @ weight.T).to(_accumulator(hidden.dtype))
-    if bias is not None:
-        logits += bias
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits
-
-
-def _residual(logits: Tensor, log_normaliser: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    """∂ log p_y / ∂(raw logits) = (1[v = y] − p_v) · (1 − (logit / c)²), reusing the logits' memory where it can."""
-    slope = None if softcap is None else 1 - (logits / softcap) ** 2
-    residual = logits.sub_(log_normaliser[:, None]).exp_().neg_()
-    residual.scatter_add_(1, targets[:, None], torch.ones_like(targets[:, None], dtype=residual.dtype))
-    return residual if slope is None else residual.mul_(slope)
+def _autocast(x: Tensor) -> Tensor:
+    """`x` as a linear layer would take it: in the dtype of a surrounding `torch.autocast`, if there is one."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _check(
@@ -134,7 +228,7 @@ def _check(
     targets: Tensor,
     bias: Tensor | None,
     softcap: float | None,
-    chunk_rows: int | None,
+    chunk_rows: int,
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -154,10 +248,14 @@ def _check(
         raise ValueError(f"token_logprobs needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"token_logprobs needs softcap > 0, found {softcap}")
-    if chunk_rows is not None and chunk_rows < 1:
+    if chunk_rows < 1:
         raise ValueError(f"token_logprobs needs chunk_rows >= 1, found {chunk_rows}")
-    if len(targets) and (int(targets.min()) < 0 or int(targets.max()) >= weight.shape[0]):
-        raise ValueError(
-            f"token_logprobs needs targets in [0, {weight.shape[0]}), "
-            f"found {int(targets.min())} to {int(targets.max())}"
-        )
+
+
+def _check_range(targets: Tensor, vocabulary: int) -> None:
+    # A compiled graph cannot raise on values; there gather itself refuses them.
+    if torch.compiler.is_compiling() or not len(targets):
+        return
+    least, most = int(targets.min()), int(targets.max())
+    if least < 0 or most >= vocabulary:
+        raise ValueError(f"token_logprobs needs targets in [0, {vocabulary}), found {least} to {most}")
