@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from sempa import SempaError
+from sempa.cli import main
 from sempa.config import Config
 from sempa.data import Triplet
 from sempa.embedder import embed
@@ -243,6 +244,17 @@ def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with pytest.warns(UserWarning, match="LlamaForCausalLM takes no block mask"):
         packed_equals_separate(base.model, plain, example_preferences(3))
+
+
+def test_the_command_line_tells_a_warning_in_one_line(tmp_path, tokenizer, capsys):
+    model = make_llama()
+    model.resize_token_embeddings(400)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert main(["similarity", "--model", str(tmp_path), "--device", "cpu", "a", "b"]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning" in line)
+    assert line.startswith("sempa: warning: ")
+    assert line.endswith("is it this model's tokenizer?")
 
 
 @pytest.mark.parametrize("config", [MambaConfig, JambaConfig])

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from sempa.commands import (
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            arguments.run(arguments)
     except SempaError as error:
         print(f"sempa: {error}", file=sys.stderr)
         return 2
@@ -41,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
+    """A warning as one line; what libraries tell their developers is no business of the user's."""
+    if issubclass(category, UserWarning):
+        print(f"sempa: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -109,16 +109,23 @@ def row_states(model: PreTrainedModel, row: Row) -> Tensor:
     Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
     sequences run separately: slower, the same result. A warning says so.
     """
-    window = attention_window(model)
-    if getattr(model, "takes_block_mask", True) and max(row.positions) < window:
+    if can_pack(model, row):
         return hidden_states(model, **row.inputs(model.device))[0]
-    if window < sys.maxsize:
-        reason = f"sequences longer than the attention's window of {window} tokens"
+    if getattr(model, "takes_block_mask", True):
+        reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
     tokens, places = row.separate()
     return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
+
+
+def can_pack(model: PreTrainedModel, row: Row) -> bool:
+    """Whether the model gives each token of the packed row the state that it has in its own sequence.
+
+    A model that `load_base` did not load, and so did not check, is taken to do so.
+    """
+    return getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model)
 
 
 def attention_window(model: PreTrainedModel) -> int:
