@@ -373,16 +373,16 @@ def test_an_architecture_without_a_place_to_steer_is_named(made):
         blocks(model)
 
 
-def tokens_through(model, run):
-    """How many tokens go through each block."""
-    counts = [0] * len(blocks(model))
+def rows_into(modules, run):
+    """How many tokens go into each module while `run` runs."""
+    counts = [0] * len(modules)
     hooks = []
-    for number, block in enumerate(blocks(model)):
+    for number, module in enumerate(modules):
 
         def count(_, inputs, number=number):
             counts[number] += inputs[0].shape[0] * inputs[0].shape[1]
 
-        hooks.append(block.register_forward_pre_hook(count))
+        hooks.append(module.register_forward_pre_hook(count))
     run()
     for hook in hooks:
         hook.remove()
@@ -394,14 +394,29 @@ def test_a_shared_prefix_runs_once_a_batch_and_nothing_is_padded(made):
     prefix = len(ids_of(oracle.tokenizer, 'This sentence : "'))
     lengths = [len(ids_of(oracle.tokenizer, eol(text))) for text in CLEAN]
     for size, batches in ((100, 1), (2, 3)):
-        counts = tokens_through(oracle.base.model, lambda size=size: embed(oracle.base, SENTENCES, batch_size=size))
+        counts = rows_into(blocks(oracle.base.model), lambda size=size: embed(oracle.base, SENTENCES, batch_size=size))
         assert counts == [sum(lengths) - prefix * (len(lengths) - batches)] * DEPTH
 
 
-def test_no_block_behind_the_layer_that_is_read_runs(made):
+def test_nothing_runs_that_the_read_states_do_not_depend_on(made):
     oracle = made("Llama")
+    projections = [block.mlp.down_proj for block in blocks(oracle.base.model)]
     own = sum(len(ids_of(oracle.tokenizer, text)) for text in BARE)
-    counts = tokens_through(oracle.base.model, lambda: embed(oracle.base, SENTENCES, readout="mean", layer=2))
-    # The last block's hook comes before the one that ends the pass.
-    assert counts[:2] == [own, own]
-    assert counts[3:] == [0] * (DEPTH - 3)
+    for layer, blocks_run in ((5, 5), (2, 2), (-2, 4), (1, 1), (0, 0)):
+        counts = rows_into(projections, lambda layer=layer: embed(oracle.base, SENTENCES, readout="last", layer=layer))
+        # In the last block that runs, the MLP works for the states that are read.
+        wanted = [own] * max(0, blocks_run - 1) + [len(SENTENCES)] * min(1, blocks_run)
+        assert counts == wanted + [0] * (DEPTH - blocks_run)
+
+
+def test_a_row_of_long_sentences_is_cut_before_it_grows_large(made):
+    base = made("Llama").base
+    sentences = ["a bird sings and " * 60] * 8
+    (prompt, *_) = make_prompts("prompteol", base.tokenizer, sentences)
+    lengths = []
+    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    embed(base, sentences, batch_size=8)
+    hook.remove()
+    assert len(lengths) > 1
+    assert max(lengths) <= 2048
+    assert len(prompt.tokens) * 8 > 2048

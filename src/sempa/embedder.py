@@ -1,7 +1,7 @@
 """Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from sempa.models import BaseModel, load_base
 from sempa.progress import bar
 from sempa.readouts import check_readout, make_prompts, read
 from sempa.readouts.layers import depth
+
+# Memory stays flat however long the sentences are; longer rows are no faster.
+_ROW_TOKENS = 2048
 
 
 class Embedder:
@@ -91,14 +94,27 @@ def embed(
     model = base.model.eval()
     words = [" ".join(sentence.split()) for sentence in sentences]
     prompts = make_prompts(readout, base.tokenizer, words)
-    # Equal lengths side by side, longest first: little padding, and a batch too large for memory fails at once.
+    # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)
     shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext()
     with shown as progress:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
             result[batch] = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
             if progress is not None:
                 progress.update(len(batch))
     return result
+
+
+def _batches(order: Sequence[int], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Cut `order` into runs of at most `batch_size` prompts and `_ROW_TOKENS` tokens (one alone may exceed that)."""
+    batch: list[int] = []
+    tokens = 0
+    for index in order:
+        if batch and (len(batch) == batch_size or tokens + sizes[index] > _ROW_TOKENS):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += sizes[index]
+    if batch:
+        yield batch

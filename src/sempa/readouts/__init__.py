@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.errors import SempaError
 from sempa.readouts.contrastive_prompting import contrastive_prompting, steering
 from sempa.readouts.echo import echo
-from sempa.readouts.layers import depth, hidden_at, scaled
+from sempa.readouts.layers import depth, scaled, states_at
 from sempa.readouts.pooling import last, mean, weighted_mean
 from sempa.readouts.prompt import Batch, Prompt, make_batch
 from sempa.readouts.prompteol import prompteol, prompteol_icl
@@ -70,5 +71,9 @@ def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer:
     −2 = the one before); −1 is the readout's own layer.
     """
     batch = make_batch(model, prompts)
+    places = batch.places()
     with _READOUTS[readout].steered(model, batch):
-        return batch.pool(hidden_at(model, layer_read(readout, layer, depth(model)), **batch.inputs))
+        states = states_at(model, layer_read(readout, layer, depth(model)), places, **batch.inputs)
+    # Each prompt's weights beside its own states, which stand one prompt after another.
+    weights = torch.block_diag(*(torch.tensor([prompt.weights]) for prompt in prompts))
+    return weights.to(states.device) @ states.float()

@@ -51,17 +51,22 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
     raise SempaError(f"{type(model).__name__}: no output projection of the attention heads found to steer")
 
 
-def hidden_at(model: PreTrainedModel, layer: int, **inputs: object) -> Tensor:
-    """`hidden_states[layer]` of transformers' count, `[rows, length, D]`, without running a block behind it.
+def states_at(model: PreTrainedModel, layer: int, places: Tensor, **inputs: object) -> Tensor:
+    """`hidden_states[layer]` of transformers' count at the flat offsets `places` `[m]`: `[m, D]`.
 
-    `inputs` are those of `sempa.models.hidden_states`; `layer` counts from 0, the embedding output, to the model's
-    depth, the last one, which alone has passed the final norm.
+    Only what these states depend on runs: no block behind `layer`, and in the last block before it the MLP for them
+    alone. `inputs` are those of `sempa.models.hidden_states`; `layer` counts from 0, the embedding output, to the
+    model's depth, the last one, which alone has passed the final norm.
     """
-    if layer == depth(model):
-        return hidden_states(model, **inputs)
-    with input_of(blocks(model)[layer]) as reached:
-        hidden_states(model, **inputs)
-    return reached[0]
+    stack = blocks(model)
+    with contextlib.ExitStack() as hooks:
+        if layer and hasattr(stack[layer - 1], "mlp"):
+            hooks.enter_context(only_at(stack[layer - 1].mlp, places))
+        if layer == len(stack):
+            return hidden_states(model, **inputs).flatten(0, 1)[places]
+        with input_of(stack[layer]) as reached:
+            hidden_states(model, **inputs)
+        return reached[0].flatten(0, 1)[places]
 
 
 @contextlib.contextmanager
@@ -89,3 +94,25 @@ def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterato
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
+    """Inside, `module`, which treats each token alone, runs for those at the flat offsets `places`; others get 0."""
+    shape: list[int] = []
+
+    def narrow(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shape[:] = arguments[0].shape[:2]
+        return tuple(argument.flatten(0, 1)[None, places] for argument in arguments)
+
+    def widen(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        # Some mixtures of experts hand out their router's scores too.
+        narrow, *rest = output if isinstance(output, tuple) else (output,)
+        wide = narrow.new_zeros(*shape, narrow.shape[-1])
+        wide.flatten(0, 1)[places] = narrow[0]
+        return (wide, *rest) if rest else wide
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(module.register_forward_pre_hook(narrow).remove)
+        hooks.callback(module.register_forward_hook(widen).remove)
+        yield

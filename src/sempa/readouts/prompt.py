@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.models import attention_window
+from sempa.models import can_pack
 from sempa.packing import Row, shared_prefix
 from sempa.prompts import common_prefix, encode_plain
 
@@ -43,13 +43,11 @@ class Batch:
     inputs: dict[str, object]
     ends: Tensor
 
-    def pool(self, hidden: Tensor) -> Tensor:
-        """The weighted sum of each prompt's states: hidden states `[rows, length, D]` → float32 `[n, D]`."""
-        states = hidden.flatten(0, 1).float()
-        weights = torch.zeros(len(self.prompts), len(states))
-        for row, prompt, end in zip(weights, self.prompts, self.ends.tolist(), strict=True):
-            row[end + 1 - len(prompt.weights) : end + 1] = torch.tensor(prompt.weights)
-        return weights.to(states.device) @ states
+    def places(self) -> Tensor:
+        """Where the states that are read lie, one prompt after another: `[m]`, int64."""
+        spans = zip(self.prompts, self.ends.tolist(), strict=True)
+        places = [torch.arange(end + 1 - len(prompt.weights), end + 1) for prompt, end in spans]
+        return torch.cat(places).to(self.ends.device)
 
     def offsets(self, places: Sequence[int]) -> Tensor:
         """Where token `places[i]` of each prompt i lies: `[n]`, int64."""
@@ -63,7 +61,7 @@ def make_batch(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Batch:
     row = Row()
     root = row.add(prompts[0].tokens[:shared])
     ends = torch.tensor([row.ends[row.add(prompt.tokens[shared:], root)] for prompt in prompts])
-    if getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model):
+    if can_pack(model, row):
         return Batch(prompts, row.inputs(model.device), ends.to(model.device))
     tokens, places = row.separate()
     return Batch(prompts, {"tokens": tokens.to(model.device)}, places[ends].to(model.device))
