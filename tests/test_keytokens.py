@@ -8,6 +8,8 @@ import torch
 from conftest import make_llama
 from scipy.stats import entropy as scipy_entropy
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -45,6 +47,8 @@ def models():
     yield "gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3))
     neox = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
     yield "gpt-neox", GPTNeoXForCausalLM(GPTNeoXConfig(**neox, initializer_range=0.3))
+    bloom = BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    yield "bloom", BloomForCausalLM(bloom)
     opt = OPTConfig(
         vocab_size=320,
         hidden_size=32,
@@ -132,11 +136,11 @@ def test_presence_is_by_id_and_by_the_words_lower_case_form(tokenizer):
     vector = np.zeros((1, 32), dtype=np.float32)
     vector[0, :6] = np.arange(20, 14, -1)
     base = BaseModel(with_head(make_llama(), named), tokenizer, "")
-    found = key_tokens(base, ["A man pets a dog."], vector, top=6)
+    found = key_tokens(base, ["A Man pets a dog."], vector, top=6)
     assert found.ids.tolist() == [named]
     assert found.tokens == [texts]
-    # The sentence has "A" and " a", but no "a"; the full stop is a token of it, but no word.
-    assert found.by_id.tolist() == [[True, False, True, False, True, True]]
+    # The sentence has "A" and " a", but no "a", and no small " man"; the full stop is a token of it, but no word.
+    assert found.by_id.tolist() == [[True, False, True, False, True, False]]
     assert found.by_word.tolist() == [[True, True, False, False, True, True]]
     p = np.exp(np.concatenate([np.arange(20, 14, -1.0), np.zeros(314)]))
     assert found.entropy[0] == pytest.approx(scipy_entropy(p), rel=1e-5)

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sempa.captions import make_pairs
+from sempa.data import distinct_sentences
 from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
@@ -38,11 +40,19 @@ def development_tasks(sts_dir: str) -> list[StsTask]:
 
 def measure_sts(
     base: BaseModel, tasks: Sequence[StsTask], readout: str = "prompteol", layer: int = -1
-) -> tuple[list[dict], dict]:
-    """Spearman's ρ × 100 of each task with the adapter off and on, and the cosines of the last task for a plot."""
+) -> tuple[list[dict], dict, dict[str, np.ndarray]]:
+    """Spearman's ρ × 100 of each task with the adapter off and on; cosines and embeddings of the last task for more.
 
-    def encode(sentences: list[str]) -> object:
-        return embed(base, sentences, layer=layer, show_progress=True, readout=readout)
+    The embeddings, under `base` and `aligned`, are float32 `[n, D]` of the last task's n distinct sentences.
+    """
+    own = distinct_sentences(tasks[-1].pairs)
+    kept: list[np.ndarray] = []
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        vectors = embed(base, sentences, layer=layer, show_progress=True, readout=readout)
+        row = {sentence: i for i, sentence in enumerate(sentences)}
+        kept.append(vectors[[row[sentence] for sentence in own]])
+        return vectors
 
     with adapter_disabled(base.model):
         before = evaluate_sts(encode, tasks)
@@ -53,7 +63,8 @@ def measure_sts(
     ]
     gold = [pair.score for pair in tasks[-1].pairs]
     cosines = {"base": before[-1].cosines.tolist(), "aligned": after[-1].cosines.tolist()}
-    return table, {"task": tasks[-1].name, "gold": gold, **cosines}
+    scatter = {"task": tasks[-1].name, "gold": gold, **cosines}
+    return table, scatter, dict(zip(("base", "aligned"), kept, strict=True))
 
 
 def measure_preference(

@@ -30,6 +30,7 @@ from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_l
 from sempa.models import BaseModel, load_base
 from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
+from sempa.space import measure_space
 from sempa.statistics import spearman
 from sempa.sts import StsTask, pair_cosines
 from sempa.training import read_metrics, train
@@ -134,7 +135,7 @@ def _evaluate(
     config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
 ) -> dict:
     tasks = [builtin_task(config.builtin_pairs, config.seed + _REPORT_SEED), *tasks]
-    table, scatter = measure_sts(base, tasks)
+    table, scatter, sides = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
@@ -145,6 +146,7 @@ def _evaluate(
         "retention": retention,
         "generations": generations,
         "scatter": scatter,
+        **measure_space(base, tasks[-1], sides),
     }
 
 

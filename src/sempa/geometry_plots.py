@@ -32,7 +32,7 @@ def cosine_histograms(points: dict, name: str) -> str:
     sides = _sides(points)
     cosines = {side: np.asarray(points[side]) for side in sides}
     bins = np.linspace(min(map(np.min, cosines.values())), max(map(np.max, cosines.values())), _COSINE_BINS + 1)
-    figure, (axis,) = make_figure(1, 1, (6.2, 3.9))
+    figure, (axis,) = make_figure(1, 1, (6.0, 3.9))
     for side in sides:
         counts = [np.histogram(cosines[side][grade == g], bins)[0] for g in range(_GOLD_BINS)]
         shares = [count / max(1, count.sum()) for count in counts]
@@ -41,7 +41,7 @@ def cosine_histograms(points: dict, name: str) -> str:
         for g, share in enumerate(shares):
             label = side if g == 0 else None
             axis.stairs(g + scale * share, bins, baseline=g, fill=True, color=COLOURS[side], alpha=0.55, label=label)
-    axis.set_yticks(range(_GOLD_BINS), [f"{low:g}–{high:g}" for low, high in zip(edges.round(2), edges[1:].round(2))])
+    axis.set_yticks(range(_GOLD_BINS), [f"{low:g}–{high:g}" for low, high in zip(edges.round(1), edges[1:].round(1))])
     axis.set_ylabel("gold score")
     axis.set_xlabel("cosine")
     axis.set_title(f"cosines by gold score, {points['task']}")
@@ -51,7 +51,7 @@ def cosine_histograms(points: dict, name: str) -> str:
 
 def spectrum(measured: dict, name: str) -> str:
     """Singular values as shares of their sum on logarithmic axes; a dotted line marks the effective rank."""
-    figure, (axis,) = make_figure(1, 1, (5.2, 3.4))
+    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
     for side in _sides(measured):
         values = np.asarray(measured[side]["spectrum"])
         values = values[values > values[0] * 1e-9] / values.sum()
@@ -68,7 +68,7 @@ def spectrum(measured: dict, name: str) -> str:
 def plane(measured: dict, name: str) -> str:
     """Alignment over uniformity, an arrow from base to aligned; the dotted line is the uniform distribution."""
     sides = _sides(measured)
-    figure, (axis,) = make_figure(1, 1, (5.2, 3.4))
+    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
     places = {side: (measured[side]["uniformity"], measured[side]["alignment"]) for side in sides}
     for side, place in places.items():
         axis.plot(*place, "o", color=COLOURS[side], markersize=9, label=side)
@@ -82,7 +82,7 @@ def plane(measured: dict, name: str) -> str:
     axis.set_xlabel("uniformity (lower is more even)")
     axis.set_ylabel("alignment (lower is nearer)")
     axis.set_title("alignment and uniformity")
-    axis.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower right")
+    axis.legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper right")
     return svg(figure, name, "Alignment over uniformity, an arrow from the base model to the aligned one")
 
 

@@ -20,6 +20,7 @@ from sempa.page import (
     share,
     text_table,
 )
+from sempa.space_report import key_token_examples, space_figures, space_tables, space_words
 
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
@@ -81,6 +82,7 @@ def tables(report: dict) -> list[Table]:
         ]
         columns = ["unseen text", "tokens", "ppl base", "aligned", "change", "KL (nats)", "agreement"]
         made.append(("Language model kept", columns, rows))
+    made += space_tables(report)
     cost = _cost(report)
     if cost:
         made.append(("Cost", ["", ""], cost))
@@ -106,6 +108,7 @@ def page(report: dict, history: Sequence[dict]) -> str:
     parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
     parts += [html_table(*table) for table in tables(report)]
     parts += _pictures(report, history)
+    parts += key_token_examples(report)
     if report.get("generations"):
         parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
     for answer in report.get("generations") or []:
@@ -113,7 +116,7 @@ def page(report: dict, history: Sequence[dict]) -> str:
             f"<p><b>{escape(answer['prompt'])}</b></p><div class=answers>"
             f"<div><b>base</b>{escape(answer['base'])}</div><div><b>aligned</b>{escape(answer['aligned'])}</div></div>"
         )
-    parts.append(html_glossary(_GLOSSARY))
+    parts.append(html_glossary(_GLOSSARY | space_words(report)))
     details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
     text = json.dumps(finite(details), indent=2, ensure_ascii=False)
     parts.append(f"<details><summary>Configuration, versions and machine</summary><pre>{escape(text)}</pre></details>")
@@ -146,6 +149,8 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if points and points.get("gold"):
         caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
         drawn.append(("", plots.scatter(points, report.get("sts") or []), caption))
+    if report.get("geometry"):
+        drawn += space_figures({**report, "cosines": [points]})
     if any("loss" in record for record in history):
         caption = "Training: the loss falls as the margin between chosen and rejected rewards grows."
         drawn.append(("", plots.curves(list(map(finite, history))), caption))

@@ -16,6 +16,7 @@ from sempa.page import (
     number,
     share,
 )
+from sempa.records import many
 
 _GEOMETRY_WORDS = {
     "alignment": "mean squared distance of pairs that mean the same, 0 to 4; lower is nearer",
@@ -66,10 +67,8 @@ def geometry_table(measured: dict) -> Table:
     """The measures of one task's embeddings, a column per side."""
     sides = [side for side in _SIDES if side in measured]
     rows = [[name, *(number(measured[side][key], digits) for side in sides)] for name, key, digits in _MEASURES]
-    title = (
-        f"Geometry, {measured['task']}: {measured['sentences']:,} sentences, {measured['positives']:,} positive pairs"
-    )
-    return title, ["", *sides], rows
+    sizes = f"{many(measured['sentences'], 'sentence')}, {many(measured['positives'], 'positive pair')}"
+    return f"Geometry, {measured['task']}: {sizes}", ["", *sides], rows
 
 
 def key_token_table(measured: dict) -> Table:
@@ -85,7 +84,7 @@ def key_token_table(measured: dict) -> Table:
             ("entropy (nats)", "entropy", lambda value: number(value, 2)),
         )
     ]
-    title = f"Key tokens, {measured['task']}: top {measured['top']} of {measured['sentences']:,} sentences"
+    title = f"Key tokens, {measured['task']}: top {measured['top']} of {many(measured['sentences'], 'sentence')}"
     return title, ["", *sides], rows
 
 

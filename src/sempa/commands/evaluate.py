@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     base = embedder.base
     report: dict[str, object] = {"model": arguments.model, "adapter": str(arguments.adapter or "")}
     if tasks:
-        report["sts"], _ = measure_sts(base, tasks, embedder.readout, embedder.layer)
+        report["sts"], *_ = measure_sts(base, tasks, embedder.readout, embedder.layer)
     if not arguments.no_retention:
         report["retention"], _ = measure_generation(base, problems, 0, arguments.text)
     print(terminal_table(report))

@@ -1,0 +1,271 @@
+"""The embedding space of both sides: each figure from the right embeddings, and the tables and pages that show them."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from test_report import HISTORY, example, parse
+
+from sempa import plots
+from sempa.cli import main
+from sempa.data import ScoredPair, distinct_sentences
+from sempa.embedder import Embedder, embed
+from sempa.errors import SempaError
+from sempa.evaluation import measure_sts
+from sempa.geometry import compare_geometry, least_uniformity, measure_geometry, principal_plane, unit_vectors
+from sempa.keytokens import key_tokens
+from sempa.lora import add_lora, lora_parameters, save_adapter
+from sempa.models import load_base
+from sempa.report import page, terminal_table
+from sempa.sentence_groups import GROUPS
+from sempa.space import embed_sides, measure_space, measure_tasks, passed_final_norm, project_topics
+from sempa.sts import StsTask
+
+PEOPLE = ("man", "woman", "girl", "boy", "dog", "cat", "bird")
+FIRST = StsTask("first", [ScoredPair(f"A {x} runs.", f"The {x} is running.", 5 - i % 3) for i, x in enumerate(PEOPLE)])
+SECOND = StsTask("x < & > y", [ScoredPair(f"A {x} runs.", f"A {x} sleeps.", i % 5) for i, x in enumerate(PEOPLE)])
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(base.model).values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    save_adapter(base.model, folder, str(tiny_folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedders(tiny_folder, adapter):
+    return {
+        "base": Embedder(str(tiny_folder), dtype="float32", device="cpu"),
+        "aligned": Embedder(str(tiny_folder), adapter, dtype="float32", device="cpu"),
+    }
+
+
+def test_the_sides_are_the_model_without_and_with_its_adapter(embedders):
+    sentences = distinct_sentences(FIRST.pairs)
+    sides = embed_sides(embedders["aligned"].base, sentences)
+    for side, embedder in embedders.items():
+        np.testing.assert_allclose(sides[side], embedder.encode(sentences), rtol=1e-4, atol=1e-5)
+    assert np.abs(sides["base"] - sides["aligned"]).max() > 1e-2
+    assert list(embed_sides(embedders["base"].base, sentences, aligned=False)) == ["base"]
+
+
+def test_every_task_is_measured_on_its_own_sentences_and_each_sentence_embedded_once(embedders, monkeypatch):
+    asked = []
+
+    def counting(base, sentences, *rest, **options):
+        asked.append(list(sentences))
+        return embed(base, sentences, *rest, **options)
+
+    monkeypatch.setattr("sempa.space.embed", counting)
+    found = measure_tasks(embedders["aligned"].base, [FIRST, SECOND])
+    everything = distinct_sentences([*FIRST.pairs, *SECOND.pairs])
+    assert asked[:2] == [everything, everything]
+    for measured, points, task in zip(found["geometry"], found["cosines"], (FIRST, SECOND), strict=True):
+        sentences = distinct_sentences(task.pairs)
+        sides = {side: embedder.encode(sentences) for side, embedder in embedders.items()}
+        expected = compare_geometry(task.name, task.pairs, sentences, sides)
+        for side, vectors in sides.items():
+            # Rounding of float32 embeddings, other batches.
+            spectra = measured[side].pop("spectrum"), expected[side].pop("spectrum")
+            np.testing.assert_allclose(*spectra, rtol=1e-3, atol=1e-5)
+            assert measured.pop(side) == pytest.approx(expected.pop(side), rel=1e-3, abs=1e-4)
+            units = dict(zip(sentences, unit_vectors(vectors), strict=True))
+            cosines = [units[pair.first] @ units[pair.second] for pair in task.pairs]
+            np.testing.assert_allclose(points[side], cosines, atol=1e-5)
+        assert measured == expected
+        assert points["gold"] == [pair.score for pair in task.pairs]
+    assert (measured["task"], measured["sentences"], measured["dimension"]) == ("x < & > y", 14, 32)
+    assert measured["positives"] == sum(pair.score > 3.2 for pair in SECOND.pairs)
+    assert measured["least_uniformity"] == least_uniformity(32)
+
+
+def test_topics_are_projected_side_by_side(embedders):
+    found = project_topics(embedders["aligned"].base)
+    sentences = [sentence for group in GROUPS.values() for sentence in group]
+    assert found["topic"] == [topic for topic, group in GROUPS.items() for _ in group]
+    assert len(set(sentences)) == 36
+    for side, embedder in embedders.items():
+        points, shares = principal_plane(unit_vectors(embedder.encode(sentences)))
+        np.testing.assert_allclose(found[side]["points"], points, atol=1e-3)
+        np.testing.assert_allclose(found[side]["shares"], shares, atol=1e-3)
+
+
+def test_a_report_measures_the_embeddings_that_similarity_has_left(embedders):
+    base = embedders["aligned"].base
+    table, scatter, sides = measure_sts(base, [FIRST, SECOND])
+    assert [row["task"] for row in table] == ["first", "x < & > y"]
+    assert scatter["gold"] == [pair.score for pair in SECOND.pairs]
+    for side, embedder in embedders.items():
+        np.testing.assert_allclose(sides[side], embedder.encode(distinct_sentences(SECOND.pairs)), rtol=1e-4, atol=1e-5)
+    found = measure_space(base, SECOND, sides)
+    assert found["geometry"] == [compare_geometry(SECOND.name, SECOND.pairs, distinct_sentences(SECOND.pairs), sides)]
+    assert found["key_tokens"]["task"] == "x < & > y"
+    assert found["key_tokens"]["sentences"] == 14
+    # Marks that only the given embeddings leave.
+    zeros = {side: np.zeros_like(vectors) for side, vectors in sides.items()}
+    with pytest.raises(SempaError, match="x < & > y: vector 0: is zero"):
+        measure_space(base, SECOND, zeros)
+
+
+@pytest.mark.parametrize(
+    ("readout", "layer", "passed"),
+    [
+        ("prompteol", -1, True),
+        ("prompteol", 2, True),
+        ("prompteol", -2, False),
+        ("prompteol", 1, False),
+        ("mean", -1, True),
+        ("prompteol", -3, False),
+    ],
+)
+def test_only_the_last_layer_has_passed_the_final_norm(embedders, readout, layer, passed):
+    assert passed_final_norm(embedders["base"].base, readout, layer) is passed
+
+
+def full_report(sides=("base", "aligned"), width=12):
+    random = np.random.default_rng(0)
+    sentences = distinct_sentences(SECOND.pairs)
+    vectors = {side: random.standard_normal((14, width)) for side in sides}
+    tokens = {
+        "share_by_id": 0.125,
+        "share_by_word": 0.375,
+        "hit_by_id": 0.5,
+        "hit_by_word": 0.75,
+        "by_rank": [0.9, 0.2],
+        "entropy": 3.25,
+        "entropies": [3.0, 3.5],
+    }
+    points = {"points": random.standard_normal((36, 2)).tolist(), "shares": [0.25, 0.125]}
+    cosines = {side: random.uniform(-1, 1, 7).tolist() for side in sides}
+    gold = [pair.score for pair in SECOND.pairs]
+    return {
+        "geometry": [compare_geometry(SECOND.name, SECOND.pairs, sentences, vectors)],
+        "topics": {"topic": [t for t, group in GROUPS.items() for _ in group], **dict.fromkeys(sides, points)},
+        "key_tokens": {
+            "task": SECOND.name,
+            "sentences": 14,
+            "top": 2,
+            **dict.fromkeys(sides, tokens),
+            "examples": [{"sentence": "<i>A dog", **{side: ["\n", " <b>"] for side in sides}}],
+        },
+        "scatter": {"task": SECOND.name, "gold": gold, **cosines},
+    }
+
+
+def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name():
+    report = {**example(), **full_report()}
+    html = page(report, HISTORY)
+    parser = parse(html)
+    text = " ".join(parser.text)
+    measured = report["geometry"][0]
+    for side in ("base", "aligned"):
+        for key, digits in (("alignment", 3), ("uniformity", 3), ("isoscore", 4), ("hubness", 2)):
+            assert f"{measured[side][key]:.{digits}f}" in text
+    for figure in ("37.5 %", "12.5 %", "75.0 %", "50.0 %", "3.25", "14 sentences, 1 positive pair", "<i>A dog"):
+        assert figure in text, figure
+    assert r"'\n' · <b>" in text
+    assert "<i>" not in html
+    assert len(parser.ids) == len(set(parser.ids))
+    pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(pictures) == 8
+    for picture in pictures:
+        assert ET.fromstring(picture)[0].text
+        assert "#123456" not in picture
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+    assert page(report, HISTORY) == html
+    table = terminal_table(report)
+    assert max(map(len, table.splitlines())) <= 100
+    row = next(line for line in table.splitlines() if "effective rank" in line)
+    assert row.split()[-2:] == [f"{measured[side]['effective_rank']:.1f}" for side in ("base", "aligned")]
+
+
+def test_the_geometry_command_measures_one_side_or_both_and_writes_a_page(tiny_folder, adapter, tmp_path, capsys):
+    pairs = tmp_path / "pairs.csv"
+    lines = [f"{pair.first},{pair.second},{pair.score}" for pair in FIRST.pairs]
+    pairs.write_text("\n".join(["sentence1,sentence2,score", *lines, "No score.,None.,"]) + "\n")
+    options = ["--sts", str(pairs), "--dtype", "float32"]
+    out = tmp_path / "out"
+    assert main(["geometry", "--adapter", str(adapter), *options, "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    saved = json.loads((out / "geometry.json").read_text())
+    assert saved["model"] == str(tiny_folder)
+    assert "1 pair without a gold score left out" in printed
+    (measured,) = saved["geometry"]
+    vectors = Embedder(str(tiny_folder), adapter, dtype="float32").encode(distinct_sentences(FIRST.pairs))
+    positives = np.array([[2 * i, 2 * i + 1] for i, pair in enumerate(FIRST.pairs) if pair.score > 4.6])
+    expected = measure_geometry(vectors, positives)
+    for key in ("alignment", "uniformity", "mean_cosine", "isoscore", "effective_rank"):
+        assert measured["aligned"][key] == pytest.approx(expected[key], rel=1e-3)
+    assert f"{expected['effective_rank']:.1f}" in printed
+    parser = parse((out / "geometry.html").read_text())
+    assert len(parser.ids) == len(set(parser.ids))
+    assert not any(link.startswith("http") for link in parser.links)
+
+    assert main(["geometry", "--model", str(tiny_folder), "--builtin-pairs", "20", "--dtype", "float32"]) == 0
+    printed = capsys.readouterr().out
+    assert "Geometry, built-in" in printed
+    assert "base" in printed
+    assert "aligned" not in printed
+
+
+def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, tmp_path):
+    from sempa.space_report import space_page
+
+    report = {"model": "m", "adapter": "", "readout": "mean", "layer": -2, "notes": ["left <out>"]}
+    alone = full_report(sides=("base",))
+    alone["cosines"] = [alone.pop("scatter")] * 2
+    alone["geometry"] *= 2
+    html = space_page({**report, **alone})
+    parser = parse(html)
+    assert len(parser.ids) == len(set(parser.ids))
+    assert html.count("<svg") == 8
+    assert "left &lt;out&gt;" in html
+    monkeypatch.setattr(plots, "available", lambda: False)
+    assert "<svg" not in space_page({**report, **alone})
+
+
+def test_the_keytokens_command_prints_what_the_head_finds(tiny_folder, adapter, embedders, capsys):
+    sentences = ["A man pets a dog.", "The cat ignores the boy."]
+    options = ["--adapter", str(adapter), "--dtype", "float32", "--top", "4"]
+    assert main(["keytokens", *options, *sentences]) == 0
+    blocks = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == sentences
+    for side, column in (("base", 0), ("aligned", 1)):
+        vectors = embedders[side].encode(sentences)
+        found = key_tokens(embedders[side].base, sentences, vectors, top=4)
+        for place, block in enumerate(blocks):
+            assert block.splitlines()[2].split()[2 + column] == f"{found.entropy[place]:.2f}"
+            for rank in range(4):
+                shown = json.dumps(found.tokens[place][rank], ensure_ascii=False)
+                assert f"{shown}" in block.splitlines()[4 + rank]
+                assert f"{100 * found.probabilities[place, rank]:.1f} %" in block.splitlines()[4 + rank]
+    assert main(["keytokens", "--model", str(tiny_folder), "--layer", "-2", "--dtype", "float32", sentences[0]]) == 0
+    alone = capsys.readouterr().out
+    states = Embedder(str(tiny_folder), layer=-2, dtype="float32").encode(sentences[:1])
+    found = key_tokens(embedders["base"].base, sentences[:1], states, normed=False)
+    assert f"{found.entropy[0]:.2f}" in alone
+    assert "aligned" not in alone
+
+
+def test_bad_arguments_end_with_one_sentence_and_code_2(tiny_folder, tmp_path, capsys):
+    same = tmp_path / "same.csv"
+    same.write_text("sentence1,sentence2,score\na,b,3\nc,d,3\n")
+    for arguments, message in (
+        (["keytokens", "--top", "0", "Hi."], "top: found 0, expected 1 to 320"),
+        (["keytokens", " "], "sentence 0: is empty"),
+        (["geometry", "--sts", str(same)], "same: gold scores: all 2 are 3"),
+        (["geometry", "--sts", str(tmp_path / "none.csv")], "none.csv"),
+    ):
+        assert main([arguments[0], "--model", str(tiny_folder), *arguments[1:]]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
