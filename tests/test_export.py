@@ -164,6 +164,10 @@ def test_sentence_transformers_gives_the_embedders_vectors_without_trusting_any_
     for one in (theirs.encode_query(SENTENCES), theirs.encode_document(SENTENCES)):
         np.testing.assert_allclose(one, vectors, atol=1e-5)
     assert theirs.similarity_fn_name == "cosine"
+    # A sentence beyond the model's context is cut, and the prompt still ends as it must.
+    ids = theirs[0].preprocess(["word " * 3000])["input_ids"][0]
+    assert len(ids) == 2048
+    assert theirs.tokenizer.decode(ids).endswith(EOL_SUFFIX)
     # The same folder still talks, through its own template.
     chat = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert chat.chat_template == AutoTokenizer.from_pretrained(source).chat_template

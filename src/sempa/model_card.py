@@ -1,13 +1,13 @@
 """The README.md of an exported model: what it is, how to use it, what was measured, on what, and what it cannot do."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from sempa import __version__
 from sempa.lora import read_adapter
+from sempa.page import markdown_table
 from sempa.prompts import EOL_PREFIX, EOL_SUFFIX
 from sempa.report import tables
 
@@ -75,7 +75,7 @@ def _report(adapter: Path) -> dict:
 
 
 def _measured(report: dict) -> str:
-    blocks = [_markdown(*table) for table in tables(report)]
+    blocks = [markdown_table(*table) for table in tables(report)]
     if not blocks:
         return "## Measured\n\nNothing: no report lay beside the adapter."
     blocks.append(f"Measured by the training run itself, before the merge, {_machine(report)}; base: without adapter.")
@@ -102,7 +102,7 @@ def _trained(report: dict, settings: dict) -> str:
             f"{training['held_out']:,} held out, {training['steps']:,} steps, the adapter of step "
             f"{training['best_step']:,} kept."
         )
-    return f"## Training data and settings\n\n{told}\n\n" + _markdown("", ["setting", "value"], rows)
+    return f"## Training data and settings\n\n{told}\n\n" + markdown_table("", ["setting", "value"], rows)
 
 
 def _limits(report: dict, context: int | None, for_sentence_transformers: bool) -> str:
@@ -121,11 +121,3 @@ def _limits(report: dict, context: int | None, for_sentence_transformers: bool) 
         worst = max(changes, key=lambda row: row["change"])
         limits.append(f"Language modelling changed: perplexity on {worst['text']} by {100 * worst['change']:+.1f} %.")
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
-
-
-def _markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    lines = [line(columns), line(["---", *["---:"] * (len(columns) - 1)]), *map(line, rows)]
-    return "\n".join([f"**{title}**", "", *lines] if title else lines)

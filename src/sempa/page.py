@@ -40,6 +40,13 @@ def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
 
 
+def markdown_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown, under a heading of level 3 where it has a title."""
+    cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return "\n".join([f"### {title}", "", *lines] if title else lines)
+
+
 def html_page(title: str, parts: Sequence[str]) -> str:
     """A whole page in the report's style around parts of its body."""
     return (

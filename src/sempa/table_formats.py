@@ -3,13 +3,23 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from sempa import plots
 from sempa.files import write_atomic, write_json
-from sempa.page import NO_PICTURES, Table, finite, html_figure, html_page, html_table, number, text_table
+from sempa.page import (
+    NO_PICTURES,
+    Table,
+    finite,
+    html_figure,
+    html_page,
+    html_table,
+    markdown_table,
+    number,
+    text_table,
+)
 from sempa.sts import SETS
 
 PAPER = "arXiv 2601.05075"
@@ -49,10 +59,7 @@ def terminal(report: dict) -> str:
 
 def markdown(report: dict) -> str:
     """All tables, details included, as Markdown."""
-    blocks = []
-    for title, columns, rows in (main_table(report), *quoted_table(report), *detail_tables(report)):
-        lines = [_markdown_row(columns), _markdown_row(["---", *["---:"] * (len(columns) - 1)])]
-        blocks.append("\n".join([f"### {title}", "", *lines, *map(_markdown_row, rows)]))
+    blocks = [markdown_table(*table) for table in (main_table(report), *quoted_table(report), *detail_tables(report))]
     # The notes belong to the first two tables.
     place = 1 + len(quoted_table(report))
     blocks.insert(place, "\n".join(f"* {note}" for note in notes(report)))
@@ -189,10 +196,6 @@ def _picture(report: dict) -> str:
     axis.invert_yaxis()
     axis.set_xlabel("average Spearman's ρ × 100")
     return plots.svg(figure, "averages", "Average similarity score of every row")
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _span(ends: Sequence[float] | None, sign: str = "") -> str:
