@@ -89,6 +89,7 @@ def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, 
     assert report["preference"]["triplets"] == 3
     assert [row["text"] for row in report["retention"]] == ["passages", "conversations"]
     assert report["sts"][0]["task"] == "built-in"
+    assert [report["geometry"][0]["task"], report["key_tokens"]["task"]] == ["built-in", "built-in"]
     assert report["peak_memory_gib"] > 0.1
     saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tiny_folder)

@@ -150,7 +150,7 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
         caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
         drawn.append(("", plots.scatter(points, report.get("sts") or []), caption))
     if report.get("geometry"):
-        drawn += space_figures({**report, "cosines": [points]})
+        drawn += space_figures({**report, "cosines": [points] if points else []})
     if any("loss" in record for record in history):
         caption = "Training: the loss falls as the margin between chosen and rejected rewards grows."
         drawn.append(("", plots.curves(list(map(finite, history))), caption))
