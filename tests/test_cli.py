@@ -20,6 +20,7 @@ COMMANDS = (
     "similarity",
     "evaluate",
     "retention",
+    "lm-eval",
     "table",
     "geometry",
     "keytokens",

@@ -13,6 +13,7 @@ from sempa.commands import (
     generate,
     geometry,
     keytokens,
+    lm_eval,
     plan,
     retention,
     similarity,
@@ -59,7 +60,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOGUE,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, plan, embed, similarity, evaluate, retention, table, geometry, keytokens, generate, export):
+    for command in (
+        train,
+        plan,
+        embed,
+        similarity,
+        evaluate,
+        retention,
+        lm_eval,
+        table,
+        geometry,
+        keytokens,
+        generate,
+        export,
+    ):
         command.add(commands)
     return parser
 

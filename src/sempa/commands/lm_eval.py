@@ -1,0 +1,62 @@
+"""`sempa lm-eval`: lm-evaluation-harness on base and adapter."""
+
+import argparse
+from pathlib import Path
+
+from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.errors import SempaError
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "lm-eval",
+        help="run lm-evaluation-harness on a base model and its adapter",
+        description="Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the "
+        "paper's MMLU 5-shot, GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.",
+        epilog="The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--tasks", default="", metavar="A,B,…", help="the harness's task names, or YAML files of tasks of your own"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first problems of each task, to try it out")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the tasks, and print base, aligned and change."""
+    from sempa.files import write_json
+    from sempa.lm_eval_harness import PAPER_TASKS, run_harness
+    from sempa.page import number, text_table
+
+    if arguments.adapter is None:
+        raise SempaError("lm-eval: give --adapter RUN/adapter; it is compared with its base")
+    for name in ("limit", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SempaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
+    tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
+    output = arguments.output or arguments.adapter.parent / "lm_eval"
+    base = load_embedder(arguments).base
+    rows = run_harness(base, str(arguments.adapter), output, tasks, arguments.limit, arguments.batch_size)
+    summary = {"model": arguments.model, "adapter": str(arguments.adapter), "limit": arguments.limit, "results": rows}
+    write_json(output / "summary.json", summary)
+    cells = [
+        [
+            row["task"],
+            str(row["shots"]),
+            row["metric"],
+            *(f"{number(row[side], 4)} ± {number(row[f'{side}_stderr'], 4)}" for side in ("base", "aligned")),
+            f"{row['change']:+.4f}",
+        ]
+        for row in rows
+    ]
+    columns = ["task", "shots", "metric", "base ± stderr", "aligned ± stderr", "change"]
+    title = "lm-evaluation-harness" + (f", first {arguments.limit} of each task" if arguments.limit else "")
+    print(text_table(title, columns, cells))
+    print(f"\nFiles: {output}")

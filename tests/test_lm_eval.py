@@ -1,0 +1,178 @@
+"""The real lm-evaluation-harness on tasks made here, base against aligned, and against our own multiple choice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SHARED
+
+from sempa import SempaError, lm_eval_harness
+from sempa.choices import choice_logprobs, encode_question, measure_choices, read_questions
+from sempa.cli import main
+from sempa.lm_eval_harness import PAPER_TASKS, run_harness
+from sempa.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
+from sempa.models import BaseModel
+
+lm_eval = pytest.importorskip("lm_eval")
+
+PEOPLE = ("man", "woman", "girl", "boy")
+
+
+@pytest.fixture(autouse=True)
+def _private_datasets(tmp_path, monkeypatch):
+    """What the harness caches of these data sets does not land in the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def base(tiny_llama, tokenizer):
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            parameter.mul_(8)
+    add_lora(tiny_llama, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(tiny_llama).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return BaseModel(tiny_llama, tokenizer, "tiny")
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": f"The dog of a {person}", "choices": ["is petted.", "ignores the horse.", "x", person], "label": k}
+        for k, person in enumerate(PEOPLE)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def task_file(folder, name, data, **fields):
+    path = folder / f"{name}.yaml"
+    config = {"task": name, "dataset_path": "json", "test_split": "test", **fields}
+    config["dataset_kwargs"] = {"data_files": {"test": str(data)}}
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture
+def choice_task(tmp_path, questions):
+    fields = {"doc_to_text": "{{question}}", "doc_to_target": "label", "doc_to_choice": "{{choices}}"}
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    return task_file(tmp_path, "which", questions, output_type="multiple_choice", metric_list=metrics, **fields)
+
+
+def only_these_tasks(monkeypatch, folder):
+    """Indexing the harness's own tasks takes ten seconds."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_defaults: manager)
+
+
+def samples(folder):
+    (path,) = folder.rglob("samples_*.jsonl")
+    rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["doc_id"])
+    return rows
+
+
+def test_the_harness_and_our_multiple_choice_agree(base, choice_task, questions, tmp_path):
+    rows = run_harness(base, "RUN/adapter", tmp_path / "out", [choice_task], batch_size=3)
+    asked = read_questions(questions)
+    ours = measure_choices(base, asked)
+    assert [(row["task"], row["metric"], row["shots"]) for row in rows] == [
+        ("which", "acc", 0),
+        ("which", "acc_norm", 0),
+    ]
+    assert (rows[0]["base"], rows[0]["aligned"]) == (ours.base_accuracy, ours.aligned_accuracy)
+    assert (rows[1]["base"], rows[1]["aligned"]) == (ours.base_normalised, ours.aligned_normalised)
+    assert rows[0]["change"] == rows[0]["aligned"] - rows[0]["base"]
+    assert rows[0]["base_stderr"] >= 0
+    # The figures agree because each log-likelihood does.
+    preferences = [encode_question(base, question) for question in asked]
+    aligned = choice_logprobs(base, preferences)
+    with adapter_disabled(base.model):
+        before = choice_logprobs(base, preferences)
+    for side, expected in (("base", before), ("aligned", aligned)):
+        found = [[float(answer[0]) for answer in row["filtered_resps"]] for row in samples(tmp_path / "out" / side)]
+        torch.testing.assert_close(torch.tensor(found), torch.stack(expected), atol=1e-3, rtol=0)
+    assert (before[0] - aligned[0]).abs().max() > 0.1
+
+
+def test_the_harness_writes_its_result_files_and_a_group_is_one_row(base, choice_task, tmp_path, monkeypatch):
+    metrics = [{"metric": "acc", "weight_by_size": True}]
+    group = {"group": "both", "task": ["which"], "aggregate_metric_list": metrics}
+    (tmp_path / "group.yaml").write_text(yaml.safe_dump(group))
+    only_these_tasks(monkeypatch, tmp_path)
+    rows = run_harness(base, "RUN/adapter", tmp_path / "out", ["both"], limit=2)
+    assert [(row["task"], row["metric"]) for row in rows] == [("both", "acc")]
+    (written,) = (tmp_path / "out" / "aligned" / "RUN__adapter").glob("results_*.json")
+    results = json.loads(written.read_text())
+    assert results["config"]["limit"] == 2
+    assert results["groups"]["both"]["acc,none"] == rows[0]["aligned"]
+    assert len(samples(tmp_path / "out" / "base" / "tiny")) == 2
+
+
+def test_the_papers_tasks_get_the_papers_examples(base, choice_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm_eval_harness, "PAPER_TASKS", {choice_task: 2})
+    row, _ = run_harness(base, "RUN/adapter", tmp_path / "out", [choice_task])
+    assert row["shots"] == 2
+    context = samples(tmp_path / "out" / "aligned")[0]["arguments"]["gen_args_0"]["arg_0"]
+    assert context.count("The dog of a") == 3
+
+
+def test_the_papers_tasks_are_the_harness_s_own():
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    files = {
+        "mmlu": "mmlu/default/_mmlu.yaml",
+        "gsm8k_cot": "gsm8k/gsm8k-cot.yaml",
+        "hellaswag": "hellaswag/hellaswag.yaml",
+        "truthfulqa_mc1": "truthfulqa/truthfulqa_mc1.yaml",
+        "drop": "drop/default.yaml",
+    }
+    assert dict(zip(files, (5, 8, 0, 0, 3), strict=True)) == PAPER_TASKS
+    for name, file in files.items():
+        lines = (folder / file).read_text().splitlines()
+        assert f"task: {name}" in lines or f"group: {name}" in lines
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real GSM8K is not beside the project")
+def test_gsm8k_by_generation_runs_from_the_command_line(tiny_folder, base, tmp_path, capsys):
+    save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
+    task = task_file(
+        tmp_path,
+        "gsm8k_local",
+        SHARED / "generation" / "gsm8k_test.jsonl",
+        output_type="generate_until",
+        doc_to_text="Q: {{question}}\nA:",
+        doc_to_target="{{answer.split('####')[-1].strip()}}",
+        generation_kwargs={"until": ["Q:"], "do_sample": False, "max_gen_toks": 5},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    command = ["lm-eval", "--adapter", str(tmp_path / "run" / "adapter"), "--dtype", "float32", "--tasks", task]
+    assert main([*command, "--limit", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "gsm8k_local      0  exact_match" in shown
+    assert "first 2 of each task" in shown
+    summary = json.loads((tmp_path / "run" / "lm_eval" / "summary.json").read_text())
+    assert [row["metric"] for row in summary["results"]] == ["exact_match"]
+    answers = [[row["resps"][0][0] for row in samples(tmp_path / "run" / "lm_eval" / s)] for s in ("base", "aligned")]
+    assert len(answers[0]) == len(answers[1]) == 2
+    assert answers[0] != answers[1]
+
+
+def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questions, monkeypatch, capsys):
+    only_these_tasks(monkeypatch, tmp_path)
+    with pytest.raises(SempaError, match="task 'mmlou': cannot be loaded: Spec 'mmlou' is not a registered task"):
+        run_harness(base, "a", tmp_path, ["mmlou"])
+    missing = task_file(tmp_path, "missing", tmp_path / "nowhere.jsonl", output_type="multiple_choice")
+    with pytest.raises(SempaError, match=r"task '.*missing.yaml': cannot be loaded: .*nowhere.jsonl"):
+        run_harness(base, "a", tmp_path, [missing])
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(SempaError, match=r"pip install 'sempa\[lm-eval\]'"):
+        run_harness(base, "a", tmp_path, ["mmlu"])
+    for words, message in (([], "give --adapter"), (["--adapter", "x", "--limit", "0"], "limit: found 0")):
+        assert main(["lm-eval", *words]) == 2
+        assert message in capsys.readouterr().err
