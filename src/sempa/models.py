@@ -66,8 +66,13 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
         with quiet():
             # None of transformers' questions whether to run a model's own code: it is never run.
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            # Nor is a pickle opened: weights are safetensors.
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+                source,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
     except Exception as error:  # tokenizers raises the bare class
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error

@@ -135,7 +135,7 @@ def _model_config(name: str) -> PreTrainedConfig:
         return LlamaConfig(**common, **_SHAPES[name])
     try:
         with quiet():
-            return AutoConfig.from_pretrained(resolve_model(name))
+            return AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise SempaError(f"model {name!r}: its config cannot be had: {first_line(error)}") from error
 

@@ -131,7 +131,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
         return tokenizer.apply_chat_template([{"role": "system", "content": SYSTEM}, *messages], **options)
     except TemplateError:
         # Gemma's and the first Mistral templates refuse a system turn.
+        pass
+    except (TypeError, ValueError) as error:
+        raise SempaError(f"chat template: cannot be rendered: {error}") from error
+    try:
         return tokenizer.apply_chat_template(messages, **options)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise SempaError(f"chat template: cannot be rendered: {error}") from error
 
 
 def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -68,8 +68,10 @@ def _converted(gguf: Path) -> Path:
     print(f"Converting {gguf.name} once to {folder} …", flush=True)
     with explain_os_errors(folder), quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
         except Exception as error:  # tokenizers raises the bare class
             if isinstance(error, OSError) and error.errno:
                 raise

@@ -47,7 +47,9 @@ def read_vectors(path: Path) -> np.ndarray:
         if path.suffix == ".parquet":
             return np.array([row[COLUMN] for _, row in column_rows(path, [COLUMN])], dtype=np.float32)
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            # Not `np.load`, which by the first bytes opens zip archives and pickles, too.
+            with path.open("rb") as stream:
+                return np.lib.format.read_array(stream, allow_pickle=False)
         return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except _READ_ERRORS as error:
         raise SempaError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
