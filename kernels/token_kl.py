@@ -9,13 +9,12 @@ As in `token_logprobs`, the gradient needs nothing from later in the graph excep
 while a chunk's probabilities are at hand, and the backward pass only scales it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from sempa.kernels.token_logprobs import _accumulator
-
-# Logits of one chunk, in elements, of policy and reference together.
-CHUNK_ELEMENTS = 1 << 23
+from sempa.kernels.token_logprobs import CHUNK_ROWS, LOG2_E, PASS_ELEMENTS, _accumulator, _autocast, _chunks
 
 
 def token_kl(
@@ -25,7 +24,7 @@ def token_kl(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    chunk_rows: int | None = None,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """KL(reference ‖ policy) of the next token at each position, under softmax(softcap(hidden · weightᵀ + bias)).
 
@@ -37,20 +36,20 @@ def token_kl(
         weight: `[V, D]` output embeddings of both, frozen.
         bias: `[V]` of the head, if it has one, finite and frozen.
         softcap: Gemma-2 final soft-capping c, logits → c · tanh(logits / c).
-        chunk_rows: positions whose logits are held at one time; by default as many as make `CHUNK_ELEMENTS` logits of
-            policy and reference together.
+        chunk_rows: the most positions whose logits are held at one time.
 
     Returns:
         `[N]` nats, float32 (float64 for float64 inputs), differentiable once in `hidden`. Equal hidden states give
-        exactly 0 and no gradient. The logits are products in the inputs' dtype, as in the model's own head; all that
-        follows is float32 or better.
+        exactly 0 and no gradient. The logits are products in the inputs' dtype (under `torch.autocast` in its dtype),
+        as in the model's own head; all that follows is float32 or better.
 
     Raises:
         ValueError: wrong shapes or dtypes, or a gradient asked for of anything but `hidden`.
     """
+    hidden, reference_hidden, weight = (_autocast(x) for x in (hidden, reference_hidden, weight))
     _check(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
-    if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_ELEMENTS // (2 * weight.shape[0]))
+    if not torch.is_grad_enabled():
+        hidden = hidden.detach()
     return _TokenKl.apply(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
 
 
@@ -65,37 +64,21 @@ class _TokenKl(torch.autograd.Function):
         softcap: float | None,
         chunk_rows: int,
     ) -> Tensor:
-        rows, size = hidden.shape[0], (min(chunk_rows, hidden.shape[0]), weight.shape[0])
-        divergence = hidden.new_empty(rows, dtype=_accumulator(hidden.dtype))
-        direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        chunks = _chunks(len(hidden), chunk_rows)
+        largest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
         # Every chunk writes into the same memory: on a CPU, fresh pages cost more than what is computed in them.
-        buffers = [divergence.new_empty(size) for _ in range(3)]
-        product = None if hidden.dtype == divergence.dtype else hidden.new_empty(size)
-        slope = None if softcap is None or direction is None else divergence.new_empty(size)
-        for start in range(0, rows, chunk_rows):
-            chunk = slice(start, start + chunk_rows)
-            count = min(chunk_rows, rows - start)
-            policy, reference, ratio = (buffer[:count] for buffer in buffers)
-            raw = None if product is None else product[:count]
-            for logits, states in ((policy, hidden), (reference, reference_hidden)):
-                _write_logits(logits, states[chunk], weight, bias, softcap, raw)
-            if slope is not None:
-                # ∂ (c tanh(z / c)) / ∂z = 1 − tanh²(z / c)
-                torch.div(policy, softcap, out=slope[:count]).square_().neg_().add_(1)
-            for logits in (policy, reference):
-                torch.log_softmax(logits, 1, out=logits)
-            torch.sub(reference, policy, out=ratio)
-            reference.exp_()
-            residual = policy.exp_().sub_(reference)
-            # Σ (p − p') is 0 but for rounding. With it the terms are p'(r − 1 + e^−r), r = log p'/p, flat at r = 0: a
-            # normaliser's error, which moves all r alike, drops out where policy and reference are near.
-            divergence[chunk] = ratio.mul_(reference).sum(1).add_(residual.sum(1))
+        policy, reference = (hidden.new_empty(largest, len(weight)) for _ in range(2))
+        divergence = hidden.new_empty(len(hidden), dtype=_accumulator(hidden.dtype))
+        direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for chunk in chunks:
+            rows = chunk.stop - chunk.start
+            torch.mm(hidden[chunk], weight.T, out=policy[:rows])
+            torch.mm(reference_hidden[chunk], weight.T, out=reference[:rows])
+            divergence[chunk] = _divergence_and_residual_(policy[:rows], reference[:rows], bias, softcap)
             if direction is not None:
-                if slope is not None:
-                    residual.mul_(slope[:count])
-                torch.mm(residual if raw is None else raw.copy_(residual), weight, out=direction[chunk])
+                torch.mm(policy[:rows], weight, out=direction[chunk])
         ctx.save_for_backward(direction)
-        return divergence.clamp_(min=0)
+        return divergence
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -104,18 +87,41 @@ class _TokenKl(torch.autograd.Function):
         return (direction * upstream[:, None]).to(direction.dtype), None, None, None, None, None
 
 
-def _write_logits(
-    logits: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, product: Tensor | None
-) -> None:
-    """Fill `logits` `[rows, V]`, by way of `product` where the hidden states' dtype is another."""
-    if product is None:
-        torch.mm(hidden, weight.T, out=logits)
-    else:
-        logits.copy_(torch.mm(hidden, weight.T, out=product))
+def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """KL of a chunk, `[rows]`; the policy's raw logits turn, in place, into ∂ KL / ∂logits.
+
+    As in `token_logprobs`, a few rows at a time, so that they stay in the cache, and in powers of two.
+    """
+    divergences = []
+    rows = max(1, PASS_ELEMENTS // policy.shape[1])
+    for raw, base in zip(policy.split(rows), reference.split(rows), strict=True):
+        (ours, slope), (theirs, _) = (_exponents(logits, bias, softcap) for logits in (raw, base))
+        ratio = theirs - ours
+        ours, theirs = ours.exp2_(), theirs.exp2_()
+        our_total, their_total = (powers.sum(1, keepdim=True) for powers in (ours, theirs))
+        # Logarithm of a quotient, not difference of logarithms: near 1 it keeps its digits.
+        ratio += (our_total / their_total).log2_()
+        ours /= our_total
+        theirs /= their_total
+        difference = ours.sub_(theirs)
+        # Σ (p − p') is 0 but for rounding. With it the terms are p'(r − 1 + e^−r), r = log p'/p, flat at r = 0: a
+        # normaliser's error, which moves all r alike, drops out where policy and reference are near.
+        divergence = ratio.mul_(theirs).sum(1) / LOG2_E + difference.sum(1)
+        divergences.append(divergence.clamp_(min=0))
+        raw.copy_(difference if slope is None else difference.mul_(slope))
+    return torch.cat(divergences)
+
+
+def _exponents(logits: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """(z − max z) log₂ e of the logits z that bias and soft cap make of the raw ones, and ∂z / ∂raw if it is not 1."""
+    z, slope, dtype = logits, None, _accumulator(logits.dtype)
     if bias is not None:
-        logits += bias
+        z = z + bias.to(dtype)
     if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
+        ratio = z.to(dtype).div(softcap).tanh_()
+        z, slope = ratio * softcap, ratio.square_().neg_().add_(1)
+    shift = z.amax(1, keepdim=True).to(dtype) * -LOG2_E
+    return torch.add(shift, z, alpha=LOG2_E), slope
 
 
 def _check(
@@ -124,7 +130,7 @@ def _check(
     weight: Tensor,
     bias: Tensor | None,
     softcap: float | None,
-    chunk_rows: int | None,
+    chunk_rows: int,
 ) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -139,9 +145,9 @@ def _check(
         raise ValueError(f"token_kl needs tensors of one floating dtype, found {', '.join(sorted(map(str, dtypes)))}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"token_kl needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
-    if softcap is not None and not 0 < softcap < float("inf"):
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"token_kl needs softcap > 0, found {softcap}")
-    if chunk_rows is not None and chunk_rows < 1:
+    if chunk_rows < 1:
         raise ValueError(f"token_kl needs chunk_rows >= 1, found {chunk_rows}")
     constants = {"reference_hidden": reference_hidden, "weight": weight, "bias": bias}
     for name, tensor in constants.items():

@@ -151,6 +151,27 @@ def test_non_contiguous_inputs_and_inputs_without_gradient_are_fine():
     assert token_kl(hidden[:0], reference[:0], weight).shape == (0,)
 
 
+def test_under_autocast_the_products_are_of_its_dtype_and_the_gradient_of_the_inputs():
+    hidden, reference, weight = problem(9, 16, 60, torch.float32, 0.3)
+    half = value_and_gradient(lambda h: token_kl(h, reference.bfloat16(), weight.bfloat16()), hidden.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = value_and_gradient(lambda h: token_kl(h, reference, weight), hidden)
+    assert found[1].dtype == torch.float32
+    for mine, other in zip(found, half, strict=True):
+        torch.testing.assert_close(mine, other.float(), rtol=0, atol=0)
+
+
+def test_without_gradients_a_chunk_costs_two_products(monkeypatch):
+    hidden, reference, weight = problem(9, dtype=torch.float32)
+    products = []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, **o: products.append(o) or product(*a, **o))
+    token_kl(hidden.requires_grad_(), reference, weight, chunk_rows=3)
+    with torch.no_grad():
+        token_kl(hidden, reference, weight, chunk_rows=3)
+    assert len(products) == 3 * 3 + 3 * 2
+
+
 def test_a_gradient_step_brings_the_policy_nearer_to_the_reference():
     hidden, reference, weight = problem(5, 8, 30, torch.float32, 0.3)
     value, _ = value_and_gradient(lambda h: token_kl(h, reference, weight), hidden)
