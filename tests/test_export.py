@@ -86,8 +86,10 @@ def test_a_merged_model_is_plain_transformers_with_the_policys_logits_and_its_he
 ):
     make_llama(initializer_range=0.2, tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"what sentencepiece wrote")
     make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
     export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
+    assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == b"what sentencepiece wrote"
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.dtype == torch.float32
     assert type(merged).__name__ == "LlamaForCausalLM"
