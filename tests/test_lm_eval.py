@@ -17,7 +17,7 @@ from sempa.models import BaseModel
 
 lm_eval = pytest.importorskip("lm_eval")
 
-PEOPLE = ("man", "woman", "girl", "boy")
+OWNERS = ("man", "woman", "girl", "boy", "cat", "horse", "bird", "dog")
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +42,8 @@ def base(tiny_llama, tokenizer):
 def questions(tmp_path):
     path = tmp_path / "questions.jsonl"
     rows = [
-        {"question": f"The dog of a {person}", "choices": ["is petted.", "ignores the horse.", "x", person], "label": k}
-        for k, person in enumerate(PEOPLE)
+        {"question": f"The dog of a {owner}", "choices": ["is", "ignores the horse.", "x", owner[0]], "label": k % 4}
+        for k, owner in enumerate(OWNERS)
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -88,7 +88,7 @@ def test_the_harness_and_our_multiple_choice_agree(base, choice_task, questions,
     ]
     assert (rows[0]["base"], rows[0]["aligned"]) == (ours.base_accuracy, ours.aligned_accuracy)
     assert (rows[1]["base"], rows[1]["aligned"]) == (ours.base_normalised, ours.aligned_normalised)
-    assert rows[0]["change"] == rows[0]["aligned"] - rows[0]["base"]
+    assert [row["change"] for row in rows] == [row["aligned"] - row["base"] for row in rows] != [0, 0]
     assert rows[0]["base_stderr"] >= 0
     # The figures agree because each log-likelihood does.
     preferences = [encode_question(base, question) for question in asked]
@@ -104,14 +104,15 @@ def test_the_harness_and_our_multiple_choice_agree(base, choice_task, questions,
 def test_the_harness_writes_its_result_files_and_a_group_is_one_row(base, choice_task, tmp_path, monkeypatch):
     metrics = [{"metric": "acc", "weight_by_size": True}]
     group = {"group": "both", "task": ["which"], "aggregate_metric_list": metrics}
-    (tmp_path / "group.yaml").write_text(yaml.safe_dump(group))
+    (tmp_path / "inner.yaml").write_text(yaml.safe_dump(group))
+    (tmp_path / "outer.yaml").write_text(yaml.safe_dump({**group, "group": "all", "task": ["both"]}))
     only_these_tasks(monkeypatch, tmp_path)
-    rows = run_harness(base, "RUN/adapter", tmp_path / "out", ["both"], limit=2)
-    assert [(row["task"], row["metric"]) for row in rows] == [("both", "acc")]
+    rows = run_harness(base, "RUN/adapter", tmp_path / "out", ["all"], limit=2)
+    assert [(row["task"], row["metric"]) for row in rows] == [("all", "acc")]
     (written,) = (tmp_path / "out" / "aligned" / "RUN__adapter").glob("results_*.json")
     results = json.loads(written.read_text())
     assert results["config"]["limit"] == 2
-    assert results["groups"]["both"]["acc,none"] == rows[0]["aligned"]
+    assert results["groups"]["all"]["acc,none"] == rows[0]["aligned"]
     assert len(samples(tmp_path / "out" / "base" / "tiny")) == 2
 
 
