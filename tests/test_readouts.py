@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from sempa.embedder import embed
+from sempa.cli import main
+from sempa.embedder import Embedder, embed
 from sempa.errors import SempaError
 from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
 from sempa.models import load_base
@@ -420,3 +422,43 @@ def test_a_row_of_long_sentences_is_cut_before_it_grows_large(made):
     assert len(lengths) > 1
     assert max(lengths) <= 2048
     assert len(prompt.tokens) * 8 > 2048
+
+
+def run_command(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_line_takes_readout_and_layer(tiny_folder, tmp_path, capsys):
+    model = ["--model", tiny_folder, "--dtype", "float32", "--device", "cpu"]
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    wanted = embed(base, ["A man runs.", "Hi."], readout="echo", layer=1)
+    unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    chosen = ["--readout", "echo", "--layer", "1"]
+    out = run_command(capsys, "similarity", *model, *chosen, "A man runs.", "Hi.")
+    assert float(out) == pytest.approx(float(unit[0] @ unit[1]), abs=1e-4)
+    (tmp_path / "in.txt").write_text("A man runs.\nHi.\n")
+    run_command(capsys, "embed", *model, *chosen, tmp_path / "in.txt", tmp_path / "out.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, rtol=1e-5, atol=1e-6)
+
+    def score(*options):
+        json_file = tmp_path / "figures.json"
+        quick = ["--no-retention", "--builtin-pairs", "30", "--json", json_file]
+        run_command(capsys, "evaluate", *model, *quick, *options)
+        return json.loads(json_file.read_text())["sts"][0]["base"]
+
+    assert score(*chosen) == pytest.approx(score("--readout", "echo", "--layer", "-2"))
+    assert abs(score(*chosen) - score()) > 0.1
+
+
+def test_help_names_every_readout(capsys):
+    with pytest.raises(SystemExit):
+        main(["similarity", "--help"])
+    # argparse breaks lines at hyphens too.
+    text = "".join(capsys.readouterr().out.split())
+    assert ",".join(READOUTS[:-1]) + "or" + READOUTS[-1] in text
+
+
+def test_an_unknown_readout_is_refused_before_a_model_is_loaded():
+    with pytest.raises(SempaError, match="readout: found 'median', expected one of mean, weighted-mean"):
+        Embedder("/nowhere", readout="median")

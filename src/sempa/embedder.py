@@ -26,7 +26,8 @@ class Embedder:
         adapter: folder of a LoRA adapter, from sempa or PEFT; None embeds with the base model.
         readout: one of `sempa.readouts.READOUTS`.
         layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
-            after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last.
+            after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
+            for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
         dtype: `bfloat16` or `float32`.
         device: a torch device; by default CUDA when there is one, else the CPU.
 
@@ -43,6 +44,7 @@ class Embedder:
         dtype: str = "bfloat16",
         device: str | None = None,
     ) -> None:
+        check_readout(readout)
         self.base = load_base(model, dtype, device)
         if adapter is not None:
             load_adapter(self.base.model, Path(adapter))

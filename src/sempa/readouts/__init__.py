@@ -46,8 +46,11 @@ _READOUTS = {
 READOUTS = tuple(_READOUTS)
 
 
-def check_readout(readout: str, layer: int, depth: int) -> None:
-    """Raise `SempaError` for a readout that does not exist, or a layer that a model of this depth does not have."""
+def check_readout(readout: str, layer: int = -1, depth: int = 0) -> None:
+    """Raise `SempaError` for a readout that does not exist, or a layer that a model of this depth does not have.
+
+    The name alone can be checked before there is a model.
+    """
     if readout not in READOUTS:
         raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
     if not -depth - 1 <= layer <= depth:
