@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from scipy.integrate import quad
 
@@ -26,6 +27,7 @@ from sempa.geometry import (
     uniformity,
     unit_vectors,
 )
+from sempa.losses import isotropy_loss, uniformity_loss
 
 
 def gaussian(n, width, seed=0, scale=1.0):
@@ -308,6 +310,14 @@ def test_measure_geometry_takes_all_measures_of_unit_vectors():
         "hubness": stats.skew(Oracle.occurrences(units, 10)),
     }
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_measures_say_what_the_losses_of_the_same_names_train():
+    vectors = skewed()
+    units, tensor = unit_vectors(vectors), torch.from_numpy(vectors)
+    assert uniformity(units, 3.0) == pytest.approx(float(uniformity_loss(tensor, 3.0)), abs=1e-12)
+    in_use = 7 / math.exp(float(isotropy_loss(tensor)))
+    assert isoscore(units) == pytest.approx((in_use - 1) / 6, rel=1e-12)
 
 
 def test_positives_are_the_pairs_above_four_on_a_scale_from_0_to_5():

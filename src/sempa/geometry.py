@@ -8,6 +8,7 @@ figures then depends on the vectors' lengths.
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from scipy.special import entr, hyp0f1, logsumexp
 from scipy.stats import skew
 
@@ -145,8 +146,9 @@ def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarr
         cosines = units[rows] @ units.T
         inside = np.arange(len(cosines))
         cosines[inside, rows.start + inside] = -np.inf
-        nearest = np.argpartition(cosines, -count, axis=1)[:, -count:]
-        occurrences += np.bincount(nearest.ravel(), minlength=len(units))
+        # Several times as fast as NumPy's argpartition.
+        nearest = torch.from_numpy(cosines).topk(count, sorted=False).indices
+        occurrences += np.bincount(nearest.numpy().ravel(), minlength=len(units))
     return occurrences
 
 
