@@ -120,8 +120,8 @@ def _exponents(logits: Tensor, bias: Tensor | None, softcap: float | None) -> tu
     if softcap is not None:
         ratio = z.to(dtype).div(softcap).tanh_()
         z, slope = ratio * softcap, ratio.square_().neg_().add_(1)
-    shift = z.amax(1, keepdim=True).to(dtype) * -LOG2_E
-    return torch.add(shift, z, alpha=LOG2_E), slope
+    # The difference first: it is exact near the largest logit, where a rounded product of either would not be.
+    return (z - z.amax(1, keepdim=True).to(dtype)).mul_(LOG2_E), slope
 
 
 def _check(
