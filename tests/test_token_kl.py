@@ -79,8 +79,8 @@ def test_float32_is_within_rounding_of_float64_at_any_shape_and_scale(rows, widt
     logit_size = float((hidden.abs().double() @ weight.abs().double().T).max()) if rows else 0.0
     assert value.dtype == torch.float32
     assert (value >= 0).all()
-    # A logit's own float32 rounding δ is all that may separate them. In the policy's logits it changes KL by δ at most, in
-    # the reference's by δ Σ p' |r − KL|, r = log p'/p: near a tie of the reference, small steps move much mass.
+    # A logit's own float32 rounding δ is all that may separate them. In the policy's logits it changes KL by δ at most,
+    # in the reference's by δ Σ p' |r − KL|, r = log p'/p: near a tie of the reference, small steps move much mass.
     theirs, ours = ((x.double() @ weight.double().T).log_softmax(1) for x in (reference, hidden.detach()))
     spread = (theirs.exp() * (theirs - ours - exact.detach()[:, None]).abs()).sum(1)
     allowed = 1e-5 * exact + 4e-7 * logit_size * (1 + spread) + 1e-6
