@@ -113,7 +113,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, upstream: Tensor | None, *of_saved: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        if any(gradient is not None for gradient in of_saved):
+        # A compiler traces this with gradients for all outputs; it refuses a second differentiation itself.
+        if not torch.compiler.is_compiling() and any(gradient is not None for gradient in of_saved):
             raise RuntimeError("token_logprobs can be differentiated once, not twice")
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -155,8 +156,8 @@ def _log_and_residual_(
     """log p_y of a chunk; its raw logits turn, in place, into ∂ log p_y / ∂logits if `residual` asks for it.
 
     With logits z, m = max z and Z = Σ 2^((z − m) log₂ e): log p_y = z_y − m − log Z, and the residual is
-    (1[v = y] − p_v) · (1 − (z_v / softcap)²). The target's, −expm1(log p_y), keeps its digits where p_y is near 1, and
-    all are rounded to the logits' dtype only at the end.
+    (1[v = y] − p_v) · (1 − (z_v / softcap)²), rounded to the logits' dtype only at the end: 1 − p_y of a likely target
+    keeps its digits in bfloat16 too.
     """
     dtype = _accumulator(logits.dtype)
     rows = min(len(logits), max(1, PASS_ELEMENTS // logits.shape[1]))
