@@ -92,11 +92,14 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
 
     As in `token_logprobs`, a few rows at a time, so that they stay in the cache, and in powers of two.
     """
+    rows = min(len(policy), max(1, PASS_ELEMENTS // policy.shape[1]))
+    block = policy.new_empty(3, rows, policy.shape[1], dtype=_accumulator(policy.dtype))
     divergences = []
-    rows = max(1, PASS_ELEMENTS // policy.shape[1])
     for raw, base in zip(policy.split(rows), reference.split(rows), strict=True):
-        (ours, slope), (theirs, _) = (_exponents(logits, bias, softcap) for logits in (raw, base))
-        ratio = theirs - ours
+        ours, theirs, ratio = block[:, : len(raw)]
+        slope = _exponents_(ours.copy_(raw), bias, softcap)
+        _exponents_(theirs.copy_(base), bias, softcap)
+        torch.sub(theirs, ours, out=ratio)
         ours, theirs = ours.exp2_(), theirs.exp2_()
         our_total, their_total = (powers.sum(1, keepdim=True) for powers in (ours, theirs))
         # Logarithm of a quotient, not difference of logarithms: near 1 it keeps its digits.
@@ -112,16 +115,17 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
     return torch.cat(divergences)
 
 
-def _exponents(logits: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """(z − max z) log₂ e of the logits z that bias and soft cap make of the raw ones, and ∂z / ∂raw if it is not 1."""
-    z, slope, dtype = logits, None, _accumulator(logits.dtype)
+def _exponents_(z: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor | None:
+    """Raw logits turn into (z − max z) log₂ e, z with bias and soft cap; returns ∂z / ∂raw where it is not 1."""
+    slope = None
     if bias is not None:
-        z = z + bias.to(dtype)
+        z += bias
     if softcap is not None:
-        ratio = z.to(dtype).div(softcap).tanh_()
-        z, slope = ratio * softcap, ratio.square_().neg_().add_(1)
-    # The difference first: it is exact near the largest logit, where a rounded product of either would not be.
-    return (z - z.amax(1, keepdim=True).to(dtype)).mul_(LOG2_E), slope
+        z.div_(softcap).tanh_()
+        slope = 1 - z * z
+        z *= softcap
+    z.sub_(z.amax(1, keepdim=True)).mul_(LOG2_E)
+    return slope
 
 
 def _check(
