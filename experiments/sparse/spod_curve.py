@@ -1,0 +1,131 @@
+"""How much of the embedding k key tokens hold: similarity against k, and against dense vectors of the same bytes.
+
+    python experiments/sparse/spod_curve.py --sts STSBenchmark/sts-dev.csv [--adapter runs/NAME/adapter]
+
+Every sentence is embedded once. Its k-sparse codes are compared with the dense vector, and at equal stored bytes (CSR:
+8 a token) with the vector's first entries and with its first principal components (float32: 4 an entry; the components
+are those of the same sentences, which flatters them). As components are free of the sentences' mean, codes of the
+embedding without it stand beside codes of the embedding as it is. Writes the figures as JSON and the plot as SVG.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from sempa.embedder import embed
+from sempa.files import write_atomic, write_json
+from sempa.kernels import sparse_code, token_directions
+from sempa.lora import load_adapter
+from sempa.models import load_base
+from sempa.plots import ALIGNED, BASE, INK, make_figure, svg
+from sempa.sparse import sparse_cosines, stored_bytes, to_csr
+from sempa.sts import StsTask, evaluate_sts, read_sts, score_sts
+
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--adapter", type=Path, help="folder of an adapter; without one the base model is measured")
+    parser.add_argument("--sts", required=True, help="file of scored pairs, such as sts-dev.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "spod", help="where .json and .svg go")
+    given = parser.parse_args()
+    base = load_base(given.model)
+    if given.adapter is not None:
+        load_adapter(base.model, given.adapter)
+    (task,) = read_sts(given.sts)
+    sentences = list(dict.fromkeys(text for pair in task.pairs for text in (pair.first, pair.second)))
+    vectors = embed(base, sentences, show_progress=True)
+    result = {
+        "task": task.name,
+        "model": given.model,
+        "adapter": str(given.adapter or ""),
+        **measure(task, sentences, vectors, base.model.get_output_embeddings().weight),
+    }
+    write_json(given.out.with_suffix(".json"), result)
+    write_atomic(given.out.with_suffix(".svg"), plot(result))
+    print(table(result))
+
+
+def measure(task: StsTask, sentences: Sequence[str], vectors: np.ndarray, head: torch.Tensor) -> dict:
+    """Spearman's ρ × 100 of dense vectors `[n, D]`, and of all codes and short vectors for each k of SIZES."""
+    row = {sentence: i for i, sentence in enumerate(sentences)}
+    first, second = ([row[text] for text in texts] for texts in zip(*((p.first, p.second) for p in task.pairs)))
+
+    def dense(rows: np.ndarray) -> float:
+        return evaluate_sts(lambda texts: rows[[row[text] for text in texts]], [task])[0].score
+
+    def sparse(codes: csr_matrix) -> float:
+        return score_sts(task, sparse_cosines(codes[first], codes[second])).score
+
+    centred = vectors - vectors.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    components = centred @ axes.T
+    points = []
+    for (k, codes), (_, free) in zip(sparse_codes(vectors, head), sparse_codes(centred, head)):
+        size = stored_bytes(codes) / len(vectors)
+        entries = min(vectors.shape[1], int(size // vectors.itemsize))
+        point = {
+            "k": k,
+            "bytes": size,
+            "sparse": sparse(codes),
+            "sparse without mean": sparse(free),
+            "entries": entries,
+            "first entries": dense(vectors[:, :entries]),
+            "principal components": dense(components[:, :entries]),
+        }
+        points.append(point)
+    whole = {"bytes": vectors.itemsize * vectors.shape[1], "score": dense(vectors), "without mean": dense(centred)}
+    return {"sentences": len(sentences), "dense": whole, "points": points}
+
+
+@torch.inference_mode()
+def sparse_codes(vectors: np.ndarray, head: torch.Tensor) -> Iterator[tuple[int, csr_matrix]]:
+    """The codes of vectors `[n, D]` for each k of SIZES: a code is the largest values of any longer one."""
+    values, indices, _ = sparse_code(torch.from_numpy(vectors).to(head.device), token_directions(head), max(SIZES))
+    values, order = values.sort(dim=1, descending=True)
+    for k in SIZES:
+        yield k, to_csr(values[:, :k], indices.gather(1, order)[:, :k], len(head))
+
+
+def table(result: dict) -> str:
+    """The figures as Markdown, a row for each k."""
+    names = ("k", "bytes", "sparse", "sparse without mean", "entries", "first entries", "principal components")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for point in result["points"]:
+        cells = (f"{point[name]:.0f}" if name in ("k", "bytes", "entries") else f"{point[name]:.2f}" for name in names)
+        lines.append(f"| {' | '.join(cells)} |")
+    whole = result["dense"]
+    lines += ["", f"dense, {whole['bytes']} bytes: {whole['score']:.2f}, without mean {whole['without mean']:.2f}"]
+    return "\n".join(lines)
+
+
+def plot(result: dict) -> str:
+    """Similarity against k, and against bytes a sentence, as an SVG."""
+    figure, axes = make_figure(1, 2, (8.4, 3.2), sharey=True)
+    points, whole = result["points"], result["dense"]
+    codes = (("sparse", ALIGNED, "-"), ("sparse without mean", ALIGNED, "--"))
+    short = (("principal components", BASE, "--"), ("first entries", BASE, "-"))
+    for axis, x, lines in ((axes[0], "k", codes), (axes[1], "bytes", (*codes, *short))):
+        for name, colour, style in lines:
+            xs, ys = ([point[key] for point in points] for key in (x, name))
+            axis.plot(xs, ys, style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name)
+        axis.set_xscale("log", base=2)
+    axes[0].axhline(whole["score"], color=INK, linewidth=0.8)
+    axes[0].axhline(whole["without mean"], color=INK, linewidth=0.8, linestyle="--")
+    axes[1].plot([whole["bytes"]], [whole["score"]], "s", color=INK, markersize=5, label="dense")
+    axes[0].set_xlabel("tokens a sentence, k (lines: dense, with and without mean)")
+    axes[1].set_xlabel("stored bytes a sentence")
+    axes[0].set_ylabel(f"{result['task']}, ρ × 100")
+    axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
+    return svg(figure, "spod", "Similarity scores of sparse codes against their size")
+
+
+if __name__ == "__main__":
+    main()
