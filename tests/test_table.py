@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from sempa import SempaError
 from sempa.cli import main
 from sempa.data import ScoredPair
 from sempa.embedder import Embedder, embed
-from sempa.lora import add_lora, save_adapter
+from sempa.evaluation import measure_sts
+from sempa.lora import adapter_disabled, add_lora, load_adapter, save_adapter
 from sempa.models import load_base
+from sempa.report import tables
 from sempa.statistics import Interval, bootstrap, compare, interval
-from sempa.sts import SETS, StsTask, select_tasks
+from sempa.sts import SETS, StsTask, evaluate_sts, select_tasks
 from sempa.table import BASELINE, Method, Row, measure_rows, parse_methods, summarise
 from sempa.table_formats import (
     PUBLISHED,
@@ -394,6 +397,24 @@ def test_a_single_set_has_no_average_but_its_details(tasks):
     assert [row[3] != "" for row in rows] == [False, True]
     assert "SICK trial, 12 pairs" in terminal(one)
     assert "Pearson" in terminal(one)
+
+
+def test_a_runs_report_has_the_interval_and_the_test_of_every_change(base, tasks, adapters):
+    load_adapter(base.model, Path(adapters[0]))
+    figures, *_ = measure_sts(base, tasks[:2])
+    rows = tables({"sts": figures})[0][2]
+    for task, figure, row in zip(tasks, figures, rows):
+        with adapter_disabled(base.model):
+            (before,) = evaluate_sts(lambda sentences: embed(base, sentences), [task])
+        (after,) = evaluate_sts(lambda sentences: embed(base, sentences), [task])
+        seed = (0, *task.name.encode())
+        draws = [bootstrap(side.cosines, task.gold, seed=seed) for side in (after, before)]
+        expected = compare(after.score, before.score, *draws)
+        # Other batches round otherwise, which may exchange two ranks.
+        assert figure["p"] == pytest.approx(expected.p, abs=0.02)
+        assert figure["change_interval"] == pytest.approx(expected.interval, abs=2)
+        low, high = figure["change_interval"]
+        assert row[-2:] == [f"{low:+.1f} – {high:+.1f}", f"{figure['p']:.3f}"]
 
 
 # The command

@@ -18,7 +18,8 @@ from sempa.packing import pack_preferences
 from sempa.progress import bar
 from sempa.prompts import Preference
 from sempa.retention import generate_side_by_side, measure_retention
-from sempa.sts import StsTask, evaluate_sts, read_sts
+from sempa.statistics import compare
+from sempa.sts import StsTask, draw_scores, evaluate_sts, read_sts
 from sempa.texts import Scored, encode_conversations, encode_file, encode_passages, read_gsm8k
 from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 
@@ -43,6 +44,7 @@ def measure_sts(
 ) -> tuple[list[dict], dict, dict[str, np.ndarray]]:
     """Spearman's ρ × 100 of each task with the adapter off and on; cosines and embeddings of the last task for more.
 
+    A task has the 95 % interval of its change, too, and `p` of the paired bootstrap test that aligned beats base.
     The embeddings, under `base` and `aligned`, are float32 `[n, D]` of the last task's n distinct sentences.
     """
     own = distinct_sentences(tasks[-1].pairs)
@@ -57,10 +59,11 @@ def measure_sts(
     with adapter_disabled(base.model):
         before = evaluate_sts(encode, tasks)
     after = evaluate_sts(encode, tasks)
-    table = [
-        {"task": one.task.name, "pairs": len(one.task.pairs), "base": one.score, "aligned": two.score}
-        for one, two in zip(before, after, strict=True)
-    ]
+    table = []
+    for one, two in zip(before, after, strict=True):
+        change = compare(two.score, one.score, draw_scores(two), draw_scores(one))
+        scores = {"task": one.task.name, "pairs": len(one.task.pairs), "base": one.score, "aligned": two.score}
+        table.append({**scores, "change_interval": change.interval, "p": change.p})
     gold = [pair.score for pair in tasks[-1].pairs]
     cosines = {"base": before[-1].cosines.tolist(), "aligned": after[-1].cosines.tolist()}
     scatter = {"task": tasks[-1].name, "gold": gold, **cosines}

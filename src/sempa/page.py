@@ -85,6 +85,11 @@ def number(value: float | None, digits: int) -> str:
     return "n/a" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def span(ends: Sequence[float] | None, *, signed: bool = False) -> str:
+    """The two ends of an interval with one decimal, or nothing."""
+    return f"{ends[0]:{'+' * signed}.1f} – {ends[1]:{'+' * signed}.1f}" if ends else ""
+
+
 def share(value: float | None, *, signed: bool = False) -> str:
     """A share as percent."""
     if value is None or not math.isfinite(value):

@@ -18,12 +18,14 @@ from sempa.page import (
     html_table,
     number,
     share,
+    span,
     text_table,
 )
 from sempa.space_report import key_token_examples, space_figures, space_tables, space_words
 
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
+    "95 %, p": "interval of the change over bootstrap draws of the pairs, and the paired test that aligned beats base",
     "preference accuracy": "share of held-out triplets with log π(entailment) > log π(contradiction); higher is better",
     "reward accuracy": "the same for the implicit rewards β log π/π_ref, which the objective trains; higher is better",
     "reward margin": "mean difference of the two implicit rewards, in nats",
@@ -56,10 +58,13 @@ def tables(report: dict) -> list[Table]:
                 number(r["base"], 2),
                 number(r["aligned"], 2),
                 _change(r["base"], r["aligned"]),
+                span(r.get("change_interval"), signed=True),
+                f"{r['p']:.3f}" if "p" in r else "",
             ]
             for r in report["sts"]
         ]
-        made.append(("Sentence similarity, Spearman's ρ × 100", ["task", "pairs", "base", "aligned", "change"], rows))
+        columns = ["task", "pairs", "base", "aligned", "change", "95 %", "p"]
+        made.append(("Sentence similarity, Spearman's ρ × 100", columns, rows))
     if preference := report.get("preference"):
         rows = [
             ["preference accuracy", share(preference["base_accuracy"]), share(preference["aligned_accuracy"])],

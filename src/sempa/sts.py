@@ -14,7 +14,7 @@ import numpy as np
 from sempa.data import ScoredPair, distinct_sentences
 from sempa.errors import SempaError
 from sempa.records import Layout, many, numbered_lines, read_records
-from sempa.statistics import pearson, spearman
+from sempa.statistics import bootstrap, pearson, spearman
 
 Encode = Callable[[list[str]], np.ndarray]
 """Sentences → embeddings, float32 `[n, D]`."""
@@ -287,6 +287,14 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
         defined = size > 1 and np.ptp(x) >= _SAME_COSINE and np.ptp(y) > 0
         subtasks[name] = (spearman(x, y), pearson(x, y)) if defined else None
     return StsResult(task, score, linear, subtasks, cosines)
+
+
+def draw_scores(result: StsResult, resamples: int = 1000, seed: int = 0, ranks: bool = True) -> np.ndarray:
+    """`sempa.statistics.bootstrap` of a result: ρ × 100 (r × 100 without `ranks`) of draws of its pairs, `[resamples]`.
+
+    The draws depend on the task's name and `seed`: those of two encoders meet the same pairs.
+    """
+    return bootstrap(result.cosines, result.task.gold, resamples, (seed, *result.task.name.encode()), ranks)
 
 
 def pair_cosines(encode: Encode, pairs: Sequence[ScoredPair]) -> np.ndarray:

@@ -27,8 +27,8 @@ from sempa.models import BaseModel, weights_fingerprint
 from sempa.progress import bar
 from sempa.readouts import READOUTS, check_readout
 from sempa.readouts.layers import depth
-from sempa.statistics import bootstrap, compare, interval
-from sempa.sts import StsResult, StsTask, left_out, pair_cosines, score_sts
+from sempa.statistics import compare, interval
+from sempa.sts import StsResult, StsTask, draw_scores, left_out, pair_cosines, score_sts
 
 # Sentences that are embedded between two steps of the progress bar: as many as keep the time left up to date.
 _CHUNK = 256
@@ -129,7 +129,7 @@ def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 10
             each = np.array([(result.score, result.pearson) for result in results]).T
             scores.append(np.column_stack((each.mean(1), each)))
             if resamples:
-                drawn = np.stack([_draws(result, resamples, seed) for result in results], 1)
+                drawn = np.array([[draw_scores(r, resamples, seed, ranks) for r in results] for ranks in (True, False)])
                 draws.append(np.concatenate((drawn.mean(1, keepdims=True), drawn), 1))
             progress.update()
     baseline = next((place for place, row in enumerate(rows) if row.method == BASELINE), None)
@@ -189,12 +189,6 @@ def _score(row: Row, tasks: Sequence[StsTask]) -> list[StsResult]:
         return [score_sts(task, cosines) for task, cosines in zip(tasks, row.cosines, strict=True)]
     except SempaError as error:
         raise SempaError(f"row {row.method.label}: {error}") from error
-
-
-def _draws(result: StsResult, resamples: int, seed: int) -> np.ndarray:
-    """Spearman's and Pearson's correlation of the task's draws, `[2, resamples]`."""
-    seeds = (seed, *result.task.name.encode())
-    return np.stack([bootstrap(result.cosines, result.task.gold, resamples, seeds, ranks) for ranks in (True, False)])
 
 
 def _pairs(tasks: Sequence[StsTask]) -> list[ScoredPair]:

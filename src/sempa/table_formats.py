@@ -18,6 +18,7 @@ from sempa.page import (
     html_table,
     markdown_table,
     number,
+    span,
     text_table,
 )
 from sempa.sts import SETS
@@ -113,7 +114,7 @@ def main_table(report: dict) -> Table:
     rows = []
     for row in report["rows"]:
         scores = [row["tasks"][name]["spearman"] for name in names] + ([row["average"]["spearman"]] if several else [])
-        tested = [_span(row["average"]["spearman_interval"]), _p(row["average"])] if report["resamples"] else []
+        tested = [span(row["average"]["spearman_interval"]), _p(row["average"])] if report["resamples"] else []
         rows.append([row["label"], *(number(score, 2) for score in scores), *tested])
     return f"{report['model']}: Spearman's ρ × 100", columns, rows
 
@@ -137,15 +138,17 @@ def detail_tables(report: dict) -> list[Table]:
             figure = row["tasks"][task["name"]]
             versus = figure.get("versus")
             against = (
-                [f"{versus['difference']:+.2f}", _span(versus["interval"], "+"), _p(figure)] if versus else [""] * 3
+                [f"{versus['difference']:+.2f}", span(versus["interval"], signed=True), _p(figure)]
+                if versus
+                else [""] * 3
             )
             rows.append(
                 [
                     row["label"],
                     number(figure["spearman"], 2),
-                    _span(figure.get("spearman_interval")),
+                    span(figure.get("spearman_interval")),
                     number(figure["pearson"], 2),
-                    _span(figure.get("pearson_interval")),
+                    span(figure.get("pearson_interval")),
                     *against,
                 ]
             )
@@ -196,10 +199,6 @@ def _picture(report: dict) -> str:
     axis.invert_yaxis()
     axis.set_xlabel("average Spearman's ρ × 100")
     return plots.svg(figure, "averages", "Average similarity score of every row")
-
-
-def _span(ends: Sequence[float] | None, sign: str = "") -> str:
-    return f"{ends[0]:{sign}.1f} – {ends[1]:{sign}.1f}" if ends else ""
 
 
 def _p(figure: dict) -> str:

@@ -37,11 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation import builtin_task, gsm8k_sample, measure_generation, measure_sts
     from sempa.files import write_json
     from sempa.report import terminal_table
-    from sempa.sts import read_sts
+    from sempa.sts import left_out, read_sts
 
     tasks = [builtin_task(arguments.builtin_pairs, 2)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
+    for note in left_out(tasks):
+        print(note)
     problems = gsm8k_sample(arguments.gsm8k)
     embedder = load_embedder(arguments)
     base = embedder.base
