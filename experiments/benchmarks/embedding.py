@@ -1,4 +1,11 @@
-"""Sentences/s: Embedder.encode against sentence-transformers with the same model, prompt, dtype and pooling."""
+"""Sentences/s: Embedder.encode against sentence-transformers with the same model, prompt, dtype and pooling.
+
+Beside them stand the bare matrix products: the linear layers of the decoder blocks on as many tokens as sempa runs, and
+nothing else. No exact encoder of these rows can be faster.
+
+sentence-transformers wraps every text in a model's chat template where there is one: "as loaded" shows what that costs
+(another prompt, other embeddings). The other contestants get the plain prompt.
+"""
 
 import argparse
 import json
@@ -8,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import race
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from sempa.captions import make_pairs
 from sempa.embedder import Embedder
-from sempa.models import resolve_model
 from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
+from sempa.readouts.layers import blocks
+from sempa.sources import resolve_model
 
 _PEER_BATCHES = (16, 32, 64)
+_PLAIN_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
 def main() -> None:
@@ -22,13 +33,16 @@ def main() -> None:
         __doc__,
         model={"default": "smollm2-135m"},
         sentences={"default": "", "help": "text file with one sentence per line (default: the built-in grammar's)"},
-        count={"type": int, "default": 512},
-        memory={"choices": ("sempa", "peer"), "help": "measure the peak memory of this contestant only"},
+        count={"type": int, "default": 192, "help": "sentences, evenly spread over the file (default %(default)s)"},
+        memory={"choices": ("sempa", "plain", "template"), "help": "measure the peak memory of this contestant only"},
         batch={"type": int, "default": 32},
     )
     sentences = _sentences(given)
     if given.memory:
-        run = _sempa(given, sentences, given.batch) if given.memory == "sempa" else _peer(given, sentences, given.batch)
+        if given.memory == "sempa":
+            run = _sempa(given, sentences, given.batch)
+        else:
+            run = _peer(given, sentences, given.batch, plain=given.memory == "plain")
         peak = race.PeakMemory(given.device)
         run()
         print(json.dumps({"bytes": peak.risen()}))
@@ -37,29 +51,29 @@ def main() -> None:
     sizes = (32,) if given.short else _PEER_BATCHES
     contestants |= {f"sentence-transformers, batch {size}": _peer(given, sentences, size) for size in sizes}
     _agree(*(contestants[name]() for name in ("sempa, batch 32", "sentence-transformers, batch 32")))
+    contestants["sentence-transformers, batch 32, as loaded"] = _peer(given, sentences, 32, plain=False)
+    contestants["bare matrix products"] = _bare_products(given, sentences)
     seconds = race.alternate(contestants, given.rounds)
     ours = seconds["sempa, batch 32"]
-    options = ["--model", given.model, "--sentences", given.sentences, "--count", given.count, "--device", given.device]
-    rows = []
-    for name, value in seconds.items():
-        what = "sempa" if name.startswith("sempa") else "peer"
-        risen = race.in_fresh_process(__file__, *options, "--memory", what, "--batch", name.split()[-1])["bytes"]
-        rows.append(
-            {
-                "contestant": name,
-                "sentences/s": len(sentences) / value,
-                "x sempa": value / ours,
-                "peak GiB": risen / 2**30,
-            }
-        )
+    rows = [
+        {
+            "contestant": name,
+            "sentences/s": len(sentences) / value,
+            "x sempa": value / ours,
+            "peak GiB": _peak(given, name),
+        }
+        for name, value in seconds.items()
+    ]
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     print(race.keep("embedding", given, rows))
 
 
 def _sentences(given: argparse.Namespace) -> list[str]:
     if given.sentences:
-        return Path(given.sentences).read_text(encoding="utf-8").splitlines()[: given.count]
-    return [text for pair in make_pairs(given.count // 2) for text in (pair.first, pair.second)]
+        lines = Path(given.sentences).read_text(encoding="utf-8").splitlines()
+    else:
+        lines = [text for pair in make_pairs(given.count // 2) for text in (pair.first, pair.second)]
+    return [lines[i * len(lines) // given.count] for i in range(min(given.count, len(lines)))]
 
 
 def _sempa(given: argparse.Namespace, sentences: list[str], batch: int) -> Callable[[], np.ndarray]:
@@ -67,14 +81,51 @@ def _sempa(given: argparse.Namespace, sentences: list[str], batch: int) -> Calla
     return lambda: embedder.encode(sentences, batch_size=batch)
 
 
-def _peer(given: argparse.Namespace, sentences: list[str], batch: int) -> Callable[[], np.ndarray]:
-    from sentence_transformers import SentenceTransformer, models
+def _peer(given: argparse.Namespace, sentences: list[str], batch: int, plain: bool = True) -> Callable[[], np.ndarray]:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
 
-    body = models.Transformer(resolve_model(given.model), model_args={"dtype": torch.bfloat16})
-    pooling = models.Pooling(body.get_word_embedding_dimension(), pooling_mode="lasttoken")
+    plainly = {"modality_config": _PLAIN_TEXT, "module_output_name": "token_embeddings"} if plain else {}
+    body = Transformer(resolve_model(given.model), model_kwargs={"dtype": torch.bfloat16}, **plainly)
+    pooling = Pooling(body.get_embedding_dimension(), pooling_mode="lasttoken")
     peer = SentenceTransformer(modules=[body, pooling], device=given.device)
     prompts = [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences]
     return lambda: peer.encode(prompts, batch_size=batch, show_progress_bar=False)
+
+
+def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[[], None]:
+    """The blocks' matrix products for the rows of `sempa, batch 32`, on inputs of their shapes."""
+    embedder = Embedder(given.model, device=given.device)
+    stack = blocks(embedder.base.model)
+    lengths: list[int] = []
+    hook = stack[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    embedder.encode(sentences, batch_size=32)
+    hook.remove()
+    weights = [module.weight for module in stack.modules() if isinstance(module, nn.Linear)]
+    widths = {weight.shape[1] for weight in weights}
+    inputs = {
+        (length, width): torch.randn(length, width, dtype=torch.bfloat16, device=given.device)
+        for length in lengths
+        for width in widths
+    }
+
+    @torch.inference_mode()
+    def run() -> None:
+        for length in lengths:
+            for weight in weights:
+                F.linear(inputs[length, weight.shape[1]], weight)
+
+    return run
+
+
+def _peak(given: argparse.Namespace, name: str) -> float | None:
+    """Peak memory above the loaded model in a fresh process, GiB."""
+    if not name.startswith(("sempa", "sentence")):
+        return None
+    what = "sempa" if name.startswith("sempa") else "template" if name.endswith("loaded") else "plain"
+    batch = name.split("batch ")[1].split(",")[0]
+    options = ["--model", given.model, "--sentences", given.sentences, "--count", given.count, "--device", given.device]
+    return race.in_fresh_process(__file__, *options, "--memory", what, "--batch", batch)["bytes"] / 2**30
 
 
 def _agree(ours: np.ndarray, theirs: np.ndarray) -> None:

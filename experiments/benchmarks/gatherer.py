@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import race
 import torch
@@ -12,11 +14,24 @@ from torch import Tensor
 from sempa.kernels import token_logprobs
 
 # rows N, width D, vocabulary V
-_SIZES = ((256, 576, 49152), (2048, 576, 49152), (2048, 896, 75968), (1024, 2048, 128256), (512, 4096, 256000))
+_SIZES = (
+    (256, 576, 32000),
+    (2048, 576, 49152),
+    (8192, 576, 32000),
+    (2048, 896, 75968),
+    (1024, 2048, 128256),
+    (256, 4096, 256000),
+)
+_TRAINED = ((2048, 576, 49152), (2048, 896, 75968), (512, 2048, 128256))
 _SHORT = ((512, 576, 49152),)
+# For the growth of time and memory: one of N and V at a time.
+_GROWTH = (
+    *((n, 576, 49152) for n in (256, 512, 1024, 2048, 4096, 8192)),
+    *((512, 576, v) for v in (32000, 64000, 128000, 256000)),
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# The naive version keeps several [N, V] tensors alive.
-_LARGEST = 1 << 28
+# Who takes this many times the bare products runs once, not in every round.
+_SLOW = 4
 
 
 def main() -> None:
@@ -25,41 +40,49 @@ def main() -> None:
         dtype={"choices": tuple(_DTYPES), "help": "this dtype only"},
         sizes={"default": "", "help": "N,D,V;N,D,V in place of the built-in sizes"},
         trained={"action": "store_true", "help": "gradient for the head too, against three products"},
+        growth={"action": "store_true", "help": "time and memory over N and over V, with a plot"},
         memory={"default": "", "help": "measure the peak memory of this contestant only"},
     )
-    sizes = [tuple(map(int, size.split(","))) for size in given.sizes.split(";") if size] or (
-        _SHORT if given.short else _SIZES
-    )
+    builtin = _GROWTH if given.growth else _TRAINED if given.trained else _SIZES
+    sizes = [tuple(map(int, size.split(","))) for size in given.sizes.split(";") if size]
+    sizes = sizes or (_SHORT if given.short else builtin)
     if given.memory:
         print(json.dumps({"bytes": _memory(given, *sizes[0])}))
         return
     rows = []
-    for dtype in (given.dtype,) if given.dtype else _DTYPES:
+    for dtype in (given.dtype,) if given.dtype else ("bfloat16",) if given.growth else _DTYPES:
         for size in sizes:
-            rows += _race(given, dtype, *size)
-            print(race.table(list(rows[0]), [list(row.values()) for row in rows[-_count(rows) :]]), flush=True)
-    print(race.keep("gatherer-trained" if given.trained else "gatherer", given, rows))
-
-
-def _count(rows: list[dict]) -> int:
-    """How many rows belong to the last size."""
-    last = [rows[-1][key] for key in ("dtype", "N", "D", "V")]
-    return sum([row[key] for key in ("dtype", "N", "D", "V")] == last for row in rows)
+            measured = _race(given, dtype, *size)
+            print(race.table(list(measured[0]), [list(row.values()) for row in measured]), flush=True)
+            rows += measured
+    path = race.keep("gatherer" + ("-trained" if given.trained else "-growth" if given.growth else ""), given, rows)
+    if given.growth:
+        _plot(rows, path.with_suffix(".svg"))
+    print(path)
 
 
 def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list[dict]:
     hidden, weight, targets = _inputs(given, dtype, n, d, v)
-    contestants = {"bare products": _bare(hidden, weight, given.trained)}
-    for name, gather in GATHERERS.items():
-        if name == "sempa" or n * v <= _LARGEST:
-            run = _forward_backward(gather, hidden, weight, targets)
-            try:
-                run()
-            except Exception as error:
-                print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
-                continue
+    contestants = {name: _bare(hidden, weight, given.trained, reuse) for name, reuse in BARE.items()}
+    seconds = {}
+    for name in ("sempa", "log_softmax") if given.growth else GATHERERS:
+        run = _forward_backward(GATHERERS[name], hidden, weight, targets)
+        try:
+            # Whatever is loaded and started the first time is so on a small problem.
+            _forward_backward(GATHERERS[name], *_inputs(given, dtype, 8, 16, 512))()
+            with race.alone(given.lock):
+                limit = _SLOW * _seconds(contestants["bare products"])
+                taken = _seconds(run)
+        except Exception as error:
+            print(f"{name} does not run: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            continue
+        if taken > limit:
+            print(f"{name} runs once: {taken:.1f} s, over {_SLOW} times the bare products", flush=True)
+            seconds[name] = taken
+        else:
             contestants[name] = run
-    seconds = race.alternate(contestants, given.rounds)
+    once = set(seconds)
+    seconds = race.alternate(contestants, given.rounds, given.lock) | seconds
     options = ("--device", given.device, "--dtype", dtype, "--sizes", f"{n},{d},{v}", "--memory")
     if given.trained:
         options = ("--trained", *options)
@@ -70,6 +93,7 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
             "D": d,
             "V": v,
             "contestant": name,
+            "runs": 1 if name in once else given.rounds,
             "ms": 1000 * value,
             "x bare": value / seconds["bare products"],
             "peak MiB": race.in_fresh_process(__file__, *options, name)["bytes"] / 2**20,
@@ -78,23 +102,37 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
     ]
 
 
+def _seconds(run: Callable[[], object]) -> float:
+    race.synchronize()
+    began = time.perf_counter()
+    run()
+    race.synchronize()
+    return time.perf_counter() - began
+
+
 def _inputs(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, d, generator=generator)
     # Logits of standard deviation 3, as a language model's are.
-    weight = 3 / d**0.5 * torch.randn(v, d, generator=generator)
+    weight = torch.randn(v, d, generator=generator).mul_(3 / d**0.5)
     targets = torch.randint(v, (n,), generator=generator)
     hidden, weight = (x.to(given.device, _DTYPES[dtype]) for x in (hidden, weight))
     return hidden.requires_grad_(), weight.requires_grad_(given.trained), targets.to(given.device)
 
 
-def _bare(hidden: Tensor, weight: Tensor, trained: bool) -> Callable[[], object]:
-    @torch.no_grad()
+def _bare(hidden: Tensor, weight: Tensor, trained: bool, reuse: bool) -> Callable[[], object]:
+    """Two products, or three; with `reuse` into memory that is there already, which spares a CPU its page faults."""
+    hidden, weight = hidden.detach(), weight.detach()
+    logits, direction, gradient = None, None, None
+    if reuse:
+        logits = hidden.new_empty(len(hidden), len(weight))
+        direction, gradient = torch.empty_like(hidden), torch.empty_like(weight) if trained else None
+
     def run() -> None:
-        logits = hidden @ weight.T
-        logits @ weight
+        scores = torch.mm(hidden, weight.T, out=logits)
+        torch.mm(scores, weight, out=direction)
         if trained:
-            logits.T @ hidden
+            torch.mm(scores.T, hidden, out=gradient)
 
     return run
 
@@ -150,19 +188,50 @@ if torch.cuda.is_available():
     GATHERERS |= {"Liger": _liger, "cut-cross-entropy": _cut}
 
 
+BARE = {"bare products": False, "bare products, memory reused": True}
+
+
 def _memory(given: argparse.Namespace, n: int, d: int, v: int) -> int:
-    inputs = _inputs(given, given.dtype, n, d, v)
-    run = (
-        _bare(*inputs[:2], given.trained)
-        if given.memory == "bare products"
-        else _forward_backward(GATHERERS[given.memory], *inputs)
-    )
     # Code and thread pools are loaded by a small run first.
-    small = _inputs(given, given.dtype, 8, d, 512)
-    _forward_backward(GATHERERS.get(given.memory, token_logprobs), *small)()
+    gather = GATHERERS.get(given.memory, token_logprobs)
+    _forward_backward(gather, *_inputs(given, given.dtype, 8, d, 512))()
+    hidden, weight, targets = _inputs(given, given.dtype, n, d, v)
     peak = race.PeakMemory(given.device)
-    run()
+    if given.memory in BARE:
+        _bare(hidden, weight, given.trained, BARE[given.memory])()
+    else:
+        _forward_backward(gather, hidden, weight, targets)()
     return peak.risen()
+
+
+def _plot(rows: list[dict], path: Path) -> None:
+    """Time and memory over the rows N, and over the vocabulary V, on logarithmic axes beside a line of slope 1."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # Without it the file's element ids would be new in every run.
+    matplotlib.rcParams["svg.hashsalt"] = path.stem
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    colours = {"sempa": "#e69f00", "log_softmax": "#56b4e9", "bare products": "#777777"}
+    over_rows = [row for row in rows if row["V"] == 49152]
+    over_vocabulary = [row for row in rows if row["N"] == 512 and row["V"] != 49152]
+    for axis, chosen, x, y in (
+        (axes[0], over_rows, "N", "ms"),
+        (axes[1], over_vocabulary, "V", "ms"),
+        (axes[2], over_rows, "N", "peak MiB"),
+    ):
+        for name, colour in colours.items():
+            points = [(row[x], row[y]) for row in chosen if row["contestant"] == name]
+            axis.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=name)
+        # The slope of linear growth, through the first point of ours.
+        first, *_ = [row for row in chosen if row["contestant"] == "sempa"]
+        ends = [min(row[x] for row in chosen), max(row[x] for row in chosen)]
+        axis.plot(ends, [first[y] * end / first[x] for end in ends], color="#777777", linestyle=":", label="linear")
+        axis.set(xscale="log", yscale="log", xlabel=x, title=f"{y} over {x}")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What every benchmark shares: alternating runs, medians, peak memory in fresh processes, tables, JSON."""
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -8,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,7 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="fewer sizes and rounds, for `make bench`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 5, short: 3)")
+    parser.add_argument("--lock", help="hold this file's lock in each round, so that several benchmarks take turns")
     for name, keywords in options.items():
         parser.add_argument(f"--{name}", **keywords)
     given = parser.parse_args()
@@ -32,23 +35,36 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     return given
 
 
-def alternate(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+@contextlib.contextmanager
+def alone(lock: str | None) -> Iterator[None]:
+    """Hold a file's lock, as `flock` does; without one, nothing."""
+    if lock is None:
+        yield
+        return
+    with Path(lock).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def alternate(contestants: dict[str, Callable[[], object]], rounds: int, lock: str | None = None) -> dict[str, float]:
     """Median seconds of each contestant: one warm-up, then `rounds` rounds in which everybody runs once, in turn.
 
     Alternating spreads the machine's noise over all; the order rotates so that nobody always follows the same one.
     """
     names = list(contestants)
-    for name in names:
-        contestants[name]()
+    with alone(lock):
+        for name in names:
+            contestants[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            synchronize()
-            began = time.perf_counter()
-            contestants[name]()
-            synchronize()
-            seconds[name].append(time.perf_counter() - began)
+        with alone(lock):
+            for name in names[turn:] + names[:turn]:
+                synchronize()
+                began = time.perf_counter()
+                contestants[name]()
+                synchronize()
+                seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -134,7 +150,9 @@ def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
     where = "-cuda" if given.device.startswith("cuda") else ""
     path = RESULTS / f"{name}{where}{kind}.json"
     path.parent.mkdir(exist_ok=True)
-    command = " ".join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    # A file by its name alone: where it lies is this machine's business.
+    options = [Path(option).name if Path(option).exists() else option for option in sys.argv[1:]]
+    command = " ".join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *options])
     report = {"command": command, "machine": machine(given.device), "rounds": given.rounds, "rows": rows}
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, hold all that the next step depends on, and show when a disk damaged them."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from sempa.errors import SempaError
-from sempa.files import remove_folder, remove_leftovers, replace_folder, sha256, write_json
+from sempa.files import read_json, remove_folder, remove_leftovers, replace_folder, sha256, write_json
 from sempa.lora import CONFIG_FILE, WEIGHTS_FILE, lora_parameters, read_adapter, save_adapter, set_lora
 from sempa.tensors import read_tensors, write_tensors
 
@@ -71,10 +70,10 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
 def check_checkpoint(folder: Path) -> None:
     """Compare every file of a checkpoint with its checksum; raises `SempaError` that names the first damaged file."""
     try:
-        expected = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["sha256"]
+        expected = read_json(folder / MANIFEST_FILE)["sha256"]
         # Only these names are opened, whatever else a damaged manifest may list.
         expected = {name: expected[name] for name in FILES}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SempaError(f"checkpoint {folder}: {MANIFEST_FILE} is missing or damaged") from error
     for name, digest in expected.items():
         try:
@@ -106,7 +105,7 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     _, adapter = read_adapter(folder)
     set_lora(model, adapter, folder / WEIGHTS_FILE)
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json(folder / STATE_FILE)
         saved = read_tensors(folder / OPTIMIZER_FILE)
         for name, parameter in lora_parameters(model).items():
             moments = {key: saved[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}

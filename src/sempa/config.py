@@ -95,8 +95,8 @@ _ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm",
 _SHARES = ("max_bad_share", "lora_dropout", "warmup")
 
 
-# PyYAML's own constructors of numbers and dates raise ValueError, and deep nests end the interpreter's stack.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+# PyYAML's own constructors of numbers and dates raise other errors, and deep nests end the interpreter's stack.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 _LARGEST_FILE = 1_000_000
 
 

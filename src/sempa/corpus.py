@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sempa.columnar import is_columnar
 from sempa.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.files import fingerprint, remove_leftovers, sha256, write_json
+from sempa.files import fingerprint, read_json, remove_leftovers, sha256, write_json
 from sempa.lora import LoraLinear
 from sempa.models import weights_fingerprint
 from sempa.progress import bar
@@ -203,7 +203,7 @@ def _write_manifest(folder: Path, embedder: Embedder, settings: dict, shards: di
 def _read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if manifest["fingerprint"] != _fingerprint(manifest["settings"]):
             raise ValueError("its settings do not match their fingerprint")
         if manifest["settings"]["shard_format"] not in FORMATS:
@@ -211,7 +211,7 @@ def _read_manifest(folder: Path) -> dict:
         for shard in manifest["shards"]:
             if not (type(shard["rows"]) is type(shard["first_row"]) is int and isinstance(shard["sha256"], str)):
                 raise ValueError("a shard's rows, first_row or sha256 is of a wrong type")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SempaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return manifest
 

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from sempa.errors import SempaError
 
+_LARGEST_JSON = 100_000_000
+
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
@@ -90,6 +92,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> object:
+    """The value of a JSON file; raises `OSError`, or `ValueError` for what is not JSON or larger than 100 MB."""
+    with path.open("rb") as stream:
+        data = stream.read(_LARGEST_JSON + 1)
+    if len(data) > _LARGEST_JSON:
+        raise ValueError(f"{path.name} has over {_LARGEST_JSON:,} bytes")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deep") from None
 
 
 def sha256(path: Path) -> str:

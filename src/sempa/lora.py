@@ -5,7 +5,6 @@ B starts at zero, so the policy starts as the reference; switching the second te
 """
 
 import contextlib
-import json
 import math
 import reprlib
 import sys
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.files import write_json
+from sempa.files import read_json, write_json
 from sempa.tensors import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -241,9 +240,9 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     Raises `SempaError` when they cannot be read, are damaged, or ask for more than plain LoRA.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
         tensors = read_tensors(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, RecursionError, SempaError) as error:
+    except (OSError, ValueError, SempaError) as error:
         raise SempaError(
             f"adapter {str(folder)!r}: cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
@@ -260,6 +259,8 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     ):
         if config.get(key):
             raise SempaError(f"{place}: {key} is set, but only plain LoRA can be loaded")
+    if not isinstance(config.get("base_model_name_or_path", ""), str | None):
+        raise SempaError(f"{place}: base_model_name_or_path is not text")
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
     for key, value, fits, expected in (
         ("r", rank, type(rank) is int and rank > 0, "a positive number"),

@@ -1,0 +1,193 @@
+"""Broken input at every reader: a result or a sentence that names the file, never a traceback, in bounded memory."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import make_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sempa import SempaError
+from sempa.config import Config, load_config
+from sempa.corpus import read_sentences
+from sempa.lora import CONFIG_FILE, add_lora, read_adapter, save_adapter
+from sempa.sts import read_sts
+from sempa.tensors import write_tensors
+from sempa.texts import read_gsm8k, read_texts
+from sempa.triplets import read_triplets
+
+RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
+READERS = (read_triplets, read_sts, read_texts, read_gsm8k, lambda path: list(read_sentences(path)), load_config)
+
+
+@pytest.fixture(scope="module")
+def fuzzer():
+    sys.path.insert(0, str(RELIABILITY))
+    try:
+        import fuzz
+
+        yield fuzz
+    finally:
+        sys.path.remove(str(RELIABILITY))
+
+
+def test_a_thousand_broken_inputs_end_in_a_result_or_a_sentence(fuzzer, tmp_path, monkeypatch):
+    """The nightly fuzzer's first inputs; `make fuzz` runs a hundred thousand."""
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    result = fuzzer.fuzz(1000, 0, tmp_path)
+    assert result["findings"] == []
+    for name, counts in result["readers"].items():
+        assert counts.get("refused"), name
+    # Mutants that are still sound show that the sound files are.
+    assert sum(counts.get("read", 0) for counts in result["readers"].values()) > 50
+
+
+def test_the_fuzzer_reports_what_a_careless_reader_does(fuzzer, tmp_path, monkeypatch):
+    """Its own test: another exception, a silent file, several lines and a hang are all findings."""
+
+    def careless(inside):
+        data = next(inside.iterdir()).read_bytes()
+        if len(data) % 4 == 0:
+            raise KeyError("a traceback")
+        if len(data) % 4 == 1:
+            raise SempaError("no file is named")
+        if len(data) % 4 == 2:
+            while True:
+                pass
+
+    monkeypatch.setattr(fuzzer, "SECONDS_PER_INPUT", 1)
+    monkeypatch.setattr(
+        fuzzer, "readers", lambda _: [fuzzer.Reader("careless", [{"a": b"0123456789" * 9}], careless, 1)]
+    )
+    found = {finding["what"].partition(":")[0] for finding in fuzzer.fuzz(20, 0, tmp_path)["findings"]}
+    assert found == {"KeyError", "the message does not name the file", "TooLong"}
+
+
+def refused_or_read(read, path):
+    try:
+        return read(path)
+    except SempaError as error:
+        assert str(path.parent) in str(error)
+        assert str(error).isprintable()
+
+
+def cells():
+    return st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@given(st.lists(st.tuples(cells(), cells(), cells()), min_size=1, max_size=5), st.sampled_from(",\t"))
+@settings(max_examples=150)
+def test_whatever_a_csv_library_writes_is_read_back_or_refused(tmp_path_factory, rows, delimiter):
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=delimiter)
+    writer.writerows([("sent0", "sent1", "hard_neg"), *rows])
+    path = tmp_path_factory.getbasetemp() / "h.csv"
+    path.write_text(stream.getvalue(), encoding="utf-8", newline="")
+    triplets = refused_or_read(lambda p: read_triplets(p, max_bad_share=1.0)[0], path)
+    good = [row for row in rows if all(cell.strip() for cell in row) and row[1].strip() != row[2].strip()]
+    plain = [row for row in good if not any(c in "".join(row) for c in "\r\n\0\x1c\x1d\x1e\x85\u2028\u2029")]
+    if plain and len(plain) == len(rows):
+        assert {(t.sentence, t.chosen, t.rejected) for t in triplets} == {tuple(map(str.strip, row)) for row in rows}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Config.__dataclass_fields__, "other"]), json_values, max_size=4))
+@settings(max_examples=150)
+def test_any_yaml_value_of_any_key_makes_a_config_or_a_sentence(tmp_path_factory, values):
+    path = tmp_path_factory.getbasetemp() / "h.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=False))
+    config = refused_or_read(load_config, path)
+    if config is not None:
+        assert isinstance(config, Config)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    model = make_llama()
+    add_lora(model, 2, 4)
+    save_adapter(model, folder, "source")
+    return folder, json.loads((folder / CONFIG_FILE).read_text())
+
+
+@given(
+    st.sampled_from(("r", "lora_alpha", "lora_dropout", "peft_type", "base_model_name_or_path", "use_dora")),
+    json_values,
+)
+@settings(max_examples=150)
+def test_any_value_in_an_adapters_config_is_used_or_refused(adapter, key, value):
+    folder, config = adapter
+    (folder / CONFIG_FILE).write_text(json.dumps({**config, key: value}))
+    refused_or_read(lambda path: read_adapter(path.parent), folder / CONFIG_FILE)
+
+
+def test_an_adapter_of_a_strange_size_is_refused_before_anything_of_that_size_is_made(adapter, tmp_path):
+    import torch
+
+    from sempa.lora import WEIGHTS_FILE, load_adapter
+
+    _, config = adapter
+    rank = 50_000_000
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "r": rank}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    write_tensors(tmp_path / WEIGHTS_FILE, {name: torch.empty(rank, 0)})
+    with pytest.raises(SempaError, match=r"has shape \(50000000, 0\), expected \(50000000, 32\)"):
+        load_adapter(make_llama(), tmp_path)
+
+
+def refused_early(read, path, most):
+    tracemalloc.start()
+    with pytest.raises(SempaError, match=path.name):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < most
+
+
+@pytest.mark.parametrize("beginning", [b"", b'{"text": "'])
+def test_a_zipped_gigabyte_in_one_line_is_refused_early(tmp_path, beginning):
+    """Members of a gzip file one behind the other are one stream: a gigabyte in a small file."""
+    path = tmp_path / "bomb.jsonl"
+    path.write_bytes(gzip.compress(beginning) + gzip.compress(b"a" * 10**7, 1) * 100)
+    for read in READERS:
+        refused_early(read, path, 20_000_000)
+
+
+def test_a_zipped_gigabyte_in_one_quoted_row_is_refused_early(tmp_path):
+    path = tmp_path / "bomb.csv"
+    path.write_bytes(gzip.compress(b'sent0,sent1,hard_neg\n"') + gzip.compress(b"a,\n" * 10**6, 1) * 333)
+    refused_early(read_triplets, path, 40_000_000)
+
+
+def test_a_gigabyte_without_a_line_end_on_the_disk_is_refused_early(tmp_path):
+    """A file with a hole: its size costs no disk, and nothing reads it to the end."""
+    path = tmp_path / "hole.csv"
+    with path.open("wb") as stream:
+        stream.write(b"a" * 2_000_000)
+        stream.truncate(2**30)
+    for read in READERS:
+        refused_early(read, path, 20_000_000)
+
+
+def test_an_arrays_header_that_promises_more_than_the_file_holds_is_refused(tmp_path):
+    from sempa.vectors import read_vectors
+
+    path = tmp_path / "v.npy"
+    np.save(path, np.ones((2, 3), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(2, 3)", b"(2, 3)".replace(b"2", b"9")))
+    with pytest.raises(SempaError, match="cannot be read"):
+        read_vectors(path)
