@@ -197,3 +197,25 @@ def weights(base):
     from sempa.lora import lora_parameters
 
     return {name: p.detach().clone() for name, p in lora_parameters(base.model).items()}
+
+
+def adapt(model, size):
+    """Sharpen a tiny model and give it an adapter of `size`, so that base and policy are decided and differ."""
+    from sempa.lora import add_lora, lora_parameters
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    add_lora(model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+@pytest.fixture
+def adapted_base(tiny_llama, tokenizer):
+    """The tiny Llama with an adapter as a base model."""
+    from sempa.models import BaseModel
+
+    return BaseModel(adapt(tiny_llama, 1.0), tokenizer, "tiny")

@@ -9,8 +9,7 @@ import torch
 from sempa import SempaError
 from sempa import choices as module
 from sempa.choices import Question, choice_logprobs, encode_question, measure_choices, read_questions
-from sempa.lora import adapter_disabled, add_lora, lora_parameters
-from sempa.models import BaseModel
+from sempa.lora import adapter_disabled
 from sempa.prompts import encode_plain
 
 QUESTIONS = [
@@ -26,15 +25,8 @@ QUESTIONS = [
 
 
 @pytest.fixture
-def base(tiny_llama, tokenizer):
-    with torch.no_grad():
-        for parameter in tiny_llama.parameters():
-            parameter.mul_(8)
-    add_lora(tiny_llama, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(tiny_llama).values():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return BaseModel(tiny_llama, tokenizer, "tiny")
+def base(adapted_base):
+    return adapted_base
 
 
 def plain(base, question):

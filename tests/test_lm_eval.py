@@ -12,8 +12,7 @@ from sempa import SempaError, lm_eval_harness
 from sempa.choices import choice_logprobs, encode_question, measure_choices, read_questions
 from sempa.cli import main
 from sempa.lm_eval_harness import PAPER_TASKS, run_harness
-from sempa.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
-from sempa.models import BaseModel
+from sempa.lora import adapter_disabled, save_adapter
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -27,15 +26,8 @@ def _private_datasets(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def base(tiny_llama, tokenizer):
-    with torch.no_grad():
-        for parameter in tiny_llama.parameters():
-            parameter.mul_(8)
-    add_lora(tiny_llama, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(tiny_llama).values():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return BaseModel(tiny_llama, tokenizer, "tiny")
+def base(adapted_base):
+    return adapted_base
 
 
 @pytest.fixture

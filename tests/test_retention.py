@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_llama
+from conftest import adapt, make_llama
 from transformers import GenerationConfig
 
 from sempa import SempaError
@@ -28,14 +28,7 @@ SEQUENCES = [
 
 @pytest.fixture
 def adapted(tiny_llama):
-    with torch.no_grad():
-        for parameter in tiny_llama.parameters():
-            parameter.mul_(8)
-    add_lora(tiny_llama, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(tiny_llama).values():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return tiny_llama
+    return adapt(tiny_llama, 0.3)
 
 
 def plain(model, sequences):

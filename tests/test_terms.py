@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import weights
 
+from sempa.batches import make_batches
 from sempa.config import Config
 from sempa.data import Triplet
 from sempa.logprobs import sentence_logprobs
@@ -20,7 +21,7 @@ from sempa.packing import pack_preferences
 from sempa.prompts import encode_triplet
 from sempa.retention import measure_retention
 from sempa.texts import Scored
-from sempa.training import Interrupted, make_batches, read_metrics
+from sempa.training import Interrupted, read_metrics
 
 TERMS = {
     "objective": "dpo",

@@ -14,13 +14,14 @@ import torch
 from conftest import SETTINGS, weights
 
 from sempa import SempaError
+from sempa.batches import make_batches
 from sempa.config import Config
 from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
 from sempa.models import load_base
 from sempa.prompts import encode_triplet
 from sempa.reference import Reference
-from sempa.training import Interrupted, learning_rate, make_batches, read_metrics, train
+from sempa.training import Interrupted, learning_rate, read_metrics, train
 
 
 def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):

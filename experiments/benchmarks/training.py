@@ -10,6 +10,7 @@ from pathlib import Path
 import race
 import torch
 
+from sempa.batches import Batch, make_batches
 from sempa.captions import make_triplets
 from sempa.config import Config
 from sempa.data import Triplet
@@ -19,7 +20,7 @@ from sempa.models import BaseModel, load_base, resolve_model
 from sempa.parallel import World
 from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.reference import Reference
-from sempa.training import Batch, make_batches, train_step
+from sempa.training import Fixed, train_step
 from sempa.triplets import read_triplets
 
 _RANK, _ALPHA = 8, 32
@@ -94,7 +95,7 @@ def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) ->
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base, optimizer, reference, None, None, batch, 0, 1000, World())
+            train_step(config, base, optimizer, Fixed(reference), batch, 0, 1000, World())
 
     @torch.no_grad()
     def forward() -> None:

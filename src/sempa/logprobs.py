@@ -3,7 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sempa.head import scale_for_head
+from sempa.head import head_parts, scale_for_head
 from sempa.kernels import token_logprobs
 from sempa.models import row_states
 from sempa.packing import PreferenceRow
@@ -22,14 +22,8 @@ def response_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
 def target_logprobs(model: PreTrainedModel, hidden: Tensor, packed: PreferenceRow) -> Tensor:
     """The same from the row's last hidden states `[length, D]`, where a caller needs these as well."""
     device = model.device
-    head = model.get_output_embeddings()
-    return token_logprobs(
-        scale_for_head(model, hidden[packed.source.to(device)]),
-        head.weight,
-        packed.target.to(device),
-        bias=getattr(head, "bias", None),
-        softcap=getattr(model.config, "final_logit_softcapping", None),
-    )
+    states = scale_for_head(model, hidden[packed.source.to(device)])
+    return token_logprobs(states, targets=packed.target.to(device), **head_parts(model))
 
 
 def sum_by_response(values: Tensor, packed: PreferenceRow) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sempa.config import Config
-from sempa.head import scale_for_head
-from sempa.kernels import token_kl
+from sempa.head import head_parts, scale_for_head
+from sempa.kernels import TokenDirections, token_kl
 from sempa.logprobs import sum_by_response, target_logprobs
 from sempa.losses import (
     ches_score,
@@ -120,9 +120,15 @@ def _displacement(hidden: Tensor, row: PreferenceRow) -> Tensor:
 
 
 def add_contrast(
-    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], size: int, world: World, seed: int
+    config: Config,
+    model: PreTrainedModel,
+    rows: Sequence[SentenceRow],
+    size: int,
+    tokens: TokenDirections | None,
+    world: World,
+    seed: int,
 ) -> dict[str, float]:
-    """InfoNCE (and a sparse code's loss) on the one-word embeddings of `size` sentences and their responses.
+    """InfoNCE on the one-word embeddings of `size` sentences and their responses; with `tokens` a sparse code's loss.
 
     The rows' members count all sentences first, then all their best responses, and so on: member `k · size + i` is text
     k of example i.
@@ -139,8 +145,8 @@ def add_contrast(
     losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
     loss = config.contrast * losses.mean()
     metrics = {"contrast_loss": losses.mean().item()}
-    if config.sparse:
-        reconstruction, rest = spod_loss(sentences, model.get_output_embeddings().weight, config.sparse_tokens)
+    if tokens is not None:
+        reconstruction, rest = spod_loss(sentences, tokens, config.sparse_tokens)
         sparse = (reconstruction + rest).mean()
         loss = loss + config.sparse * sparse
         metrics["sparse_loss"] = sparse.item()
@@ -161,15 +167,8 @@ def add_retention(
         return {"loss": 0.0, "neutral_kl": 0.0}
     row, before = neutral(step)
     torch.manual_seed(seed)
-    head = model.get_output_embeddings()
-    after = row_states(model, row)
-    divergence = token_kl(
-        scale_for_head(model, after),
-        scale_for_head(model, before),
-        head.weight,
-        bias=getattr(head, "bias", None),
-        softcap=getattr(model.config, "final_logit_softcapping", None),
-    ).mean()
+    after, before = (scale_for_head(model, states) for states in (row_states(model, row), before))
+    divergence = token_kl(after, before, **head_parts(model)).mean()
     loss = config.retention * divergence
     loss.backward()
     return {"loss": loss.item(), "neutral_kl": divergence.item()}

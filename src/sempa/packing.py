@@ -102,7 +102,7 @@ class Row:
 class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
-    `examples` `[n]` are the caller's indices, `lines` their lines in the file; `source`, `target`, `owner` `[M]`: the
+    `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
     `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the state at
     `prompt_ends` `[n]` has seen a prompt as a whole, and nothing else.
@@ -110,7 +110,6 @@ class PreferenceRow:
 
     row: Row
     examples: tuple[int, ...]
-    lines: tuple[int, ...]
     source: Tensor
     target: Tensor
     owner: Tensor
@@ -222,6 +221,5 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
-    lines = tuple(preferences[index].line for index in members)
     counts = (torch.tensor(values) for values in (lengths, answer, prompt_ends))
-    return PreferenceRow(row, tuple(members), lines, *tensors, *counts)
+    return PreferenceRow(row, tuple(members), *tensors, *counts)

@@ -14,16 +14,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sempa.batches import Batch, make_batches
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, write_atomic
+from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
 from sempa.online import ONLINE, Judge, sample_preferences, similarity_judge
-from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
+from sempa.packing import pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
 from sempa.reference import Reference
@@ -63,8 +65,12 @@ def train(
     batches = make_batches(config, preferences)
     total = max(1, math.ceil(config.epochs * len(batches)))
     reference = Reference(base, [row for batch in batches for row in batch.rows], len(preferences))
-    judge = judge or similarity_judge(base)
-    neutral = NeutralText(base, neutral_texts(base), config.neutral_tokens) if config.retention else None
+    fixed = Fixed(
+        reference,
+        NeutralText(base, neutral_texts(base), config.neutral_tokens) if config.retention else None,
+        judge or similarity_judge(base),
+        token_directions(model.get_output_embeddings().weight) if config.sparse else None,
+    )
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state |= load_checkpoint(run, model, optimizer)
     metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
@@ -79,7 +85,7 @@ def train(
         for step in range(state["step"], total):
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            record = train_step(config, base, optimizer, reference, neutral, judge, batch, step, total, world)
+            record = train_step(config, base, optimizer, fixed, batch, step, total, world)
             rate = progress(step + 1, record, batch.size)
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
             metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
@@ -111,44 +117,13 @@ def train(
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed."""
+class Fixed:
+    """What a step consults and training leaves alone: the reference, and what only some objectives ask for."""
 
-    preferences: list[Preference]
-    rows: list[PreferenceRow]
-    sentences: list[SentenceRow]
-
-    @property
-    def size(self) -> int:
-        """How many examples the batch has."""
-        return len(self.preferences)
-
-    @property
-    def lines(self) -> list[int]:
-        """Where in the file the batch's triplets stand."""
-        return sorted(preference.line for preference in self.preferences)
-
-
-def make_batches(config: Config, preferences: list[Preference]) -> list[Batch]:
-    """Shuffle once into batches of `batch_size`, each packed into rows; epochs differ in the order of the batches.
-
-    With fixed batches a reference log-probability is computed once, in the same row as the policy's, for all epochs.
-    """
-    order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    starts = range(0, len(order), config.batch_size)
-    return [_make_batch(config, preferences, order[s : s + config.batch_size]) for s in starts]
-
-
-def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
-    sentences = []
-    if config.contrast:
-        # All sentences, then all their best responses, and so on.
-        words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
-        sentences = pack_sentence_rows(words, config.row_tokens)
-    # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-    ranked = members[: math.ceil(config.preference_share * len(members))]
-    rows = pack_preferences(preferences, ranked, config.row_tokens)
-    return Batch([preferences[i] for i in members], rows, sentences)
+    reference: Reference
+    neutral: NeutralText | None = None
+    judge: Judge | None = None
+    tokens: TokenDirections | None = None
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
@@ -163,9 +138,7 @@ def train_step(
     config: Config,
     base: BaseModel,
     optimizer: torch.optim.Optimizer,
-    reference: Reference,
-    neutral: NeutralText | None,
-    judge: Judge,
+    fixed: Fixed,
     batch: Batch,
     step: int,
     total: int,
@@ -175,19 +148,19 @@ def train_step(
     model, terms = base.model, []
     if config.objective in ONLINE:
         asked = batch.preferences[: math.ceil(config.preference_share * batch.size)]
-        made = sample_preferences(config, base, asked, judge, step)
-        rows, known = pack_preferences(made, range(len(made)), config.row_tokens), reference.compute
+        made = sample_preferences(config, base, asked, fixed.judge, step)
+        rows, known = pack_preferences(made, range(len(made)), config.row_tokens), fixed.reference.compute
     else:
-        rows, known = batch.rows, reference
+        rows, known = batch.rows, fixed.reference
     model.train()
     # Chance follows from the step and the row's number, so that a resumed run meets the same.
     seed = (config.seed * 1_000_003 + step) * 3_000
     if rows and (config.objective != "none" or config.anchor):
         terms.append(add_preference(config, model, known, rows, world, seed))
     if batch.sentences:
-        terms.append(add_contrast(config, model, batch.sentences, batch.size, world, seed + 1_000))
-    if neutral is not None:
-        terms.append(add_retention(config, model, neutral, step, world, seed + 2_000))
+        terms.append(add_contrast(config, model, batch.sentences, batch.size, fixed.tokens, world, seed + 1_000))
+    if fixed.neutral is not None:
+        terms.append(add_retention(config, model, fixed.neutral, step, world, seed + 2_000))
     metrics = {name: value for term in terms for name, value in term.items()}
     metrics["loss"] = sum(term["loss"] for term in terms)
     metrics = add_metrics(metrics, world, model.device)

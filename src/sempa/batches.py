@@ -1,0 +1,51 @@
+"""Preferences in batches, each packed into rows once: what a step of the loop takes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sempa.config import Config
+from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
+from sempa.prompts import Preference
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed."""
+
+    preferences: list[Preference]
+    rows: list[PreferenceRow]
+    sentences: list[SentenceRow]
+
+    @property
+    def size(self) -> int:
+        """How many examples the batch has."""
+        return len(self.preferences)
+
+    @property
+    def lines(self) -> list[int]:
+        """Where in the file the batch's triplets stand."""
+        return sorted(preference.line for preference in self.preferences)
+
+
+def make_batches(config: Config, preferences: list[Preference]) -> list[Batch]:
+    """Shuffle once into batches of `batch_size`, each packed into rows; epochs differ in the order of the batches.
+
+    With fixed batches a reference log-probability is computed once, in the same row as the policy's, for all epochs.
+    """
+    order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    starts = range(0, len(order), config.batch_size)
+    return [_make_batch(config, preferences, order[s : s + config.batch_size]) for s in starts]
+
+
+def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
+    sentences = []
+    if config.contrast:
+        # All sentences, then all their best responses, and so on.
+        words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
+        sentences = pack_sentence_rows(words, config.row_tokens)
+    # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+    ranked = members[: math.ceil(config.preference_share * len(members))]
+    rows = pack_preferences(preferences, ranked, config.row_tokens)
+    return Batch([preferences[i] for i in members], rows, sentences)
