@@ -4,12 +4,13 @@ BIN := .venv/bin
 TRAIN_RUN := runs/smollm2_captions
 CODE := src losses kernels experiments tests
 
-.PHONY: help install train test lint
+.PHONY: help install train test lint bench
 
 help:
 	@echo "make train    install, then align SmolLM2-135M on built-in triplets and report ($(TRAIN_RUN)/report.html)"
 	@echo "make test     install, then run the test suite with coverage"
 	@echo "make lint     check style and formatting"
+	@echo "make bench    install the peers, then race them: gatherer, training step, embedding (short form)"
 	@echo "make install  create .venv with pinned packages"
 
 install: .venv/installed
@@ -37,3 +38,12 @@ test: install
 lint: install
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench: .venv/bench
+	$(BIN)/python experiments/benchmarks/gatherer.py --short
+	$(BIN)/python experiments/benchmarks/training.py --short
+	$(BIN)/python experiments/benchmarks/embedding.py --short

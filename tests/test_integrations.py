@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sempa import Embedder, SempaError
+from sempa import Embedder, SempaError, models
 from sempa.captions import make_pairs
 from sempa.integrations.documents import DocumentEmbeddings
 from sempa.lora import add_lora, lora_parameters
@@ -76,7 +76,9 @@ def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, 
     assert wrapper.evaluate_mteb(embedder, tasks, tmp_path) == pytest.approx(first, abs=1e-6)
 
 
-def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedder, wrapper):
+def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedder, wrapper, monkeypatch):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
+
     def revision(**options):
         made = Embedder(str(tiny_folder), device="cpu", **{"dtype": "float32", **options})
         return wrapper.MtebEncoder(made).mteb_model_meta.revision

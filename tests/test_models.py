@@ -9,7 +9,7 @@ import torch
 from conftest import write_gguf
 from transformers import BertConfig, BertForMaskedLM
 
-from sempa import SempaError
+from sempa import SempaError, models
 from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +17,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        base = load_base(str(tiny_folder), name, "cpu")
+        base = load_base(str(tiny_folder), name, "cpu", emulate=True)
         assert {p.dtype for p in base.model.parameters()} == {dtype}
         assert not any(p.requires_grad for p in base.model.parameters())
         assert not base.model.training
         assert base.source == str(tiny_folder)
+
+
+def test_a_cpu_that_can_only_emulate_bfloat16_computes_in_float32(tiny_folder, monkeypatch):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda device: device.type != "cpu")
+    with pytest.warns(UserWarning, match="this CPU has no bfloat16 arithmetic: computing in float32"):
+        assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.float32
+    assert load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True).model.dtype == torch.bfloat16
+    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
+    assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.bfloat16
 
 
 def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_transformers():

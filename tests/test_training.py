@@ -238,7 +238,7 @@ def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_i
 ):
     from sempa.logprobs import sentence_logprobs
 
-    base = load_base(str(tiny_folder), "bfloat16", "cpu")
+    base = load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
     add_lora(base.model, 2, 4)
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
     rows = [row for batch in make_batches(Config(batch_size=4), preferences) for row in batch.rows]

@@ -77,7 +77,7 @@ def _sentences(given: argparse.Namespace) -> list[str]:
 
 
 def _sempa(given: argparse.Namespace, sentences: list[str], batch: int) -> Callable[[], np.ndarray]:
-    embedder = Embedder(given.model, device=given.device)
+    embedder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
     return lambda: embedder.encode(sentences, batch_size=batch)
 
 
@@ -86,7 +86,7 @@ def _peer(given: argparse.Namespace, sentences: list[str], batch: int, plain: bo
     from sentence_transformers.models import Pooling, Transformer
 
     plainly = {"modality_config": _PLAIN_TEXT, "module_output_name": "token_embeddings"} if plain else {}
-    body = Transformer(resolve_model(given.model), model_kwargs={"dtype": torch.bfloat16}, **plainly)
+    body = Transformer(resolve_model(given.model), model_kwargs={"dtype": getattr(torch, race.dtype(given))}, **plainly)
     pooling = Pooling(body.get_embedding_dimension(), pooling_mode="lasttoken")
     peer = SentenceTransformer(modules=[body, pooling], device=given.device)
     prompts = [f"{EOL_PREFIX}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences]
@@ -95,7 +95,7 @@ def _peer(given: argparse.Namespace, sentences: list[str], batch: int, plain: bo
 
 def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[[], None]:
     """The blocks' matrix products for the rows of `sempa, batch 32`, on inputs of their shapes."""
-    embedder = Embedder(given.model, device=given.device)
+    embedder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
     stack = blocks(embedder.base.model)
     lengths: list[int] = []
     hook = stack[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
@@ -104,7 +104,7 @@ def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[
     weights = [module.weight for module in stack.modules() if isinstance(module, nn.Linear)]
     widths = {weight.shape[1] for weight in weights}
     inputs = {
-        (length, width): torch.randn(length, width, dtype=torch.bfloat16, device=given.device)
+        (length, width): torch.randn(length, width, dtype=getattr(torch, race.dtype(given)), device=given.device)
         for length in lengths
         for width in widths
     }
@@ -124,7 +124,18 @@ def _peak(given: argparse.Namespace, name: str) -> float | None:
         return None
     what = "sempa" if name.startswith("sempa") else "template" if name.endswith("loaded") else "plain"
     batch = name.split("batch ")[1].split(",")[0]
-    options = ["--model", given.model, "--sentences", given.sentences, "--count", given.count, "--device", given.device]
+    options = [
+        "--model",
+        given.model,
+        "--dtype",
+        race.dtype(given),
+        "--sentences",
+        given.sentences,
+        "--count",
+        given.count,
+        "--device",
+        given.device,
+    ]
     return race.in_fresh_process(__file__, *options, "--memory", what, "--batch", batch)["bytes"] / 2**30
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from sempa.models import computes_bfloat16
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "sentence-transformers", "liger-kernel", "cut-cross-entropy")
 
@@ -27,12 +29,18 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="fewer sizes and rounds, for `make bench`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 5, short: 3)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is no emulation")
     parser.add_argument("--lock", help="hold this file's lock in each round, so that several benchmarks take turns")
     for name, keywords in options.items():
         parser.add_argument(f"--{name}", **keywords)
     given = parser.parse_args()
     given.rounds = given.rounds or (3 if given.short else 5)
     return given
+
+
+def dtype(given: argparse.Namespace) -> str:
+    """The dtype that every contestant computes in: the one asked for, else bfloat16 unless the device emulates it."""
+    return given.dtype or ("bfloat16" if computes_bfloat16(torch.device(given.device)) else "float32")
 
 
 @contextlib.contextmanager
@@ -126,6 +134,7 @@ def machine(device: str) -> dict[str, object]:
         "date": date.today().isoformat(),
         "processor": torch.cuda.get_device_name() if device.startswith("cuda") else model,
         "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "python": platform.python_version(),
@@ -153,6 +162,12 @@ def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
     # A file by its name alone: where it lies is this machine's business.
     options = [Path(option).name if Path(option).exists() else option for option in sys.argv[1:]]
     command = " ".join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *options])
-    report = {"command": command, "machine": machine(given.device), "rounds": given.rounds, "rows": rows}
+    report = {
+        "command": command,
+        "machine": machine(given.device),
+        **({} if "dtype" in rows[0] else {"dtype": dtype(given)}),
+        "rounds": given.rounds,
+        "rows": rows,
+    }
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -59,7 +59,18 @@ def main() -> None:
         for name, value in seconds.items()
     ]
     best = min((s, n) for n, s in seconds.items() if n.startswith("TRL"))[1]
-    options = ["--model", given.model, "--triplets", given.triplets, "--count", given.count, "--device", given.device]
+    options = [
+        "--model",
+        given.model,
+        "--dtype",
+        race.dtype(given),
+        "--triplets",
+        given.triplets,
+        "--count",
+        given.count,
+        "--device",
+        given.device,
+    ]
     for name, what, extra in (
         ("sempa step", "sempa", ()),
         (best, "trl", ("--batch", best.split()[2].rstrip(","))),
@@ -79,7 +90,7 @@ def _triplets(given: argparse.Namespace) -> list[Triplet]:
 
 def _sempa(given: argparse.Namespace, triplets: Sequence[Triplet]) -> tuple[BaseModel, Config, list[Batch]]:
     config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
-    base = load_base(given.model, "bfloat16", given.device)
+    base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, _RANK, _ALPHA)
     return base, config, make_batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
@@ -116,7 +127,7 @@ def trl_step(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(given.model)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(given.device)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, race.dtype(given))).to(given.device)
     rows = [
         {
             "prompt": [
@@ -138,7 +149,7 @@ def trl_step(
                 precompute_ref_batch_size=batch,
                 padding_free=padding_free,
                 gradient_checkpointing=False,
-                bf16=True,
+                bf16=race.dtype(given) == "bfloat16",
                 use_cpu=given.device == "cpu",
                 beta=0.1,
                 report_to=[],

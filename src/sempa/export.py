@@ -108,7 +108,7 @@ def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
     """
     # In its stored precision, so that only one layer at a time is there in float32.
     stored = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False).dtype
-    base = load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu")
+    base = load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu", emulate=True)
     load_adapter(base.model, adapter)
     merge_adapter(base.model, DTYPES[dtype])
     base.model.to(DTYPES[dtype])

@@ -44,13 +44,14 @@ class BaseModel:
     source: str
 
 
-def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> BaseModel:
+def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
     Args:
         name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
-        dtype: `bfloat16` or `float32`.
+        dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32, with a warning.
         device: a torch device; by default CUDA when there is one, else the CPU.
+        emulate: keep to bfloat16 on such a CPU: half the memory, but many times the seconds.
 
     Raises:
         SempaError: missing package or path; a model that sempa cannot run (encoder-only, recurrent, with code of its
@@ -62,6 +63,11 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
     source = resolve_model(name)
     config = _open_config(name, source)
     attention = _attention(config)
+    precision = DTYPES[dtype]
+    if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
+        # Emulated products take 8 (forward) to 60 times (backward) as long.
+        warnings.warn("this CPU has no bfloat16 arithmetic: computing in float32, which is faster here", stacklevel=2)
+        precision = torch.float32
     try:
         with quiet():
             # None of transformers' questions whether to run a model's own code: it is never run.
@@ -69,7 +75,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
             # Nor is a pickle opened: weights are safetensors.
             model = AutoModelForCausalLM.from_pretrained(
                 source,
-                dtype=DTYPES[dtype],
+                dtype=precision,
                 attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -82,6 +88,13 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None) -> 
     check_vocabulary(base)
     model.takes_block_mask = check_forward(model) and attention is not None
     return base
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself; a CPU needs AVX-512, AMX or ARM's BF16 for it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def hidden_states(

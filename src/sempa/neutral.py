@@ -58,7 +58,7 @@ OPENINGS = (
     *("He", "They", "On", "One", "After", "As", "#", "import", "We", "If"),
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
-ANSWERS, CONTINUATIONS, LONGEST = 2, 3, 160
+ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 128
 
 
 class NeutralText:
@@ -84,7 +84,9 @@ class NeutralText:
 
 def neutral_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder."""
-    key = fingerprint(weights_fingerprint(base), base.model.dtype, QUESTIONS, OPENINGS, LONGEST, seed)
+    key = fingerprint(
+        weights_fingerprint(base), base.model.dtype, QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST, seed
+    )
     path = cache_folder() / "neutral" / f"{key}.safetensors"
     try:
         kept = read_tensors(path)

@@ -1,0 +1,133 @@
+"""What a training step and an encoder may cost, counted in tokens and multiply-adds, which no busy machine changes."""
+
+import pytest
+import torch
+from conftest import make_llama
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sempa.batches import make_batches
+from sempa.config import Config
+from sempa.embedder import embed
+from sempa.logprobs import sentence_logprobs
+from sempa.lora import add_lora, lora_parameters
+from sempa.models import BaseModel
+from sempa.packing import shared_prefix
+from sempa.parallel import World
+from sempa.prompts import encode_one_word, encode_triplet
+from sempa.reference import Reference
+from sempa.training import Fixed, train_step
+
+# A size that nothing else has, to know the adapter's products by.
+RANK, VOCABULARY, WIDTH = 3, 320, 32
+
+
+class Products(TorchDispatchMode):
+    """Multiply-adds of matrix products inside, apart: the blocks' own weights, the adapter's, and the head's."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = self.adapter = self.head = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_"):
+            left, right = args[-2:]
+            sizes = (*left.shape, right.shape[1])
+            kind = "adapter" if RANK in sizes else "head" if VOCABULARY in sizes else "blocks"
+            setattr(self, kind, getattr(self, kind) + sizes[0] * sizes[1] * sizes[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def base(tokenizer):
+    base = BaseModel(make_llama(), tokenizer, "tiny")
+    base.model.requires_grad_(False)
+    add_lora(base.model, RANK, 2)
+    for parameter in lora_parameters(base.model).values():
+        parameter.requires_grad_(True)
+    return base
+
+
+@pytest.fixture
+def batch(base, triplets):
+    """All triplets in one row."""
+    preferences = [encode_triplet(base.tokenizer, triplet) for triplet in triplets]
+    (batch,) = make_batches(Config(batch_size=len(preferences), row_tokens=100_000), preferences)
+    return batch
+
+
+def step(base, batch):
+    """A training step whose reference log-probabilities are known before."""
+    config = Config(anchor=0.0)
+    reference = Reference(base, batch.rows, len(batch.preferences))
+    for row in batch.rows:
+        reference(row)
+    optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
+    return lambda: train_step(config, base, optimizer, Fixed(reference), batch, 0, 10, World())
+
+
+def tokens_through_blocks(base, run):
+    """How many tokens each block reads while `run` runs: the same for all of them."""
+    blocks = base.model.model.layers
+    seen = dict.fromkeys(range(len(blocks)), 0)
+
+    def note(number):
+        def add(_module, inputs, _output):
+            seen[number] += inputs[0].shape[:2].numel()
+
+        return add
+
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(note(number))
+    run()
+    (tokens,) = set(seen.values())
+    return tokens
+
+
+def sizes(base):
+    """Weights of the blocks' linear layers; of those whose input needs no gradient; and the adapter's."""
+    linears = [m for m in base.model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    first = base.model.model.layers[0].self_attn
+    frozen = sum(getattr(first, name).base.weight.numel() for name in ("q_proj", "k_proj", "v_proj"))
+    return sum(m.weight.numel() for m in linears), frozen, sum(p.numel() for p in lora_parameters(base.model).values())
+
+
+def test_a_step_runs_the_instructions_once_every_prompt_once_and_every_answer_once(base, batch):
+    prompts = [preference.prompt for preference in batch.preferences]
+    instructions = len(shared_prefix(prompts))
+    own = sum(len(p.prompt) - instructions + sum(map(len, p.responses)) for p in batch.preferences)
+    assert tokens_through_blocks(base, step(base, batch)) == instructions + own
+    # Separate sequences, as they would stand without packing, are over twice as many tokens here.
+    assert 2 * (instructions + own) < sum(len(p.prompt) + len(r) for p in batch.preferences for r in p.responses)
+
+
+def test_a_step_multiplies_by_each_frozen_weight_twice_and_only_answers_meet_the_head(base, batch):
+    tokens = sum(len(row.row.tokens) for row in batch.rows)
+    answers = sum(len(response) for p in batch.preferences for response in p.responses)
+    weights, first, adapter = sizes(base)
+    run = step(base, batch)
+    with Products() as counted:
+        run()
+    # Forward, and the gradient of the activations; none for the weights, nor for the embeddings that come in first.
+    assert counted.blocks == tokens * (2 * weights - first)
+    assert counted.head == 2 * answers * VOCABULARY * WIDTH
+    # Forward, gradient of what comes in, gradient of the adapter.
+    assert counted.adapter <= 3 * tokens * adapter
+
+
+def test_a_forward_pass_multiplies_by_each_weight_once(base, batch):
+    (row,) = batch.rows
+    answers = len(row.target)
+    weights, *_ = sizes(base)
+    with torch.no_grad(), Products() as counted:
+        sentence_logprobs(base.model.eval(), row)
+    assert counted.blocks == len(row.row.tokens) * weights
+    assert counted.head == answers * VOCABULARY * WIDTH
+
+
+def test_an_encoder_reads_what_its_prompts_share_once_a_batch_and_pads_nothing(base, triplets):
+    sentences = [triplet.sentence for triplet in triplets]
+    prompts = encode_one_word(base.tokenizer, sentences)
+    prefix = len(shared_prefix(prompts))
+    seen = tokens_through_blocks(base, lambda: embed(base, sentences, batch_size=len(sentences) // 2))
+    assert seen == 2 * prefix + sum(len(prompt) - prefix for prompt in prompts)
