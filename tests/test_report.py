@@ -60,7 +60,10 @@ def example():
 
 
 HISTORY = [
-    {"step": s, "loss": 1 / s, "nll_loss": 0.5 / s, "rewards/margins": s / 9, "rewards/chosen": s / 20}
+    {
+        **{"step": s, "loss": 1 / s, "nll_loss": 0.5 / s, "ches": -s / 2},
+        **{"rewards/margins": s / 9, "rewards/chosen": s / 20, "rewards/rejected": s / 20 - s / 9},
+    }
     for s in range(1, 30)
 ] + [{"step": 10, "eval/sts": 74.0}, {"step": 20, "eval/sts": 76.0}]
 
@@ -122,7 +125,8 @@ def test_the_page_asks_nothing_of_the_network_and_its_ids_are_unique():
 
 def test_every_picture_is_well_formed_xml_with_a_title_and_the_pages_own_ink():
     pictures = re.findall(r"<svg.*?</svg>", page(example(), HISTORY), flags=re.DOTALL)
-    assert len(pictures) == 3
+    assert len(pictures) == 4
+    assert any("log-ratio to the base" in picture for picture in pictures)
     for picture in pictures:
         root = ET.fromstring(picture)
         assert root.get("viewBox")

@@ -42,6 +42,24 @@ def curves(history: Sequence[dict]) -> str:
     return svg(figure, "curves", "Loss, reward margin and development score over training steps")
 
 
+def displacement(history: Sequence[dict], beta: float) -> str:
+    """Whether likelihood is displaced (arXiv 2410.08847): chosen and rejected log-ratio, and CHES, over the steps."""
+    steps = [r for r in history if "ches" in r]
+    figure, axes = make_figure(1, 2, (10.5, 2.9))
+    x = [r["step"] for r in steps]
+    for name, colour in (("chosen", ALIGNED), ("rejected", BASE)):
+        ratios = [None if r[f"rewards/{name}"] is None else r[f"rewards/{name}"] / beta for r in steps]
+        axes[0].plot(x, ratios, color=colour, label=name, linewidth=1.4)
+    axes[0].axhline(0, color=INK, linewidth=0.6)
+    axes[0].set_title("log-ratio to the base (nats per sentence)")
+    axes[0].legend(frameon=False, labelcolor=INK)
+    axes[1].plot(x, [r["ches"] for r in steps], color=ALIGNED, linewidth=1.4)
+    axes[1].set_title("CHES of chosen and rejected")
+    for axis in axes:
+        axis.set_xlabel("step")
+    return svg(figure, "displacement", "Log-ratios of chosen and rejected sentences, and CHES, over training steps")
+
+
 def bars(table: Sequence[dict]) -> str:
     """Spearman's ρ × 100 of each task, base beside aligned."""
     figure, (axis,) = make_figure(1, 1, (max(4.0, 1.5 * len(table) + 1.5), 3.0))

@@ -159,6 +159,13 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if any("loss" in record for record in history):
         caption = "Training: the loss falls as the margin between chosen and rejected rewards grows."
         drawn.append(("", plots.curves(list(map(finite, history))), caption))
+    beta = (report.get("config") or {}).get("beta")
+    if beta and any("ches" in record for record in history):
+        caption = (
+            "Likelihood displacement: a chosen log-ratio that falls below 0 says that training makes the chosen "
+            "sentence less likely, too. The higher CHES, the more the push against the rejected one falls on the chosen."
+        )
+        drawn.append(("", plots.displacement(list(map(finite, history)), beta), caption))
     return ["<h2>Pictures</h2>", *(html_figure(*parts) for parts in drawn)] if drawn else []
 
 
