@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from sempa.config import Config
+from sempa.config import ONLINE, Config
 from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
 from sempa.prompts import Preference
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed."""
+    """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
+
+    `rows` and `sentences` are there where the config's objective ranks, or embeds, what the data holds.
+    """
 
     preferences: list[Preference]
     rows: list[PreferenceRow]
@@ -45,7 +48,9 @@ def _make_batch(config: Config, preferences: list[Preference], members: list[int
         # All sentences, then all their best responses, and so on.
         words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
         sentences = pack_sentence_rows(words, config.row_tokens)
-    # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-    ranked = members[: math.ceil(config.preference_share * len(members))]
-    rows = pack_preferences(preferences, ranked, config.row_tokens)
+    rows = []
+    if config.objective not in ONLINE and (config.objective != "none" or config.anchor):
+        # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+        ranked = members[: math.ceil(config.preference_share * len(members))]
+        rows = pack_preferences(preferences, ranked, config.row_tokens)
     return Batch([preferences[i] for i in members], rows, sentences)

@@ -14,7 +14,9 @@ from sempa.models import DTYPES
 from sempa.sources import DEFAULT_MODEL
 
 CAPTIONS = "captions"
-OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-top1", "online-ipo", "ipo-md", "none")
+# Those that sample their own responses, and all.
+ONLINE = ("online-ipo", "ipo-md")
+OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-top1", *ONLINE, "none")
 
 
 @dataclass(frozen=True)

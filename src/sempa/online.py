@@ -16,8 +16,6 @@ from sempa.models import BaseModel
 from sempa.prompts import Preference
 from sempa.sampling import sample
 
-ONLINE = ("online-ipo", "ipo-md")
-
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
 """Sentences and for each its candidate paraphrases → scores `[sentences, candidates]`, higher is better."""
 

@@ -29,7 +29,8 @@ class Reference:
             weights_fingerprint(base), base.model.dtype, base.model.device.type, torch.__version__, layout
         )
         self.path = cache_folder() / "reference" / f"{key}.safetensors"
-        self.logprobs = self._read((count, rows[0].lengths.shape[1]))
+        # Without rows nothing will be asked for: an objective that ranks none, or that samples its own.
+        self.logprobs = self._read((count, rows[0].lengths.shape[1] if rows else 0))
         self.unsaved = False
 
     def __call__(self, packed: PreferenceRow) -> Tensor:

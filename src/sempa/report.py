@@ -163,7 +163,7 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if beta and any("ches" in record for record in history):
         caption = (
             "Likelihood displacement: a chosen log-ratio that falls below 0 says that training makes the chosen "
-            "sentence less likely, too. The higher CHES, the more the push against the rejected one falls on the chosen."
+            "sentence less likely, too. The higher CHES, the more of the push against the rejected falls on the chosen."
         )
         drawn.append(("", plots.displacement(list(map(finite, history)), beta), caption))
     return ["<h2>Pictures</h2>", *(html_figure(*parts) for parts in drawn)] if drawn else []

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sempa.batches import Batch, make_batches
 from sempa.checkpoints import load_checkpoint, save_checkpoint
-from sempa.config import Config
+from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, write_atomic
 from sempa.kernels import TokenDirections, token_directions
@@ -24,7 +24,7 @@ from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
-from sempa.online import ONLINE, Judge, sample_preferences, similarity_judge
+from sempa.online import Judge, sample_preferences, similarity_judge
 from sempa.packing import pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
@@ -155,7 +155,7 @@ def train_step(
     model.train()
     # Chance follows from the step and the row's number, so that a resumed run meets the same.
     seed = (config.seed * 1_000_003 + step) * 3_000
-    if rows and (config.objective != "none" or config.anchor):
+    if rows:
         terms.append(add_preference(config, model, known, rows, world, seed))
     if batch.sentences:
         terms.append(add_contrast(config, model, batch.sentences, batch.size, fixed.tokens, world, seed + 1_000))
