@@ -25,6 +25,7 @@ COMMANDS = (
     "geometry",
     "keytokens",
     "generate",
+    "uncertainty",
     "export",
 )
 

@@ -6,9 +6,10 @@ from sempa.errors import SempaError
 
 if TYPE_CHECKING:
     from sempa.embedder import Embedder
+    from sempa.semantic_uncertainty import uncertainty
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "SempaError", "__version__"]
+__all__ = ["Embedder", "SempaError", "__version__", "uncertainty"]
 
 
 def __getattr__(name: str) -> object:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> object:
         from sempa.embedder import Embedder
 
         return Embedder
+    if name == "uncertainty":
+        from sempa.semantic_uncertainty import uncertainty
+
+        return uncertainty
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ from sempa.commands import (
     similarity,
     table,
     train,
+    uncertainty,
 )
 from sempa.errors import SempaError
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         geometry,
         keytokens,
         generate,
+        uncertainty,
         export,
     ):
         command.add(commands)

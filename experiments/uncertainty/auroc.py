@@ -1,0 +1,90 @@
+"""Does a score of uncertainty know when the greedy answer is wrong? AUROC of each, on questions with known answers.
+
+    python experiments/uncertainty/auroc.py [--questions 64] [--answers 10] [--max-new-tokens 24]
+
+An answer is right when it holds one of the known answers as whole words, whatever their case. The uncertainty comes
+from sampled answers alone; the greedy answer is not among them. Writes figures, settings and answers as JSON.
+"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sempa.embedder import Embedder
+from sempa.files import write_json
+from sempa.sampling import sample
+from sempa.semantic_uncertainty import uncertainties
+from sempa.sources import DEFAULT_MODEL
+from sempa.statistics import auroc, bootstrap_auroc, compare, interval
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "uncertainty.json"
+SCORES = ("semantic", "amortised", "length_normalised", "entropy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=64, help="the first so many")
+    parser.add_argument("--answers", type=int, default=10, help="sampled answers per question")
+    parser.add_argument("--max-new-tokens", type=int, default=24)
+    given = parser.parse_args()
+    lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [json.loads(line) for line in lines[: given.questions]]
+    questions = [one["question"] for one in asked]
+    began = time.perf_counter()
+    embedder = Embedder(DEFAULT_MODEL, dtype="float32")
+    greedy = [few[0].text for few in sample(embedder.base, questions, 1, given.max_new_tokens, temperature=0)]
+    found = uncertainties(embedder, questions, given.answers, max_new_tokens=given.max_new_tokens)
+    seconds = time.perf_counter() - began
+    wrong = [not is_right(answer, one["answers"]) for answer, one in zip(greedy, asked, strict=True)]
+    values = {name: [getattr(one, name) for one in found] for name in SCORES}
+    settings = {
+        "model": DEFAULT_MODEL,
+        "dtype": "float32",
+        "readout": embedder.readout,
+        "questions": len(asked),
+        "answers": given.answers,
+        "max_new_tokens": given.max_new_tokens,
+        "temperature": 1.0,
+        "seed": 0,
+        "threads": torch.get_num_threads(),
+    }
+    rows = [
+        {
+            "question": one["question"],
+            "greedy": answer,
+            "wrong": is_wrong,
+            **{name: values[name][place] for name in SCORES},
+            "answers": scores.answers,
+        }
+        for place, (one, answer, is_wrong, scores) in enumerate(zip(asked, greedy, wrong, found, strict=True))
+    ]
+    result = {"settings": settings, "seconds": seconds, "wrong": sum(wrong), "auroc": measure(values, wrong)}
+    write_json(RESULTS, {**result, "rows": rows})
+    print(json.dumps(result, indent=1))
+
+
+def is_right(answer: str, known: Sequence[str]) -> bool:
+    """Whether one of the known answers stands in the answer as whole words."""
+    return any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer, re.IGNORECASE) for text in known)
+
+
+def measure(values: dict[str, list[float]], wrong: list[bool]) -> dict[str, dict]:
+    """Each score's AUROC with its 95 % interval, and what `semantic` is ahead of it on the same draws."""
+    draws = {name: bootstrap_auroc(scores, wrong) for name, scores in values.items()}
+    points = {name: auroc(scores, wrong) for name, scores in values.items()}
+    table = {name: {"auroc": points[name], "interval": interval(draws[name])} for name in values}
+    for name in SCORES[1:]:
+        ahead = compare(points["semantic"], points[name], draws["semantic"], draws[name])
+        table[name]["semantic_ahead_by"] = ahead.difference
+        table[name]["semantic_ahead_interval"] = ahead.interval
+    return table
+
+
+if __name__ == "__main__":
+    main()
