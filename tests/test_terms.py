@@ -194,3 +194,28 @@ def test_sparse_codes_lose_less_of_the_embedding_after_training_for_them(setting
         records = [r for r in read_metrics(tmp_path / str(weight) / "metrics.jsonl") if "sparse_loss" in r]
         losses[weight] = records[-1]["sparse_loss"]
     assert losses[5.0] < 0.9 * losses[1e-9]
+
+
+SAME = [Triplet("A man pets a dog.", f"A man pets {i} dogs.", f"{i} cats sleep.", i) for i in range(8)]
+
+
+@pytest.mark.parametrize("triplets", [SAME], ids=["one prompt"])
+def test_rows_of_one_prompt_have_no_geometry_and_train_without_it(setting, tmp_path):
+    """Rounding apart, their states are one point, which no direction leads away from."""
+    without = {"objective": "dpo", "epochs": 1.0, "lora_dropout": 0.0}
+    plain, _ = setting("plain", **without)
+    both, _ = setting("both", **without, uniformity=0.5, isotropy=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(both).values(), strict=True))
+
+
+def test_a_prompt_that_comes_twice_counts_once_in_the_geometry(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t) for t in (*triplets[:3], *SAME[:2], triplets[1])]
+    (row,) = pack_preferences(preferences, range(6), 1 << 20)
+    assert len(row.lengths) == 6
+    ends = [row.row.tokens[: end + 1] for end in row.prompt_ends.tolist()]
+    # The first triplet's sentence is that of SAME, too.
+    assert triplets[0].sentence == SAME[0].sentence
+    assert len(ends) == 3
+    positions = [row.row.positions[end] for end in row.prompt_ends.tolist()]
+    lengths = {len(preference.prompt) - 1 for preference in preferences}
+    assert set(positions) == lengths

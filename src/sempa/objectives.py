@@ -103,7 +103,10 @@ _PREFERENCE_METRICS = (
 
 
 def _regularisers(config: Config, states: Tensor) -> Tensor:
-    """Uniformity and isotropy of the states that end a row's prompts, weighted by how many they are."""
+    """Uniformity and isotropy of the states that end a row's distinct prompts, weighted by how many they are.
+
+    A prompt that comes twice has one state, which nothing can spread; fewer than two or three have nothing to measure.
+    """
     loss = states.new_zeros((), dtype=torch.float32)
     if config.uniformity and len(states) > 1:
         loss = loss + config.uniformity * len(states) * uniformity_loss(states)

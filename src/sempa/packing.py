@@ -104,8 +104,8 @@ class PreferenceRow:
 
     `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
-    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the state at
-    `prompt_ends` `[n]` has seen a prompt as a whole, and nothing else.
+    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the states
+    at `prompt_ends` `[m]` have each seen one of the row's m ≤ n distinct prompts as a whole, and nothing else.
     """
 
     row: Row
@@ -206,11 +206,12 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
     target: list[int] = []
     owner: list[int] = []
     answer: list[bool] = []
-    lengths, prompt_ends = [], []
+    lengths = []
+    prompt_ends: dict[tuple[int, ...], int] = {}
     for place, index in enumerate(members):
         preference = preferences[index]
         prompt = row.add(preference.prompt[len(root) :], shared)
-        prompt_ends.append(row.ends[prompt])
+        prompt_ends.setdefault(tuple(preference.prompt), row.ends[prompt])
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
             row.add(response, prompt)
@@ -221,5 +222,5 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
-    counts = (torch.tensor(values) for values in (lengths, answer, prompt_ends))
+    counts = (torch.tensor(values) for values in (lengths, answer, list(prompt_ends.values())))
     return PreferenceRow(row, tuple(members), *tensors, *counts)
