@@ -100,7 +100,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
     A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` if the model has no
     linear layer inside its blocks.
     """
-    targets = _block_linears(model)
+    targets = block_linears(model)
     if not targets:
         raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
     generator = torch.Generator().manual_seed(seed)
@@ -309,7 +309,7 @@ def _lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def _block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
+def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Linear layers below the module list that holds one entry per decoder block.
 
     Experts that are fused into one tensor are no linear layers and stay as they are; beside them, layers of the names

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sempa.batches import Batch, make_batches
@@ -25,7 +26,7 @@ from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
 from sempa.online import Judge, sample_preferences, similarity_judge
-from sempa.packing import pack_preferences
+from sempa.packing import PreferenceRow, pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
 from sempa.reference import Reference
@@ -120,7 +121,7 @@ def train(
 class Fixed:
     """What a step consults and training leaves alone: the reference, and what only some objectives ask for."""
 
-    reference: Reference
+    reference: Reference | Callable[[PreferenceRow], Tensor]
     neutral: NeutralText | None = None
     judge: Judge | None = None
     tokens: TokenDirections | None = None
