@@ -27,6 +27,8 @@ class Config:
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""
+    # Under torchrun, keep but a share of the decoder blocks in each process: for a base too large for one device.
+    shard: bool = False
     # Data: a triplets file, or "captions" for the built-in grammar; at most so many triplets (0: all of the file's).
     triplets: str = CAPTIONS
     combinations: bool = False

@@ -30,6 +30,7 @@ from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_l
 from sempa.models import BaseModel, load_base
 from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
+from sempa.sharding import shard_base
 from sempa.space import measure_space
 from sempa.statistics import spearman
 from sempa.sts import StsTask, pair_cosines
@@ -43,10 +44,11 @@ _PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "num
 def start_run(config: Config, command: str) -> dict:
     """Train and evaluate in a new run folder `config.output`; returns the report.
 
-    Under torchrun all processes train, and the first alone writes, evaluates and reports. Raises `SempaError` when the
-    folder already holds a run, and whatever loading, training and evaluation raise.
+    Under torchrun all processes train, and the first alone writes and reports; it evaluates alone, too, unless the base
+    is sharded. Raises `SempaError` when the folder already holds a run, and whatever loading, training and evaluation
+    raise.
     """
-    run, world = Path(config.output), join_world()
+    run, world = Path(config.output), join_world(config.shard)
     if world.leads and ((run / "report.json").exists() or has_checkpoint(run)):
         raise SempaError(
             f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
@@ -65,7 +67,7 @@ def resume_run(run: Path, command: str) -> dict:
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
-    return _run(config, run, command, join_world())
+    return _run(config, run, command, join_world(config.shard))
 
 
 def _run(config: Config, run: Path, command: str, world: World) -> dict:
@@ -75,13 +77,17 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = development_tasks(config.sts_dir) if config.sts_dir else []
     problems = gsm8k_sample(config.gsm8k)
-    base = load_base(config.model, config.dtype, config.device or local_device())
+    device = config.device or local_device()
+    # A base that is too large for a device is loaded beside it, and comes to it in shares.
+    base = load_base(config.model, config.dtype, "cpu" if world.sharded else device)
     dataset = load_dataset(config, base.tokenizer)
     if world.leads:
         for note in dataset.notes:
             print(note, flush=True)
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+    if world.sharded:
+        shard_base(base.model, device)
 
     dev = _dev_pairs(config, tasks)
 
@@ -92,7 +98,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
-    if not world.leads:
+    if not (world.leads or world.sharded):
         return {}
 
     _, best = read_adapter(run / "adapter")
@@ -100,6 +106,8 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     with interpolated(base.model, config.interpolation):
         report = _evaluate(config, base, dataset, tasks, problems)
     finished = time.perf_counter()
+    if not world.leads:
+        return {}
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
     report |= {

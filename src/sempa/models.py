@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -190,12 +191,17 @@ def weights_fingerprint(base: BaseModel) -> str:
             name,
             tuple(p.shape),
             str(p.dtype),
-            p.detach().flatten()[:: max(1, p.numel() // 64)].double().sum().item(),
+            _whole(p.detach()).flatten()[:: max(1, p.numel() // 64)].double().sum().item(),
         )
         for name, p in base.model.named_parameters()
         if "lora_" not in name
     ]
     return fingerprint(samples, base.tokenizer.chat_template, len(base.tokenizer))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor whose shares may lie with several processes; all of them ask for it then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def check_vocabulary(base: BaseModel) -> None:

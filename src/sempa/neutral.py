@@ -5,6 +5,7 @@ many kinds and behind mere openings, so that conversation and running text are b
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from sempa.files import cache_folder, fingerprint
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, row_states, weights_fingerprint
 from sempa.packing import Row, pack_texts
+from sempa.parallel import World, any_of
 from sempa.progress import bar
 from sempa.prompts import encode_plain, encode_texts, render_prompt
 from sempa.sampling import sample
@@ -59,6 +61,7 @@ OPENINGS = (
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 128
+_ALONE = World()
 
 
 class NeutralText:
@@ -82,18 +85,17 @@ class NeutralText:
         return self.rows[number], self.states[number]
 
 
-def neutral_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
-    """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder."""
-    key = fingerprint(
-        weights_fingerprint(base), base.model.dtype, QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST, seed
-    )
+def neutral_texts(base: BaseModel, world: World = _ALONE, seed: int = 0) -> list[list[int]]:
+    """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder.
+
+    With a sharded base all processes draw when one of them finds nothing to read.
+    """
+    drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
+    key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, seed)
     path = cache_folder() / "neutral" / f"{key}.safetensors"
-    try:
-        kept = read_tensors(path)
-        return [ids.tolist() for ids in kept["tokens"].split(kept["lengths"].tolist())]
-    except (SempaError, KeyError, RuntimeError):
-        # Missing or damaged: it costs the sampling again.
-        pass
+    kept = _read(path)
+    if not (any_of(kept is None, world, base.model.device) if world.sharded else kept is None):
+        return kept
     questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
     openings = encode_plain(base.tokenizer, OPENINGS)
     prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
@@ -108,3 +110,12 @@ def neutral_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     tokens = torch.tensor([token for text in texts for token in text])
     write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
     return texts
+
+
+def _read(path: Path) -> list[list[int]] | None:
+    try:
+        kept = read_tensors(path)
+        return [ids.tolist() for ids in kept["tokens"].split(kept["lengths"].tolist())]
+    except (SempaError, KeyError, RuntimeError):
+        # Missing or damaged: it costs the sampling again.
+        return None

@@ -31,7 +31,7 @@ from sempa.losses import (
 from sempa.models import row_states
 from sempa.neutral import NeutralText
 from sempa.packing import PreferenceRow, SentenceRow
-from sempa.parallel import World, gather_rows, share
+from sempa.parallel import World, gather_rows, passes
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def add_preference(
     """
     size = sum(len(row.examples) for row in rows)
     sums = dict.fromkeys(_PREFERENCE_METRICS, 0.0)
-    for number, row in share(list(enumerate(rows)), world):
+    for (number, row), counted in passes(list(enumerate(rows)), world):
         # Dropout is the only chance left in a step: seeded row by row, it is the same wherever the row runs.
         torch.manual_seed(seed + number)
         known = reference(row)
@@ -84,7 +84,9 @@ def add_preference(
         nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
         losses = config.preference * preference_losses(config, policy, known) + config.anchor * nll
         loss = losses.sum() + _regularisers(config, hidden[row.prompt_ends.to(hidden.device)])
-        (loss / size).backward()
+        (loss * counted / size).backward()
+        if not counted:
+            continue
         rewards = config.beta * (policy.detach() - known)
         margins = rewards[:, 0] - rewards[:, -1]
         values = (
@@ -137,10 +139,15 @@ def add_contrast(
     k of example i.
     """
     parts, places, count = [], [], sum(len(row.members) for row in rows)
-    for number, row in share(list(enumerate(rows)), world):
+    idle: list[Tensor] = []
+    for (number, row), counted in passes(list(enumerate(rows)), world):
         torch.manual_seed(seed + number)
-        parts.append(row_states(model, row.row)[row.ends.to(model.device)])
-        places += row.members
+        states = row_states(model, row.row)[row.ends.to(model.device)]
+        if counted:
+            parts.append(states)
+            places += row.members
+        else:
+            idle.append(states)
     width = model.config.get_text_config().hidden_size
     own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
     states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), count, world)
@@ -153,8 +160,9 @@ def add_contrast(
         sparse = (reconstruction + rest).mean()
         loss = loss + config.sparse * sparse
         metrics["sparse_loss"] = sparse.item()
-    if parts:
-        loss.backward()
+    if parts or idle:
+        # The backward pass of an idle row is one that the other processes need, too.
+        (loss + sum(0.0 * states.float().sum() for states in idle)).backward()
     with torch.no_grad():
         nearest = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
         metrics["contrast_accuracy"] = (nearest.argmax(1).cpu() == torch.arange(size)).double().mean().item()
@@ -165,13 +173,16 @@ def add_contrast(
 def add_retention(
     config: Config, model: PreTrainedModel, neutral: NeutralText, step: int, world: World, seed: int
 ) -> dict[str, float]:
-    """KL(base ‖ policy) per token of one row of neutral text, in nats; the last process runs it."""
-    if world.rank != world.size - 1:
+    """KL(base ‖ policy) per token of one row of neutral text, in nats.
+
+    The last process runs it; with a sharded base all do, each for its share of the gradient.
+    """
+    if world.rank != world.size - 1 and not world.sharded:
         return {"loss": 0.0, "neutral_kl": 0.0}
     row, before = neutral(step)
     torch.manual_seed(seed)
     after, before = (scale_for_head(model, states) for states in (row_states(model, row), before))
-    divergence = token_kl(after, before, **head_parts(model)).mean()
+    divergence = token_kl(after, before, **head_parts(model)).mean() / (world.size if world.sharded else 1)
     loss = config.retention * divergence
     loss.backward()
     return {"loss": loss.item(), "neutral_kl": divergence.item()}

@@ -19,10 +19,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """This process's number and how many there are."""
+    """This process's number, how many there are, and whether each keeps but a share of the base.
+
+    With a sharded base no process can run a pass alone: all make the same number of passes, in the same order.
+    """
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     @property
     def leads(self) -> bool:
@@ -30,13 +34,13 @@ class World:
         return self.rank == 0
 
 
-def join_world() -> World:
-    """Join the other processes that torchrun started; alone, there is nothing to join."""
+def join_world(shard: bool = False) -> World:
+    """Join the other processes that torchrun started; alone, there is nothing to join and nothing to `shard`."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return World(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), shard)
 
 
 def local_device() -> str | None:
@@ -48,6 +52,17 @@ def local_device() -> str | None:
 def share(items: Sequence[Item], world: World) -> list[Item]:
     """Every `size`-th item, from `rank` on: rows are sorted by their families' length, so the shares are alike."""
     return list(items[world.rank :: world.size])
+
+
+def passes(items: Sequence[Item], world: World) -> list[tuple[Item, bool]]:
+    """This process's items, each marked true.
+
+    With a sharded base all processes get equally many: what is missing is filled up by the last item, marked false,
+    whose pass the others need and whose result counts nothing.
+    """
+    own = [(item, True) for item in share(items, world)]
+    missing = -(-len(items) // world.size) - len(own) if world.sharded else 0
+    return own + [(item, False) for item in items[-1:]] * missing
 
 
 def add_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

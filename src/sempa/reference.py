@@ -11,8 +11,10 @@ from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
 from sempa.packing import PreferenceRow
-from sempa.parallel import World, merge_known
+from sempa.parallel import World, any_of, merge_known
 from sempa.tensors import read_tensors, write_tensors
+
+_ALONE = World()
 
 
 class Reference:
@@ -22,8 +24,8 @@ class Reference:
     bfloat16, where another packing would round differently.
     """
 
-    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int) -> None:
-        self.model = base.model
+    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int, world: World = _ALONE) -> None:
+        self.model, self.world = base.model, world
         layout = [(row.examples, row.row.tokens, row.row.parents) for row in rows]
         key = fingerprint(
             weights_fingerprint(base), base.model.dtype, base.model.device.type, torch.__version__, layout
@@ -36,7 +38,8 @@ class Reference:
     def __call__(self, packed: PreferenceRow) -> Tensor:
         """`[examples, responses]` of one row, on the model's device."""
         examples = list(packed.examples)
-        if self.logprobs[examples].isnan().any():
+        unknown = bool(self.logprobs[examples].isnan().any())
+        if any_of(unknown, self.world, self.model.device) if self.world.sharded else unknown:
             self.logprobs[examples] = self.compute(packed).cpu()
             self.unsaved = True
         return self.logprobs[examples].to(self.model.device)
@@ -51,10 +54,10 @@ class Reference:
         self.model.train(training)
         return logprobs
 
-    def save(self, world: World) -> None:
+    def save(self) -> None:
         """Keep what has been computed so far, by all processes, for the next run on the same data and model."""
-        self.logprobs = merge_known(self.logprobs, world)
-        if self.unsaved and world.leads:
+        self.logprobs = merge_known(self.logprobs, self.world)
+        if self.unsaved and self.world.leads:
             write_tensors(self.path, {"logprobs": self.logprobs})
             self.unsaved = False
 

@@ -58,17 +58,17 @@ def train(
         SempaError: a loss that is not finite, or a disk that is full.
         Interrupted: after Ctrl-C, once the running step is saved.
     """
-    model, world = base.model, join_world()
+    model, world = base.model, join_world(config.shard)
     parameters = lora_parameters(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = make_batches(config, preferences)
     total = max(1, math.ceil(config.epochs * len(batches)))
-    reference = Reference(base, [row for batch in batches for row in batch.rows], len(preferences))
+    reference = Reference(base, [row for batch in batches for row in batch.rows], len(preferences), world)
     fixed = Fixed(
         reference,
-        NeutralText(base, neutral_texts(base), config.neutral_tokens) if config.retention else None,
+        NeutralText(base, neutral_texts(base, world), config.neutral_tokens) if config.retention else None,
         judge or similarity_judge(base),
         token_directions(model.get_output_embeddings().weight) if config.sparse else None,
     )
@@ -97,7 +97,9 @@ def train(
             due = (step + 1) % config.eval_every == 0 or last
             if due:
                 with interpolated(model, config.interpolation):
-                    score = broadcast_number(score_dev() if world.leads else 0.0, world, model.device)
+                    # A sharded base answers to all processes together or to none.
+                    score = score_dev() if world.leads or world.sharded else 0.0
+                    score = broadcast_number(score, world, model.device)
                     if score > state["best_score"]:
                         state |= {"best_score": score, "best_step": step + 1}
                         if world.leads:
@@ -106,7 +108,7 @@ def train(
             if due or stopping:
                 metrics.flush()
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
-                reference.save(world)
+                reference.save()
                 if world.leads:
                     # Resuming keeps the metrics up to the checkpoint: they must not reach the disk after it.
                     os.fsync(metrics.fileno())
