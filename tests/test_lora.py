@@ -206,6 +206,17 @@ def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, m
         load_adapter(build("Llama"), saved)
 
 
+def test_an_adapter_that_was_never_trained_is_told_of(saved, tmp_path, recwarn):
+    load_adapter(build("Llama"), saved)
+    assert "changes nothing" in str(recwarn.pop(UserWarning).message)
+    trained = build("Llama")
+    add_lora(trained, 4, 16)
+    randomise(trained)
+    save_adapter(trained, tmp_path / "trained", "base-model")
+    load_adapter(build("Llama"), tmp_path / "trained")
+    assert not [warning for warning in recwarn if "changes nothing" in str(warning.message)]
+
+
 def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):
     with pytest.raises(SempaError, match=r"nowhere.*cannot be read"):
         read_adapter(tmp_path / "nowhere")

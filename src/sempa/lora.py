@@ -8,6 +8,7 @@ import contextlib
 import math
 import reprlib
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add the adapter saved in `folder` (by sempa or by PEFT's plain LoRA) to a bare base model.
 
     Raises `SempaError` when a file is missing or damaged, the config asks for more than plain LoRA on linear layers,
-    or the tensors do not fit the model.
+    or the tensors do not fit the model; warns of an adapter that changes nothing.
     """
     config, tensors = read_adapter(folder)
     names = {name[len(_PEFT_PREFIX) :].rsplit(".", 2)[0] for name in tensors}
@@ -201,6 +202,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
         )
     set_lora(model, tensors, folder / WEIGHTS_FILE)
+    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
+        warnings.warn(
+            f"{folder}: this adapter changes nothing, its every lora_B is zero: was it trained?", stacklevel=2
+        )
 
 
 def remove_adapter(model: nn.Module) -> None:

@@ -30,6 +30,7 @@ from sempa.packing import PreferenceRow, pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
 from sempa.reference import Reference
+from sempa.watch import watch_step
 
 
 class Interrupted(Exception):
@@ -75,6 +76,7 @@ def train(
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state |= load_checkpoint(run, model, optimizer)
     metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
+    told: set[str] = set()
     began = time.perf_counter() - state["seconds"]
 
     with (
@@ -87,6 +89,8 @@ def train(
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
             record = train_step(config, base, optimizer, fixed, batch, step, total, world)
+            if world.leads:
+                watch_step(config, step + 1, record, told)
             rate = progress(step + 1, record, batch.size)
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
             metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")

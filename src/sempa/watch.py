@@ -1,0 +1,45 @@
+"""What goes wrong without stopping a training: seen in a step's metrics, and told in words once a run."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+from sempa.config import Config
+
+# Nats by which a sentence's log-probability has left the base's: e⁵⁰ is some four nats for each of a dozen tokens.
+FAR = 50.0
+
+
+def watch_step(config: Config, step: int, record: Mapping[str, float], told: set[str]) -> None:
+    """Warn of what `record`, a step's metrics, shows to be wrong; `told` remembers what was said before.
+
+    A chosen sentence that training makes unlikely (likelihood displacement, arXiv 2410.08847), log-ratios that explode,
+    and a gradient of zero, by which the adapter would stay as it is.
+    """
+    for kind, text in _findings(config, record):
+        if kind not in told:
+            told.add(kind)
+            warnings.warn(f"step {step}: {text}", stacklevel=2)
+
+
+def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    ratios = {name: record[f"rewards/{name}"] / config.beta for name in ("chosen", "rejected") if _ranked(record)}
+    if ratios and ratios["chosen"] < -FAR:
+        yield (
+            "displaced",
+            f"the chosen sentences' log-ratio to the base is {ratios['chosen']:.0f} nats, so training makes them less "
+            "likely, too: raise anchor or retention, or lower preference or learning_rate",
+        )
+    for name, ratio in ratios.items():
+        # What is pushed away goes far by design; further than this nothing of the language model is left behind it.
+        if abs(ratio) > 10 * FAR:
+            yield (
+                "exploded",
+                f"the {name} sentences' log-ratio to the base is {ratio:.0f} nats, expected at most {10 * FAR:.0f} "
+                "either way: lower learning_rate or raise beta",
+            )
+    if record["grad_norm"] == 0:
+        yield "still", "the gradient is zero, so this step leaves the adapter as it is: does the loss depend on it?"
+
+
+def _ranked(record: Mapping[str, float]) -> bool:
+    return "rewards/chosen" in record
