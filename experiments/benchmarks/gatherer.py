@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import race
@@ -40,11 +41,12 @@ def main() -> None:
         sizes={"default": "", "help": "N,D,V;N,D,V in place of the built-in sizes"},
         trained={"action": "store_true", "help": "gradient for the head too, against three products"},
         growth={"action": "store_true", "help": "time and memory over N and over V, with a plot"},
+        chunks={"action": "store_true", "help": "sempa alone, with other numbers of rows at a time"},
         memory={"default": "", "help": "measure the peak memory of this contestant only"},
     )
     builtin = _GROWTH if given.growth else _TRAINED if given.trained else _SIZES
     sizes = [tuple(map(int, size.split(","))) for size in given.sizes.split(";") if size]
-    sizes = sizes or (_SHORT if given.short else builtin)
+    sizes = sizes or (_SHORT if given.short else _SIZES[1:2] if given.chunks else builtin)
     if given.memory:
         print(json.dumps({"bytes": _memory(given, *sizes[0])}))
         return
@@ -56,7 +58,8 @@ def main() -> None:
             measured = _race(given, dtype, *size)
             print(race.table(list(measured[0]), [list(row.values()) for row in measured]), flush=True)
             rows += measured
-    path = race.keep("gatherer" + ("-trained" if given.trained else "-growth" if given.growth else ""), given, rows)
+    kind = [f"-{name}" for name in ("trained", "growth", "chunks") if getattr(given, name)]
+    path = race.keep("".join(["gatherer", *kind]), given, rows)
     if given.growth:
         _plot(rows, path.with_suffix(".svg"))
     print(path)
@@ -66,11 +69,11 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
     hidden, weight, targets = _inputs(given, dtype, n, d, v)
     contestants = {name: _bare(hidden, weight, given.trained, reuse) for name, reuse in BARE.items()}
     seconds = {}
-    for name in ("sempa", "log_softmax") if given.growth else GATHERERS:
-        run = _forward_backward(GATHERERS[name], hidden, weight, targets)
+    for name in CHUNKS if given.chunks else ("sempa", "log_softmax") if given.growth else GATHERERS:
+        run = _forward_backward((GATHERERS | CHUNKS)[name], hidden, weight, targets)
         try:
             # Whatever is loaded and started the first time is so on a small problem.
-            _forward_backward(GATHERERS[name], *_inputs(given, dtype, 8, 16, 512))()
+            _forward_backward((GATHERERS | CHUNKS)[name], *_inputs(given, dtype, 8, 16, 512))()
             with race.alone(given.lock):
                 limit = _SLOW * _seconds(contestants["bare products"])
                 taken = _seconds(run)
@@ -189,12 +192,13 @@ if torch.cuda.is_available():
     GATHERERS |= {"Liger": _liger, "cut-cross-entropy": _cut}
 
 
+CHUNKS = {f"sempa, {rows} rows": partial(token_logprobs, chunk_rows=rows) for rows in (64, 128, 256, 512, 1024, 2048)}
 BARE = {"bare products": False, "bare products, memory reused": True}
 
 
 def _memory(given: argparse.Namespace, n: int, d: int, v: int) -> int:
     # Code and thread pools are loaded by a small run first.
-    gather = GATHERERS.get(given.memory, token_logprobs)
+    gather = (GATHERERS | CHUNKS).get(given.memory, token_logprobs)
     _forward_backward(gather, *_inputs(given, given.dtype, 8, d, 512))()
     hidden, weight, targets = _inputs(given, given.dtype, n, d, v)
     peak = race.PeakMemory(given.device)
