@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TRAIN_RUN := runs/smollm2_captions
-CODE := src losses kernels experiments tests
+CODE := src losses kernels experiments examples tests
 
 .PHONY: help install train test lint bench
 
