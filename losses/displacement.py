@@ -7,7 +7,7 @@ from torch import Tensor
 def ches_score(hidden: Tensor, owner: Tensor, lengths: Tensor, *, length_normalised: bool = False) -> Tensor:
     """Centred Hidden Embedding Similarity of the chosen response to each of the others.
 
-    CHES(x, y⁺, y⁻) = ⟨Σ_k h(x, y⁺_<k), Σ_k h(x, y⁻_<k)⟩ − ‖Σ_k h(x, y⁺_<k)‖²
+        CHES(x, y⁺, y⁻) = ⟨Σ_k h(x, y⁺_<k), Σ_k h(x, y⁻_<k)⟩ − ‖Σ_k h(x, y⁺_<k)‖²
 
     Razin et al. 2024 (arXiv 2410.08847), Definition 2: the higher the score, the more of the push against y⁻ falls on
     y⁺ as well, whose probability then drops too. The length-normalised form, which suits responses of different

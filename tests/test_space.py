@@ -217,6 +217,14 @@ def test_the_geometry_command_measures_one_side_or_both_and_writes_a_page(tiny_f
     assert "aligned" not in printed
 
 
+def inks(element, colour="black"):
+    """The colour of every text below an element, its own or inherited."""
+    found = re.search(r"fill: ([^;]*)", element.get("style", ""))
+    colour = found[1] if found else colour
+    own = [colour] if element.tag.endswith("}text") else []
+    return own + [one for child in element for one in inks(child, colour)]
+
+
 def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, tmp_path):
     from sempa.space_report import space_page
 
@@ -229,6 +237,10 @@ def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, t
     assert len(parser.ids) == len(set(parser.ids))
     assert html.count("<svg") == 8
     assert "left &lt;out&gt;" in html
+    # Black ticks would vanish in the dark: all letters of a picture have the page's own colour.
+    colours = [one for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL) for one in inks(ET.fromstring(svg))]
+    assert len(colours) > 50
+    assert set(colours) == {"currentColor"}
     monkeypatch.setattr(plots, "available", lambda: False)
     assert "<svg" not in space_page({**report, **alone})
 

@@ -78,9 +78,11 @@ def scatter(points: dict, table: Sequence[dict]) -> str:
     """Cosine against gold score of one task's pairs, base beside aligned."""
     scores = next((row for row in table if row["task"] == points["task"]), {})
     step = -(-len(points["gold"]) // _MOST_POINTS)
+    # Few points are drawn large, many small, so that either can be seen.
+    area = min(24.0, max(5.0, 3000 / len(points["gold"])))
     figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
     for axis, colour, name in zip(axes, (BASE, ALIGNED), ("base", "aligned"), strict=True):
-        axis.scatter(points["gold"][::step], points[name][::step], s=5, color=colour, alpha=0.45, linewidths=0)
+        axis.scatter(points["gold"][::step], points[name][::step], s=area, color=colour, alpha=0.6, linewidths=0)
         score = scores.get(name)
         axis.set_title(f"{name}" if score is None else f"{name}: ρ = {score / 100:.3f}")
         axis.set_xlabel("gold similarity")
@@ -98,7 +100,7 @@ def make_figure(rows: int, columns: int, size: tuple[float, float], **options: o
         axis.set_facecolor("none")
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(INK)
-        axis.tick_params(colors=INK, labelsize=8)
+        axis.tick_params(which="both", colors=INK, labelsize=8)
         for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
             text.set_color(INK)
             text.set_fontsize(9)
