@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TRAIN_RUN := runs/smollm2_captions
-CODE := src losses kernels experiments examples tests
+CODE := src losses kernels experiments examples docs tests
 
-.PHONY: help install train test lint bench
+.PHONY: help install train test lint bench docs
 
 help:
 	@echo "make train    install, then align SmolLM2-135M on built-in triplets and report ($(TRAIN_RUN)/report.html)"
 	@echo "make test     install, then run the test suite with coverage"
 	@echo "make lint     check style and formatting"
 	@echo "make bench    install the peers, then race them: gatherer, training step, embedding (short form)"
+	@echo "make docs     install, then build the documents' pages (site/index.html)"
 	@echo "make install  create .venv with pinned packages"
 
 install: .venv/installed
@@ -47,3 +48,7 @@ bench: .venv/bench
 	$(BIN)/python experiments/benchmarks/gatherer.py --short
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
