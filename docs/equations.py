@@ -15,9 +15,9 @@ PIECE = re.compile(r"<pre>.*?</pre>|<code>.*?</code>|<[^>]*>|[^<]+", re.DOTALL)
 SYMBOL = re.compile(r"[πσβτμΣΠΔ∂ℓ∫⟨≤≥≻−‖]")
 BRACES = re.compile(r"([_^])\{([^{}]*)\}")
 SUPERSCRIPT = re.compile(r"\^([A-Za-z0-9λ∞]+)")
-# The base is one letter or an operator, so that no name of a function is torn apart.
+# The base is one letter, or an operator over one letter, so that no name in the code is torn apart.
 SUBSCRIPT = re.compile(
-    r"(?<![A-Za-z0-9_])([A-Za-zα-ωΑ-Ωℓ][⁺⁻]?|log|max|min|softmax)_(&lt;[a-z]|[A-Za-z0-9]{1,6})(?!\w)"
+    r"(?<![A-Za-z0-9_])(?:([A-Za-zα-ωΑ-Ωℓ][⁺⁻]?)_(&lt;[a-z]|[A-Za-z0-9]{1,6})|(max|min|softmax)_([a-zA-Z]))(?!\w)"
 )
 
 
@@ -32,7 +32,7 @@ def typeset(text: str) -> str:
     while changed:
         # The innermost braces first.
         text, changed = BRACES.subn(lambda match: _script(match[1], match[2]), text)
-    text = SUBSCRIPT.sub(lambda match: match[1] + _script("_", match[2]), text)
+    text = SUBSCRIPT.sub(lambda match: (match[1] or match[3]) + _script("_", match[2] or match[4]), text)
     return SUPERSCRIPT.sub(lambda match: _script("^", match[1]), text)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_report import HISTORY, example, parse
 
-from sempa import plots
+from sempa import geometry_plots, plots
 from sempa.cli import main
 from sempa.data import ScoredPair, distinct_sentences
 from sempa.embedder import Embedder, embed
@@ -241,6 +241,9 @@ def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, t
     colours = [one for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL) for one in inks(ET.fromstring(svg))]
     assert len(colours) > 50
     assert set(colours) == {"currentColor"}
+    # Less than a decade on an axis has labels between the powers of ten.
+    narrow = geometry_plots.spectrum({"base": {"spectrum": [4.0, 3.0, 2.0], "effective_rank": 3.0}}, "narrow")
+    assert set(inks(ET.fromstring(narrow))) == {"currentColor"}
     monkeypatch.setattr(plots, "available", lambda: False)
     assert "<svg" not in space_page({**report, **alone})
 
