@@ -51,4 +51,6 @@ bench: .venv/bench
 
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	rm -rf build/docs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/docs .
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
