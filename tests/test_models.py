@@ -1,5 +1,6 @@
 """Loading base models: every source, and one clear sentence for what cannot be loaded."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_gguf
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError, models
 from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
+# A key in the header of a GGUF file, its type (an unsigned number of four bytes) behind it.
+BLOCKS = b".block_count\4\0\0\0"
 
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
@@ -45,6 +49,33 @@ def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_tr
     tokens = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens).logits, plain(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((b".block_count", b".}lock_count"), "has no block_count"),
+        ((BLOCKS + b"\2", BLOCKS + b"\xff"), "says 255 blocks, but holds 21 tensors"),
+        ((BLOCKS + b"\2", BLOCKS + b"\3"), r"lacks 9 of its weights, the first is 'model\.layers\.2"),
+    ],
+)
+def test_a_gguf_file_whose_blocks_are_not_all_there_is_refused(tmp_path, monkeypatch, tiny_llama, change, message):
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, tiny_llama)
+    assert change[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*change))
+    with pytest.raises(SempaError, match=message):
+        load_base(str(path))
+
+
+def test_a_folder_that_lacks_a_weight_is_refused(tmp_path, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SempaError, match=r"lacks 1 of its weights, the first is 'model\.layers\.1\.mlp\.up_proj"):
+        load_base(str(folder), "float32", "cpu")
 
 
 def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny_llama, capsys):

@@ -27,7 +27,7 @@ from sempa.head import head_logits
 from sempa.kernels import Families, packed_attention
 from sempa.norms import replace_norms
 from sempa.packing import Row
-from sempa.sources import first_line, quiet, resolve_model
+from sempa.sources import check_loaded, first_line, quiet, resolve_model
 
 _ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -55,8 +55,8 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
         emulate: keep to bfloat16 on such a CPU: half the memory, but many times the seconds.
 
     Raises:
-        SempaError: missing package or path; a model that sempa cannot run (encoder-only, recurrent, with code of its
-            own); a tokenizer of another model; an unknown dtype or device.
+        SempaError: missing package, path or weights; a model that sempa cannot run (encoder-only, recurrent, with code
+            of its own); a tokenizer of another model; an unknown dtype or device.
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -74,15 +74,17 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
             # None of transformers' questions whether to run a model's own code: it is never run.
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             # Nor is a pickle opened: weights are safetensors.
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=precision,
                 attn_implementation=attention,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
     except Exception as error:  # tokenizers raises the bare class
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
+    check_loaded(name, model, loading)
     model.requires_grad_(False)
     base = BaseModel(model.to(target).eval(), tokenizer, source)
     replace_norms(model)

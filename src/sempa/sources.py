@@ -3,19 +3,23 @@
 import contextlib
 import hashlib
 import importlib.util
+import mmap
 import shutil
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sempa.errors import SempaError
 from sempa.files import cache_folder, explain_os_errors
 
 DEFAULT_MODEL = "smollm2-135m"
+# A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
+_BLOCK_COUNT, _GGUF_UINT32 = b".block_count", 4
 
 
 def resolve_model(name: str) -> str:
@@ -65,17 +69,23 @@ def _converted(gguf: Path) -> Path:
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest.hexdigest()[:12]}"
     if (folder / "config.json").is_file():
         return folder
+    _check_blocks(gguf)
     print(f"Converting {gguf.name} once to {folder} …", flush=True)
     with explain_os_errors(folder), quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except Exception as error:  # tokenizers raises the bare class
             if isinstance(error, OSError) and error.errno:
                 raise
             raise SempaError(f"model {str(gguf)!r}: cannot be read: {first_line(error)}") from error
+        check_loaded(str(gguf), model, loading)
         # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
         del model.config.quantization_config
         plain = type(model)(model.config)
@@ -89,6 +99,28 @@ def _converted(gguf: Path) -> Path:
         if not folder.exists():
             temporary.replace(folder)
     return folder
+
+
+def _check_blocks(gguf: Path) -> None:
+    """Refuse a header without a number of blocks, or with more of them than tensors, before anybody counts up to it."""
+    with gguf.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.find(_BLOCK_COUNT)
+        value = place + len(_BLOCK_COUNT)
+        (tensors,) = struct.unpack("<Q", data[8:16].ljust(8, b"\0"))
+        kind, blocks = struct.unpack("<II", data[value : value + 8].ljust(8, b"\0"))
+    if place < 0:
+        raise SempaError(f"model {str(gguf)!r}: its header has no block_count, expected the number of decoder blocks")
+    if kind == _GGUF_UINT32 and blocks > tensors:
+        raise SempaError(f"model {str(gguf)!r}: its header says {blocks:,} blocks, but holds {tensors:,} tensors")
+
+
+def check_loaded(name: str, model: PreTrainedModel, loading: dict) -> None:
+    """Raise `SempaError` when a weight was not in the files: transformers would have drawn it at random."""
+    missing = sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys())
+    if missing:
+        raise SempaError(
+            f"model {name!r}: lacks {len(missing):,} of its weights, the first is {missing[0]!r}; is a file missing?"
+        )
 
 
 @contextlib.contextmanager
