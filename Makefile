@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TRAIN_RUN := runs/smollm2_captions
+FUZZ_OUTCOME := runs/fuzz.json
 CODE := src losses kernels experiments examples docs tests
 
-.PHONY: help install train test lint bench docs
+.PHONY: help install train test fuzz lint bench docs
 
 help:
 	@echo "make train    install, then align SmolLM2-135M on built-in triplets and report ($(TRAIN_RUN)/report.html)"
 	@echo "make test     install, then run the test suite with coverage"
+	@echo "make fuzz     install, then throw 100,000 broken inputs at every reader ($(FUZZ_OUTCOME)); goes on where it stopped"
 	@echo "make lint     check style and formatting"
 	@echo "make bench    install the peers, then race them: gatherer, training step, embedding (short form)"
 	@echo "make docs     install, then build the documents' pages (site/index.html)"
@@ -35,6 +37,10 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+fuzz: install
+	mkdir -p $(dir $(FUZZ_OUTCOME))
+	$(BIN)/python experiments/reliability/fuzz.py --inputs 100000 --resume --json $(FUZZ_OUTCOME)
 
 lint: install
 	$(BIN)/ruff check $(CODE)

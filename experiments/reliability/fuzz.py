@@ -5,7 +5,8 @@
 Sound files of every format are cut, flipped, spliced, repeated and stuffed with what parsers dislike: stray quotes,
 NUL, byte-order marks, half surrogates, numbers without end, nests without bottom, gzip within gzip, YAML's anchors. Any
 other exception is a finding, and so are an input that takes longer than some seconds and a message that does not name
-the file. The seed and an input's number make it again (`--first NUMBER --inputs 1`).
+the file. The seed and an input's number make it again (`--first NUMBER --inputs 1`). `--resume` goes on behind the
+inputs that the JSON file counts already.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from sempa.config import load_config
 from sempa.corpus import FORMATS, embed_corpus, read_sentences, read_shards
 from sempa.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.files import write_json
+from sempa.files import read_json, write_json
 from sempa.lora import add_lora, load_adapter, remove_adapter, save_adapter
 from sempa.models import BaseModel
 from sempa.sts import read_sts
@@ -44,8 +45,10 @@ from sempa.texts import read_gsm8k, read_texts
 from sempa.triplets import read_triplets
 from sempa.vectors import WRITERS, read_vectors, write_vectors
 
-# Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock.
-SECONDS_PER_INPUT, SECONDS_BY_THE_CLOCK = 10, 300
+# Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock, whose ticks a
+# stopped process does not count.
+SECONDS_PER_INPUT, SECONDS_BY_THE_CLOCK, TICK = 10, 300, 10
+KEPT_EVERY = 1000
 NASTY = (
     *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"\x80", b"\r", b"\n", b"\r\n", b"\n\n\n", b"\t", b'"', b'""'),
     *(b"'", b",", b";", b"{", b"}", b"[", b"]", b":", b"\\", b"\\u0000", b"\\ud800", b'{"', b"null", b"NaN", b"true"),
@@ -301,8 +304,18 @@ class TooLong(BaseException):
     """An input took longer than it may; not an `Exception`, so that no reader can take it for one."""
 
 
-def fuzz(inputs: int, seed: int, folder: Path, only: str = "", first: int = 0) -> dict:
-    """Read so many broken inputs; returns counts by reader, and the findings with what makes them again."""
+def fuzz(
+    inputs: int,
+    seed: int,
+    folder: Path,
+    only: str = "",
+    first: int = 0,
+    keep: Callable[[dict], object] = lambda result: None,
+) -> dict:
+    """Read so many broken inputs; returns counts by reader, and the findings with what makes them again.
+
+    `keep` gets the outcome so far every thousand inputs.
+    """
     testees = [reader for reader in readers(folder) if only in reader.name]
     others = [data for reader in testees for files in reader.sound for data in files.values()]
     outcomes = {reader.name: Counter() for reader in testees}
@@ -310,8 +323,26 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str = "", first: int = 0) -
     inside, nowhere = folder / "input", (folder / "nowhere").open("w")
     before = _peak_mib()
     began = time.perf_counter()
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, _too_long)
+    waited = 0
+
+    def tick(_signal: int, _frame: object) -> None:
+        nonlocal waited
+        waited += TICK
+        if waited > SECONDS_BY_THE_CLOCK:
+            raise TooLong(f"over {SECONDS_BY_THE_CLOCK} s by the clock")
+
+    def outcome(count: int) -> dict:
+        return {
+            "inputs": count,
+            "seed": seed,
+            "readers": {name: dict(sorted(counts.items())) for name, counts in outcomes.items()},
+            "findings": findings,
+            "peak_memory_growth_mib": round(_peak_mib() - before),
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.signal(signal.SIGALRM, tick)
     for number in range(first, first + inputs):
         draw = random.Random(f"{seed} {number}")
         (reader,) = draw.choices(testees, [reader.weight for reader in testees])
@@ -320,7 +351,8 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str = "", first: int = 0) -
         for name, data in make_input(draw, reader, others).items():
             (inside / name).write_bytes(data)
         signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_INPUT)
-        signal.alarm(SECONDS_BY_THE_CLOCK)
+        waited = 0
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         try:
             with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -336,16 +368,26 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str = "", first: int = 0) -
             findings.append({"number": number, "reader": reader.name, "what": what})
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.alarm(0)
-        if (number + 1) % 5000 == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if (number + 1) % KEPT_EVERY == 0:
+            keep(outcome(number + 1 - first))
             print(f"{number + 1:,} inputs, {len(findings)} findings", file=sys.stderr, flush=True)
+    return outcome(inputs)
+
+
+def add_up(one: dict, two: dict) -> dict:
+    """The outcome of the inputs behind those of `one` added to it; memory is the larger of both."""
+    readers = {
+        name: dict(sorted((Counter(one["readers"].get(name)) + Counter(counts)).items()))
+        for name, counts in two["readers"].items()
+    }
     return {
-        "inputs": inputs,
-        "seed": seed,
-        "readers": {name: dict(sorted(counts.items())) for name, counts in outcomes.items()},
-        "findings": findings,
-        "peak_memory_growth_mib": round(_peak_mib() - before),
-        "seconds": round(time.perf_counter() - began, 1),
+        "inputs": one["inputs"] + two["inputs"],
+        "seed": two["seed"],
+        "readers": readers,
+        "findings": one["findings"] + two["findings"],
+        "peak_memory_growth_mib": max(one["peak_memory_growth_mib"], two["peak_memory_growth_mib"]),
+        "seconds": round(one["seconds"] + two["seconds"], 1),
     }
 
 
@@ -374,14 +416,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of all inputs (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first input, to make one again")
     parser.add_argument("--only", default="", help="only the readers whose name holds this")
-    parser.add_argument("--json", type=Path, help="write the outcome to this file")
+    parser.add_argument("--json", type=Path, help="write the outcome to this file, now and then and at the end")
+    parser.add_argument("--resume", action="store_true", help="go on behind the inputs that --json counts already")
     arguments = parser.parse_args()
+    done = {"inputs": 0, "readers": {}, "findings": [], "peak_memory_growth_mib": 0, "seconds": 0.0}
+    if arguments.resume and arguments.json and arguments.json.is_file():
+        done = read_json(arguments.json)
+        if done["seed"] != arguments.seed:
+            parser.error(f"{arguments.json} was made with seed {done['seed']}")
+
+    def keep(result: dict) -> dict:
+        result = add_up(done, result)
+        if arguments.json:
+            write_json(arguments.json, {"command": " ".join(["fuzz.py", *sys.argv[1:]]), **result})
+        return result
+
+    first, left = arguments.first + done["inputs"], max(0, arguments.inputs - done["inputs"])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SEMPA_CACHE"] = str(Path(folder) / "cache")
-        result = fuzz(arguments.inputs, arguments.seed, Path(folder), arguments.only, arguments.first)
+        result = keep(fuzz(left, arguments.seed, Path(folder), arguments.only, first, keep))
     print(json.dumps(result, indent=2, ensure_ascii=False))
-    if arguments.json:
-        write_json(arguments.json, {"command": " ".join(["fuzz.py", *sys.argv[1:]]), **result})
     raise SystemExit(1 if result["findings"] else 0)
 
 
