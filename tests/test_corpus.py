@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,16 @@ import torch
 
 from sempa import Embedder, SempaError
 from sempa.cli import main
-from sempa.corpus import MANIFEST_FILE, BatchEmbedder, embed_corpus, read_sentences, read_shards
+from sempa.corpus import (
+    MANIFEST_FILE,
+    BatchEmbedder,
+    describe,
+    embed_corpus,
+    embedder_settings,
+    read_sentences,
+    read_shards,
+    write_corpus,
+)
 from sempa.lora import add_lora, lora_parameters, save_adapter
 
 SENTENCES = [f"{'Very ' * (i % 4)}small dog number {i}." for i in range(23)]
@@ -285,6 +295,24 @@ def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, na
         embed_corpus(embedder, path, tmp_path / "out")
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_many(embedder, source, tmp_path):
+    about, settings = describe(embedder), embedder_settings(embedder)
+
+    def pieces(chunks):
+        for chunk in chunks:
+            vectors = embedder.encode(chunk)
+            yield from (vectors[:2], vectors[2:])
+
+    write_corpus(pieces, about, settings, source, tmp_path / "pieces", 5, "npy", "text")
+    embed_corpus(embedder, source, tmp_path / "whole", shard_rows=5, shard_format="npy")
+    assert np.array_equal(stacked(tmp_path / "pieces"), stacked(tmp_path / "whole"))
+    with pytest.raises(SempaError, match="found more vectors than its 23 sentences"):
+        write_corpus(
+            lambda chunks: itertools.chain(pieces(chunks), [np.ones((1, 32))]),
+            *(about, settings, source, tmp_path / "more", 5, "npy", "text"),
+        )
 
 
 def test_a_batch_embedder_adds_a_column_of_vectors(embedder, tiny_folder):

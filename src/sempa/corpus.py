@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,11 @@ class BatchEmbedder:
     """Sentences to vectors as a callable on columns, for engines that map batches over workers, such as Ray Data.
 
     ```
-    dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "smollm2-135m"}, batch_size=1024, concurrency=2)
+    workers = ray.data.ActorPoolStrategy(size=2)
+    dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "smollm2-135m"}, compute=workers)
     ```
+
+    `sempa.integrations.ray_data` writes a whole corpus so.
 
     The model is loaded once per worker. `column` holds the sentences, `output` gets their vectors, float32 `[n, D]`;
     the other columns stay. `options` and errors are those of `Embedder`.
@@ -98,6 +101,29 @@ def embed_corpus(
 
     Raises `SempaError` for bad input, a full disk, and a folder that was begun with other settings or input.
     """
+    settings = {**embedder_settings(embedder), "batch_size": batch_size, "normalize": normalize}
+
+    def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        return (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
+
+    return write_corpus(encode, describe(embedder), settings, source, folder, shard_rows, shard_format, field)
+
+
+def write_corpus(
+    encode: Callable[[Iterable[list[str]]], Iterable[np.ndarray]],
+    about: dict,
+    settings: dict,
+    source: Path,
+    folder: Path,
+    shard_rows: int,
+    shard_format: str,
+    field: str,
+) -> dict:
+    """What `embed_corpus` does, with vectors from `encode` and what the manifest says `about` the model.
+
+    `encode` gets chunks of sentences, none across two shards, and gives their vectors `[n, D]` in the same order; where
+    a chunk's vectors come in several pieces, they are put together. Raises `SempaError` as `embed_corpus` does.
+    """
     if shard_rows < 1:
         raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
     if shard_format not in FORMATS:
@@ -106,32 +132,27 @@ def embed_corpus(
     digest = hashlib.sha256()
     rows = sum(1 for _ in _hashed(read_sentences(source, field), digest))
     identity = {"rows": rows, "sha256": digest.hexdigest()}
-    settings = {
-        **embedder_settings(embedder),
-        "batch_size": batch_size,
-        "normalize": normalize,
-        "shard_rows": shard_rows,
-        "shard_format": shard_format,
-        "input": identity,
-    }
-    shards = _begin(folder, embedder, settings)
+    settings = {**settings, "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
+    shards = _begin(folder, about, settings)
     changed = SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
     digest = hashlib.sha256()
     sentences = _hashed(read_sentences(source, field), digest)
+    vectors = iter(encode(_unfinished(sentences, rows, shard_rows, frozenset(shards))))
     with bar(rows, "embedding", "sentence") as progress:
         for index, first in enumerate(range(0, rows, shard_rows)):
             count = min(shard_rows, rows - first)
-            mine = itertools.islice(sentences, count)
             if index in shards:
-                progress.update(sum(1 for _ in mine))
+                progress.update(count)
                 continue
-            vectors = _embed_shard(embedder, mine, count, batch_size, normalize, progress)
-            if len(vectors) < count:
+            shard = _gather(vectors, count, progress)
+            if len(shard) < count:
                 raise changed
             path = folder / _shard_name(index, shard_format)
-            write_vectors(path, vectors)
+            write_vectors(path, shard)
             shards[index] = {"file": path.name, "first_row": first, "rows": count, "sha256": sha256(path)}
-            _write_manifest(folder, embedder, settings, shards)
+            _write_manifest(folder, about, settings, shards)
+    for _ in vectors:
+        raise SempaError(f"{source}: found more vectors than its {rows:,} sentences")
     if digest.hexdigest() != identity["sha256"]:
         raise changed
     return _read_manifest(folder)
@@ -173,13 +194,19 @@ def embedder_settings(embedder: Embedder) -> dict:
     }
 
 
-def _begin(folder: Path, embedder: Embedder, settings: dict) -> dict[int, dict]:
+def describe(embedder: Embedder) -> dict:
+    """What a manifest says of a model beside the settings: its source, and the vectors' dimensions."""
+    width = embedder.base.model.config.get_text_config().hidden_size
+    return {"model": embedder.base.source, "dimensions": width}
+
+
+def _begin(folder: Path, about: dict, settings: dict) -> dict[int, dict]:
     """The shards that an earlier call finished, by number; those that are missing or damaged are left out."""
     if not (folder / MANIFEST_FILE).exists():
         if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
             raise SempaError(f"output {folder}: exists without a {MANIFEST_FILE}, expected a new or an empty folder")
         # Before the first shard, so that a kill behind that one finds the folder its own.
-        _write_manifest(folder, embedder, settings, {})
+        _write_manifest(folder, about, settings, {})
     manifest = _read_manifest(folder)
     for key, value in settings.items():
         if (before := manifest["settings"].get(key)) != value:
@@ -189,10 +216,9 @@ def _begin(folder: Path, embedder: Embedder, settings: dict) -> dict[int, dict]:
     return {i: s for i, s in shards.items() if _is_whole(folder / _shard_name(i, settings["shard_format"]), s)}
 
 
-def _write_manifest(folder: Path, embedder: Embedder, settings: dict, shards: dict[int, dict]) -> None:
+def _write_manifest(folder: Path, about: dict, settings: dict, shards: dict[int, dict]) -> None:
     manifest = {
-        "model": embedder.base.source,
-        "dimensions": embedder.base.model.config.get_text_config().hidden_size,
+        **about,
         "settings": settings,
         "fingerprint": _fingerprint(settings),
         "shards": [shards[index] for index in sorted(shards)],
@@ -216,19 +242,28 @@ def _read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def _embed_shard(
-    embedder: Embedder, sentences: Iterable[str], rows: int, batch_size: int, normalize: bool, progress: tqdm
-) -> np.ndarray:
+def _gather(parts: Iterator[np.ndarray], rows: int, progress: tqdm) -> np.ndarray:
+    """The next `rows` vectors, or fewer where there are no more."""
     vectors = np.empty((rows, 0), dtype=np.float32)
     done = 0
-    for chunk in _chunks(sentences):
-        part = embedder.encode(chunk, batch_size, normalize=normalize)
+    while done < rows and (part := next(parts, None)) is not None:
         if not done:
             vectors = np.empty((rows, part.shape[1]), dtype=np.float32)
         vectors[done : done + len(part)] = part
         done += len(part)
         progress.update(len(part))
     return vectors[:done]
+
+
+def _unfinished(sentences: Iterator[str], rows: int, shard_rows: int, finished: frozenset[int]) -> Iterator[list[str]]:
+    """The sentences of all shards but the `finished` in chunks that are embedded in one piece."""
+    for index, first in enumerate(range(0, rows, shard_rows)):
+        mine = itertools.islice(sentences, min(shard_rows, rows - first))
+        if index in finished:
+            for _ in mine:
+                pass
+        else:
+            yield from _chunks(mine)
 
 
 def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
