@@ -15,7 +15,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -107,17 +106,17 @@ def long_run(folder: Path, minutes: float, share: float, out: Path) -> dict:
         samples.append(measure(began, cache))
         if len(samples) >= FEWEST and time.perf_counter() - written > SECONDS_BETWEEN_WRITES:
             written = time.perf_counter()
-            write_json(out, _result(samples, share))
+            write_json(out, _result(samples, minutes, share))
         time.sleep((time.process_time() - busy) * (1 / share - 1))
-    result = _result(samples, share)
+    result = _result(samples, minutes, share)
     write_json(out, result)
     return result
 
 
-def _result(samples: Sequence[Sample], share: float) -> dict:
+def _result(samples: Sequence[Sample], minutes: float, share: float) -> dict:
     kept = samples[:: -(-len(samples) // KEPT)]
     return {
-        "command": " ".join(["long_run.py", *sys.argv[1:]]),
+        "command": f"long_run.py --minutes {minutes:g} --share {share:g}",
         "rounds": len(samples),
         "minutes": round(samples[-1].seconds / 60, 2),
         "cpu_share_of_one_core": round(time.process_time() / samples[-1].seconds, 3),
