@@ -53,12 +53,13 @@ def train(
     Continues from the latest checkpoint in `run`, to the same bits as if it had never stopped: whatever a step
     depends on is in the checkpoint or follows from config and step number.
 
-    Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training.
+    Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included.
 
     Raises:
         SempaError: a loss that is not finite, or a disk that is full.
         Interrupted: after Ctrl-C, once the running step is saved.
     """
+    started = time.perf_counter()
     model, world = base.model, join_world(config.shard)
     parameters = lora_parameters(model)
     for parameter in parameters.values():
@@ -77,7 +78,7 @@ def train(
     state |= load_checkpoint(run, model, optimizer)
     metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
     told: set[str] = set()
-    began = time.perf_counter() - state["seconds"]
+    began = started - state["seconds"]
 
     with (
         explain_os_errors(run),
