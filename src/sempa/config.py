@@ -23,7 +23,8 @@ OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-
 class Config:
     """Everything that decides a run's result; the comments give units and the paper's words."""
 
-    # The base model: an alias, a folder, a .gguf file or a hub id; dtype of its frozen weights; "" picks the device.
+    # The base model: an alias, a folder, a .gguf file or a hub id; dtype of its frozen weights (bfloat16 is
+    # float32 on a CPU that would only emulate it); "" picks the device.
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""

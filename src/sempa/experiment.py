@@ -116,7 +116,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         "config": dataclasses.asdict(config),
         "command": command,
         "versions": versions(),
-        "machine": _machine(config),
+        "machine": {**_machine(config), "dtype": str(base.model.dtype).removeprefix("torch.")},
         "seconds": {
             "total": finished - began + spent,
             "training": state["seconds"],

@@ -21,7 +21,11 @@ def add_base_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
     )
-    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        help="bfloat16 or float32 (default %(default)s; a CPU that only emulates it computes in float32)",
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
 
 
