@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sempa import Embedder, SempaError
+from sempa import Embedder, SempaError, models
 from sempa.cli import main
 from sempa.corpus import (
     MANIFEST_FILE,
@@ -154,8 +154,9 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(embedder, sou
 
 
 def test_another_model_adapter_layer_readout_or_input_is_refused(
-    embedder, other, source, tiny_folder, tmp_path, counted
+    embedder, other, source, tiny_folder, tmp_path, counted, monkeypatch
 ):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
     embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
     options = {"dtype": "float32", "device": "cpu"}
     for changed, key in (

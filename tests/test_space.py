@@ -176,7 +176,7 @@ def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name
     assert "<i>" not in html
     assert len(parser.ids) == len(set(parser.ids))
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     for picture in pictures:
         assert ET.fromstring(picture)[0].text
         assert "#123456" not in picture
