@@ -160,6 +160,8 @@ def trl_step(
             train_dataset=datasets.Dataset.from_list(rows),
             peft_config=peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
+        # What `train()` would set before its first step.
+        trainer.current_gradient_accumulation_steps = 1
         batches = list(trainer.get_train_dataloader())
         optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
 
