@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from semantic_search import Passage, add_arguments, encode_cached, read_passages, search
+from semantic_search import Passage, add_arguments, encode_cached, read_passages, search, show
 
 from sempa import Embedder, SempaError
 from sempa.retention import generate
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = search(embedder, vectors, arguments.question, arguments.top)
         prompt = make_prompt(arguments.question, [passages[place] for _, place in found])
         print(generate(embedder.base, prompt, arguments.max_new_tokens))
-        for cosine, place in found:
-            passage = passages[place]
-            print(f"  {cosine:.3f}  {passage.file}:{passage.line}  {passage.text}")
+        show(passages, found)
     except SempaError as error:
         print(f"retrieve_and_answer: {error}", file=sys.stderr)
         return 2

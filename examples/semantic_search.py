@@ -104,6 +104,13 @@ def search(embedder: Embedder, vectors: np.ndarray, query: str, top: int) -> lis
     return [(float(cosines[place]), int(place)) for place in np.argsort(-cosines, kind="stable")[:top]]
 
 
+def show(passages: Sequence[Passage], found: Sequence[tuple[float, int]]) -> None:
+    """Print what `search` found among `passages`, a line each."""
+    for cosine, place in found:
+        passage = passages[place]
+        print(f"  {cosine:.3f}  {passage.file}:{passage.line}  {passage.text}")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both examples take."""
     parser.add_argument("paths", nargs="+", type=Path, help=f"text files, or folders with {', '.join(SUFFIXES)} files")
@@ -127,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for query in arguments.query or map(str.strip, sys.stdin):
             if query:
                 print(query)
-                for cosine, place in search(embedder, vectors, query, arguments.top):
-                    passage = passages[place]
-                    print(f"  {cosine:.3f}  {passage.file}:{passage.line}  {passage.text}")
+                show(passages, search(embedder, vectors, query, arguments.top))
     except SempaError as error:
         print(f"semantic_search: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,9 @@
 """Tiny models and tokenizers made on the spot: no test waits for a download."""
 
 import csv
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import gguf
@@ -31,6 +33,15 @@ def _private_cache(tmp_path_factory, monkeypatch):
     if "SEMPA_CACHE" not in os.environ:
         for module in ("reference", "neutral"):
             monkeypatch.setattr(f"sempa.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+
+
+def load_script(path):
+    """A program outside the package as a module, which may import what stands beside it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        return importlib.import_module(path.stem)
+    finally:
+        sys.path.remove(str(path.parent))
 
 
 def make_tokenizer(special=("<|im_start|>", "<|im_end|>"), template=CHATML):

@@ -4,14 +4,13 @@ import csv
 import gzip
 import io
 import json
-import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import make_llama
+from conftest import load_script, make_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,13 +29,7 @@ READERS = (read_triplets, read_sts, read_texts, read_gsm8k, lambda path: list(re
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    sys.path.insert(0, str(RELIABILITY))
-    try:
-        import fuzz
-
-        yield fuzz
-    finally:
-        sys.path.remove(str(RELIABILITY))
+    return load_script(RELIABILITY / "fuzz.py")
 
 
 def test_a_thousand_broken_inputs_end_in_a_result_or_a_sentence(fuzzer, tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 """The long run's verdict: a flat process is called flat, and each kind of leak is not."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
 MIB = 2**20
@@ -12,13 +12,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def long_run():
-    sys.path.insert(0, str(RELIABILITY))
-    try:
-        import long_run
-
-        yield long_run
-    finally:
-        sys.path.remove(str(RELIABILITY))
+    return load_script(RELIABILITY / "long_run.py")
 
 
 def samples(long_run, rounds=500, memory=0.0, **leaks):

@@ -98,7 +98,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
-    if not (world.leads or world.sharded):
+    if not world.evaluates:
         return {}
 
     _, best = read_adapter(run / "adapter")

@@ -15,7 +15,7 @@ from sempa.files import cache_folder, fingerprint
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, row_states, weights_fingerprint
 from sempa.packing import Row, pack_texts
-from sempa.parallel import World, any_of
+from sempa.parallel import ALONE, World, any_sharing
 from sempa.progress import bar
 from sempa.prompts import encode_plain, encode_texts, render_prompt
 from sempa.sampling import sample
@@ -61,7 +61,6 @@ OPENINGS = (
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 128
-_ALONE = World()
 
 
 class NeutralText:
@@ -85,7 +84,7 @@ class NeutralText:
         return self.rows[number], self.states[number]
 
 
-def neutral_texts(base: BaseModel, world: World = _ALONE, seed: int = 0) -> list[list[int]]:
+def neutral_texts(base: BaseModel, world: World = ALONE, seed: int = 0) -> list[list[int]]:
     """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder.
 
     With a sharded base all processes draw when one of them finds nothing to read.
@@ -94,7 +93,7 @@ def neutral_texts(base: BaseModel, world: World = _ALONE, seed: int = 0) -> list
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, seed)
     path = cache_folder() / "neutral" / f"{key}.safetensors"
     kept = _read(path)
-    if not (any_of(kept is None, world, base.model.device) if world.sharded else kept is None):
+    if not any_sharing(kept is None, world, base.model.device):
         return kept
     questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
     openings = encode_plain(base.tokenizer, OPENINGS)

@@ -33,6 +33,14 @@ class World:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether this process runs the model to score it: the leading one, and with a sharded base all together."""
+        return self.leads or self.sharded
+
+
+ALONE = World()
+
 
 def join_world(shard: bool = False) -> World:
     """Join the other processes that torchrun started; alone, there is nothing to join and nothing to `shard`."""
@@ -125,6 +133,11 @@ def any_of(flag: bool, world: World, device: torch.device) -> bool:
     box = torch.tensor([int(flag)], device=device)
     dist.all_reduce(box, dist.ReduceOp.MAX)
     return bool(box.item())
+
+
+def any_sharing(flag: bool, world: World, device: torch.device) -> bool:
+    """Whether the flag is up here or, with a sharded base, in any process: none of them can run the model alone."""
+    return any_of(flag, world, device) if world.sharded else flag
 
 
 def wait_for_all(world: World) -> None:

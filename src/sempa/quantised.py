@@ -27,7 +27,7 @@ from sempa.logprobs import sentence_logprobs
 from sempa.lora import block_linears, lora_parameters
 from sempa.models import BaseModel, hidden_states
 from sempa.packing import PreferenceRow
-from sempa.parallel import World
+from sempa.parallel import ALONE
 from sempa.prompts import Preference, common_prefix
 from sempa.sampling import Sample
 from sempa.training import Fixed, train_step
@@ -135,8 +135,8 @@ def align_quantised(
         return known[row.examples]
 
     total = math.ceil(config.epochs * len(batches))
-    fixed, alone = Fixed(reference), World()
+    fixed = Fixed(reference)
     return [
-        train_step(config, base, optimizer, fixed, batches[step % len(batches)], step, total, alone)
+        train_step(config, base, optimizer, fixed, batches[step % len(batches)], step, total, ALONE)
         for step in range(total)
     ]

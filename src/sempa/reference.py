@@ -11,10 +11,8 @@ from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
 from sempa.packing import PreferenceRow
-from sempa.parallel import World, any_of, merge_known
+from sempa.parallel import ALONE, World, any_sharing, merge_known
 from sempa.tensors import read_tensors, write_tensors
-
-_ALONE = World()
 
 
 class Reference:
@@ -24,7 +22,7 @@ class Reference:
     bfloat16, where another packing would round differently.
     """
 
-    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int, world: World = _ALONE) -> None:
+    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int, world: World = ALONE) -> None:
         self.model, self.world = base.model, world
         layout = [(row.examples, row.row.tokens, row.row.parents) for row in rows]
         key = fingerprint(
@@ -39,7 +37,7 @@ class Reference:
         """`[examples, responses]` of one row, on the model's device."""
         examples = list(packed.examples)
         unknown = bool(self.logprobs[examples].isnan().any())
-        if any_of(unknown, self.world, self.model.device) if self.world.sharded else unknown:
+        if any_sharing(unknown, self.world, self.model.device):
             self.logprobs[examples] = self.compute(packed).cpu()
             self.unsaved = True
         return self.logprobs[examples].to(self.model.device)

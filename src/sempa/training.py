@@ -102,8 +102,7 @@ def train(
             due = (step + 1) % config.eval_every == 0 or last
             if due:
                 with interpolated(model, config.interpolation):
-                    # A sharded base answers to all processes together or to none.
-                    score = score_dev() if world.leads or world.sharded else 0.0
+                    score = score_dev() if world.evaluates else 0.0
                     score = broadcast_number(score, world, model.device)
                     if score > state["best_score"]:
                         state |= {"best_score": score, "best_step": step + 1}

@@ -22,8 +22,9 @@ def watch_step(config: Config, step: int, record: Mapping[str, float], told: set
 
 
 def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    ratios = {name: record[f"rewards/{name}"] / config.beta for name in ("chosen", "rejected") if _ranked(record)}
-    if ratios and ratios["chosen"] < -FAR:
+    rewards = {name: record.get(f"rewards/{name}", 0.0) for name in ("chosen", "rejected")}
+    ratios = {name: reward / config.beta for name, reward in rewards.items()}
+    if ratios["chosen"] < -FAR:
         yield (
             "displaced",
             f"the chosen sentences' log-ratio to the base is {ratios['chosen']:.0f} nats, so training makes them less "
@@ -39,7 +40,3 @@ def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str
             )
     if record["grad_norm"] == 0:
         yield "still", "the gradient is zero, so this step leaves the adapter as it is: does the loss depend on it?"
-
-
-def _ranked(record: Mapping[str, float]) -> bool:
-    return "rewards/chosen" in record
