@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sempa import SempaError
 from sempa.data import ScoredPair
 from sempa.statistics import pearson, spearman
-from sempa.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, select_tasks
+from sempa.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, sample_task, select_tasks
 
 DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
@@ -198,6 +198,27 @@ def test_the_published_benchmarks_have_their_published_sizes():
 
 
 # What is refused
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(2, 12), st.integers(0, 3))
+def test_a_sample_keeps_order_and_sub_tasks_and_is_fixed_by_its_seed(sizes, count, seed):
+    pairs = [ScoredPair(f"{part} {i}", "b", float(part)) for part, size in enumerate(sizes) for i in range(size)]
+    task = StsTask("STS12", pairs, subtasks={str(part): size for part, size in enumerate(sizes)})
+    drawn = sample_task(task, count, seed)
+    if count >= len(pairs):
+        assert drawn is task
+        return
+    places = [pairs.index(pair) for pair in drawn.pairs]
+    assert len(places) == count and places == sorted(set(places))
+    assert drawn.subtasks == {name: sum(p.score == int(name) for p in drawn.pairs) for name in task.subtasks}
+    assert sample_task(task, count, seed) == drawn
+    assert left_out([drawn]) == [f"STS12: a sample of {count} of its {len(pairs)} scored pairs"]
+
+
+def test_another_seed_draws_another_sample():
+    task = StsTask("STS12", [ScoredPair(str(i), "b", i) for i in range(100)])
+    assert sample_task(task, 10, 0) != sample_task(task, 10, 1)
 
 
 def test_a_folder_without_tasks_is_told_what_was_expected(tmp_path):

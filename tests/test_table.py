@@ -460,6 +460,10 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mine, 9 pairs" in out
     assert "avg" not in out
+    assert main([*command, "--readouts", "last", "--pairs", "6", "--resamples", "0", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "mine, 6 pairs" in out
+    assert "mine: a sample of 6 of its 9 scored pairs" in out
 
 
 @pytest.mark.parametrize(
@@ -472,6 +476,7 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
             ["--splits", "test"],
             "STS-B is missing; looked for sts-test.csv in it and up to two levels down; found sts-dev.csv",
         ),
+        (["--pairs", "1"], "pairs: found 1, expected 2 or more, or 0 for all"),
         (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
         (["--adapter", "nowhere"], "adapter 'nowhere': cannot be read"),

@@ -1,51 +1,63 @@
-"""The trade-off curve: every objective over a grid of strengths, similarity against what is left of the language model.
+"""The trade-off curve: every objective at some strengths, similarity against what is left of the language model.
 
-    python experiments/frontier/frontier.py --triplets snli_dev.jsonl --sts STS --gsm8k gsm8k_test.jsonl
+    python experiments/frontier/frontier.py --triplets snli_dev.jsonl --sts STS [--gsm8k gsm8k_test.jsonl]
 
-Trains each point of POINTS with equal triplets, batch and LoRA, scores STS12–16, STS-B dev and SICK trial, and measures
-KL and perplexity on text that no training saw. Finished points are kept: a second call goes on where the first stopped.
+Trains each of POINTS on the same triplets with the same batches and LoRA, scores samples of STS12–16, STS-B dev and
+SICK trial, and measures KL and perplexity on text that no training saw; then the adapter part of the way
+(`interpolated`), which costs no training. A finished point is kept: a second call goes on where the first stopped.
+Writes the figures as JSON, the plot as SVG.
 """
 
 import argparse
 import json
+import shutil
 import statistics
+import time
 from pathlib import Path
 
-import torch
-
 from sempa.config import load_config
+from sempa.dataset import load_dataset
 from sempa.embedder import embed
 from sempa.evaluation import gsm8k_sample, measure_generation
-from sempa.experiment import start_run
-from sempa.files import write_json
-from sempa.lora import load_adapter
+from sempa.experiment import versions
+from sempa.files import write_atomic, write_json
+from sempa.lora import add_lora, interpolated, remove_adapter
 from sempa.models import BaseModel, load_base
-from sempa.sts import StsTask, evaluate_sts, read_sts
+from sempa.plots import INK, make_figure, svg
+from sempa.sts import StsTask, evaluate_sts, read_sts, sample_task
+from sempa.training import train
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "frontier.json"
-# Name, and what differs from the shared settings; the first word names the family in the plot.
+RECIPE = HERE.parent / "smollm2_nli.yaml"
+RESULTS = HERE.parent / "results" / "frontier"
+# One objective alone, on whole batches; the contrast beside it is off.
+ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_share": 1.0}
+CONTRAST = {"objective": "none"}
+# Name, and what differs from the default recipe; the first word is the family, and has a colour in the plot.
 POINTS: dict[str, dict[str, object]] = {
-    "DPO (the paper's recipe)": {"objective": "dpo", "learning_rate": 1e-4, "lora_dropout": 0.05},
-    "DPO lr 4e-4": {"objective": "dpo"},
-    "DPO + anchor": {"objective": "dpo", "anchor": 1.0},
-    "DPO + retention": {"objective": "dpo", "retention": 10.0},
-    "cDPO + anchor": {"objective": "conservative-dpo", "anchor": 1.0},
-    "IPO + anchor": {"objective": "ipo", "anchor": 1.0},
-    "ranking + anchor": {"objective": "plackett-luce", "anchor": 1.0},
-    "ranking + retention": {"objective": "plackett-luce", "retention": 10.0},
-    "SFT (anchor alone)": {"objective": "none", "anchor": 1.0},
-    "contrast": {"objective": "none", "contrast": 1.0},
-    "contrast + retention 3": {"objective": "none", "contrast": 1.0, "retention": 3.0},
-    "contrast + retention 10": {"objective": "none", "contrast": 1.0, "retention": 10.0},
-    "contrast + retention 30": {"objective": "none", "contrast": 1.0, "retention": 30.0},
-    "contrast + DPO + retention 10": {"objective": "dpo", "contrast": 1.0, "retention": 10.0},
-    "contrast + ranking + retention 10": {"objective": "plackett-luce", "contrast": 1.0, "retention": 10.0},
+    "DPO, the paper's recipe": {**ALONE, "learning_rate": 1e-4, "lora_dropout": 0.05},
+    "DPO": ALONE,
+    "DPO + anchor": {**ALONE, "anchor": 1.0},
+    "DPO + retention 10": {**ALONE, "retention": 10.0},
+    "IPO + anchor": {**ALONE, "objective": "ipo", "anchor": 1.0},
+    "ranking + anchor": {**ALONE, "objective": "plackett-luce", "anchor": 1.0},
+    "ranking + retention 10": {**ALONE, "objective": "plackett-luce", "retention": 10.0},
+    "SFT": {**ALONE, "objective": "none", "anchor": 1.0},
+    "contrast": {**CONTRAST, "retention": 0.0},
+    "contrast + retention 3": {**CONTRAST, "retention": 3.0},
+    "contrast + retention 10": CONTRAST,
+    "contrast + retention 30": {**CONTRAST, "retention": 30.0},
+    "mixed, the default recipe": {},
+    "mixed with ranking": {"objective": "plackett-luce"},
+    "mixed + uniformity": {"uniformity": 0.1},
+    "mixed + SPOD": {"sparse": 0.1},
 }
-SHARED = {
-    **{"anchor": 0.0, "interpolation": 1.0, "held_out": 0, "eval_every": 1000, "dev_pairs": 100},
-    **{"builtin_pairs": 20, "generation_tokens": 0},
+COLOURS = {
+    **{"DPO": "#0072b2", "IPO": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
+    **{"contrast": "#e69f00", "mixed": "#d55e00"},
 }
+SHARES = (0.7, 0.4)
+GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
 
 
 def main() -> None:
@@ -53,90 +65,98 @@ def main() -> None:
     parser.add_argument("--triplets", required=True, help="labelled NLI, for rankings need neutral sentences")
     parser.add_argument("--sts", required=True, help="folder with STS12 to STS16, STSBenchmark and SICK")
     parser.add_argument("--gsm8k", default="", help="GSM8K file: perplexity of its conversations too")
-    parser.add_argument("--pairs", type=int, default=500, help="pairs of each set, drawn once (0: all)")
-    parser.add_argument("--limit", type=int, default=1280, help="triplets of every run")
-    parser.add_argument("--seeds", type=int, default=1, help="runs per point")
+    parser.add_argument("--pairs", type=int, default=120, help="pairs of each set, drawn once (default %(default)s)")
+    parser.add_argument("--limit", type=int, default=320, help="triplets of every run (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per point (default %(default)s)")
     parser.add_argument("--only", default="", help="only points whose name holds this text")
-    parser.add_argument("--runs", type=Path, default=Path("runs/frontier"), help="where the run folders go")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where .json and .svg go")
     given = parser.parse_args()
-    tasks = [_sample(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
-    settings = {"pairs": given.pairs, "limit": given.limit, **SHARED}
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    done = kept.get("points", []) if kept.get("settings") == settings else []
-    base_row = next((row for row in done if row["name"] == "base"), None)
-    if base_row is None:
-        base_row = {"name": "base", "seed": 0, **_scores(load_base("smollm2-135m"), tasks), "kl": {}, "perplexity": {}}
-        done.append(base_row)
+    tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
+    problems = gsm8k_sample(given.gsm8k)
+    base = load_base("smollm2-135m")
+    settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype), "points": POINTS}
+    result = _kept(given.out.with_suffix(".json"), settings)
+    result.setdefault("base", _scores(base, tasks))
     for seed in range(given.seeds):
         for name, changes in POINTS.items():
-            if given.only in name and not any(row["name"] == name and row["seed"] == seed for row in done):
-                done.append(_point(given, tasks, name, seed, changes))
-                write_json(RESULTS, {"settings": settings, "points": done})
-                _draw(done)
+            known = any(row["name"] == name and row["seed"] == seed for row in result["rows"])
+            if known or given.only not in name:
+                continue
+            values = {**changes, "triplets": given.triplets, "triplet_limit": given.limit, "held_out": 0, "seed": seed}
+            result["rows"] += _measure(base, tasks, problems, name, values)
+            write_json(given.out.with_suffix(".json"), result)
+            write_atomic(given.out.with_suffix(".svg"), plot(result))
+    print(table(result))
 
 
-def _point(given: argparse.Namespace, tasks: list[StsTask], name: str, seed: int, changes: dict[str, object]) -> dict:
-    run = given.runs / f"{name.replace(' ', '-')}-{seed}"
-    values = {
-        "triplets": given.triplets,
-        "triplet_limit": given.limit,
-        "output": run,
-        "seed": seed,
-        **SHARED,
-        **changes,
-    }
-    config = load_config(HERE.parent / "smollm2_nli.yaml", [f"{key}={value}" for key, value in values.items()])
-    if not (run / "report.json").exists():
-        start_run(config, f"frontier: {name}")
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    base = load_base(config.model, config.dtype)
-    load_adapter(base.model, run / "adapter")
-    retention, _ = measure_generation(base, gsm8k_sample(given.gsm8k), 0)
-    row = {
-        "name": name,
-        "seed": seed,
-        **_scores(base, tasks),
-        "kl": {r["text"]: r["kl"] for r in retention},
-        "perplexity": {r["text"]: r["change"] for r in retention},
-        "training_seconds": report["seconds"]["training"],
-    }
-    print(json.dumps(row), flush=True)
-    return row
+def _kept(path: Path, settings: dict) -> dict:
+    """What an earlier call with the same settings has measured."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return kept if kept.get("settings") == settings else {"settings": settings, "versions": versions(), "rows": []}
 
 
-def _sample(task: StsTask, pairs: int) -> StsTask:
-    order = torch.randperm(len(task.pairs), generator=torch.Generator().manual_seed(0)).tolist()
-    return StsTask(task.name, [task.pairs[i] for i in sorted(order[: pairs or None])])
+def _measure(
+    base: BaseModel, tasks: list[StsTask], problems: list[tuple[str, str]], name: str, values: dict[str, object]
+) -> list[dict]:
+    """Train a point and measure it, whole and part of the way: a row for each."""
+    run = Path("runs/frontier") / f"{name.replace(' ', '-').replace(',', '')}-{values['seed']}"
+    shutil.rmtree(run, ignore_errors=True)
+    config = load_config(RECIPE, [f"{key}={value}" for key, value in values.items()])
+    dataset = load_dataset(config, base.tokenizer)
+    add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+    began, rows = time.perf_counter(), []
+    # No development score: what is compared is the end of equal budgets.
+    train(config, base, dataset.train, run, lambda: 0.0)
+    seconds = time.perf_counter() - began
+    for share in (1.0, *SHARES):
+        with interpolated(base.model, share):
+            retention, _ = measure_generation(base, problems, 0)
+            row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks)}
+        row |= {"kl": {r["text"]: r["kl"] for r in retention}}
+        row |= {"perplexity": {r["text"]: 100 * r["change"] for r in retention}, "training_seconds": seconds}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    remove_adapter(base.model)
+    return rows
 
 
 def _scores(base: BaseModel, tasks: list[StsTask]) -> dict:
-    scores = {r.task.name: r.score for r in evaluate_sts(lambda texts: embed(base, texts, show_progress=True), tasks)}
+    scores = {result.task.name: result.score for result in evaluate_sts(lambda texts: embed(base, texts), tasks)}
     return {"sts": scores, "average": statistics.mean(scores.values())}
 
 
-def _draw(rows: list[dict]) -> None:
-    from matplotlib.figure import Figure
+def table(result: dict) -> str:
+    """The points as Markdown, a row each: change of the average, KL and change of perplexity (means over the texts)."""
+    lines = ["| objective | share | STS | KL, nats | perplexity, % |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        kl, perplexity = (statistics.mean(row[key].values()) for key in ("kl", "perplexity"))
+        change = row["average"] - result["base"]["average"]
+        lines.append(f"| {row['name']} | {row['share']:g} | {change:+.2f} | {kl:.4f} | {perplexity:+.2f} |")
+    return "\n".join([*lines, "", f"base: {result['base']['average']:.2f}"])
 
-    points = [row for row in rows if row["kl"]]
-    base = next(row for row in rows if row["name"] == "base")
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, key, label in (
-        (axes[0], "kl", "KL(base ‖ aligned), nats per token"),
-        (axes[1], "perplexity", "change of perplexity, %"),
+
+def plot(result: dict) -> str:
+    """Similarity against KL and against perplexity; a line joins the shares of one adapter; as an SVG."""
+    figure, axes = make_figure(1, 2, (10.5, 5.2), sharey=True)
+    base = result["base"]["average"]
+    for axis, key, label, goal in (
+        (axes[0], "kl", "KL(base ‖ aligned), nats per token", GOAL_KL),
+        (axes[1], "perplexity", "change of perplexity, %", GOAL_PERPLEXITY),
     ):
-        scale = 100 if key == "perplexity" else 1
-        for row in points:
-            x = scale * statistics.mean(row[key].values())
-            marker, size = ("*", 12) if "paper" in row["name"] else ("o", 6)
-            axis.plot(x, row["average"], marker, markersize=size)
-            axis.annotate(row["name"], (x, row["average"]), fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axis.axhline(base["average"], color="grey", linewidth=0.8, linestyle=":")
-        axis.axhline(base["average"] + 8, color="grey", linewidth=0.8, linestyle="--")
-        axis.axvline(0.02 if key == "kl" else 1.0, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_xlabel(f"{label} (mean of the unseen texts)")
+        for name in dict.fromkeys(row["name"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["name"] == name and row["seed"] == 0]
+            points = [(statistics.mean(row[key].values()), row["average"]) for row in rows]
+            colour = COLOURS[name.split()[0].strip(",")]
+            axis.plot(*zip(*points, strict=True), "-", color=colour, linewidth=0.8)
+            axis.plot(
+                *points[0], "*" if "recipe" in name else "o", color=colour, markersize=11 if "recipe" in name else 5
+            )
+            axis.annotate(name, points[0], fontsize=7, xytext=(4, 3), textcoords="offset points", color=INK)
+        for place, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
+            draw(place, color=INK, linewidth=0.7, linestyle=":")
+        axis.set_xlabel(f"{label} (mean over the texts)")
     axes[0].set_ylabel("mean of seven STS sets, ρ × 100")
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=130)
+    return svg(figure, "frontier", "Similarity against divergence from the base and against perplexity, by objective")
 
 
 if __name__ == "__main__":

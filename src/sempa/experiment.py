@@ -33,7 +33,7 @@ from sempa.report import terminal_table, write_report
 from sempa.sharding import shard_base
 from sempa.space import measure_space
 from sempa.statistics import spearman
-from sempa.sts import StsTask, pair_cosines
+from sempa.sts import StsTask, pair_cosines, sample_task
 from sempa.training import read_metrics, train
 
 # Development pairs of the built-in set are drawn with another seed than the report's.
@@ -160,9 +160,8 @@ def _evaluate(
 
 def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
-    pairs = tasks[0].pairs if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED).pairs
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    return [pairs[i] for i in order[: config.dev_pairs]]
+    task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
+    return sample_task(task, config.dev_pairs, config.seed).pairs
 
 
 def versions() -> dict[str, str]:

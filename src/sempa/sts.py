@@ -6,7 +6,7 @@ STS12–16 over all scored pairs of a year together ("all" in SentEval); Pearson
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,8 @@ class StsTask:
 
     `subtasks` says how many of the pairs, one sub-task after another, belong to which; empty where there are none.
     `unscored` counts pairs without a gold score, `out_of_range` those whose score is off the scale; `first_odd` tells
-    where the first of these is and what it says.
+    where the first of these is and what it says. `whole` is the number of pairs that a sample was drawn from (0: all
+    are there).
     """
 
     name: str
@@ -57,6 +58,7 @@ class StsTask:
     out_of_range: int = 0
     first_odd: str = ""
     subtasks: dict[str, int] = field(default_factory=dict)
+    whole: int = 0
 
     @property
     def gold(self) -> np.ndarray:
@@ -158,10 +160,27 @@ def _looked_for(path: Path, name: str, splits: Sequence[str]) -> str:
     return told + (f"; found {' and '.join(there)}" if there else "")
 
 
+def sample_task(task: StsTask, count: int, seed: int = 0) -> StsTask:
+    """`count` of the task's pairs, drawn by `seed`, in the task's own order; the task itself where it has no more."""
+    if count >= len(task.pairs):
+        return task
+    kept = np.sort(np.random.default_rng(seed).permutation(len(task.pairs))[:count])
+    ends = np.cumsum([0, *task.subtasks.values()])
+    sizes = np.diff(np.searchsorted(kept, ends))
+    return replace(
+        task,
+        pairs=[task.pairs[place] for place in kept],
+        subtasks=dict(zip(task.subtasks, sizes.tolist(), strict=True)),
+        whole=len(task.pairs),
+    )
+
+
 def left_out(tasks: Sequence[StsTask]) -> list[str]:
     """A sentence per task of which pairs were left out: how many, and why."""
     notes = []
     for task in tasks:
+        if task.whole:
+            notes.append(f"{task.name}: a sample of {len(task.pairs):,} of its {task.whole:,} scored pairs")
         if task.unscored:
             notes.append(f"{task.name}: {many(task.unscored, 'pair')} without a gold score left out")
         if task.out_of_range:

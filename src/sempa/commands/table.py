@@ -38,8 +38,13 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
     )
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="a sample of so many pairs of each set, for a first look (default 0: all)"
+    )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws, 0 for none (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the draws, and of the sample (default %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/table"), metavar="FOLDER", help="where to write (default %(default)s)"
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.errors import SempaError
     from sempa.experiment import versions
     from sempa.models import load_base
-    from sempa.sts import SETS, read_sts, select_tasks
+    from sempa.sts import SETS, read_sts, sample_task, select_tasks
     from sempa.table import measure_rows, parse_methods, summarise
     from sempa.table_formats import terminal, write_table
 
@@ -61,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         methods += parse_methods(arguments.adapter_readouts, adapter)
     if arguments.resamples < 0:
         raise SempaError(f"resamples: found {arguments.resamples}, expected 0 or more")
+    if arguments.pairs < 0 or arguments.pairs == 1:
+        raise SempaError(f"pairs: found {arguments.pairs}, expected 2 or more, or 0 for all")
     columns = tuple(name.strip() for name in arguments.columns.split(","))
     if len(columns) != 3:
         raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
@@ -72,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
         tasks = select_tasks(arguments.sts, sets, splits)
     else:
         tasks = read_sts(arguments.sts, splits, columns)
+    if arguments.pairs:
+        tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
     name = base_name(arguments.model, Path(arguments.adapter[0]) if arguments.adapter else None)
     base = load_base(name, arguments.dtype, arguments.device)
     rows = measure_rows(base, methods, tasks, arguments.output / "rows", arguments.batch_size)
