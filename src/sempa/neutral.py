@@ -60,7 +60,7 @@ OPENINGS = (
     *("He", "They", "On", "One", "After", "As", "#", "import", "We", "If"),
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
-ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 128
+ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
 
 
 class NeutralText:

@@ -1,0 +1,59 @@
+"""The frontier's script: what it keeps, and the table and picture that it makes of its points."""
+
+from pathlib import Path
+
+import pytest
+from conftest import load_script
+
+from sempa.config import load_config
+
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "frontier" / "frontier.py"
+
+
+@pytest.fixture(scope="module")
+def frontier():
+    return load_script(SCRIPT)
+
+
+@pytest.fixture
+def result(frontier):
+    rows = [
+        {
+            "name": name,
+            "seed": 0,
+            "share": share,
+            "average": 70 + 5 * share + place,
+            "kl": {"passages": 0.01 * share, "conversations": 0.03 * share},
+            "perplexity": {"passages": 1.0, "conversations": -2.0},
+        }
+        for place, name in enumerate(frontier.POINTS)
+        for share in (1.0, 0.5)
+    ]
+    return {"base": {"average": 70.0}, "rows": rows}
+
+
+def test_every_point_is_a_config_of_a_known_family(frontier):
+    for name, changes in frontier.POINTS.items():
+        load_config(frontier.RECIPE, [f"{key}={value}" for key, value in changes.items()])
+        assert name.split()[0].strip(",") in frontier.COLOURS
+
+
+def test_the_table_has_the_means_over_the_texts_and_the_change_of_the_average(frontier, result):
+    lines = frontier.table(result).splitlines()
+    assert lines[2] == "| mixed, the default recipe | 1 | +5.00 | 0.0200 | -0.50 |"
+    assert lines[-1] == "base: 70.00"
+
+
+def test_the_picture_names_every_point_once(frontier, result):
+    pytest.importorskip("matplotlib")
+    picture = frontier.plot(result)
+    assert picture.startswith("<svg")
+    assert "frontier" in picture
+
+
+def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_path):
+    file = tmp_path / "frontier.json"
+    assert frontier._kept(file, {"limit": 1})["rows"] == []
+    file.write_text('{"settings": {"limit": 1}, "rows": [1]}')
+    assert frontier._kept(file, {"limit": 1})["rows"] == [1]
+    assert frontier._kept(file, {"limit": 2})["rows"] == []
