@@ -12,12 +12,15 @@ from conftest import weights
 from sempa.batches import make_batches
 from sempa.config import Config
 from sempa.data import Triplet
+from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled, read_adapter, set_lora
+from sempa.losses import embedding_infonce_loss
 from sempa.neutral import neutral_texts
-from sempa.objectives import preference_losses
+from sempa.objectives import add_contrast, preference_losses
 from sempa.online import sample_preferences, similarity_judge
 from sempa.packing import pack_preferences
+from sempa.parallel import World
 from sempa.prompts import encode_triplet
 from sempa.retention import measure_retention
 from sempa.texts import Scored
@@ -176,6 +179,18 @@ def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, 
         embedded = sorted(member for row in batch.sentences for member in row.members)
         assert embedded == list(range(3 * batch.size))
         assert [preferences[i] for i in ranked] == sorted(batch.preferences[: len(ranked)], key=preferences.index)
+
+
+def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
+    base, _ = setting(epochs=1.0)
+    config = Config(batch_size=6, contrast=1.0)
+    batch = make_batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
+    found = add_contrast(config, base.model.eval(), batch.sentences, batch.size, None, World(), 0)
+    by_line = {triplet.line: triplet for triplet in triplets}
+    chosen = [by_line[preference.line] for preference in batch.preferences]
+    columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))
+    expected = embedding_infonce_loss(*(torch.from_numpy(embed(base, texts)) for texts in columns), config.temperature)
+    assert found["contrast_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
 def test_sparse_codes_lose_less_of_the_embedding_after_training_for_them(setting, tmp_path):

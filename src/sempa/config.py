@@ -79,7 +79,7 @@ class Config:
     max_grad_norm: float = 1.0
     # Tokens: of one conversation (longer ones are skipped and counted), and of one packed row.
     max_length: int = 1024
-    row_tokens: int = 1024
+    row_tokens: int = 512
     # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
     eval_every: int = 20
     dev_pairs: int = 300
