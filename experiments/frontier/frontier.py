@@ -9,6 +9,7 @@ JSON, the plot as SVG.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import statistics
@@ -36,6 +37,8 @@ CONTRAST = {"objective": "none"}
 # Name, and what differs from the default recipe; the first word is the family, and has a colour in the plot.
 POINTS: dict[str, dict[str, object]] = {
     "mixed, the default recipe": {},
+    "mixed, batches of 16": {"batch_size": 16, "neutral_tokens": 256},
+    "mixed, batches of 32": {"batch_size": 32, "neutral_tokens": 512},
     "contrast": {**CONTRAST, "retention": 0.0},
     "DPO, the paper's recipe": {**ALONE, "learning_rate": 1e-4, "lora_dropout": 0.05},
     "contrast + retention 10": CONTRAST,
@@ -71,16 +74,18 @@ def main() -> None:
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     problems = gsm8k_sample(given.gsm8k)
     base = load_base("smollm2-135m")
-    settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype), "points": POINTS}
+    recipe = dataclasses.asdict(load_config(RECIPE))
+    settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype), "recipe": recipe}
     result = _kept(given.out.with_suffix(".json"), settings)
     result.setdefault("base", _scores(base, tasks))
     for seed in range(given.seeds):
         for name, changes in POINTS.items():
-            known = any(row["name"] == name and row["seed"] == seed for row in result["rows"])
+            known = any((row["name"], row["seed"], row["changes"]) == (name, seed, changes) for row in result["rows"])
             if known or given.only not in name:
                 continue
             values = {**changes, "triplets": given.triplets, "triplet_limit": given.limit, "held_out": 0, "seed": seed}
-            result["rows"] += _measure(base, tasks, problems, name, values)
+            measured = _measure(base, tasks, problems, name, values)
+            result["rows"] += [{**row, "changes": changes} for row in measured]
             write_json(given.out.with_suffix(".json"), result)
             write_atomic(given.out.with_suffix(".svg"), plot(result))
     print(table(result))
