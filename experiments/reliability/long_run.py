@@ -1,6 +1,6 @@
 """Train and embed in one process for hours, and see whether memory, file handles, threads and the cache stay flat.
 
-    .venv/bin/python experiments/reliability/long_run.py --minutes 100 --share 0.15
+    .venv/bin/python experiments/reliability/long_run.py --minutes 120 --share 0.1
 
 A round trains a tiny model on sixteen triplets into a fresh run folder, embeds sentences with the adapter, takes the
 adapter off and measures this process; then it rests, so that its share of one core stays below `--share`. Behind a
