@@ -9,7 +9,6 @@ JSON, the plot as SVG.
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 import statistics
@@ -31,6 +30,11 @@ from sempa.training import train
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "smollm2_nli.yaml"
 RESULTS = HERE.parent / "results" / "frontier"
+# What the points share unless they say otherwise, and what another recipe would change for all.
+SHARED = (
+    *("learning_rate", "batch_size", "beta", "preference", "preference_share", "contrast", "temperature"),
+    *("retention", "neutral_tokens", "lora_rank", "lora_alpha", "warmup"),
+)
 # One objective alone, on whole batches; the contrast beside it is off.
 ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_share": 1.0}
 CONTRAST = {"objective": "none"}
@@ -74,8 +78,9 @@ def main() -> None:
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     problems = gsm8k_sample(given.gsm8k)
     base = load_base("smollm2-135m")
-    recipe = dataclasses.asdict(load_config(RECIPE))
-    settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype), "recipe": recipe}
+    config = load_config(RECIPE)
+    settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
+    settings["recipe"] = {key: getattr(config, key) for key in SHARED}
     result = _kept(given.out.with_suffix(".json"), settings)
     result.setdefault("base", _scores(base, tasks))
     for seed in range(given.seeds):
@@ -145,7 +150,7 @@ def plot(result: dict) -> str:
         (axes[0], "kl", "KL(base ‖ aligned), nats per token", GOAL_KL),
         (axes[1], "perplexity", "change of perplexity, %", GOAL_PERPLEXITY),
     ):
-        for name in dict.fromkeys(row["name"] for row in result["rows"]):
+        for place, name in enumerate(dict.fromkeys(row["name"] for row in result["rows"])):
             rows = [row for row in result["rows"] if row["name"] == name and row["seed"] == 0]
             points = [(statistics.mean(row[key].values()), row["average"]) for row in rows]
             colour = COLOURS[name.split()[0].strip(",")]
@@ -153,10 +158,13 @@ def plot(result: dict) -> str:
             axis.plot(
                 *points[0], "*" if "recipe" in name else "o", color=colour, markersize=11 if "recipe" in name else 5
             )
-            axis.annotate(name, points[0], fontsize=7, xytext=(4, 3), textcoords="offset points", color=INK)
-        for place, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
-            draw(place, color=INK, linewidth=0.7, linestyle=":")
+            # Neighbours' names above and below in turn.
+            offset = (5, 4 if place % 2 else -9)
+            axis.annotate(name, points[0], fontsize=7, xytext=offset, textcoords="offset points", color=INK)
+        for value, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
+            draw(value, color=INK, linewidth=0.7, linestyle=":")
         axis.set_xlabel(f"{label} (mean over the texts)")
+    axes[0].set_xscale("log")
     axes[0].set_ylabel("mean of seven STS sets, ρ × 100")
     return svg(figure, "frontier", "Similarity against divergence from the base and against perplexity, by objective")
 
