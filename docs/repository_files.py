@@ -1,4 +1,4 @@
-"""MkDocs hook: a link to one of the repository's own files leads to a page with its text, so the site stands alone."""
+"""MkDocs hook: links to the repository's own files lead to pages with their text, pictures to themselves."""
 
 import posixpath
 import re
@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "source"
 # `](../losses/dpo.py)`: what a page of docs/ calls a file outside of docs/.
 LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
+PICTURES = (".svg", ".png")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cfg": "ini", ".json": "json"}
 
 
@@ -26,7 +27,8 @@ def on_files(files: Files, config: "MkDocsConfig") -> Files:
         if path.is_dir():
             targets |= {child.relative_to(ROOT).as_posix() for child in path.iterdir() if child.suffix in LANGUAGES}
     for target in sorted(targets):
-        files.append(File.generated(config, _address(target), content=_page(target)))
+        content = (ROOT / target).read_bytes() if target.endswith(PICTURES) else _page(target)
+        files.append(File.generated(config, _address(target), content=content))
     return files
 
 
@@ -37,7 +39,7 @@ def on_page_markdown(markdown: str, page: "Page", **_: object) -> str:
 
 
 def _address(target: str) -> str:
-    return f"{FOLDER}/{target.rstrip('/')}.md"
+    return f"{FOLDER}/{target.rstrip('/')}" + ("" if target.endswith(PICTURES) else ".md")
 
 
 def _page(target: str) -> str:
