@@ -82,10 +82,13 @@ def main() -> None:
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
     settings["recipe"] = {key: getattr(config, key) for key in SHARED}
     result = _kept(given.out.with_suffix(".json"), settings)
-    result.setdefault("base", _scores(base, tasks))
+    # A point that has changed since is measured anew.
+    result["rows"] = [row for row in result["rows"] if row["changes"] == POINTS.get(row["name"])]
+    if "base" not in result:
+        result["base"] = _scores(base, tasks)
     for seed in range(given.seeds):
         for name, changes in POINTS.items():
-            known = any((row["name"], row["seed"], row["changes"]) == (name, seed, changes) for row in result["rows"])
+            known = any((row["name"], row["seed"]) == (name, seed) for row in result["rows"])
             if known or given.only not in name:
                 continue
             values = {**changes, "triplets": given.triplets, "triplet_limit": given.limit, "held_out": 0, "seed": seed}
@@ -155,9 +158,8 @@ def plot(result: dict) -> str:
             points = [(statistics.mean(row[key].values()), row["average"]) for row in rows]
             colour = COLOURS[name.split()[0].strip(",")]
             axis.plot(*zip(*points, strict=True), "-", color=colour, linewidth=0.8)
-            axis.plot(
-                *points[0], "*" if "recipe" in name else "o", color=colour, markersize=11 if "recipe" in name else 5
-            )
+            marker, size = ("*", 11) if "recipe" in name else ("o", 5)
+            axis.plot(*points[0], marker, color=colour, markersize=size)
             # Neighbours' names above and below in turn.
             offset = (5, 4 if place % 2 else -9)
             axis.annotate(name, points[0], fontsize=7, xytext=offset, textcoords="offset points", color=INK)

@@ -48,7 +48,7 @@ def triplet_with_kinds(random: Random, split: str) -> tuple[tuple[str, str, str]
     if random.random() < _CAPTIONS:
         scene = sample_scene(random, split)
         entailed, contradicted, *kinds = derive(random, scene, split)
-        # The same voice says the same things in the same words: most contradictions are minimal edits of the premise,
+        # The same voice says the same things in the same words: most contradictions are small edits of the premise,
         # while entailments look for other words. A model that compares words alone gets it wrong.
         voice = random.random()
         premise = render(Random(voice), Statement(scene))
