@@ -35,6 +35,7 @@ def main() -> None:
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
         memory={"choices": ("sempa", "trl"), "help": "measure the peak memory of this contestant only"},
         batch={"type": int, "default": 8, "help": "TRL's batch size for --memory"},
+        **{"padding-free": {"action": "store_true", "help": "TRL without padding, for --memory"}},
     )
     if given.memory:
         print(json.dumps({"bytes": _memory(given)}))
@@ -73,7 +74,7 @@ def main() -> None:
     ]
     for name, what, extra in (
         ("sempa step", "sempa", ()),
-        (best, "trl", ("--batch", best.split()[2].rstrip(","))),
+        (best, "trl", ("--batch", best.split()[2].rstrip(","), *["--padding-free"] * best.endswith("padding-free"))),
     ):
         risen = race.in_fresh_process(__file__, *options, "--memory", what, *extra)["bytes"]
         next(row for row in rows if row["contestant"] == name)["peak GiB"] = risen / 2**30
@@ -185,7 +186,7 @@ def _memory(given: argparse.Namespace) -> int:
     if given.memory == "sempa":
         run = sempa_contestants(given, triplets)["step"]
     else:
-        run = trl_step(given, triplets, given.batch, padding_free=False)
+        run = trl_step(given, triplets, given.batch, given.padding_free)
     peak = race.PeakMemory(given.device)
     for _ in range(2):
         run()
