@@ -1,5 +1,6 @@
 """Training objectives, one pure function a file: sentence log-probabilities or embeddings in, losses out."""
 
+from sempa.losses.all_pairs_infonce import all_pairs_infonce_loss
 from sempa.losses.anchor import nll_per_token
 from sempa.losses.conservative_dpo import conservative_dpo_loss
 from sempa.losses.displacement import ches_score
@@ -13,6 +14,7 @@ from sempa.losses.sparse import spod_loss
 from sempa.losses.uniformity import uniformity_loss
 
 __all__ = [
+    "all_pairs_infonce_loss",
     "ches_score",
     "conservative_dpo_loss",
     "dpo_loss",

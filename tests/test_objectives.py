@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sempa.geometry import isoscore, uniformity, unit_vectors
 from sempa.losses import (
+    all_pairs_infonce_loss,
     ches_score,
     conservative_dpo_loss,
     dpo_loss,
@@ -212,6 +213,42 @@ def test_the_hard_negatives_of_others_count_too():
     assert after[0] > before[0] + 1
 
 
+def all_pairs_by_hand(anchors, positives, negatives, temperature, same=()):
+    """Text by text, in plain loops; `same` are pairs of positions that hold one text."""
+    n, texts = len(anchors), [*anchors, *positives, *negatives]
+    alike = {(i, i) for i in range(len(texts))} | {*same} | {(j, i) for i, j in same}
+
+    def pick(query, answer):
+        scores = {
+            other: torch.cosine_similarity(texts[query], texts[other], dim=0) / temperature
+            for other in range(len(texts))
+            if other == answer or not {(query, other), (answer, other)} & alike
+        }
+        return torch.logsumexp(torch.stack([*scores.values()]), 0) - scores[answer]
+
+    return torch.stack([(pick(i, n + i) + pick(n + i, i)) / 2 for i in range(n)])
+
+
+def test_all_pairs_infonce_is_the_sum_over_all_other_texts_both_ways():
+    three = points(3, 5, 8)
+    torch.testing.assert_close(all_pairs_infonce_loss(*three), all_pairs_by_hand(*three, 0.05), rtol=1e-10, atol=1e-12)
+    # Seen from the anchors and without the other anchors it is the one-sided loss.
+    one = points(3, 1, 8)
+    both = [embedding_infonce_loss(one[i], one[1 - i], one[2], 0.3) for i in range(2)]
+    torch.testing.assert_close(all_pairs_infonce_loss(*one, 0.3), sum(both) / 2)
+
+
+def test_a_text_that_comes_twice_is_no_negative_of_itself():
+    anchors, positives, negatives = points(3, 4, 6)
+    anchors[2], positives[3], negatives[1] = anchors[0], positives[0], positives[2]
+    texts = torch.tensor([0, 1, 0, 3, 4, 5, 6, 4, 8, 6, 10, 11])
+    three = (anchors, positives, negatives)
+    found = all_pairs_infonce_loss(*three, 0.1, texts)
+    same = [(0, 2), (4, 7), (6, 9)]
+    torch.testing.assert_close(found, all_pairs_by_hand(*three, 0.1, same), rtol=1e-10, atol=1e-12)
+    assert all_pairs_infonce_loss(*three, 0.1).sum() > found.sum() + 1
+
+
 @pytest.mark.parametrize("loss", [uniformity_loss, isotropy_loss, lambda x: embedding_infonce_loss(x, x.flip(0))])
 def test_only_directions_count_and_embeddings_of_bfloat16_are_computed_in_float32(loss):
     embeddings = points(6, 16)
@@ -232,6 +269,7 @@ def test_only_directions_count_and_embeddings_of_bfloat16_are_computed_in_float3
         lambda x: isotropy_loss(x.T),
         lambda x: embedding_infonce_loss(x, x.flip(0) + 0.3 * x, x.roll(1, 0), 0.4),
         lambda x: embedding_infonce_loss(x, x.roll(1, 1), torch.stack([x.flip(0), x.flip(1)], 1), 0.4),
+        lambda x: all_pairs_infonce_loss(x, x.flip(0) + 0.3 * x, x.roll(1, 0), 0.4, torch.arange(15) % 13),
     ],
 )
 def test_embedding_losses_derivatives_are_those_of_finite_differences(loss):
@@ -317,6 +355,9 @@ def test_a_few_steps_against_the_regularisers_spread_a_narrow_cone(loss):
         (lambda x: embedding_infonce_loss(x, 0 * x), "positives with a direction, found one of length 0 in row 0"),
         (lambda x: embedding_infonce_loss(x, x, x * float("nan")), "hard negatives with a direction"),
         (lambda x: embedding_infonce_loss(x, x, temperature=0.0), "temperature > 0, found 0.0"),
+        (lambda x: all_pairs_infonce_loss(x, x, x[:3]), r"found \(4, 3\) and \(4, 3\) and \(3, 3\)"),
+        (lambda x: all_pairs_infonce_loss(x, x, x, 1.0, torch.arange(4)), r"texts \[3n\], found .* and \(4,\)"),
+        (lambda x: all_pairs_infonce_loss(x, 0 * x, x), "positives with a direction, found one of length 0 in row 0"),
     ],
 )
 def test_embeddings_that_do_not_fit_are_refused_with_what_was_found(call, message):

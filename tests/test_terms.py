@@ -15,7 +15,7 @@ from sempa.data import Triplet
 from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled, read_adapter, set_lora
-from sempa.losses import embedding_infonce_loss
+from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
 from sempa.neutral import neutral_texts
 from sempa.objectives import add_contrast, preference_losses
 from sempa.online import sample_preferences, similarity_judge
@@ -181,16 +181,28 @@ def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, 
         assert [preferences[i] for i in ranked] == sorted(batch.preferences[: len(ranked)], key=preferences.index)
 
 
-def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
+@pytest.mark.parametrize(
+    ("candidates", "loss"), [("responses", embedding_infonce_loss), ("all", all_pairs_infonce_loss)]
+)
+def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets, candidates, loss):
     base, _ = setting(epochs=1.0)
-    config = Config(batch_size=6, contrast=1.0)
+    config = Config(batch_size=6, contrast=1.0, contrast_candidates=candidates)
     batch = make_batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
-    found = add_contrast(config, base.model.eval(), batch.sentences, batch.size, None, World(), 0)
+    found = add_contrast(config, base.model.eval(), batch.sentences, batch.texts, None, World(), 0)
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
     columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))
-    expected = embedding_infonce_loss(*(torch.from_numpy(embed(base, texts)) for texts in columns), config.temperature)
+    expected = loss(*(torch.from_numpy(embed(base, texts)) for texts in columns), config.temperature)
     assert found["contrast_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+def test_equal_texts_of_a_batch_have_one_number(tokenizer):
+    triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
+    config = Config(batch_size=2, contrast=1.0)
+    (batch,) = make_batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])
+    assert batch.texts.shape == (3, 2)
+    assert batch.texts[0, 0] == batch.texts[0, 1]
+    assert len(batch.texts.unique()) == 5
 
 
 def test_sparse_codes_lose_less_of_the_embedding_after_training_for_them(setting, tmp_path):

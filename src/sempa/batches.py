@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sempa.config import ONLINE, Config
 from sempa.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
@@ -14,12 +15,14 @@ from sempa.prompts import Preference
 class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
-    `rows` and `sentences` are there where the config's objective ranks, or embeds, what the data holds.
+    `rows` and `sentences` are there where the config's objective ranks, or embeds, what the data holds. `texts`
+    `[kinds, size]` numbers the embedded texts (sentences, best responses, …), equal ones alike.
     """
 
     preferences: list[Preference]
     rows: list[PreferenceRow]
     sentences: list[SentenceRow]
+    texts: Tensor
 
     @property
     def size(self) -> int:
@@ -43,14 +46,17 @@ def make_batches(config: Config, preferences: list[Preference]) -> list[Batch]:
 
 
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
-    sentences = []
+    sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
     if config.contrast:
         # All sentences, then all their best responses, and so on.
         words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
         sentences = pack_sentence_rows(words, config.row_tokens)
+        numbers: dict[tuple[int, ...], int] = {}
+        texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])
+        texts = texts.view(-1, len(members))
     rows = []
     if config.objective not in ONLINE and (config.objective != "none" or config.anchor):
         # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
         ranked = members[: math.ceil(config.preference_share * len(members))]
         rows = pack_preferences(preferences, ranked, config.row_tokens)
-    return Batch([preferences[i] for i in members], rows, sentences)
+    return Batch([preferences[i] for i in members], rows, sentences, texts)

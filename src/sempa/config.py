@@ -17,6 +17,7 @@ CAPTIONS = "captions"
 # Those that sample their own responses, and all.
 ONLINE = ("online-ipo", "ipo-md")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-top1", *ONLINE, "none")
+CANDIDATES = ("responses", "all")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Config:
     beta: float = 0.1
     label_smoothing: float = 0.1
     anchor: float = 1.0
-    # InfoNCE on the one-word embeddings of a batch (0: none) and its temperature.
+    # InfoNCE on the one-word embeddings of a batch (0: none): a sentence's paraphrase told from the batch's responses,
+    # or from all its texts and in both directions; its temperature.
     contrast: float = 0.0
+    contrast_candidates: str = "responses"
     temperature: float = 0.05
     # KL(base ‖ policy) on the base's own words (0: none), so many tokens of them a step.
     retention: float = 0.0
@@ -97,6 +100,7 @@ _AT_LEAST_ZERO = (
     *("contrast", "retention", "uniformity", "isotropy", "sparse"),
 )
 _ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm", "temperature")
+_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES}
 _SHARES = ("max_bad_share", "lora_dropout", "warmup")
 
 
@@ -237,9 +241,9 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "a share from 0 to 1"
     elif key == "label_smoothing" and not 0 <= value < 0.5:
         expected = "a share from 0 to below 0.5"
-    elif key == "objective" and value not in OBJECTIVES:
-        near = difflib.get_close_matches(value, OBJECTIVES, n=1, cutoff=0.0)[0]
-        expected = f"one of {', '.join(OBJECTIVES)}; the nearest is {near!r}"
+    elif key in _CHOICES and value not in _CHOICES[key]:
+        near = difflib.get_close_matches(value, _CHOICES[key], n=1, cutoff=0.0)[0]
+        expected = f"one of {', '.join(_CHOICES[key])}; the nearest is {near!r}"
     elif key in _SHARES and not 0 <= value < 1:
         expected = "a share from 0 to below 1"
     elif key == "dev_pairs" and value < 2:

@@ -17,6 +17,7 @@ from sempa.head import head_parts, scale_for_head
 from sempa.kernels import TokenDirections, token_kl
 from sempa.logprobs import sum_by_response, target_logprobs
 from sempa.losses import (
+    all_pairs_infonce_loss,
     ches_score,
     conservative_dpo_loss,
     dpo_loss,
@@ -128,17 +129,17 @@ def add_contrast(
     config: Config,
     model: PreTrainedModel,
     rows: Sequence[SentenceRow],
-    size: int,
+    texts: Tensor,
     tokens: TokenDirections | None,
     world: World,
     seed: int,
 ) -> dict[str, float]:
-    """InfoNCE on the one-word embeddings of `size` sentences and their responses; with `tokens` a sparse code's loss.
+    """InfoNCE on the one-word embeddings of sentences and their responses; with `tokens` a sparse code's loss.
 
     The rows' members count all sentences first, then all their best responses, and so on: member `k · size + i` is text
-    k of example i.
+    k of example i. `texts` `[kinds, size]` has equal numbers where two of them are the same text.
     """
-    parts, places, count = [], [], sum(len(row.members) for row in rows)
+    parts, places, (kinds, size) = [], [], texts.shape
     idle: list[Tensor] = []
     for (number, row), counted in passes(list(enumerate(rows)), world):
         torch.manual_seed(seed + number)
@@ -150,9 +151,13 @@ def add_contrast(
             idle.append(states)
     width = model.config.get_text_config().hidden_size
     own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
-    states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), count, world)
+    states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), kinds * size, world)
     sentences, chosen, *_, rejected = states.view(-1, size, width)
-    losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
+    if config.contrast_candidates == "all":
+        compared = texts[[0, 1, -1]].flatten().to(model.device)
+        losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
+    else:
+        losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
     loss = config.contrast * losses.mean()
     metrics = {"contrast_loss": losses.mean().item()}
     if tokens is not None:

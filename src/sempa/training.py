@@ -165,7 +165,7 @@ def train_step(
     if rows:
         terms.append(add_preference(config, model, known, rows, world, seed))
     if batch.sentences:
-        terms.append(add_contrast(config, model, batch.sentences, batch.size, fixed.tokens, world, seed + 1_000))
+        terms.append(add_contrast(config, model, batch.sentences, batch.texts, fixed.tokens, world, seed + 1_000))
     if fixed.neutral is not None:
         terms.append(add_retention(config, model, fixed.neutral, step, world, seed + 2_000))
     metrics = {name: value for term in terms for name, value in term.items()}

@@ -103,13 +103,7 @@ def _pool(slot: str, scene: Scene, split: str) -> list[Value]:
     if slot == "place":
         return [p for p in PLACES.values() if p.groups & verb.where and not _sits_in(p, scene)]
     if slot == "agent_modifier":
-        kinds = [m for kind in AGENT_MODIFIERS.values() for m in kind.values()]
-        fitting = [m for m in kinds if m.groups & agent.groups and not _says_twice(m, agent)]
-        worn = [m for m in fitting if m.name.startswith("wear")]
-        plain = [m for m in fitting if not m.name.startswith("wear")]
-        # Of the hundred garments as many as of the plain modifiers, so that both are drawn alike.
-        step = max(1, len(worn) // max(4, len(plain)))
-        return plain + worn[zlib.crc32(agent.name.encode()) % step :: step]
+        return list(_modifiers_of(agent))
     if slot == "object_look":
         thing = scene.get("object")
         looks = [look for kind in LOOKS.values() for look in kind.values()]
@@ -122,39 +116,57 @@ def _pool(slot: str, scene: Scene, split: str) -> list[Value]:
     return [c for c in COMPANY.values() if _fits_company(c, scene, outdoors)]
 
 
+@cache
+def _modifiers_of(agent: Noun) -> tuple[Phrase, ...]:
+    """What may be said of an agent."""
+    kinds = [m for kind in AGENT_MODIFIERS.values() for m in kind.values()]
+    fitting = [m for m in kinds if m.groups & agent.groups and not _says_twice(m, agent)]
+    worn = [m for m in fitting if m.name.startswith("wear")]
+    plain = [m for m in fitting if not m.name.startswith("wear")]
+    # Of the hundred garments as many as of the plain modifiers, so that both are drawn alike.
+    step = max(1, len(worn) // max(4, len(plain)))
+    return (*plain, *worn[zlib.crc32(agent.name.encode()) % step :: step])
+
+
 def _other_actions(scene: Scene, split: str) -> list[Value]:
     """Actions of the same agent on the same thing that cannot be the same doing; opposites if there are any."""
-    verb, agent = scene.get("action"), scene.get("agent")
-    thing = scene.get("object") or scene.get("patient")
-    able = [
-        other
-        for other in _verbs(split)
-        if agent in agents_of(other, split)
-        and (thing in things_of(other, split) if thing else not things_of(other, split))
-        and ("thing" in other.traits) == ("thing" in verb.traits)
-        and (scene.get("place") is None or scene.get("place").groups & other.where)
-    ]
+    verb, place = scene.get("action"), scene.get("place")
+    acts = _actions_of(scene.get("agent"), scene.get("object") or scene.get("patient"), "thing" in verb.traits, split)
+    able = [other for other in acts if place is None or place.groups & other.where]
     pairs = {*OPPOSITES, *((b, a) for a, b in OPPOSITES)}
     opposite = [other for other in able if (verb.words[0], other.words[0]) in pairs]
     return opposite or [other for other in able if value_clashes(verb, other)]
 
 
-def general_values(slot: str, value: Slot) -> list[Slot]:
+@cache
+def _actions_of(agent: Noun, thing: Noun | None, on_agents: bool, split: str) -> tuple[Verb, ...]:
+    """What the agent may do, to the thing if there is one; `on_agents`: verbs that take agents for their things."""
+    return tuple(
+        verb
+        for verb in _verbs(split)
+        if agent in agents_of(verb, split)
+        and (thing in things_of(verb, split) if thing else not things_of(verb, split))
+        and ("thing" in verb.traits) == on_agents
+    )
+
+
+@cache
+def general_values(slot: str, value: Slot) -> tuple[Slot, ...]:
     """Strictly more general values that a sentence may say instead: a poodle is a dog, three are some."""
     if isinstance(value, Count):
-        return [SOME] if value.low == value.high >= 2 else []
+        return (SOME,) if value.low == value.high >= 2 else ()
     tables = {"agent": AGENTS, "patient": AGENTS, "object": OBJECTS, "place": PLACES}
     if slot == "action":
-        return [g for g in GENERAL_ACTIONS.values() if value_entails(value, g)]
+        return tuple(g for g in GENERAL_ACTIONS.values() if value_entails(value, g))
     table = tables.get(slot, {})
-    return [
+    return tuple(
         g
         for g in table.values()
         if g != value
         and value_entails(value, g)
         and not value_entails(g, value)
         and ("general" in g.groups or g.name in _BROAD)
-    ]
+    )
 
 
 def _usable(value: Value, split: str) -> bool:
