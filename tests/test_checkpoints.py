@@ -73,6 +73,18 @@ def test_a_checkpoint_restores_adapter_and_moments_bit_for_bit(tmp_path):
             assert torch.equal(optimizer.state[a][key], restored.state[b][key])
 
 
+def test_a_parameter_without_a_gradient_so_far_has_no_moments_to_restore(tmp_path):
+    model, optimizer = learner()
+    first, *_ = lora_parameters(model).values()
+    del optimizer.state[first]
+    save_checkpoint(tmp_path, 1, model, optimizer, {}, "source")
+    other, fresh = learner(1)
+    fresh.state.clear()
+    assert load_checkpoint(tmp_path, other, fresh)["step"] == 1
+    assert same(weights(other), weights(model))
+    assert len(fresh.state) == len(lora_parameters(model)) - 1
+
+
 def test_the_latest_two_are_kept_in_the_order_of_their_steps(tmp_path):
     model, optimizer = learner()
     for step in (9, 999_999, 1_000_000):

@@ -53,6 +53,16 @@ def test_a_single_string_and_an_empty_list_have_their_shapes(embedder):
     assert embedder.encode([]).shape == (0, 32)
 
 
+def test_any_iterable_of_sentences_is_read_once(embedder):
+    sentences = ["A dog runs.", "A cat sleeps."]
+    assert np.array_equal(embedder.encode(iter(sentences)), embedder.encode(sentences))
+
+
+def test_a_sentence_longer_than_the_model_can_read_is_named(embedder):
+    with pytest.raises(SempaError, match=r"sentence 1: has [\d,]+ tokens in its prompt, expected at most the 2,048"):
+        embedder.encode(["A dog.", "dog " * 2100])
+
+
 def test_normalized_embeddings_have_length_one_and_the_same_direction(embedder):
     plain, unit = embedder.encode(SENTENCES), embedder.encode(SENTENCES, normalize=True)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)

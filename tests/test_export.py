@@ -1,6 +1,7 @@
 """Exports give what sempa itself gives: merged models its logits, sentence-transformers its vectors."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -247,6 +248,14 @@ def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path,
         assert told in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "b").exists()
+
+
+def test_a_base_that_cannot_be_opened_is_one_sentence(run, tmp_path, capsys):
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nobody/nothing"}))
+    assert main(["export", "--merge", str(adapter), str(tmp_path / "merged")]) == 2
+    assert "model 'nobody/nothing': cannot be opened" in capsys.readouterr().err
 
 
 def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):

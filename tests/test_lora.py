@@ -18,6 +18,7 @@ from sempa.lora import (
     read_adapter,
     save_adapter,
 )
+from sempa.tensors import read_tensors, write_tensors
 
 # Separate and fused projections, tied and untied heads, transposed layers.
 CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}
@@ -215,6 +216,29 @@ def test_an_adapter_that_was_never_trained_is_told_of(saved, tmp_path, recwarn):
     save_adapter(trained, tmp_path / "trained", "base-model")
     load_adapter(build("Llama"), tmp_path / "trained")
     assert not [warning for warning in recwarn if "changes nothing" in str(warning.message)]
+
+
+def test_an_adapter_with_dropout_gives_the_same_twice(tmp_path):
+    trained = build("Llama")
+    add_lora(trained, 4, 16, dropout=0.5)
+    randomise(trained)
+    save_adapter(trained, tmp_path, "base-model")
+    model = build("Llama")
+    load_adapter(model, tmp_path)
+    assert torch.equal(logits(model), logits(model))
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was(saved):
+    tensors = read_tensors(saved / "adapter_model.safetensors")
+    last = sorted(tensors)[-1]
+    model = build("Llama")
+    for damaged in ({n: t for n, t in tensors.items() if n != last}, {**tensors, last: tensors[last][:1]}):
+        write_tensors(saved / "adapter_model.safetensors", damaged)
+        with pytest.raises(SempaError):
+            load_adapter(model, saved)
+        assert not any("lora" in name for name, _ in model.named_parameters())
+    write_tensors(saved / "adapter_model.safetensors", tensors)
+    load_adapter(model, saved)
 
 
 def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):

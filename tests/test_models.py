@@ -1,5 +1,6 @@
 """Loading base models: every source, and one clear sentence for what cannot be loaded."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,18 @@ def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SempaError, match=r"nobody/nothing.*the model hub did not deliver it"):
         load_base("nobody/nothing")
+
+
+def test_the_fingerprint_tells_apart_what_the_same_weights_compute(tiny_folder, tmp_path):
+    prints = set()
+    for place, theta in (("a", 1e4), ("b", 1e4), ("c", 1e6)):
+        folder = shutil.copytree(tiny_folder, tmp_path / place)
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = theta
+        (folder / "config.json").write_text(json.dumps(config))
+        prints.add(weights_fingerprint(load_base(str(folder), "float32", "cpu")))
+    # Two folders of one model are one model.
+    assert len(prints) == 2
 
 
 def test_the_fingerprint_tells_weights_apart(tiny_folder):

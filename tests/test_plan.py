@@ -1,18 +1,24 @@
 """The plan counts what the run really takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GPT2Config
 
 from sempa.cli import main
 from sempa.config import Config
+from sempa.errors import SempaError
 from sempa.lora import add_lora, lora_parameters
 from sempa.models import load_base
 from sempa.plan import GPUS, _saved_bytes, make_plan
 
+PAPER_DATA = {"triplets": "nli_for_simcse.csv", "held_out": 0}
+
 
 def test_the_papers_models_have_their_published_sizes():
-    llama2 = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv", batch_size=256))
-    llama3 = make_plan(Config(model="meta-llama/Meta-Llama-3-8B-Instruct", triplets="missing.csv", batch_size=256))
+    llama2 = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA, batch_size=256))
+    llama3 = make_plan(Config(model="meta-llama/Meta-Llama-3-8B-Instruct", **PAPER_DATA, batch_size=256))
     assert llama2.parameters == 6_738_415_616
     assert llama3.parameters == 8_030_261_248
     # PEFT's own count for rank 8 on all linear layers of LLaMA2-7B.
@@ -29,6 +35,22 @@ def test_parameters_and_triplets_are_those_of_the_run(tiny_folder, triplets_file
     add_lora(base.model, 2, 4)
     assert plan.adapter_parameters == sum(p.numel() for p in lora_parameters(base.model).values())
     assert (plan.triplets, plan.steps) == (13, 4)
+    # As in training, no more than a fifth is held out.
+    assert make_plan(replace(config, held_out=60)).triplets == 13
+
+
+def test_a_file_that_is_not_there_is_not_counted_as_another(tiny_folder):
+    with pytest.raises(SempaError, match=r"triplets mistyped\.csv: no such file"):
+        make_plan(Config(model=str(tiny_folder), triplets="mistyped.csv"))
+
+
+def test_the_blocks_of_gpt2_count_too(tmp_path, triplets_file):
+    GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=320).save_pretrained(tmp_path)
+    plan = make_plan(Config(model=str(tmp_path), triplets=str(triplets_file), held_out=0))
+    # q, k, v, output and the two of the MLP: 12 D² a block; the head sees the responses alone.
+    blocks, head = 2 * 12 * 32**2, 320 * 32
+    expected = 6 * plan.tokens * (blocks + plan.adapter_parameters) + 6 * plan.response_tokens * head
+    assert plan.flops == pytest.approx(expected)
 
 
 def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_folder):
@@ -44,10 +66,10 @@ def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_f
 
 
 def test_hours_follow_flops_and_efficiency():
-    plan = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv"))
+    plan = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA))
     for gpu, (peak, _) in GPUS.items():
         assert plan.hours(gpu, 0.5) * 3600 * peak * 0.5 == pytest.approx(plan.flops)
-    twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", triplets="missing.csv", epochs=2.0))
+    twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA, epochs=2.0))
     # The reference's pass is not repeated: 5 passes in place of 3.
     assert twice.flops / plan.flops == pytest.approx(5 / 3, rel=0.01)
 

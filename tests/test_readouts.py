@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -363,6 +364,17 @@ def test_steering_leaves_no_hook_behind(made):
     np.testing.assert_array_equal(embed(base, SENTENCES), before)
 
 
+@pytest.mark.parametrize("readout", ["contrastive-prompting", "token-prepending", "prompteol"])
+def test_threads_that_share_a_model_do_not_meet_in_its_hooks(made, readout):
+    base = made("Llama").base
+    texts = [[f"A {animal} and {count} more." for animal in ("dog", "cat", "bird")] for count in range(16)]
+    expected = [embed(base, batch, readout=readout) for batch in texts]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda batch: embed(base, batch, readout=readout), texts)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_an_architecture_without_a_place_to_steer_is_named(made):
     model = copy.deepcopy(made("Llama").base.model)
     for block in blocks(model):
@@ -413,7 +425,7 @@ def test_nothing_runs_that_the_read_states_do_not_depend_on(made):
 
 def test_a_row_of_long_sentences_is_cut_before_it_grows_large(made):
     base = made("Llama").base
-    sentences = ["a bird sings and " * 60] * 8
+    sentences = ["a bird sings and " * 40] * 8
     (prompt, *_) = make_prompts("prompteol", base.tokenizer, sentences)
     lengths = []
     hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))

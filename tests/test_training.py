@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,15 +93,15 @@ def test_a_killed_process_leaves_whole_checkpoints_and_resumes_to_the_same_adapt
         return [sys.executable, "-m", "sempa", "train", *arguments]
 
     whole, killed = (str(tmp_path / name) for name in ("whole", "killed"))
-    subprocess.run(sempa(str(config), f"output={whole}"), env=environment, check=True, capture_output=True, timeout=200)
+    subprocess.run(sempa(str(config), f"output={whole}"), env=environment, check=True, capture_output=True, timeout=900)
     process = subprocess.Popen(sempa(str(config), f"output={killed}"), env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while not list(Path(killed).glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
     assert not (Path(killed) / "report.json").exists()
-    subprocess.run(sempa("--resume", killed), env=environment, check=True, capture_output=True, timeout=200)
+    subprocess.run(sempa("--resume", killed), env=environment, check=True, capture_output=True, timeout=900)
     adapters = [(Path(run) / "adapter" / "adapter_model.safetensors").read_bytes() for run in (whole, killed)]
     assert adapters[0] == adapters[1]
     assert json.loads((Path(killed) / "report.json").read_text())["training"]["steps"] == 80
@@ -231,6 +232,30 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept[-1] == "step-000005"
     assert all(p.isfinite().all() for p in read_adapter(tmp_path / "run" / "checkpoints" / kept[-1])[1].values())
+
+
+@pytest.mark.parametrize(
+    "terms", [{"contrast": 1.0}, {"contrast": 1.0, "contrast_candidates": "all"}, {"uniformity": 1.0}]
+)
+def test_a_loss_that_refuses_what_is_no_number_stops_with_step_and_lines_too(setting, terms):
+    with pytest.raises(SempaError, match=r"step \d+: .*(nan|inf).*; the batch is lines .*learning_rate \(1e\+20\)"):
+        setting(learning_rate=1e20, max_grad_norm=1e20, epochs=9.0, **terms)
+
+
+def test_a_run_goes_on_with_its_own_base_and_triplets_only(setting, triplets, monkeypatch):
+    setting(epochs=1.0)
+    triplets[0], kept = replace(triplets[0], rejected="A cloud drifts by."), triplets[0]
+    try:
+        with pytest.raises(SempaError, match="other triplets; bring those back"):
+            setting(epochs=2.0)
+    finally:
+        triplets[0] = kept
+    monkeypatch.setattr("sempa.training.weights_fingerprint", lambda base: "another")
+    with pytest.raises(SempaError, match="another base model"):
+        setting(epochs=2.0)
+    monkeypatch.undo()
+    _, state = setting(epochs=2.0)
+    assert state["step"] == 8
 
 
 def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_in_bfloat16(

@@ -32,35 +32,39 @@ RECIPE = HERE.parent / "smollm2_nli.yaml"
 RESULTS = HERE.parent / "results" / "frontier"
 # What the points share unless they say otherwise, and what another recipe would change for all.
 SHARED = (
-    *("learning_rate", "batch_size", "beta", "preference", "preference_share", "contrast", "temperature"),
+    *("learning_rate", "batch_size", "beta", "preference", "preference_share", "contrast"),
+    *("contrast_candidates", "temperature"),
     *("retention", "neutral_tokens", "lora_rank", "lora_alpha", "warmup"),
 )
 # One objective alone, on whole batches; the contrast beside it is off.
 ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_share": 1.0}
 CONTRAST = {"objective": "none"}
+RESPONSES = {"contrast_candidates": "responses"}
 # Name, and what differs from the default recipe; the first word is the family, and has a colour in the plot.
 POINTS: dict[str, dict[str, object]] = {
     "mixed, the default recipe": {},
-    "mixed, batches of 16": {"batch_size": 16, "neutral_tokens": 256},
-    "mixed, batches of 32": {"batch_size": 32, "neutral_tokens": 512},
-    "contrast": {**CONTRAST, "retention": 0.0},
-    "DPO, the paper's recipe": {**ALONE, "learning_rate": 1e-4, "lora_dropout": 0.05},
     "contrast + retention 10": CONTRAST,
+    "mixed, contrast of responses": RESPONSES,
+    "contrast of responses": {**CONTRAST, **RESPONSES, "retention": 0.0},
+    "contrast of responses + retention 10": {**CONTRAST, **RESPONSES},
+    "DPO, the paper's recipe": {**ALONE, "learning_rate": 1e-4, "lora_dropout": 0.05},
     "DPO + anchor": {**ALONE, "anchor": 1.0},
     "DPO": ALONE,
     "ranking + anchor": {**ALONE, "objective": "plackett-luce", "anchor": 1.0},
     "SFT": {**ALONE, "objective": "none", "anchor": 1.0},
-    "contrast + retention 30": {**CONTRAST, "retention": 30.0},
     "mixed + SPOD": {"sparse": 0.1},
     "DPO + anchor + uniformity": {**ALONE, "anchor": 1.0, "uniformity": 0.1},
     "IPO + anchor": {**ALONE, "objective": "ipo", "anchor": 1.0},
+    "mixed, batches of 16": {"batch_size": 16, "neutral_tokens": 256},
+    "contrast + retention 30": {**CONTRAST, "retention": 30.0},
+    "mixed, batches of 32": {"batch_size": 32, "neutral_tokens": 512},
 }
 COLOURS = {
     **{"DPO": "#0072b2", "IPO": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
     **{"contrast": "#e69f00", "mixed": "#d55e00"},
 }
 # Part of the way too, which takes no training but a whole evaluation.
-SHARES = {"mixed, the default recipe": (0.7,)}
+SHARES = {"mixed, the default recipe": (0.7,), "mixed, contrast of responses": (0.7,)}
 GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
 
 

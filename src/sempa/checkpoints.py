@@ -108,6 +108,9 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         state = read_json(folder / STATE_FILE)
         saved = read_tensors(folder / OPTIMIZER_FILE)
         for name, parameter in lora_parameters(model).items():
+            # One that has had no gradient yet has no moments.
+            if f"{name}/step" not in saved:
+                continue
             moments = {key: saved[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             # AdamW keeps its step count on the CPU, its moments beside the parameter.
             optimizer.state[parameter] = {

@@ -151,6 +151,14 @@ def _check_terms(config: Config, source: dict[str, str]) -> None:
     if config.sparse and not config.contrast:
         where = source.get("sparse", "config")
         raise SempaError(f"{where}: sparse is {config.sparse!r} but contrast is 0, whose embeddings sparse codes need")
+    ranks = config.anchor or config.objective != "none"
+    for key in ("uniformity", "isotropy"):
+        if getattr(config, key) and not ranks:
+            where = source.get(key, "config")
+            raise SempaError(
+                f"{where}: {key} is {getattr(config, key)!r}, which shapes the states of paraphrase prompts, but "
+                "objective and anchor are off, so that there are none"
+            )
     if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
         where = source.get("objective", "config")
         raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
@@ -246,6 +254,8 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = f"one of {', '.join(_CHOICES[key])}; the nearest is {near!r}"
     elif key in _SHARES and not 0 <= value < 1:
         expected = "a share from 0 to below 1"
+    elif key == "seed" and value >= 2**31:
+        expected = "below 2,147,483,648"
     elif key == "dev_pairs" and value < 2:
         expected = "at least 2"
     elif key == "dtype" and value not in DTYPES:

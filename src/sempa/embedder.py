@@ -1,7 +1,7 @@
 """Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from sempa.errors import SempaError
 from sempa.lora import load_adapter
-from sempa.models import BaseModel, load_base
+from sempa.models import BaseModel, context_length, load_base
 from sempa.progress import bar
 from sempa.readouts import check_readout, make_prompts, read
 from sempa.readouts.layers import depth
@@ -53,7 +53,7 @@ class Embedder:
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         batch_size: int = 32,
         show_progress: bool = False,
         normalize: bool = False,
@@ -74,7 +74,7 @@ class Embedder:
 @torch.inference_mode()
 def embed(
     base: BaseModel,
-    sentences: Sequence[str],
+    sentences: Iterable[str],
     batch_size: int = 32,
     layer: int = -1,
     show_progress: bool = False,
@@ -83,11 +83,13 @@ def embed(
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
     `layer` and `readout` are those of `Embedder`. Raises `SempaError` for an unknown readout, a batch size below 1, a
-    sentence that is not a string, and an empty one.
+    sentence that is not a string, is empty, or is longer than the model can read.
     """
     check_readout(readout, layer, depth(base.model))
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
+    # More than one look at them: an iterator has but one.
+    sentences = list(sentences)
     for place, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
@@ -96,6 +98,13 @@ def embed(
     model = base.model.eval()
     words = [" ".join(sentence.split()) for sentence in sentences]
     prompts = make_prompts(readout, base.tokenizer, words)
+    limit = context_length(model)
+    for place, prompt in enumerate(prompts):
+        if len(prompt.tokens) > limit:
+            raise SempaError(
+                f"sentence {place}: has {len(prompt.tokens):,} tokens in its prompt, expected at most the "
+                f"{limit:,} that the model can read at once"
+            )
     # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)

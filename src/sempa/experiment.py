@@ -27,7 +27,7 @@ from sempa.evaluation import (
 )
 from sempa.files import write_atomic, write_json
 from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
-from sempa.models import BaseModel, load_base
+from sempa.models import BaseModel, context_length, load_base
 from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
 from sempa.sharding import shard_base
@@ -80,7 +80,9 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     device = config.device or local_device()
     # A base that is too large for a device is loaded beside it, and comes to it in shares.
     base = load_base(config.model, config.dtype, "cpu" if world.sharded else device)
-    dataset = load_dataset(config, base.tokenizer)
+    # What the model cannot read at once is too long whatever the config says.
+    longest = min(config.max_length, context_length(base.model))
+    dataset = load_dataset(dataclasses.replace(config, max_length=longest), base.tokenizer)
     if world.leads:
         for note in dataset.notes:
             print(note, flush=True)

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from sempa.errors import SempaError
 from sempa.files import fsync, replace_folder, write_atomic, write_json
 from sempa.lora import CONFIG_FILE, load_adapter, merge_adapter
 from sempa.model_card import model_card
-from sempa.models import DTYPES, BaseModel, context_length, load_base
+from sempa.models import DTYPES, BaseModel, context_length, load_base, open_config
 from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.sources import quiet, resolve_model
 
@@ -107,7 +107,7 @@ def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
     Raises `SempaError` as `load_base` and `load_adapter` do.
     """
     # In its stored precision, so that only one layer at a time is there in float32.
-    stored = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False).dtype
+    stored = open_config(model, resolve_model(model)).dtype
     base = load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu", emulate=True)
     load_adapter(base.model, adapter)
     merge_adapter(base.model, DTYPES[dtype])

@@ -106,7 +106,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
         raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
     generator = torch.Generator().manual_seed(seed)
     for name, linear in targets.items():
-        wrapped = LoraLinear(linear, rank, alpha, dropout)
+        wrapped = LoraLinear(linear, rank, alpha, dropout).train(linear.training)
         bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
         with torch.no_grad():
             start = torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator)
@@ -185,6 +185,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     config, tensors = read_adapter(folder)
     names = {name[len(_PEFT_PREFIX) :].rsplit(".", 2)[0] for name in tensors}
+    linears: dict[str, nn.Module] = {}
     for name in sorted(names):
         try:
             linear = model.get_submodule(name)
@@ -198,10 +199,16 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             full = f"{_PEFT_PREFIX}{name}.lora_{letter}.weight"
             if full in tensors:
                 _check_shape(full, tensors[full], shape, folder / WEIGHTS_FILE)
-        model.set_submodule(
-            name, LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
-        )
-    set_lora(model, tensors, folder / WEIGHTS_FILE)
+        linears[name] = linear
+    # The model is left alone until all fits.
+    for name, linear in linears.items():
+        wrapped = LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
+        model.set_submodule(name, wrapped.train(linear.training))
+    try:
+        set_lora(model, tensors, folder / WEIGHTS_FILE)
+    except SempaError:
+        remove_adapter(model)
+        raise
     if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
         warnings.warn(
             f"{folder}: this adapter changes nothing, its every lora_B is zero: was it trained?", stacklevel=2

@@ -33,6 +33,7 @@ _ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+_NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -62,7 +63,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = _device(device)
     source = resolve_model(name)
-    config = _open_config(name, source)
+    config = open_config(name, source)
     attention = _attention(config)
     precision = DTYPES[dtype]
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
@@ -186,18 +187,21 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def weights_fingerprint(base: BaseModel) -> str:
-    """A short digest of the weights (sampled) and of the tokenizer, to key what is computed from them."""
+    """A short digest of the weights (sampled), config and tokenizer, to key what is computed from them."""
     samples = [
         (
             name,
             tuple(p.shape),
             str(p.dtype),
-            _whole(p.detach()).flatten()[:: max(1, p.numel() // 64)].double().sum().item(),
+            _whole(p.detach()).flatten()[:: max(1, p.numel() // 64)].cpu().double().sum().item(),
         )
         for name, p in base.model.named_parameters()
         if "lora_" not in name
     ]
-    return fingerprint(samples, base.tokenizer.chat_template, len(base.tokenizer))
+    # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
+    config = {key: value for key, value in base.model.config.to_dict().items() if key not in _NO_PART_OF_THE_MODEL}
+    vocabulary = sorted(base.tokenizer.get_vocab().items())
+    return fingerprint(samples, config, base.tokenizer.chat_template, vocabulary)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -266,7 +270,7 @@ def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     return bool(errors.median() <= torch.finfo(dtype).eps ** 0.5)
 
 
-def _open_config(name: str, source: str) -> PreTrainedConfig:
+def open_config(name: str, source: str) -> PreTrainedConfig:
     """The config of a decoder-only attention model; a `SempaError` says what else it is."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -95,7 +95,7 @@ def add_preference(
             _displacement(hidden.detach(), row),
         )
         for name, value in zip(_PREFERENCE_METRICS, values, strict=True):
-            sums[name] += value.detach().double().sum().item() / size
+            sums[name] += value.detach().cpu().double().sum().item() / size
     return sums
 
 

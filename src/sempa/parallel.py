@@ -47,7 +47,10 @@ def join_world(shard: bool = False) -> World:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if (device := local_device()) is not None:
+            torch.cuda.set_device(device)
+        # Tensors travel from where they lie: gradients from the device, what is kept on the host from there.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), shard)
 
 
@@ -111,10 +114,8 @@ def merge_known(values: Tensor, world: World) -> Tensor:
     if world.size == 1:
         return values
     known = values.nan_to_num(-torch.inf)
-    if torch.cuda.is_available():
-        known = known.cuda()
     dist.all_reduce(known, dist.ReduceOp.MAX)
-    return known.masked_fill(known == -torch.inf, torch.nan).to(values.device)
+    return known.masked_fill(known == -torch.inf, torch.nan)
 
 
 def broadcast_number(value: float, world: World, device: torch.device) -> float:

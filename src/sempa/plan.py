@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from sempa.config import CAPTIONS, Config
 from sempa.errors import SempaError
-from sempa.lora import add_lora, lora_parameters
+from sempa.lora import add_lora, block_linears, lora_parameters
 from sempa.models import row_states
 from sempa.packing import pack_preferences
 from sempa.prompts import Preference
@@ -32,7 +32,7 @@ _SHAPES = {
     "meta-llama/Meta-Llama-3-8B-Instruct": {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8},
 }
 # Rows of nli_for_simcse.csv, for a plan before the file is there.
-_NLI_ROWS = 275_601
+_NLI_FILE, _NLI_ROWS = "nli_for_simcse.csv", 275_601
 # Tokens of a triplet in a packed row: prompt and two responses, instructions shared (SmolLM2 on SNLI; see the docs).
 _PROMPT_TOKENS, _RESPONSE_TOKENS, _SHARED_TOKENS = 29, 10, 28
 
@@ -81,9 +81,8 @@ def make_plan(config: Config) -> Plan:
         model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sempa")
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in model.parameters())
-    blocks = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    blocks = sum(m.weight.numel() for m in block_linears(model).values())
     head = model.get_output_embeddings().weight.numel()
-    blocks -= head
     with torch.device("meta"):
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     adapter = sum(p.numel() for p in lora_parameters(model).values())
@@ -145,12 +144,18 @@ def _triplets(config: Config) -> int:
         from sempa.dataset import DEFAULT_CAPTIONS
 
         return config.triplet_limit or DEFAULT_CAPTIONS
-    if Path(config.triplets).is_file():
+    if Path(config.triplets).exists():
+        from sempa.dataset import hold_out
         from sempa.triplets import read_triplets
 
-        found = len(read_triplets(config.triplets, combinations=config.combinations)[0]) - config.held_out
+        triplets, _ = read_triplets(
+            Path(config.triplets), combinations=config.combinations, max_bad_share=config.max_bad_share
+        )
+        found = len(hold_out(triplets, config.held_out, config.seed)[0])
         return min(found, config.triplet_limit or found)
-    return config.triplet_limit or _NLI_ROWS
+    if Path(config.triplets).name == _NLI_FILE:
+        return min(_NLI_ROWS - config.held_out, config.triplet_limit or _NLI_ROWS)
+    raise SempaError(f"triplets {config.triplets}: no such file; a plan counts its rows")
 
 
 def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.batches import make_batches
-from sempa.config import Config
+from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.head import head_logits
 from sempa.logprobs import sentence_logprobs
@@ -119,8 +119,11 @@ def align_quantised(
     −log σ(β [(log π_q(y⁺|x) − log π(y⁺|x)) − (log π_q(y⁻|x) − log π(y⁻|x))]), π_q quantised plus adapter, π full.
 
     Of `config` it takes objective and optimiser; the reference's log-probabilities are computed once. Returns every
-    step's metrics under TRL's names. Raises `SempaError` when there is no pair, or the loss is not finite.
+    step's metrics under TRL's names. Raises `SempaError` when there is no pair, the config asks for other terms, or the
+    loss is not finite.
     """
+    if config.contrast or config.retention or config.objective in ONLINE:
+        raise SempaError("QDPO ranks ready pairs only: contrast and retention must be 0, and the objective not online")
     if not pairs:
         raise SempaError("the two models' answers are all the same, so there is nothing to align")
     parameters = lora_parameters(base.model).values()

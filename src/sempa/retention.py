@@ -118,8 +118,8 @@ def _compare(model: PreTrainedModel, before: Tensor, after: Tensor, targets: Ten
         chunk = slice(begin, begin + rows)
         base, aligned = (head_logits(model, hidden[chunk]).log_softmax(-1) for hidden in (before, after))
         chosen = targets[chunk, None]
-        totals[0] -= base.gather(1, chosen).double().sum().item()
-        totals[1] -= aligned.gather(1, chosen).double().sum().item()
-        totals[2] += (base.exp() * (base - aligned)).sum(1).double().sum().item()
+        totals[0] -= base.gather(1, chosen).cpu().double().sum().item()
+        totals[1] -= aligned.gather(1, chosen).cpu().double().sum().item()
+        totals[2] += (base.exp() * (base - aligned)).sum(1).cpu().double().sum().item()
         totals[3] += (base.argmax(1) == aligned.argmax(1)).sum().item()
     return totals

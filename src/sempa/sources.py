@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib.util
 import mmap
-import shutil
 import struct
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sempa.errors import SempaError
-from sempa.files import cache_folder, explain_os_errors
+from sempa.files import cache_folder, explain_os_errors, fsync, replace_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 # A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
@@ -91,13 +90,16 @@ def _converted(gguf: Path) -> Path:
         plain = type(model)(model.config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+
+        def write(temporary: Path) -> None:
+            plain.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            for file in temporary.iterdir():
+                fsync(file)
+
+        # Another process may have been faster, and may be reading it by now.
         if not folder.exists():
-            temporary.replace(folder)
+            replace_folder(folder, write)
     return folder
 
 

@@ -19,10 +19,10 @@ from sempa.batches import Batch, make_batches
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
-from sempa.files import explain_os_errors, write_atomic
+from sempa.files import explain_os_errors, fingerprint, write_atomic
 from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
-from sempa.models import BaseModel
+from sempa.models import BaseModel, weights_fingerprint
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
 from sempa.online import Judge, sample_preferences, similarity_judge
@@ -53,10 +53,11 @@ def train(
     Continues from the latest checkpoint in `run`, to the same bits as if it had never stopped: whatever a step
     depends on is in the checkpoint or follows from config and step number.
 
-    Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included.
+    Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included,
+    and `trains`, a fingerprint of base and triplets.
 
     Raises:
-        SempaError: a loss that is not finite, or a disk that is full.
+        SempaError: a loss that is not finite, a disk that is full, or a checkpoint of another base or other triplets.
         Interrupted: after Ctrl-C, once the running step is saved.
     """
     started = time.perf_counter()
@@ -75,7 +76,14 @@ def train(
         token_directions(model.get_output_embeddings().weight) if config.sparse else None,
     )
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
-    state |= load_checkpoint(run, model, optimizer)
+    state["trains"] = fingerprint(weights_fingerprint(base), *preferences)
+    kept = load_checkpoint(run, model, optimizer)
+    if kept.get("trains", state["trains"]) != state["trains"]:
+        raise SempaError(
+            f"{run}: its checkpoints are of another base model, in weights or precision, or of other triplets; "
+            "bring those back, or train anew with another output=…"
+        )
+    state |= kept
     metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
     told: set[str] = set()
     began = started - state["seconds"]
@@ -162,19 +170,24 @@ def train_step(
     model.train()
     # Chance follows from the step and the row's number, so that a resumed run meets the same.
     seed = (config.seed * 1_000_003 + step) * 3_000
-    if rows:
-        terms.append(add_preference(config, model, known, rows, world, seed))
-    if batch.sentences:
-        terms.append(add_contrast(config, model, batch.sentences, batch.texts, fixed.tokens, world, seed + 1_000))
-    if fixed.neutral is not None:
-        terms.append(add_retention(config, model, fixed.neutral, step, world, seed + 2_000))
+    try:
+        if rows:
+            terms.append(add_preference(config, model, known, rows, world, seed))
+        if batch.sentences:
+            terms.append(add_contrast(config, model, batch.sentences, batch.texts, fixed.tokens, world, seed + 1_000))
+        if fixed.neutral is not None:
+            terms.append(add_retention(config, model, fixed.neutral, step, world, seed + 2_000))
+    except ValueError as error:
+        # Losses refuse what is no number.
+        raise SempaError(_explain_divergence(config, batch, step, str(error))) from error
     metrics = {name: value for term in terms for name, value in term.items()}
     metrics["loss"] = sum(term["loss"] for term in terms)
     metrics = add_metrics(metrics, world, model.device)
     add_gradients(lora_parameters(model).values(), world)
     norm = torch.nn.utils.clip_grad_norm_(lora_parameters(model).values(), config.max_grad_norm).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-        raise SempaError(_explain_divergence(config, batch, step, metrics["loss"], norm))
+        found = f"the loss is {metrics['loss']} and the gradient norm {norm}, expected finite numbers"
+        raise SempaError(_explain_divergence(config, batch, step, found))
     rate = learning_rate(config, step, total)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -183,10 +196,10 @@ def train_step(
     return {**metrics, "learning_rate": rate, "grad_norm": norm}
 
 
-def _explain_divergence(config: Config, batch: Batch, step: int, loss: float, norm: float) -> str:
+def _explain_divergence(config: Config, batch: Batch, step: int, found: str) -> str:
     return (
-        f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, expected finite numbers; the batch is "
-        f"lines {', '.join(map(str, batch.lines))} of {config.triplets}; the last checkpoint is whole: "
+        f"step {step + 1}: {found}; the batch is lines "
+        f"{', '.join(map(str, batch.lines))} of {config.triplets}; the last checkpoint is whole: "
         f"lower learning_rate ({config.learning_rate:g}) or mend the data"
     )
 

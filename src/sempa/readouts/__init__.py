@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.errors import SempaError
 from sempa.readouts.contrastive_prompting import contrastive_prompting, steering
 from sempa.readouts.echo import echo
-from sempa.readouts.layers import depth, scaled, states_at
+from sempa.readouts.layers import HOOKED, depth, scaled, states_at
 from sempa.readouts.pooling import last, mean, weighted_mean
 from sempa.readouts.prompt import Batch, Prompt, make_batch
 from sempa.readouts.prompteol import prompteol, prompteol_icl
@@ -75,7 +75,7 @@ def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer:
     """
     batch = make_batch(model, prompts)
     places = batch.places()
-    with _READOUTS[readout].steered(model, batch):
+    with HOOKED, _READOUTS[readout].steered(model, batch):
         states = states_at(model, layer_read(readout, layer, depth(model)), places, **batch.inputs)
     # Each prompt's weights beside its own states, which stand one prompt after another.
     weights = torch.block_diag(*(torch.tensor([prompt.weights]) for prompt in prompts))

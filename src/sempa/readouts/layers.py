@@ -13,7 +13,8 @@ from sempa.models import hidden_states
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 
-_HOOKED = threading.RLock()
+# Hooks belong to the model, not to a call: threads that share it take turns.
+HOOKED = threading.RLock()
 
 
 class _ReachedError(Exception):
@@ -62,8 +63,7 @@ def states_at(model: PreTrainedModel, layer: int, places: Tensor, **inputs: obje
     model's depth, the last one, which alone has passed the final norm.
     """
     stack = blocks(model)
-    # Hooks belong to the model, not to a call: threads that share it take turns.
-    with _HOOKED, contextlib.ExitStack() as hooks:
+    with HOOKED, contextlib.ExitStack() as hooks:
         if layer and hasattr(stack[layer - 1], "mlp"):
             hooks.enter_context(only_at(stack[layer - 1].mlp, places))
         if layer == len(stack):
