@@ -155,6 +155,13 @@ def test_bad_settings_end_with_one_sentence_and_code_2(config, capsys, change, m
     assert message in fails(capsys, "train", config, change)
 
 
+def test_development_pairs_of_one_score_are_found_before_training(config, tmp_path, capsys):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,score\nA dog.,A cat.,3\nA man.,A boy.,3\n")
+    assert "all have the score 3" in fails(capsys, "train", config, f"sts_dir={pairs}")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):
     assert "give a CONFIG.yaml, or --resume RUN" in fails(capsys, "train")
     assert "holds no run to resume" in fails(capsys, "train", "--resume", tmp_path / "nothing")

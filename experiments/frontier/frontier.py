@@ -66,6 +66,8 @@ COLOURS = {
 # Part of the way too, which takes no training but a whole evaluation.
 SHARES = {"mixed, the default recipe": (0.7,), "mixed, contrast of responses": (0.7,)}
 GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
+# How far below the base the picture reaches, in points.
+DEPTH_SHOWN = 4.0
 
 
 def main() -> None:
@@ -150,28 +152,40 @@ def table(result: dict) -> str:
 
 
 def plot(result: dict) -> str:
-    """Similarity against KL and against perplexity; a line joins the shares of one adapter; as an SVG."""
-    figure, axes = make_figure(1, 2, (10.5, 5.2), sharey=True)
+    """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
+
+    Points are numbered, and named beside the picture; what lies far below the base stands on the lower edge.
+    """
+    figure, axes = make_figure(1, 3, (11.5, 4.8), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
+    lowest = base - DEPTH_SHOWN
+    first = [row for row in result["rows"] if row["seed"] == 0 and row["share"] == 1]
+    names = [row["name"] for row in sorted(first, key=lambda row: -row["average"])]
     for axis, key, label, goal in (
         (axes[0], "kl", "KL(base ‖ aligned), nats per token", GOAL_KL),
         (axes[1], "perplexity", "change of perplexity, %", GOAL_PERPLEXITY),
     ):
-        for place, name in enumerate(dict.fromkeys(row["name"] for row in result["rows"])):
+        for number, name in enumerate(names, 1):
             rows = [row for row in result["rows"] if row["name"] == name and row["seed"] == 0]
-            points = [(statistics.mean(row[key].values()), row["average"]) for row in rows]
+            points = [(statistics.mean(row[key].values()), max(row["average"], lowest)) for row in rows]
             colour = COLOURS[name.split()[0].strip(",")]
             axis.plot(*zip(*points, strict=True), "-", color=colour, linewidth=0.8)
-            marker, size = ("*", 11) if "recipe" in name else ("o", 5)
+            marker, size = ("*", 11) if "recipe" in name else ("v" if points[0][1] == lowest else "o", 5)
             axis.plot(*points[0], marker, color=colour, markersize=size)
-            # Neighbours' names above and below in turn.
-            offset = (5, 4 if place % 2 else -9)
-            axis.annotate(name, points[0], fontsize=7, xytext=offset, textcoords="offset points", color=INK)
+            # Neighbours' numbers above and below in turn.
+            offset = (3, 5 if number % 2 else -11)
+            axis.annotate(str(number), points[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
         for value, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
             draw(value, color=INK, linewidth=0.7, linestyle=":")
         axis.set_xlabel(f"{label} (mean over the texts)")
     axes[0].set_xscale("log")
     axes[0].set_ylabel("mean of seven STS sets, ρ × 100")
+    axes[2].set_axis_off()
+    for number, name in enumerate(names, 1):
+        place = 1 - (number - 0.5) / max(len(names), 12)
+        colour = COLOURS[name.split()[0].strip(",")]
+        axes[2].text(0.08, place, str(number), color=colour, fontsize=9, ha="right", va="center", weight="bold")
+        axes[2].text(0.12, place, name, color=INK, fontsize=9, va="center")
     return svg(figure, "frontier", "Similarity against divergence from the base and against perplexity, by objective")
 
 

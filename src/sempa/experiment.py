@@ -163,7 +163,13 @@ def _evaluate(
 def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
     task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
-    return sample_task(task, config.dev_pairs, config.seed).pairs
+    pairs = sample_task(task, config.dev_pairs, config.seed).pairs
+    if len({pair.score for pair in pairs}) < 2:
+        raise SempaError(
+            f"{task.name}: the {len(pairs)} development pairs drawn from it all have the score {pairs[0].score:g}, "
+            "which no ranking can be compared with; raise dev_pairs or give another sts_dir"
+        )
+    return pairs
 
 
 def versions() -> dict[str, str]:
