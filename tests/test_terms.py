@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import weights
 
-from sempa.batches import make_batches
+from sempa.batches import Batches
 from sempa.config import Config
 from sempa.data import Triplet
 from sempa.embedder import embed
@@ -131,7 +131,7 @@ def test_an_online_step_moves_towards_what_the_judge_prefers(setting, tokenizer,
     base, state = setting(judge=longest, epochs=1.0, learning_rate=1e-3, warmup=0.0, **settings)
     assert state["step"] == 1
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
-    order = [p for batch in make_batches(Config(batch_size=16), preferences) for p in batch.preferences]
+    order = [p for batch in Batches(Config(batch_size=16), preferences) for p in batch.preferences]
     with adapter_disabled(base.model):
         # Before the first step policy and reference are one.
         made = sample_preferences(Config(objective="online-ipo", online_tokens=6), base, order, longest, 0)
@@ -173,7 +173,7 @@ def test_the_default_judge_is_the_bases_own_similarity(setting, triplets):
 def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, triplets):
     preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
     config = Config(batch_size=6, preference_share=0.4, contrast=1.0)
-    for batch in make_batches(config, preferences):
+    for batch in Batches(config, preferences):
         ranked = sorted(i for row in batch.rows for i in row.examples)
         assert len(ranked) == math.ceil(0.4 * batch.size)
         embedded = sorted(member for row in batch.sentences for member in row.members)
@@ -187,7 +187,7 @@ def test_a_share_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, 
 def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets, candidates, loss):
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, contrast_candidates=candidates)
-    batch = make_batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
+    batch = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
     found = add_contrast(config, base.model.eval(), batch.sentences, batch.texts, None, World(), 0)
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
@@ -196,10 +196,24 @@ def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets, can
     assert found["contrast_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
+def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    batches = Batches(Config(batch_size=6, contrast=1.0, anchor=1.0), preferences)
+    assert len(batches) == len(list(batches)) == 3
+    once, again = batches[1], batches[1]
+    assert once is not again
+    assert once.preferences == again.preferences
+    for kind in ("rows", "sentences"):
+        tokens = [[row.row.tokens for row in getattr(batch, kind)] for batch in (once, again)]
+        assert tokens[0] == tokens[1] != []
+    with pytest.raises(IndexError):
+        batches[3]
+
+
 def test_equal_texts_of_a_batch_have_one_number(tokenizer):
     triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
     config = Config(batch_size=2, contrast=1.0)
-    (batch,) = make_batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])
+    (batch,) = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])
     assert batch.texts.shape == (3, 2)
     assert batch.texts[0, 0] == batch.texts[0, 1]
     assert len(batch.texts.unique()) == 5

@@ -15,7 +15,7 @@ import torch
 from conftest import SETTINGS, weights
 
 from sempa import SempaError
-from sempa.batches import make_batches
+from sempa.batches import Batches
 from sempa.config import Config
 from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
@@ -202,7 +202,7 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
 
     def members(seed):
-        batches = make_batches(Config(batch_size=5, seed=seed), preferences)
+        batches = Batches(Config(batch_size=5, seed=seed), preferences)
         return [sorted(i for row in batch.rows for i in row.examples) for batch in batches]
 
     assert sorted(i for batch in members(0) for i in batch) == list(range(16))
@@ -266,7 +266,7 @@ def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_i
     base = load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
     add_lora(base.model, 2, 4)
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
-    rows = [row for batch in make_batches(Config(batch_size=4), preferences) for row in batch.rows]
+    rows = [row for batch in Batches(Config(batch_size=4), preferences) for row in batch.rows]
     reference = Reference(base, rows, len(preferences))
     for row in rows:
         assert torch.equal(reference(row), sentence_logprobs(base.model, row).float())

@@ -5,7 +5,7 @@ import torch
 from conftest import make_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batches import make_batches
+from sempa.batches import Batches
 from sempa.config import Config
 from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
@@ -52,7 +52,7 @@ def base(tokenizer):
 def batch(base, triplets):
     """All triplets in one row."""
     preferences = [encode_triplet(base.tokenizer, triplet) for triplet in triplets]
-    (batch,) = make_batches(Config(batch_size=len(preferences), row_tokens=100_000), preferences)
+    (batch,) = Batches(Config(batch_size=len(preferences), row_tokens=100_000), preferences)
     return batch
 
 

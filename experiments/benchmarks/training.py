@@ -10,7 +10,7 @@ from pathlib import Path
 import race
 import torch
 
-from sempa.batches import Batch, make_batches
+from sempa.batches import Batch, Batches
 from sempa.captions import make_triplets
 from sempa.config import Config
 from sempa.data import Triplet
@@ -93,7 +93,7 @@ def _sempa(given: argparse.Namespace, triplets: Sequence[Triplet]) -> tuple[Base
     config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, _RANK, _ALPHA)
-    return base, config, make_batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
+    return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
 def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable[[], None]]:

@@ -1,6 +1,7 @@
-"""Preferences in batches, each packed into rows once: what a step of the loop takes."""
+"""Preferences in batches, packed into rows when their step comes: what a step of the loop takes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +36,26 @@ class Batch:
         return sorted(preference.line for preference in self.preferences)
 
 
-def make_batches(config: Config, preferences: list[Preference]) -> list[Batch]:
-    """Shuffle once into batches of `batch_size`, each packed into rows; epochs differ in the order of the batches.
+class Batches(Sequence[Batch]):
+    """Preferences shuffled once into batches of `batch_size`; epochs differ in the order of the batches.
 
-    With fixed batches a reference log-probability is computed once, in the same row as the policy's, for all epochs.
+    A batch is packed when it is asked for, to the same rows every time: a reference log-probability is computed once,
+    in the same row as the policy's, for all epochs, and no more rows are in memory than a step takes.
     """
-    order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    starts = range(0, len(order), config.batch_size)
-    return [_make_batch(config, preferences, order[s : s + config.batch_size]) for s in starts]
+
+    def __init__(self, config: Config, preferences: list[Preference]) -> None:
+        self.config, self.preferences = config, preferences
+        generator = torch.Generator().manual_seed(config.seed)
+        self.order = torch.randperm(len(preferences), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.config.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start = number * self.config.batch_size
+        return _make_batch(self.config, self.preferences, self.order[start : start + self.config.batch_size])
 
 
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sempa.batches import make_batches
+from sempa.batches import Batches
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.head import head_logits
@@ -130,7 +130,7 @@ def align_quantised(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = make_batches(config, pairs)
+    batches = Batches(config, pairs)
     with torch.no_grad():
         known = {row.examples: sentence_logprobs(full.eval(), row) for batch in batches for row in batch.rows}
 

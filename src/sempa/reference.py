@@ -1,12 +1,12 @@
 """Log-probabilities under the frozen reference: computed once per packed row, kept on disk, found again by content."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from sempa.errors import SempaError
-from sempa.files import cache_folder, fingerprint
+from sempa.files import cache_folder, fingerprint, fingerprint_all
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
@@ -18,19 +18,32 @@ from sempa.tensors import read_tensors, write_tensors
 class Reference:
     """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
 
+    The rows are looked at once, for the place on disk where an equal run would find them again, and not kept.
+
     The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in
     bfloat16, where another packing would round differently.
     """
 
-    def __init__(self, base: BaseModel, rows: Sequence[PreferenceRow], count: int, world: World = ALONE) -> None:
+    def __init__(self, base: BaseModel, rows: Iterable[PreferenceRow], count: int, world: World = ALONE) -> None:
         self.model, self.world = base.model, world
-        layout = [(row.examples, row.row.tokens, row.row.parents) for row in rows]
+        # Without rows nothing will be asked for: an objective that ranks none, or that samples its own.
+        responses = 0
+
+        def layout() -> Iterator[object]:
+            nonlocal responses
+            for row in rows:
+                responses = row.lengths.shape[1]
+                yield row.examples, row.row.tokens, row.row.parents
+
         key = fingerprint(
-            weights_fingerprint(base), base.model.dtype, base.model.device.type, torch.__version__, layout
+            weights_fingerprint(base),
+            base.model.dtype,
+            base.model.device.type,
+            torch.__version__,
+            fingerprint_all(layout()),
         )
         self.path = cache_folder() / "reference" / f"{key}.safetensors"
-        # Without rows nothing will be asked for: an objective that ranks none, or that samples its own.
-        self.logprobs = self._read((count, rows[0].lengths.shape[1] if rows else 0))
+        self.logprobs = self._read((count, responses))
         self.unsaved = False
 
     def __call__(self, packed: PreferenceRow) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sempa.batches import Batch, make_batches
+from sempa.batches import Batch, Batches
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
@@ -66,9 +66,9 @@ def train(
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = make_batches(config, preferences)
+    batches = Batches(config, preferences)
     total = max(1, math.ceil(config.epochs * len(batches)))
-    reference = Reference(base, [row for batch in batches for row in batch.rows], len(preferences), world)
+    reference = Reference(base, (row for batch in batches for row in batch.rows), len(preferences), world)
     fixed = Fixed(
         reference,
         NeutralText(base, neutral_texts(base, world), config.neutral_tokens) if config.retention else None,
