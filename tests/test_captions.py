@@ -111,9 +111,9 @@ def test_the_same_seed_gives_the_same_triplets_and_a_larger_count_begins_with_th
 
 
 def test_triplets_are_distinct_and_premises_hardly_repeat():
-    made = make_triplets(6000, 7)
-    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == 6000
-    assert len({t.sentence for t in made}) > 0.9 * 6000
+    made = make_triplets(12000, 7)
+    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == 12000
+    assert len({t.sentence for t in made}) > 0.9 * 12000
     assert all(len({t.sentence, t.chosen, t.rejected}) == 3 for t in made[:SIZE])
 
 
@@ -126,11 +126,11 @@ def test_no_held_out_word_or_combination_is_in_the_training_split(triplets):
     assert len(words) > 25
     # To groom a dog and to sketch a map are doings, too.
     pattern = re.compile(r"\b(" + "|".join(sorted(words - {"groom", "sketch"})) + r")\b")
-    assert not {match for sentence in sentences(make_triplets(1500, 5)) for match in pattern.findall(sentence)}
+    assert not {match for sentence in sentences(make_triplets(SIZE, 5)) for match in pattern.findall(sentence)}
     random = Random(0)
     assert not any(is_heldout(sample_scene(random, "train")) for _ in range(300))
     assert all(is_heldout(sample_scene(random, "heldout")) for _ in range(300))
-    heldout = make_triplets(600, 5, "heldout")
+    heldout = make_triplets(1000, 5, "heldout")
     assert not {t.sentence for t in heldout} & {t.sentence for t in triplets}
 
 

@@ -52,10 +52,12 @@ def finish(started):
         assert process.returncode == 0, error[-2000:]
 
 
-def test_two_processes_follow_the_loss_curve_of_one(tiny_folder, triplets_file, tmp_path):
+@pytest.mark.parametrize("terms", ["", "contrast: 1.0\ncontrast_candidates: all\nretention: 2.0\n"])
+def test_two_processes_follow_the_loss_curve_of_one(tiny_folder, triplets_file, tmp_path, terms):
     config = tmp_path / "config.yaml"
-    terms = "objective: dpo\ncontrast: 1.0\ncontrast_candidates: all\nretention: 2.0\nneutral_tokens: 64\n"
-    config.write_text(f"model: {tiny_folder}\ntriplets: {triplets_file}\n{SETTINGS}{terms}")
+    config.write_text(
+        f"model: {tiny_folder}\ntriplets: {triplets_file}\n{SETTINGS}objective: dpo\n{terms}neutral_tokens: 64\n"
+    )
     for processes in (1, 2):
         # A cache each: the second must not read what the first has computed.
         finish(start(config, tmp_path / str(processes), tmp_path / f"cache{processes}", processes))

@@ -250,7 +250,7 @@ def test_a_run_goes_on_with_its_own_base_and_triplets_only(setting, triplets, mo
             setting(epochs=2.0)
     finally:
         triplets[0] = kept
-    monkeypatch.setattr("sempa.training.weights_fingerprint", lambda base: "another")
+    monkeypatch.setattr("sempa.reference.weights_fingerprint", lambda base: "another")
     with pytest.raises(SempaError, match="another base model"):
         setting(epochs=2.0)
     monkeypatch.undo()

@@ -62,7 +62,7 @@ def _make_batch(config: Config, preferences: list[Preference], members: list[int
     sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
     if config.contrast:
         # All sentences, then all their best responses, and so on.
-        words = [prompt for texts in zip(*(preferences[i].words for i in members), strict=True) for prompt in texts]
+        words = [prompt for kind in zip(*(preferences[i].words for i in members), strict=True) for prompt in kind]
         sentences = pack_sentence_rows(words, config.row_tokens)
         numbers: dict[tuple[int, ...], int] = {}
         texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])

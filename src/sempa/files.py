@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -117,11 +117,6 @@ def sha256(path: Path) -> str:
 
 def fingerprint(*parts: object) -> str:
     """Sixteen hexadecimal digits that change when any of `parts` (by its `repr`) changes."""
-    return fingerprint_all(parts)
-
-
-def fingerprint_all(parts: Iterable[object]) -> str:
-    """`fingerprint` of parts that come one by one and need not be in memory together."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode("utf-8", "surrogatepass"))

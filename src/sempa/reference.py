@@ -1,12 +1,12 @@
 """Log-probabilities under the frozen reference: computed once per packed row, kept on disk, found again by content."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from sempa.errors import SempaError
-from sempa.files import cache_folder, fingerprint, fingerprint_all
+from sempa.files import cache_folder, fingerprint
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, weights_fingerprint
@@ -19,6 +19,7 @@ class Reference:
     """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
 
     The rows are looked at once, for the place on disk where an equal run would find them again, and not kept.
+    `weights` is the base's `weights_fingerprint`.
 
     The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in
     bfloat16, where another packing would round differently.
@@ -26,22 +27,13 @@ class Reference:
 
     def __init__(self, base: BaseModel, rows: Iterable[PreferenceRow], count: int, world: World = ALONE) -> None:
         self.model, self.world = base.model, world
+        self.weights = weights_fingerprint(base)
         # Without rows nothing will be asked for: an objective that ranks none, or that samples its own.
-        responses = 0
-
-        def layout() -> Iterator[object]:
-            nonlocal responses
-            for row in rows:
-                responses = row.lengths.shape[1]
-                yield row.examples, row.row.tokens, row.row.parents
-
-        key = fingerprint(
-            weights_fingerprint(base),
-            base.model.dtype,
-            base.model.device.type,
-            torch.__version__,
-            fingerprint_all(layout()),
-        )
+        responses, layout = 0, []
+        for row in rows:
+            responses = row.lengths.shape[1]
+            layout.append(fingerprint(row.examples, row.row.tokens, row.row.parents))
+        key = fingerprint(self.weights, base.model.dtype, base.model.device.type, torch.__version__, layout)
         self.path = cache_folder() / "reference" / f"{key}.safetensors"
         self.logprobs = self._read((count, responses))
         self.unsaved = False

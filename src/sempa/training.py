@@ -22,7 +22,7 @@ from sempa.errors import SempaError
 from sempa.files import explain_os_errors, fingerprint, write_atomic
 from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
-from sempa.models import BaseModel, weights_fingerprint
+from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_contrast, add_preference, add_retention
 from sempa.online import Judge, sample_preferences, similarity_judge
@@ -76,7 +76,7 @@ def train(
         token_directions(model.get_output_embeddings().weight) if config.sparse else None,
     )
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
-    state["trains"] = fingerprint(weights_fingerprint(base), *preferences)
+    state["trains"] = fingerprint(reference.weights, *preferences)
     kept = load_checkpoint(run, model, optimizer)
     if kept.get("trains", state["trains"]) != state["trains"]:
         raise SempaError(

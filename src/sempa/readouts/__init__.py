@@ -1,6 +1,7 @@
 """Readouts: from a language model's hidden states to a sentence embedding, each beside its paper's equation."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.errors import SempaError
 from sempa.readouts.contrastive_prompting import contrastive_prompting, steering
 from sempa.readouts.echo import echo
-from sempa.readouts.layers import HOOKED, depth, scaled, states_at
+from sempa.readouts.layers import depth, scaled, states_at
 from sempa.readouts.pooling import last, mean, weighted_mean
 from sempa.readouts.prompt import Batch, Prompt, make_batch
 from sempa.readouts.prompteol import prompteol, prompteol_icl
@@ -45,6 +46,9 @@ _READOUTS = {
 }
 READOUTS = tuple(_READOUTS)
 
+# Hooks belong to the model, not to a call: threads that share it take turns.
+_HOOKED = threading.Lock()
+
 
 def check_readout(readout: str, layer: int = -1, depth: int = 0) -> None:
     """Raise `SempaError` for a readout that does not exist, or a layer that a model of this depth does not have.
@@ -75,7 +79,7 @@ def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer:
     """
     batch = make_batch(model, prompts)
     places = batch.places()
-    with HOOKED, _READOUTS[readout].steered(model, batch):
+    with _HOOKED, _READOUTS[readout].steered(model, batch):
         states = states_at(model, layer_read(readout, layer, depth(model)), places, **batch.inputs)
     # Each prompt's weights beside its own states, which stand one prompt after another.
     weights = torch.block_diag(*(torch.tensor([prompt.weights]) for prompt in prompts))

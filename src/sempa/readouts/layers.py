@@ -1,7 +1,6 @@
 """The places inside a decoder that readouts touch: its blocks, the heads' outputs, and the state after any layer."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from sempa.models import hidden_states
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
-
-# Hooks belong to the model, not to a call: threads that share it take turns.
-HOOKED = threading.RLock()
 
 
 class _ReachedError(Exception):
@@ -63,7 +59,7 @@ def states_at(model: PreTrainedModel, layer: int, places: Tensor, **inputs: obje
     model's depth, the last one, which alone has passed the final norm.
     """
     stack = blocks(model)
-    with HOOKED, contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as hooks:
         if layer and hasattr(stack[layer - 1], "mlp"):
             hooks.enter_context(only_at(stack[layer - 1].mlp, places))
         if layer == len(stack):
