@@ -149,6 +149,7 @@ def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_
         ("gsm8k=/nowhere", "/nowhere: no such file"),
         ("max_length=10", "none is left to train on"),
         ("dtype=half", "dtype is 'half'"),
+        ("generation_tokens=3000", "generation_tokens is 3,000, expected at most 1,"),
     ],
 )
 def test_bad_settings_end_with_one_sentence_and_code_2(config, capsys, change, message, short_texts):
@@ -160,6 +161,38 @@ def test_development_pairs_of_one_score_are_found_before_training(config, tmp_pa
     pairs.write_text("sentence1,sentence2,score\nA dog.,A cat.,3\nA man.,A boy.,3\n")
     assert "all have the score 3" in fails(capsys, "train", config, f"sts_dir={pairs}")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_every_task_of_the_report_needs_two_scores_before_training_begins(config, tmp_path, capsys):
+    for year, scores in (("STS12", (1, 2, 3)), ("STS13", (2, 2, 2))):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "STS.input.x.txt").write_text("A dog.\tA cat.\nA man.\tA boy.\nA car.\tA bus.\n")
+        (tmp_path / year / "STS.gs.x.txt").write_text("".join(f"{score}\n" for score in scores))
+    assert "STS13: its 3 pairs all have the score 2" in fails(capsys, "train", config, f"sts_dir={tmp_path}")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tiny_folder, capsys):
+    model = ["--model", "/nowhere"]
+    assert "built-in pairs: found 0, expected at least 2" in fails(capsys, "geometry", *model, "--builtin-pairs", 0)
+    assert "built-in pairs: found -5" in fails(capsys, "evaluate", *model, "--builtin-pairs", -5)
+    assert "top: found 0, expected at least 1" in fails(capsys, "keytokens", *model, "a dog", "--top", 0)
+    assert "max_new_tokens: found -1" in fails(capsys, "retention", *model, "--max-new-tokens", -1)
+    for seed in ("-1", "10000000000000000000000", str(2**31), "x"):
+        for command in (["table", "--sts", "x"], ["uncertainty", "Why?"]):
+            with pytest.raises(SystemExit) as caught:
+                main([*command, f"--seed={seed}"])
+            assert caught.value.code == 2
+            assert f"found '{seed}', expected a number from 0 to 2147483647" in capsys.readouterr().err
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(config, capsys):
+    assert main(["plan", str(config), "held_out=0", "--efficiency", "0.5", "epochs=2"]) == 0
+    assert "time at 50% of peak" in capsys.readouterr().out
+    for strange in ("--held=1", "stray"):
+        with pytest.raises(SystemExit):
+            main(["plan", str(config), "--efficiency", "0.5", strange])
+        assert f"unrecognized arguments: {strange}" in capsys.readouterr().err
 
 
 def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):

@@ -30,6 +30,16 @@ def test_a_number_without_a_decimal_point_is_a_number(tmp_path):
     assert (config.learning_rate, config.beta, config.anchor, config.lora_alpha) == (1e-4, 1.0, 0.5, 16.0)
 
 
+@pytest.mark.parametrize(
+    "text", ["010", "1_0", "1:30", "0x1F", "1.10", "1.", "on", "2026-01-05", "2026-13-45", "9" * 5000, "runs#3", "~x"]
+)
+def test_a_text_stays_as_it_is_written(tmp_path, text):
+    """YAML 1.1 would make numbers, dates and booleans of these."""
+    assert load_config(write(tmp_path, f"output: {text}\n")).output == text
+    assert load_config(write(tmp_path, ""), [f"output={text}"]).output == text
+    assert load_config(write(tmp_path, ""), [f"output={text} #3"]).output == f"{text} #3"
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_experiment_is_valid(path):
     load_config(path)
@@ -82,7 +92,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("batch_size: 0", "batch_size is 0, expected at least 1"),
         ("combinations: 1", "combinations is 1, expected true or false"),
         ("model: [a]", "model is a list, expected text"),
-        ("model: 0x" + "f" * 5000, "model is a number of 20,000 bits"),
+        ("seed: 0x" + "f" * 5000, "seed is a number of 20,000 bits"),
         ("beta: " + "9" * 5000, "is not valid YAML"),
         ("seed: 2001-99-99", "is not valid YAML"),
         ("beta: " + "[" * 3000, "is not valid YAML"),
@@ -97,6 +107,11 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("interpolation: 0", "interpolation is 0.0, expected a share above 0, at most 1"),
         ("output: ''", "output is '', expected a name or a path"),
         ("dev_pairs: 1", "dev_pairs is 1, expected at least 2"),
+        ("builtin_pairs: 1", "builtin_pairs is 1, expected at least 2"),
+        ("epochs: 1e308", r"epochs is 1e\+308, expected a number above 0, at most 1,000,000"),
+        ("epochs: 0", "epochs is 0.0, expected a number above 0"),
+        ("lora_rank: 1000000000000", "lora_rank is 1000000000000, expected 1 to 65,536"),
+        ("lora_rank: 0", "lora_rank is 0, expected 1 to"),
         ("seed: 2147483648", "seed is 2147483648, expected below 2,147,483,648"),
         ("contrast_candidates: al", "expected one of responses, all; the nearest is 'all'"),
         ("objective: none\ncontrast: 1\nuniformity: 1\nanchor: 0", "uniformity is 1.0, which shapes the states of"),

@@ -168,7 +168,7 @@ def test_another_model_adapter_layer_readout_or_input_is_refused(
         with pytest.raises(SempaError, match=rf"was begun with ({key}) = "):
             embed_corpus(changed, source, tmp_path / "out", shard_rows=5)
     source.write_text(source.read_text().replace("number 9", "number x"))
-    with pytest.raises(SempaError, match="was begun with input = "):
+    with pytest.raises(SempaError, match="was begun with other sentences; give"):
         embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
 
 
@@ -360,3 +360,20 @@ def test_a_single_file_may_come_from_standard_input(tiny_folder, source, tmp_pat
     assert main([*model, "-", str(tmp_path / "in.npy")]) == 0
     assert main([*model, str(source), str(tmp_path / "file.npy")]) == 0
     assert (tmp_path / "in.npy").read_bytes() == (tmp_path / "file.npy").read_bytes()
+
+
+def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
+    for name, text in (("S.CSV", "id,text\n1,a b\n"), ("s.JsonL", '{"text": "a b"}\n')):
+        (tmp_path / name).write_text(text)
+        assert list(read_sentences(tmp_path / name)) == ["a b"]
+
+
+def test_rows_that_are_added_meanwhile_are_noticed(source, tmp_path):
+    def encode(chunks):
+        for chunk in chunks:
+            with source.open("a") as stream:
+                stream.write("One more.\n")
+            yield np.zeros((len(chunk), 3), dtype=np.float32)
+
+    with pytest.raises(SempaError, match="has changed while it was being embedded"):
+        write_corpus(encode, {}, {}, source, tmp_path / "out", 5, "npy", "text")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SHARED
 from scipy.stats import spearmanr
+from transformers import OPTConfig, OPTForCausalLM
 
 import sempa
 from sempa import Embedder, SempaError
@@ -116,3 +117,12 @@ def test_the_embedded_model_scores_its_published_figure_on_a_slice_of_real_sts_b
     rho = spearmanr([float(r[4]) for r in rows], (first * second).sum(1)).statistic * 100
     # The whole development set gives 73.8; a tenth of it has a standard error near 4.
     assert 65 < rho < 85
+
+
+def test_a_model_that_projects_behind_its_blocks_has_the_width_of_what_is_read(tokenizer, tmp_path):
+    shape = {"hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=len(tokenizer), num_attention_heads=4, do_layer_norm_before=False, **shape)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for layer, width in ((-1, 32), (1, 64)):
+        assert Embedder(str(tmp_path), layer=layer, dtype="float32").encode(["A dog.", "A cat."]).shape == (2, width)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from sempa import Embedder, SempaError
+from sempa import Embedder, SempaError, export
 from sempa.cli import main
 from sempa.export import adapter_folder, export_merged, export_sentence_transformers, sentence_template
 from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
@@ -266,6 +266,20 @@ def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeyp
     with pytest.raises(SempaError, match="disk is full"):
         export_merged(str(tiny_folder), run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(run, tiny_folder, tmp_path, monkeypatch):
+    real = export.write_atomic
+
+    def slow(*arguments):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious.txt").write_text("mine")
+        real(*arguments)
+
+    monkeypatch.setattr(export, "write_atomic", slow)
+    with pytest.raises(SempaError, match="out: cannot be written: Directory not empty"):
+        export_merged(str(tiny_folder), run, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious.txt"]
 
 
 def test_a_run_and_its_adapter_are_the_same_place(run):

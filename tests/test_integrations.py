@@ -76,6 +76,14 @@ def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, 
     assert wrapper.evaluate_mteb(embedder, tasks, tmp_path) == pytest.approx(first, abs=1e-6)
 
 
+def test_mteb_runs_again_when_the_file_of_that_name_holds_other_pairs(embedder, wrapper, tmp_path):
+    before, after = (StsTask("pairs", make_pairs(20, seed, "heldout")) for seed in (0, 1))
+    wrapper.evaluate_mteb(embedder, [before], tmp_path)
+    (fresh,) = wrapper.evaluate_mteb(embedder, [after], tmp_path / "other").values()
+    (again,) = wrapper.evaluate_mteb(embedder, [after], tmp_path).values()
+    assert again == fresh != wrapper.evaluate_mteb(embedder, [before], tmp_path)["pairs"]
+
+
 def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedder, wrapper, monkeypatch):
     monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
 

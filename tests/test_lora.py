@@ -192,9 +192,15 @@ def saved(tmp_path):
     ("key", "value", "message"),
     [
         ("peft_type", "IA3", "peft_type is not LORA"),
-        ("use_dora", True, "use_dora is set"),
-        ("rank_pattern", {"q_proj": 2}, "rank_pattern is set"),
-        ("modules_to_save", ["lm_head"], "modules_to_save is set"),
+        ("use_dora", True, "use_dora is True, but only plain LoRA can be loaded"),
+        ("rank_pattern", {"q_proj": 2}, "rank_pattern is {'q_proj': 2}"),
+        ("modules_to_save", ["lm_head"], "modules_to_save is "),
+        ("bias", "lora_only", "bias is 'lora_only'"),
+        # PEFT rewrites the base with these, each time it loads the adapter.
+        ("init_lora_weights", "pissa_niter_4", "init_lora_weights is 'pissa_niter_4'"),
+        ("init_lora_weights", "olora", "init_lora_weights is 'olora'"),
+        ("alora_invocation_tokens", [7, 8], "alora_invocation_tokens is "),
+        ("use_something_new", {"a": 1}, "use_something_new is "),
         ("r", 0, "r is 0, expected a positive number"),
         ("lora_alpha", None, "lora_alpha is None"),
         ("r", 8, "has shape"),
@@ -205,6 +211,16 @@ def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, m
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(SempaError, match=message):
         load_adapter(build("Llama"), saved)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal", "eva"])
+def test_a_config_as_peft_writes_it_is_plain_lora(saved, init):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    path = saved / "adapter_config.json"
+    written = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj"], init_lora_weights=init).to_dict()
+    written |= {"peft_type": "LORA", "target_modules": ["q_proj"]}
+    path.write_text(json.dumps(written))
+    assert read_adapter(saved)[0]["r"] == 4
 
 
 def test_an_adapter_that_was_never_trained_is_told_of(saved, tmp_path, recwarn):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sempa.kernels import packed_attention
-from sempa.models import hidden_states
-from sempa.packing import Row, fill_bins, pack_preferences, pack_sentences, shared_prefix
+from sempa.packing import Row, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
 from sempa.prompts import Preference
 
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=6)
@@ -37,12 +36,15 @@ def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens)
 
 
 @settings(max_examples=60)
-@given(sequences=st.lists(token_lists, min_size=1, max_size=8))
-def test_packed_sentences_see_exactly_themselves(sequences):
-    row, ends = pack_sentences(sequences)
-    mask = row.attention_mask()
-    for sequence, end in zip(sequences, ends, strict=True):
-        assert [row.tokens[i] for i in mask[end].nonzero()[:, 0]] == sequence
+@given(sequences=st.lists(token_lists, min_size=1, max_size=8), row_tokens=st.integers(1, 40))
+def test_packed_sentences_see_exactly_themselves(sequences, row_tokens):
+    rows = pack_sentence_rows(sequences, row_tokens)
+    assert sorted(member for packed in rows for member in packed.members) == list(range(len(sequences)))
+    for packed in rows:
+        assert len(packed.row.tokens) <= row_tokens or len(packed.members) == 1
+        mask = packed.row.attention_mask()
+        for member, end in zip(packed.members, packed.ends, strict=True):
+            assert [packed.row.tokens[i] for i in mask[end].nonzero()[:, 0]] == sequences[member]
 
 
 @settings(max_examples=60)
@@ -113,10 +115,3 @@ def test_the_shared_prefix_leaves_every_sequence_a_token_of_its_own():
     assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == [1, 2]
     assert shared_prefix([[1, 2], [1, 2]]) == [1]
     assert shared_prefix([[1]]) == []
-
-
-def test_rows_of_an_evaluated_layer_other_than_the_last_are_its_hidden_states(tiny_llama):
-    tokens = torch.tensor([[5, 6, 7]])
-    states = tiny_llama(tokens, output_hidden_states=True).hidden_states
-    for layer in (0, 1, -2):
-        torch.testing.assert_close(hidden_states(tiny_llama, tokens, layer=layer), states[layer])

@@ -39,6 +39,30 @@ def test_parameters_and_triplets_are_those_of_the_run(tiny_folder, triplets_file
     assert make_plan(replace(config, held_out=60)).triplets == 13
 
 
+def test_each_term_takes_its_own_tokens(tiny_folder, triplets_file):
+    """Of 16 triplets in four steps: ranked ones by their share, one-word prompts of all, neutral text at every step."""
+    common = {"model": str(tiny_folder), "triplets": str(triplets_file), "held_out": 0, "batch_size": 4}
+    whole, half = (make_plan(Config(**common, preference_share=share)) for share in (1.0, 0.5))
+    assert (whole.triplets, whole.steps) == (16, 4)
+    assert (half.tokens, half.flops) == pytest.approx((whole.tokens / 2, whole.flops / 2), rel=0.01)
+    contrast = make_plan(Config(**common, objective="none", anchor=0.0, contrast=1.0))
+    assert (contrast.tokens, contrast.head_tokens) == (16 * 48, 0)
+    kept = make_plan(Config(**common, objective="none", anchor=0.0, contrast=1.0, retention=1.0, neutral_tokens=100))
+    assert (kept.tokens - contrast.tokens, kept.head_tokens) == (400, 400)
+    base = load_base(str(tiny_folder), "float32", "cpu").model
+    head = base.get_output_embeddings().weight.numel()
+    blocks = sum(p.numel() for name, p in base.named_parameters() if p.dim() == 2 and "layers." in name)
+    assert kept.flops == kept.tokens * (4 * blocks + 6 * kept.adapter_parameters) + 6 * 400 * head
+    # All one-word prompts of a batch wait for one backward pass.
+    large = make_plan(Config(**{**common, "batch_size": 64}, objective="none", anchor=0.0, contrast=1.0))
+    assert large.saved_bytes > 3 * contrast.saved_bytes
+
+
+def test_a_plan_without_the_file_holds_out_no_more_than_training_does(tiny_folder):
+    absent = Config(model=str(tiny_folder), triplets="nli_for_simcse.csv", held_out=300_000)
+    assert make_plan(absent).triplets == 275_601 - 55_120
+
+
 def test_a_file_that_is_not_there_is_not_counted_as_another(tiny_folder):
     with pytest.raises(SempaError, match=r"triplets mistyped\.csv: no such file"):
         make_plan(Config(model=str(tiny_folder), triplets="mistyped.csv"))
@@ -49,7 +73,7 @@ def test_the_blocks_of_gpt2_count_too(tmp_path, triplets_file):
     plan = make_plan(Config(model=str(tmp_path), triplets=str(triplets_file), held_out=0))
     # q, k, v, output and the two of the MLP: 12 D² a block; the head sees the responses alone.
     blocks, head = 2 * 12 * 32**2, 320 * 32
-    expected = 6 * plan.tokens * (blocks + plan.adapter_parameters) + 6 * plan.response_tokens * head
+    expected = 6 * plan.tokens * (blocks + plan.adapter_parameters) + 6 * plan.head_tokens * head
     assert plan.flops == pytest.approx(expected)
 
 

@@ -1,5 +1,6 @@
 """Prompts: exact token boundaries under many chat templates, and the evaluation protocol's clean-up."""
 
+from array import array
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_prompt_and_response_tokens_are_the_templates_rendering_of_the_conversat
     preference = encode_triplet(tokenizer, TRIPLET)
     for answer, response in zip((TRIPLET.chosen, TRIPLET.rejected), preference.responses, strict=True):
         whole = tokenizer.apply_chat_template(turns(name, answer), tokenize=True, return_dict=False)
-        assert preference.prompt + response == whole
+        assert [*preference.prompt, *response] == whole
     assert preference.line == 7
 
 
@@ -85,7 +86,7 @@ def test_a_token_merged_across_the_boundary_belongs_to_the_response():
     )
     preference = encode_triplet(tokenizer, Triplet("x", "man", "mane"))
     whole = tokenizer(PARAPHRASE.format(sentence="x") + "man")["input_ids"]
-    assert preference.prompt + preference.responses[0] == whole
+    assert [*preference.prompt, *preference.responses[0]] == whole
 
 
 def test_a_template_whose_prompt_and_conversation_begin_differently_is_refused():
@@ -162,3 +163,9 @@ def test_an_answer_keeps_a_token_of_its_own_even_when_it_looks_like_the_template
     tokenizer = make_tokenizer()
     preference = encode_responses(tokenizer, "A man sits.", ["<|im_end|>\n", "<|im_end|>\n"])
     assert all(len(response) > preference.closing for response in preference.responses)
+
+
+def test_token_ids_of_triplets_take_four_bytes_each(tokenizer):
+    preference = encode_triplet(tokenizer, TRIPLET, words=True)
+    for ids in (preference.prompt, *preference.responses, *preference.words):
+        assert (type(ids), ids.itemsize) == (array, 4)

@@ -164,6 +164,9 @@ def test_csr_cosines_are_the_dense_ones_and_bytes_are_those_of_the_arrays():
     np.testing.assert_allclose(codes.toarray(), chosen.numpy(), rtol=1e-5, atol=1e-5)
     expected = F.cosine_similarity(chosen[:-1].double(), chosen[1:].double())
     np.testing.assert_allclose(sparse_cosines(codes[:-1], codes[1:]), expected, rtol=1e-5, atol=1e-6)
+    wide = torch.tensor(codes.toarray(), dtype=torch.float64)
+    exact = F.cosine_similarity(wide[:-1], wide[1:])
+    np.testing.assert_allclose(sparse_cosines(codes[:-1], codes[1:]), exact, rtol=1e-14, atol=1e-15)
     assert stored_bytes(codes) == 8 * 9 * 7 + 4 * 10
 
 

@@ -287,6 +287,8 @@ def test_draws_of_one_kind_have_no_auroc_and_the_same_seed_draws_the_same():
     assert np.nanmin(values) == np.nanmax(values) == 1
     assert not math.isnan(interval(values).low)
     np.testing.assert_array_equal(values, bootstrap_auroc([0.1, 0.7, 0.4], [False, True, False], seed=3))
+    with pytest.raises(SempaError, match="resamples: found -1, expected at least 1"):
+        bootstrap_auroc([0.1, 0.7, 0.4], [False, True, False], resamples=-1)
 
 
 @pytest.mark.parametrize(

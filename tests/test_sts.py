@@ -231,6 +231,11 @@ def test_a_folder_without_tasks_is_told_what_was_expected(tmp_path):
     assert "unknown split 'valid', expected some of train, dev, trial, test" in error_of(tmp_path, "dev", "valid")
 
 
+def test_a_set_that_is_asked_for_twice_is_refused(tmp_path):
+    with pytest.raises(SempaError, match="sets: STS12 is there twice"):
+        select_tasks(tmp_path, ["STS12", "STS13", "STS12"], ["test"])
+
+
 def test_a_missing_task_names_the_files_it_was_looked_for_in(tmp_path):
     def told(*arguments):
         with pytest.raises(SempaError) as caught:

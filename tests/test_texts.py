@@ -166,8 +166,10 @@ def test_a_long_text_of_a_file_is_cut_and_said(tiny_llama, tokenizer, tmp_path, 
     assert len(whole) == 2 < len(pieces)
     assert sum(len(one.targets) for one in whole) == sum(len(one.targets) for one in pieces)
     assert encode_file(base, path, limit=1) == whole[:1]
-    with pytest.raises(SempaError, match="window: found 2,049, expected at most 2,048, the model's context"):
+    with pytest.raises(SempaError, match="window: found 2,049, expected 2 to 2,048, the model's context"):
         encode_file(base, path, window=2049)
+    with pytest.raises(SempaError, match="window: found 1, expected 2"):
+        encode_file(base, path, window=1)
 
 
 def test_the_unseen_texts_are_many_distinct_and_share_no_long_phrase():

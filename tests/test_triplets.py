@@ -233,6 +233,7 @@ BAD_ROWS = {
     "last number": (None, '{"sent0": "a", "sent1": "b", "hard_neg": 5}', "hard_neg is a int, expected text"),
     "half a pair": (None, '{"sent0": "a", "sent1": "\\ud83d", "hard_neg": "c"}', "surrogates not allowed"),
     "cut": (None, '{"sent0": "a", "sent1"', "not valid JSON: Expecting ':' delimiter at column 23"),
+    "twins": (None, '{"sent0": "a", "sent0": "d", "sent1": "b", "hard_neg": "c"}', "the field 'sent0' twice"),
     "list": (None, '["a", "b", "c"]', "a JSON list, expected an object"),
     "deep": (None, "[" * 200_000, "JSON nested too deep"),
 }
@@ -452,3 +453,18 @@ def test_the_snli_dev_pairs_give_the_same_triplets_but_one_a_premise():
     every, counts = read_triplets(NLI / "snli_dev.jsonl", combinations=True)
     assert (counts.kept, counts.duplicates) == (3253, 3)
     assert {tuple(t) for t in texts(ready)} <= {tuple(t) for t in texts(every)}
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = write(tmp_path, "sent0,sent1,hard_neg,sent1\na,b,c,d\n")
+    with pytest.raises(SempaError, match=r"data\.csv:1: found 2 columns 'sent1', expected one"):
+        read_triplets(path)
+    # What is not asked for may be there as often as it likes.
+    path = write(tmp_path, "note,sent0,sent1,hard_neg,note\nx,a,b,c,y\n")
+    assert texts(read_triplets(path)[0]) == [["a", "b", "c"]]
+
+
+def test_a_field_may_be_as_long_as_a_row(tmp_path):
+    long = "very " * 40_000
+    path = write(tmp_path, f"sent0,sent1,hard_neg\n{long}long.,b,c\n")
+    assert texts(read_triplets(path)[0]) == [[f"{long}long.", "b", "c"]]

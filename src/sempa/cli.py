@@ -30,7 +30,13 @@ Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse closes a list of values at the first option: `plan CONFIG --efficiency 0.4 key=value`.
+    if rest and not ("overrides" in arguments and all("=" in one and one[0] != "-" for one in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

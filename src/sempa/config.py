@@ -92,20 +92,24 @@ class Config:
 
 
 _AT_LEAST_ONE = (
-    *("lora_rank", "batch_size", "max_length", "row_tokens", "eval_every", "builtin_pairs"),
+    *("batch_size", "max_length", "row_tokens", "eval_every"),
     *("neutral_tokens", "sparse_tokens", "online_tokens"),
 )
 _AT_LEAST_ZERO = (
     *("triplet_limit", "held_out", "preference", "anchor", "weight_decay", "generation_tokens", "seed"),
     *("contrast", "retention", "uniformity", "isotropy", "sparse"),
 )
-_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "epochs", "max_grad_norm", "temperature")
+_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "max_grad_norm", "temperature")
 _CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES}
+# Beyond the width of any model's layers a higher rank says nothing new.
+_LARGEST_RANK = 65_536
 _SHARES = ("max_bad_share", "lora_dropout", "warmup")
+_TEXTS = {field.name for field in dataclasses.fields(Config) if field.type is str}
 
 
 # PyYAML's own constructors of numbers and dates raise other errors, and deep nests end the interpreter's stack.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
+_YAML_TEXT, *_YAML_GUESSES = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
 _LARGEST_FILE = 1_000_000
 
 
@@ -122,7 +126,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise SempaError(f"argument {override!r}: expected key=value")
         try:
-            values[key] = yaml.safe_load(text) if text else ""
+            values[key] = yaml.safe_load(text) if text and key not in _TEXTS else text
         except _YAML_ERRORS as error:
             raise SempaError(f"argument {override!r}: the value is not valid YAML") from error
         source[key] = "command line"
@@ -170,11 +174,11 @@ def dump_config(config: Config) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's own reader takes the last of two equal keys without a word."""
+    """YAML's own reader takes the last of two equal keys without a word, and a folder named 010 for the number 8."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[object] = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(None, None, "a key is not a name", key_node.start_mark)
@@ -182,6 +186,8 @@ class _StrictLoader(yaml.SafeLoader):
                 mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
             seen.add(key)
+            if key in _TEXTS and value_node.tag in _YAML_GUESSES:
+                value_node.tag = _YAML_TEXT
         return super().construct_mapping(node, deep)
 
 
@@ -220,8 +226,6 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
             pass
     if kind is str and value is None:
         return ""
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise SempaError(f"{where}: {key} is {_shown(value)}, expected {names[kind]}")
@@ -256,8 +260,12 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "a share from 0 to below 1"
     elif key == "seed" and value >= 2**31:
         expected = "below 2,147,483,648"
-    elif key == "dev_pairs" and value < 2:
+    elif key in ("dev_pairs", "builtin_pairs") and value < 2:
         expected = "at least 2"
+    elif key == "epochs" and not 0 < value <= 1_000_000:
+        expected = "a number above 0, at most 1,000,000"
+    elif key == "lora_rank" and not 1 <= value <= _LARGEST_RANK:
+        expected = f"1 to {_LARGEST_RANK:,}"
     elif key == "dtype" and value not in DTYPES:
         expected = f"one of {', '.join(DTYPES)}"
     elif key in ("model", "triplets", "output") and not value:

@@ -69,7 +69,7 @@ def read_sentences(path: Path, field: str = "text") -> Iterator[str]:
     `datasets` saved. `-` is standard input. Raises `SempaError` with file and line for an empty sentence, a row
     without the field and what is not UTF-8 text, and for an empty file.
     """
-    if path.name.removesuffix(".gz").endswith(_STRUCTURED) or is_columnar(path):
+    if path.name.lower().removesuffix(".gz").endswith(_STRUCTURED) or is_columnar(path):
         _, records = read_records(path, [Layout((field,), tabs_quote=True, number_last=False)])
     else:
         records = ((number, (line.rstrip("\r\n"),)) for number, line in numbered_lines(path))
@@ -153,7 +153,7 @@ def write_corpus(
             _write_manifest(folder, about, settings, shards)
     for _ in vectors:
         raise SempaError(f"{source}: found more vectors than its {rows:,} sentences")
-    if digest.hexdigest() != identity["sha256"]:
+    if digest.hexdigest() != identity["sha256"] or next(sentences, None) is not None:
         raise changed
     return _read_manifest(folder)
 
@@ -210,7 +210,8 @@ def _begin(folder: Path, about: dict, settings: dict) -> dict[int, dict]:
     manifest = _read_manifest(folder)
     for key, value in settings.items():
         if (before := manifest["settings"].get(key)) != value:
-            raise SempaError(f"output {folder}: was begun with {key} = {before}, now {value}; give another folder")
+            told = "other sentences" if key == "input" else f"{key} = {before}, now {value}"
+            raise SempaError(f"output {folder}: was begun with {told}; give another folder")
     remove_leftovers(folder)
     shards = {shard["first_row"] // settings["shard_rows"]: shard for shard in manifest["shards"]}
     return {i: s for i, s in shards.items() if _is_whole(folder / _shard_name(i, settings["shard_format"]), s)}

@@ -107,11 +107,15 @@ def embed(
             )
     # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
-    result = np.empty((len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)
+    result = np.empty((0, model.config.get_text_config().hidden_size), dtype=np.float32)
     shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext()
     with shown as progress:
         for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
-            result[batch] = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
+            states = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
+            if not len(result):
+                # Not always the config's width: some models project between their blocks and their head (OPT).
+                result = np.empty((len(prompts), states.shape[1]), dtype=np.float32)
+            result[batch] = states
             if progress is not None:
                 progress.update(len(batch))
     return result

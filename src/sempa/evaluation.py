@@ -11,16 +11,25 @@ from torch import Tensor
 from sempa.captions import make_pairs
 from sempa.data import distinct_sentences
 from sempa.embedder import embed
+from sempa.errors import SempaError
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
-from sempa.models import BaseModel
+from sempa.models import BaseModel, context_length
 from sempa.packing import pack_preferences
 from sempa.progress import bar
-from sempa.prompts import Preference
+from sempa.prompts import Preference, encode_texts, render_prompt
 from sempa.retention import generate_side_by_side, measure_retention
 from sempa.statistics import compare
 from sempa.sts import StsTask, draw_scores, evaluate_sts, read_sts
-from sempa.texts import Scored, encode_conversations, encode_file, encode_passages, read_gsm8k
+from sempa.texts import (
+    Scored,
+    default_window,
+    encode_conversations,
+    encode_file,
+    encode_passages,
+    read_gsm8k,
+    split_long,
+)
 from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 
 BUILTIN = "built-in"
@@ -29,7 +38,12 @@ GSM8K_PROBLEMS = 40
 
 
 def builtin_task(pairs: int, seed: int) -> StsTask:
-    """The built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds."""
+    """The built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds.
+
+    Raises `SempaError` for fewer than two pairs, which have no order.
+    """
+    if pairs < 2:
+        raise SempaError(f"built-in pairs: found {pairs}, expected at least 2")
     return StsTask(BUILTIN, make_pairs(pairs, seed, "heldout"))
 
 
@@ -108,6 +122,18 @@ def gsm8k_sample(path: str) -> list[tuple[str, str]]:
     return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
 
 
+def check_room(base: BaseModel, new_tokens: int) -> None:
+    """Raise `SempaError` where the report's answers would not fit into the model's context behind their prompts."""
+    context = context_length(base.model)
+    prompts = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt) for prompt in GENERATION_PROMPTS])
+    room = max(0, context - max(map(len, prompts)))
+    if new_tokens > room:
+        raise SempaError(
+            f"generation_tokens is {new_tokens:,}, expected at most {room:,}: the model reads {context:,} tokens at "
+            "once, the report's prompts included"
+        )
+
+
 def measure_generation(
     base: BaseModel, problems: Sequence[tuple[str, str]], new_tokens: int, files: Sequence[Path] = ()
 ) -> tuple[list[dict], list[dict]]:
@@ -122,6 +148,8 @@ def measure_generation(
     }
     if problems:
         texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
+    window = default_window(base)
+    texts = {name: split_long(sequences, window, window // 2) for name, sequences in texts.items()}
     texts |= {str(path): encode_file(base, path) for path in files}
     retention = measure_texts(base, texts)
     generations = []

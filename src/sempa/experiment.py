@@ -19,6 +19,7 @@ from sempa.embedder import embed
 from sempa.errors import SempaError
 from sempa.evaluation import (
     builtin_task,
+    check_room,
     development_tasks,
     gsm8k_sample,
     measure_generation,
@@ -92,6 +93,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         shard_base(base.model, device)
 
     dev = _dev_pairs(config, tasks)
+    check_room(base, config.generation_tokens)
 
     def score_dev() -> float:
         cosines = pair_cosines(lambda sentences: embed(base, sentences), dev)
@@ -164,12 +166,18 @@ def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
     task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
     pairs = sample_task(task, config.dev_pairs, config.seed).pairs
+    _check_order(f"{task.name}: the {len(pairs)} development pairs drawn from it", pairs)
+    for one in tasks:
+        _check_order(f"{one.name}: its {len(one.pairs)} pairs", one.pairs)
+    return pairs
+
+
+def _check_order(told: str, pairs: list[ScoredPair]) -> None:
     if len({pair.score for pair in pairs}) < 2:
         raise SempaError(
-            f"{task.name}: the {len(pairs)} development pairs drawn from it all have the score {pairs[0].score:g}, "
-            "which no ranking can be compared with; raise dev_pairs or give another sts_dir"
+            f"{told} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
+            "give another sts_dir"
         )
-    return pairs
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from sempa.errors import SempaError
-from sempa.files import fsync, replace_folder, write_atomic, write_json
+from sempa.files import replace_folder, write_atomic, write_json
 from sempa.lora import CONFIG_FILE, load_adapter, merge_adapter
 from sempa.model_card import model_card
 from sempa.models import DTYPES, BaseModel, context_length, load_base, open_config
@@ -95,10 +95,8 @@ def _export(model: str, adapter: Path, output: Path, dtype: str, *, for_sentence
         if for_sentence_transformers:
             _write_sentence_transformers(base, temporary)
         write_atomic(temporary / "README.md", card)
-        for file in temporary.rglob("*"):
-            fsync(file)
 
-    replace_folder(output, write)
+    replace_folder(output, write, new=True)
 
 
 def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
@@ -155,7 +153,7 @@ def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
             },
         },
     )
-    dimension = base.model.config.get_text_config().hidden_size
+    dimension = base.model.get_output_embeddings().weight.shape[1]
     pooling = {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     versions = {"sentence_transformers": "6.0.0", "transformers": importlib.metadata.version("transformers")}

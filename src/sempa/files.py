@@ -47,12 +47,12 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then fsync it and rename it to `folder`.
+def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = False) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then fsync it with its files and rename it to `folder`.
 
-    `write` brings its files to the disk itself, as `replace_atomically` and what is built on it do. A kill leaves the
-    old folder, the new one or, for the moment between two renames, neither; never a part of one. Raises `SempaError` as
-    `replace_atomically` does.
+    A kill leaves the old folder, the new one or, for the moment between two renames, neither; never a part of one.
+    Raises `SempaError` as `replace_atomically` does and, where the folder has to be `new`, when one with something in
+    it is there by then.
     """
     with explain_os_errors(folder):
         temporary = _temporary(folder)
@@ -60,11 +60,15 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write(temporary)
-            fsync(temporary)
-            old = _set_aside(folder)
-            temporary.replace(folder)
+            for path in (*temporary.rglob("*"), temporary):
+                fsync(path)
+            if new:
+                temporary.replace(folder)
+            else:
+                old = _set_aside(folder)
+                temporary.replace(folder)
+                shutil.rmtree(old, ignore_errors=True)
             fsync(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -25,6 +25,22 @@ from sempa.tensors import read_tensors, write_tensors
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _NUMBERS = (int, float)
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+# The settings of PEFT's that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among
+# them (PiSSA, OLoRA, CorDA, LoftQ): PEFT rewrites the base's weights with them, each time it loads the adapter.
+_PLAIN_SETTINGS = {
+    *(
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "eva_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+}
+_PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 # PEFT wraps the model twice, hence its prefix.
 _PEFT_PREFIX = "base_model.model."
 
@@ -261,16 +277,9 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     place = folder / CONFIG_FILE
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise SempaError(f"{place}: peft_type is not LORA")
-    for key in (
-        "use_dora",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "layer_replication",
-    ):
-        if config.get(key):
-            raise SempaError(f"{place}: {key} is set, but only plain LoRA can be loaded")
+    for key, value in config.items():
+        if value and key not in _PLAIN_SETTINGS and value not in _PLAIN_VALUES.get(key, ()):
+            raise SempaError(f"{place}: {key} is {reprlib.repr(value)}, but only plain LoRA can be loaded")
     if not isinstance(config.get("base_model_name_or_path", ""), str | None):
         raise SempaError(f"{place}: base_model_name_or_path is not text")
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)

@@ -1,5 +1,6 @@
 """Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
 
+import hashlib
 import sys
 import warnings
 from dataclasses import dataclass
@@ -106,13 +107,11 @@ def hidden_states(
     positions: Tensor | None = None,
     mask: Tensor | None = None,
     families: Families | None = None,
-    layer: int = -1,
 ) -> Tensor:
-    """Hidden states `[rows, length, D]` of token ids `[rows, length]`, in the model's dtype.
+    """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
 
     A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `families`; without
-    them every token sees all before it. `layer` indexes transformers' `hidden_states` (0 = embedding output); −1, the
-    default, has passed the final norm.
+    them every token sees all before it.
     """
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
@@ -120,8 +119,7 @@ def hidden_states(
     elif mask is not None:
         # An architecture that does not hand `families` on to its attention still has the mask.
         packed |= {"attention_mask": mask, "families": families}
-    outputs = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer != -1, **packed)
-    return outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+    return model.base_model(input_ids=tokens, use_cache=False, **packed).last_hidden_state
 
 
 def row_states(model: PreTrainedModel, row: Row) -> Tensor:
@@ -187,21 +185,16 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def weights_fingerprint(base: BaseModel) -> str:
-    """A short digest of the weights (sampled), config and tokenizer, to key what is computed from them."""
-    samples = [
-        (
-            name,
-            tuple(p.shape),
-            str(p.dtype),
-            _whole(p.detach()).flatten()[:: max(1, p.numel() // 64)].cpu().double().sum().item(),
-        )
-        for name, p in base.model.named_parameters()
-        if "lora_" not in name
-    ]
+    """A short digest of the base's weights, config and tokenizer, to key what is computed from them."""
+    weights = hashlib.sha256()
+    for name, parameter in base.model.named_parameters():
+        if "lora_" not in name:
+            weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            weights.update(_whole(parameter.detach()).flatten().cpu().view(torch.uint8).numpy())
     # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
     config = {key: value for key, value in base.model.config.to_dict().items() if key not in _NO_PART_OF_THE_MODEL}
     vocabulary = sorted(base.tokenizer.get_vocab().items())
-    return fingerprint(samples, config, base.tokenizer.chat_template, vocabulary)
+    return fingerprint(weights.hexdigest(), config, base.tokenizer.chat_template, vocabulary)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def add_contrast(
             places += row.members
         else:
             idle.append(states)
-    width = model.config.get_text_config().hidden_size
+    width = model.get_output_embeddings().weight.shape[1]
     own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
     states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), kinds * size, world)
     sentences, chosen, *_, rejected = states.view(-1, size, width)

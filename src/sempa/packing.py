@@ -162,22 +162,17 @@ def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int)
     return bins
 
 
-def pack_sentences(sequences: Sequence[Sequence[int]]) -> tuple[Row, list[int]]:
-    """One row of sequences behind their shared prefix, and the row offset of each sequence's last token."""
-    prefix = shared_prefix(sequences)
-    row = Row()
-    root = row.add(prefix)
-    ends = [row.ends[row.add(sequence[len(prefix) :], root)] for sequence in sequences]
-    return row, ends
-
-
 def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
     """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
     prefix = len(shared_prefix(sequences))
     bins = fill_bins(range(len(sequences)), lambda i: len(sequences[i]) - prefix, row_tokens - prefix)
     rows = []
     for members in bins:
-        row, ends = pack_sentences([sequences[i] for i in members])
+        # Fewer sequences may share more.
+        shared = shared_prefix([sequences[i] for i in members])
+        row = Row()
+        root = row.add(shared)
+        ends = [row.ends[row.add(sequences[i][len(shared) :], root)] for i in members]
         rows.append(SentenceRow(row, torch.tensor(ends), tuple(members)))
     return rows
 

@@ -35,14 +35,18 @@ _SHAPES = {
 _NLI_FILE, _NLI_ROWS = "nli_for_simcse.csv", 275_601
 # Tokens of a triplet in a packed row: prompt and two responses, instructions shared (SmolLM2 on SNLI; see the docs).
 _PROMPT_TOKENS, _RESPONSE_TOKENS, _SHARED_TOKENS = 29, 10, 28
+# Of its three one-word prompts together, for contrast.
+_WORDS_TOKENS = 48
 
 
 @dataclass(frozen=True)
 class Plan:
     """Figures of one run; bytes, FLOPs and tokens are of the whole run unless said otherwise.
 
-    `saved_bytes` are the activations kept for the backward pass of one packed row; `weight_bytes` the frozen base in
-    its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
+    `tokens` go through the blocks forward and backward, `head_tokens` of them (responses, and retention's text) through
+    the head as well. `saved_bytes` are the activations kept for the backward pass of one packed row or, where that is
+    more, of a batch's one-word prompts; `weight_bytes` the frozen base in its dtype, `adapter_bytes` LoRA weights,
+    gradients and AdamW's two moments in float32.
     """
 
     parameters: int
@@ -50,7 +54,7 @@ class Plan:
     triplets: int
     steps: int
     tokens: int
-    response_tokens: int
+    head_tokens: int
     row_tokens: int
     flops: float
     weight_bytes: float
@@ -68,11 +72,12 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Count what a run of `config` takes: preference objective, reference once, one packed row at a time.
+    """Count what a run of `config` takes: its preference, contrast and retention, one packed row at a time.
 
     FLOPs: 2 per weight and token forward, the same again for the reference's pass (once, whatever the epochs) and for
     the gradient of the activations; the head runs on response tokens only, with one product more for its gradient
-    direction. Weight gradients of the adapter are below 1 % and counted with its parameters.
+    direction, and on retention's text. Weight gradients of the adapter are below 1 % and counted with its parameters.
+    Sampling (neutral text, online objectives) and evaluation are not counted.
 
     Raises `SempaError` for a model whose config cannot be had.
     """
@@ -90,10 +95,17 @@ def make_plan(config: Config) -> Plan:
     per_triplet = _PROMPT_TOKENS + 2 * _RESPONSE_TOKENS + _SHARED_TOKENS / rows
     steps = math.ceil(config.epochs * math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
-    tokens, responses = round(seen * per_triplet), round(seen * 2 * _RESPONSE_TOKENS)
-    # Policy forward and backward each epoch, the reference forward once.
+    ranked = seen * config.preference_share if config.objective != "none" or config.anchor else 0
+    words = _WORDS_TOKENS if config.contrast else 0
+    neutral = steps * config.neutral_tokens if config.retention else 0
+    preferences, responses = round(ranked * per_triplet), round(ranked * 2 * _RESPONSE_TOKENS)
+    tokens = preferences + round(seen * words) + neutral
+    # Policy forward and backward each epoch, the reference forward once on what is ranked.
     once = 1 / config.epochs if config.epochs > 1 else 1.0
-    flops = 2 * tokens * (blocks * (2 + once) + 3 * adapter) + 2 * responses * head * (2 + once)
+    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * once * preferences * blocks
+    flops += 2 * head * (responses * (2 + once) + neutral * 3)
+    # The graphs of one-word prompts wait for one another, packed rows of the other terms do not.
+    together = max(config.row_tokens, config.batch_size * words)
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -101,12 +113,12 @@ def make_plan(config: Config) -> Plan:
         triplets=triplets,
         steps=steps,
         tokens=tokens,
-        response_tokens=responses,
+        head_tokens=responses + neutral,
         row_tokens=config.row_tokens,
         flops=flops,
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
-        saved_bytes=_saved_bytes(model, config.row_tokens) * bytes_per_weight / 2,
+        saved_bytes=_saved_bytes(model, together) * bytes_per_weight / 2,
     )
 
 
@@ -116,10 +128,10 @@ def describe_plan(plan: Plan, efficiency: float) -> str:
     lines = [
         f"parameters        {plan.parameters / 1e9:.3f} B, of which trained {trained:.2f} M (LoRA)",
         f"data              {plan.triplets:,} triplets, {plan.steps:,} steps, {million:.1f} M tokens in rows of "
-        f"{plan.row_tokens:,}, {plan.response_tokens / 1e6:.1f} M of them through the head",
+        f"{plan.row_tokens:,}, {plan.head_tokens / 1e6:.1f} M of them through the head",
         f"arithmetic        {plan.flops / 1e15:.1f} PFLOP: policy forward and backward, reference forward once",
         f"memory            {plan.memory / 1e9:.1f} GB = base {plan.weight_bytes / 1e9:.1f} + adapter "
-        f"{plan.adapter_bytes / 1e9:.2f} + one row's activations {plan.saved_bytes / 1e9:.1f}",
+        f"{plan.adapter_bytes / 1e9:.2f} + activations {plan.saved_bytes / 1e9:.1f}",
         f"time at {efficiency:.0%} of peak",
     ]
     for name, (_, memory) in GPUS.items():
@@ -154,7 +166,8 @@ def _triplets(config: Config) -> int:
         found = len(hold_out(triplets, config.held_out, config.seed)[0])
         return min(found, config.triplet_limit or found)
     if Path(config.triplets).name == _NLI_FILE:
-        return min(_NLI_ROWS - config.held_out, config.triplet_limit or _NLI_ROWS)
+        # As `hold_out` does, never more than a fifth.
+        return min(_NLI_ROWS - min(config.held_out, _NLI_ROWS // 5), config.triplet_limit or _NLI_ROWS)
     raise SempaError(f"triplets {config.triplets}: no such file; a plan counts its rows")
 
 

@@ -76,6 +76,8 @@ def _names(layouts: Sequence[Layout]) -> str:
 def _match(place: str, kind: str, found: list[str], layouts: Sequence[Layout]) -> Layout:
     for layout in layouts:
         if set(layout.names) <= set(found):
+            if twins := [name for name in layout.names if found.count(name) > 1]:
+                raise SempaError(f"{place}: found {found.count(twins[0])} {kind} {twins[0]!r}, expected one")
             return layout
     shown = ", ".join(f"'{name:.40}'" for name in found[:8]) + (", …" if len(found) > 8 else "")
     missing = dict.fromkeys(name for layout in layouts for name in layout.names if name not in found)
@@ -90,7 +92,7 @@ def json_object(text: str) -> dict:
     """The object in a line; a `ValueError` says what else it is."""
     try:
         # Without its end, or the parser would speak of the line after.
-        value = json.loads(text.rstrip())
+        value = json.loads(text.rstrip(), object_pairs_hook=_without_twins)
     except RecursionError:
         raise ValueError("JSON nested too deep") from None
     except json.JSONDecodeError as error:
@@ -98,6 +100,15 @@ def json_object(text: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def _without_twins(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """The fields of a JSON object; the parser itself would take the last of two equal names without a word."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        raise ValueError(f"an object with the field {next(n for n in names if names.count(n) > 1)!r:.60} twice")
+    return found
 
 
 def _json_records(lines: Iterator[tuple[int, str]], layout: Layout) -> Iterator[Record]:
@@ -161,6 +172,8 @@ def _quoted_rows(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -
     def open_quote() -> SempaError:
         return SempaError(f"{path}:{begin}: the row that begins here does not end; is a quotation mark left open?")
 
+    # Python's own limit is 131,072 characters a field.
+    csv.field_size_limit(LONGEST_ROW)
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     while True:
         size = 0
@@ -169,7 +182,7 @@ def _quoted_rows(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -
         except StopIteration:
             return
         except csv.Error as error:
-            if ended or size > csv.field_size_limit():
+            if ended:
                 raise open_quote() from error
             yield begin, f"stray quotation mark or line end ({str(error).split(' - ')[0]})"
         else:

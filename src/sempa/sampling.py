@@ -154,7 +154,7 @@ def _grow(
 ) -> Iterator[Sample]:
     """One answer to `prompts[owners[row]]` per row, by the row's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
     device = base.model.device
-    owners, draws = owners.to(device), draws.to(device)
+    owners = owners.to(device)
     ends = torch.tensor(end_tokens(base), dtype=torch.int64, device=device)
     prompt_tokens, seen = _pad_left(prompts, device)
     positions = (seen.cumsum(1) - 1).clamp_(min=0)
@@ -171,7 +171,7 @@ def _grow(
     rows = torch.arange(count, device=device)
     for step in range(longest):
         log_mixture = _mix([head_logits(base.model, states) for states in hidden], [s.weight for s in streams])
-        chosen = choose(log_mixture, draws[rows, step], temperature, top_p)
+        chosen = choose(log_mixture, draws[rows.cpu(), step], temperature, top_p)
         tokens[rows, step] = chosen
         logprobs[rows, step] = log_mixture.gather(1, chosen[:, None])[:, 0]
         lengths[rows] += 1
@@ -197,11 +197,13 @@ def _grow(
 def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
     """Token ids `[rows]` by inverting the distribution function of `logprobs` `[rows, V]` at `draws` `[rows]`.
 
-    Temperature 0 takes the likeliest token; `draws` are float64 in [0, 1).
+    Temperature 0 takes the likeliest token; `draws` are float64 in [0, 1), on the CPU.
     """
     if temperature == 0:
         return logprobs.argmax(1)
-    probabilities = (logprobs.double() / temperature).softmax(1)
+    # Metal has no float64.
+    wide = (logprobs.cpu() if logprobs.device.type == "mps" else logprobs).double()
+    probabilities = (wide / temperature).softmax(1)
     if top_p < 1:
         falling, order = probabilities.sort(dim=1, descending=True, stable=True)
         # A token stays while those likelier than it fall short of top_p; so the likeliest always stays.
@@ -209,8 +211,8 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
         probabilities = torch.zeros_like(probabilities).scatter_(1, order, falling)
     reached = probabilities.cumsum(1)
     # The first token at which the running sum exceeds the draw: one of probability zero never does.
-    chosen = torch.searchsorted(reached, draws[:, None] * reached[:, -1:], right=True)
-    return chosen[:, 0].clamp_(max=logprobs.shape[1] - 1)
+    chosen = torch.searchsorted(reached, draws.to(wide.device)[:, None] * reached[:, -1:], right=True)
+    return chosen[:, 0].clamp_(max=logprobs.shape[1] - 1).to(logprobs.device)
 
 
 def _mix(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sempa.errors import SempaError
-from sempa.files import cache_folder, explain_os_errors, fsync, replace_folder
+from sempa.files import cache_folder, explain_os_errors, replace_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 # A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
@@ -94,8 +94,6 @@ def _converted(gguf: Path) -> Path:
         def write(temporary: Path) -> None:
             plain.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            for file in temporary.iterdir():
-                fsync(file)
 
         # Another process may have been faster, and may be reading it by now.
         if not folder.exists():

@@ -63,9 +63,9 @@ def to_csr(values: Tensor, indices: Tensor, vocabulary: int) -> csr_matrix:
 
 def sparse_cosines(first: csr_matrix, second: csr_matrix) -> np.ndarray:
     """The cosine of each row of `first` with the same row of `second`, float64 `[n]`; 0 where a row is empty."""
+    first, second = (codes.astype(np.float64) for codes in (first, second))
     dots, a, b = (
-        np.asarray(x.multiply(y).sum(axis=1, dtype=np.float64)).ravel()
-        for x, y in ((first, second), (first, first), (second, second))
+        np.asarray(x.multiply(y).sum(axis=1)).ravel() for x, y in ((first, second), (first, first), (second, second))
     )
     return dots / np.maximum(np.sqrt(a) * np.sqrt(b), np.finfo(np.float64).tiny)
 

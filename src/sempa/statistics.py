@@ -73,8 +73,7 @@ def bootstrap(
     """
     # The whole series' figure is not needed, but what has none has no draws of it either.
     (spearman if ranks else pearson)(x, y)
-    if resamples < 1:
-        raise SempaError(f"resamples: found {resamples}, expected at least 1")
+    _check_resamples(resamples)
     x, y = _series(x, y)
     size = len(x)
     rng = np.random.default_rng(seed)
@@ -140,14 +139,21 @@ def bootstrap_auroc(
     """The AUROC of `resamples` draws of n cases from n, with replacement, kinds and all: float64 `[resamples]`.
 
     The draws depend on n and `seed` alone, so that `compare` of two scores of the same cases is a paired test. A draw
-    without both kinds has no AUROC; it is NaN and passed over later. Raises `SempaError` as `auroc` does.
+    without both kinds has no AUROC; it is NaN and passed over later. Raises `SempaError` as `auroc` does, and for fewer
+    than one draw.
     """
     auroc(scores, positive)
+    _check_resamples(resamples)
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     chosen = np.random.default_rng(seed).integers(0, len(scores), (resamples, len(scores)))
     return np.array(
         [auroc(scores[c], positive[c]) if 0 < positive[c].sum() < len(c) else math.nan for c in chosen],
     )
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise SempaError(f"resamples: found {resamples}, expected at least 1")
 
 
 class _Ranks:

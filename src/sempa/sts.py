@@ -126,12 +126,14 @@ def read_sts(
 def select_tasks(path: str | Path, names: Sequence[str], splits: Sequence[str]) -> list[StsTask]:
     """The tasks of a folder under `names` ("STS12" … "STS16", "STS-B", "SICK"), one each, in the order of the names.
 
-    Raises `SempaError` as `read_sts` does, and for a name that is missing (naming the file that was looked for) or that
-    has several of the `splits`.
+    Raises `SempaError` as `read_sts` does, and for a name that is given twice, is missing (naming the file that was
+    looked for) or has several of the `splits`.
     """
     path = Path(path)
     if not path.is_dir():
         raise SempaError(f"{path}: no such folder, expected one that holds {', '.join(names)}")
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise SempaError(f"sets: {twins[0]} is there twice, expected each once")
     found = read_sts(path, splits)
     chosen = []
     for name in names:

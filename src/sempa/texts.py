@@ -72,7 +72,7 @@ def read_gsm8k(path: Path, limit: int | None = None) -> list[tuple[str, str]]:
 def is_json_lines(path: Path, first: str) -> bool:
     """Whether a file has JSON lines, by its name or by its first line that is not blank."""
     try:
-        return path.name.removesuffix(".gz").endswith(".jsonl") or isinstance(json.loads(first), dict)
+        return path.name.lower().removesuffix(".gz").endswith(".jsonl") or isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -83,12 +83,13 @@ def encode_file(
     """The texts of a file as the model reads them; a text of more than `window` tokens is cut (`split_long`), and said.
 
     `window` is by default the model's context or 2,048 tokens, the smaller of both; `stride` half the window. Raises
-    `SempaError` for what `read_texts`, `encode_text` and `split_long` refuse, and a window beyond the model's context.
+    `SempaError` for what `read_texts`, `encode_text` and `split_long` refuse, and for a window of one token or one
+    beyond the model's context.
     """
     context = context_length(base.model)
-    window = min(context, LONGEST_WINDOW) if window is None else window
-    if window > context:
-        raise SempaError(f"window: found {window:,}, expected at most {context:,}, the model's context")
+    window = default_window(base) if window is None else window
+    if not 2 <= window <= context:
+        raise SempaError(f"window: found {window:,}, expected 2 to {context:,}, the model's context")
     stride = window // 2 if stride is None else stride
     sequences = [one for text in read_texts(path, limit) for one in encode_text(base.tokenizer, text)]
     if long := sum(len(one.tokens) > window for one in sequences):
@@ -97,6 +98,11 @@ def encode_file(
             file=sys.stderr,
         )
     return split_long(sequences, window, stride)
+
+
+def default_window(base: BaseModel) -> int:
+    """How many tokens of a text are read at once: the model's context, or 2,048 where that is less."""
+    return min(context_length(base.model), LONGEST_WINDOW)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[Scored]:

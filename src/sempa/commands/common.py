@@ -46,6 +46,13 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def seed_number(text: str) -> int:
+    """A seed that every generator takes."""
+    if not (text.isdecimal() and len(text) <= len(str(2**31)) and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"found {text!r:.30}, expected a number from 0 to {2**31 - 1}")
+    return int(text)
+
+
 def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
     from sempa.embedder import Embedder

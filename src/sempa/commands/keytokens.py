@@ -4,6 +4,7 @@ import argparse
 import json
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.errors import SempaError
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -27,6 +28,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.page import number, share, text_table
     from sempa.space import embed_sides, passed_final_norm
 
+    if arguments.top < 1:
+        raise SempaError(f"top: found {arguments.top}, expected at least 1")
     embedder = load_embedder(arguments)
     base, readout, layer = embedder.base, embedder.readout, embedder.layer
     sides = embed_sides(base, arguments.sentences, readout, layer, arguments.adapter is not None)

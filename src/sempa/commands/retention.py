@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.limit is not None and arguments.limit < 1:
         raise SempaError(f"limit: found {arguments.limit}, expected at least 1")
+    if arguments.max_new_tokens < 0:
+        raise SempaError(f"max_new_tokens: found {arguments.max_new_tokens}, expected 0 or more")
     prompts = _prompts(arguments)
     questions = {path: read_questions(path, arguments.limit) for path in arguments.choices}
     base = load_embedder(arguments).base

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sempa.commands.common import add_base_arguments, base_name
+from sempa.commands.common import add_base_arguments, base_name, seed_number
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -43,7 +43,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws, 0 for none (default %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the draws, and of the sample (default %(default)s)"
+        "--seed", type=seed_number, default=0, help="seed of the draws, and of the sample (default %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument(

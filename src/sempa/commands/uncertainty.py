@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder, seed_number
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -19,7 +19,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--answers", type=int, default=10, help="answers to draw, 2 or more (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the draws, above 0 (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another one draws other answers (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, help="another one draws other answers (default %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -89,12 +89,19 @@ def evaluate_mteb(
     """Run tasks, one's own and mteb's, and keep mteb's result files in `folder`: task name → main score.
 
     The files are `results/NAME/REVISION/TASK.json` and `model_meta.json`, as its leaderboard reads them; what is there
-    already is not run again.
+    already, of the same data, is not run again.
     """
+    encoder, cache = MtebEncoder(embedder, name), mteb.ResultCache(folder)
+    ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
+    for task in ready:
+        known = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+        # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
+        if known and known.dataset_revision != task.metadata.revision:
+            cache.get_task_result_path(task.metadata.name, encoder.mteb_model_meta).unlink()
     result = mteb.evaluate(
-        MtebEncoder(embedder, name),
-        [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks],
-        cache=mteb.ResultCache(folder),
+        encoder,
+        ready,
+        cache=cache,
         encode_kwargs={"batch_size": batch_size},
         co2_tracker=False,
     )
