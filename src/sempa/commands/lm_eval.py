@@ -12,7 +12,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser = commands.add_parser(
         "lm-eval",
         help="run lm-evaluation-harness on a base model and its adapter",
-        description="Run lm-evaluation-harness (the extra sempa[eval]) with the adapter off and on: by default the "
+        description="Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the "
         "paper's MMLU 5-shot, GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.",
         epilog="The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned.",
     )
