@@ -16,8 +16,8 @@ from sempa import SempaError, models
 from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
-# A key in the header of a GGUF file, its type (an unsigned number of four bytes) behind it.
-BLOCKS = b".block_count\4\0\0\0"
+# Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.
+BLOCKS, WIDTH = (b".%s\4\0\0\0" % key for key in (b"block_count", b"feed_forward_length"))
 
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
@@ -56,10 +56,11 @@ def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_tr
     [
         ((b".block_count", b".}lock_count"), "has no block_count"),
         ((BLOCKS + b"\2", BLOCKS + b"\xff"), "says 255 blocks, but holds 21 tensors"),
+        ((WIDTH + b"@\0\0", WIDTH + b"@\0\2"), r"describes [\d,]+ weights, more than a file of [\d,]+ bytes can hold"),
         ((BLOCKS + b"\2", BLOCKS + b"\3"), r"lacks 9 of its weights, the first is 'model\.layers\.2"),
     ],
 )
-def test_a_gguf_file_whose_blocks_are_not_all_there_is_refused(tmp_path, monkeypatch, tiny_llama, change, message):
+def test_a_gguf_file_whose_weights_are_not_all_there_is_refused(tmp_path, monkeypatch, tiny_llama, change, message):
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_llama)

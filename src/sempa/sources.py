@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from sempa.errors import SempaError
 from sempa.files import cache_folder, explain_os_errors, replace_folder
@@ -72,16 +72,19 @@ def _converted(gguf: Path) -> Path:
     print(f"Converting {gguf.name} once to {folder} …", flush=True)
     with explain_os_errors(folder), quiet():
         try:
+            config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            _check_weights(gguf, config)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
             model, loading = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
+                config=config,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
         except Exception as error:  # tokenizers raises the bare class
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, SempaError) or (isinstance(error, OSError) and error.errno):
                 raise
             raise SempaError(f"model {str(gguf)!r}: cannot be read: {first_line(error)}") from error
         check_loaded(str(gguf), model, loading)
@@ -112,6 +115,17 @@ def _check_blocks(gguf: Path) -> None:
         raise SempaError(f"model {str(gguf)!r}: its header has no block_count, expected the number of decoder blocks")
     if kind == _GGUF_UINT32 and blocks > tensors:
         raise SempaError(f"model {str(gguf)!r}: its header says {blocks:,} blocks, but holds {tensors:,} tensors")
+
+
+def _check_weights(gguf: Path, config: PreTrainedConfig) -> None:
+    """Refuse a header that describes more weights than its file has bits, before memory is taken for them."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if weights > 8 * (size := gguf.stat().st_size):
+        raise SempaError(
+            f"model {str(gguf)!r}: its header describes {weights:,} weights, more than a file of {size:,} bytes can "
+            "hold"
+        )
 
 
 def check_loaded(name: str, model: PreTrainedModel, loading: dict) -> None:
