@@ -35,8 +35,9 @@ train: install
 		$(BIN)/sempa train experiments/smollm2_captions.yaml; \
 	fi
 
+# A process per core, each with one thread: tiny models leave a second thread waiting.
 test: install
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 fuzz: install
 	mkdir -p $(dir $(FUZZ_OUTCOME))

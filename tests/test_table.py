@@ -130,7 +130,6 @@ def test_methods_are_named_by_readout_layer_and_adapter():
 def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded_once(
     base, tasks, adapters, tiny_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("sempa.table._CHUNK", 20)
     seen = counted(monkeypatch)
     methods = [BASELINE, Method("mean", 1), *(Method("prompteol", adapter=adapter) for adapter in adapters)]
     rows = measure_rows(base, methods, tasks, tmp_path)

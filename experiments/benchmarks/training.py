@@ -161,6 +161,8 @@ def trl_step(
             train_dataset=datasets.Dataset.from_list(rows),
             peft_config=peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
+        if padding_free and not getattr(trainer, "padding_free", False):
+            raise RuntimeError("this release pads all the same")
         # What `train()` would set before its first step.
         trainer.current_gradient_accumulation_steps = 1
         batches = list(trainer.get_train_dataloader())

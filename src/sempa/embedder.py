@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from sempa.errors import SempaError
 from sempa.lora import load_adapter
@@ -79,11 +80,13 @@ def embed(
     layer: int = -1,
     show_progress: bool = False,
     readout: str = "prompteol",
+    progress: tqdm | None = None,
 ) -> np.ndarray:
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
-    `layer` and `readout` are those of `Embedder`. Raises `SempaError` for an unknown readout, a batch size below 1, a
-    sentence that is not a string, is empty, or is longer than the model can read.
+    `layer` and `readout` are those of `Embedder`; `progress` is a bar to advance by one for every sentence. Raises
+    `SempaError` for an unknown readout, a batch size below 1, a sentence that is not a string, is empty, or is longer
+    than the model can read.
     """
     check_readout(readout, layer, depth(base.model))
     if batch_size < 1:
@@ -108,7 +111,7 @@ def embed(
     # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
     result = np.empty((0, model.config.get_text_config().hidden_size), dtype=np.float32)
-    shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext()
+    shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
     with shown as progress:
         for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
             states = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()

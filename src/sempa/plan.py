@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from sempa.config import CAPTIONS, Config
 from sempa.errors import SempaError
 from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import row_states
+from sempa.models import open_config, row_states
 from sempa.packing import pack_preferences
 from sempa.prompts import Preference
-from sempa.sources import first_line, quiet, resolve_model
+from sempa.sources import quiet, resolve_model
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
 GPUS = {
@@ -79,7 +79,7 @@ def make_plan(config: Config) -> Plan:
     direction, and on retention's text. Weight gradients of the adapter are below 1 % and counted with its parameters.
     Sampling (neutral text, online objectives) and evaluation are not counted.
 
-    Raises `SempaError` for a model whose config cannot be had.
+    Raises `SempaError` for a model whose config cannot be had or that sempa cannot train, and for a missing file.
     """
     shape = _model_config(config.model)
     with torch.device("meta"), quiet():
@@ -144,11 +144,8 @@ def _model_config(name: str) -> PreTrainedConfig:
     if name in _SHAPES:
         common = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
         return LlamaConfig(**common, **_SHAPES[name])
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise SempaError(f"model {name!r}: its config cannot be had: {first_line(error)}") from error
+    with quiet():
+        return open_config(name, resolve_model(name))
 
 
 def _triplets(config: Config) -> int:

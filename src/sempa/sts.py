@@ -233,7 +233,8 @@ def _task(name: str, source: Path, parts: Iterable[Part], scale: tuple[float, fl
             subtasks[subtask] = len(pairs) - before
     if len(pairs) < 2:
         raise SempaError(f"{source}: {many(len(pairs), 'scored pair')}, expected at least 2")
-    return StsTask(name, pairs, unscored, len(odd), *odd[:1], subtasks=subtasks)
+    first_odd = odd[0] if odd else ""
+    return StsTask(name, pairs, unscored, out_of_range=len(odd), first_odd=first_odd, subtasks=subtasks)
 
 
 def _score(text: str, place: str) -> float:

@@ -6,7 +6,6 @@ intervals and tests are worked out from them, so a second call measures only wha
 
 import dataclasses
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -29,9 +28,6 @@ from sempa.readouts import READOUTS, check_readout
 from sempa.readouts.layers import depth
 from sempa.statistics import compare, interval
 from sempa.sts import StsResult, StsTask, draw_scores, left_out, pair_cosines, score_sts
-
-# Sentences that are embedded between two steps of the progress bar: as many as keep the time left up to date.
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -138,8 +134,9 @@ def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 10
         for i, figure in enumerate(figures if resamples else []):
             figure["spearman_interval"], figure["pearson_interval"] = map(interval, draws[place][:, i])
             if baseline not in (None, place):
-                pair = (scores[k][0, i] for k in (place, baseline)), (draws[k][0, i] for k in (place, baseline))
-                figure["versus"] = dataclasses.asdict(compare(*pair[0], *pair[1]))
+                measured = scores[place][0, i], scores[baseline][0, i]
+                resampled = draws[place][0, i], draws[baseline][0, i]
+                figure["versus"] = dataclasses.asdict(compare(*measured, *resampled))
         entry["average"], *rest = figures
         entry["tasks"] = {task.name: figure for task, figure in zip(tasks, rest)}
     sizes = ("name", "unscored", "out_of_range", "subtasks")
@@ -157,19 +154,7 @@ def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask], batc
     began = time.perf_counter()
 
     def encode(sentences: list[str]) -> np.ndarray:
-        # Like lengths together, so that little is padded; the groups shuffled, so that the time left is even.
-        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-        size = max(_CHUNK, batch_size)
-        groups = [order[begin : begin + size] for begin in range(0, len(order), size)]
-        random.Random(0).shuffle(groups)
-        parts = []
-        for group in groups:
-            texts = [sentences[i] for i in group]
-            parts.append(embed(base, texts, batch_size, method.layer, readout=method.readout))
-            progress.update(len(group))
-        vectors = np.empty_like(parts[0], shape=(len(sentences), parts[0].shape[1]))
-        vectors[np.concatenate(groups)] = np.concatenate(parts)
-        return vectors
+        return embed(base, sentences, batch_size, method.layer, readout=method.readout, progress=progress)
 
     try:
         if method.adapter:
