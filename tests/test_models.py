@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError, models
+from sempa.files import replace_folder
 from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,22 @@ def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny
     assert "Converting" in capsys.readouterr().out
     assert load_base(str(path), "float32", "cpu").source == base.source
     assert "Converting" not in capsys.readouterr().out
+
+
+def test_a_conversion_that_another_process_has_finished_meanwhile_is_left_in_place(tmp_path, monkeypatch, tiny_llama):
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    first = []
+
+    def slower(folder, write, **options):
+        replace_folder(folder, write, **options)
+        first.append(folder.stat().st_ino)
+        replace_folder(folder, write, **options)
+
+    monkeypatch.setattr("sempa.sources.replace_folder", slower)
+    source = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source
+    assert [Path(source).stat().st_ino] == first
+    assert not list((tmp_path / "cache" / "models").glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,12 @@ def _converted(gguf: Path) -> Path:
             plain.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
 
-        # Another process may have been faster, and may be reading it by now.
-        if not folder.exists():
-            replace_folder(folder, write)
+        try:
+            replace_folder(folder, write, new=True)
+        except SempaError:
+            # Another process may have been faster, and may be reading it by now.
+            if not (folder / "config.json").is_file():
+                raise
     return folder
 
 
