@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, LlamaConfig
 
+from sempa import efficiency
 from sempa.cli import main
 from sempa.config import Config
 from sempa.errors import SempaError
@@ -96,6 +98,47 @@ def test_hours_follow_flops_and_efficiency():
     twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA, epochs=2.0))
     # The reference's pass is not repeated: 5 passes in place of 3.
     assert twice.flops / plan.flops == pytest.approx(5 / 3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GPT2Config(n_embd=256, n_layer=3, n_head=4, vocab_size=320),
+        LlamaConfig(
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=320,
+        ),
+    ],
+)
+def test_measured_efficiency_counts_the_operations_that_run(shape, tmp_path, monkeypatch):
+    """With operations in place of seconds, the step and the bare product run at the same rate: one a second."""
+    shape.save_pretrained(tmp_path)
+
+    def count(step, product, device):
+        return tuple(counted(run) for run in (step, product))
+
+    def counted(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    monkeypatch.setattr(efficiency, "_alternate", count)
+    measured = efficiency.measure_efficiency(Config(model=str(tmp_path), row_tokens=512, device="cpu"))
+    assert measured.products == 1
+    # Attention's own products are counted in neither plan nor share, nor is the first layers' missing input gradient.
+    assert measured.share == pytest.approx(1, abs=0.12)
+
+
+def test_measured_efficiency_is_a_share_of_what_bare_products_reach(tiny_folder, capsys):
+    measured = efficiency.measure_efficiency(Config(model=str(tiny_folder), row_tokens=512, device="cpu"))
+    assert 0 < measured.share < 1 and measured.products > 1e6
+    assert main(["plan", "experiments/smollm2_captions.yaml", f"model={tiny_folder}", "--measure"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert f"time at {first.split()[1]} of peak" in rest
 
 
 @pytest.mark.parametrize("name", ["paper_llama2_7b", "paper_llama3_8b", "smollm2_nli", "smollm2_captions"])

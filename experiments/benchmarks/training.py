@@ -40,7 +40,7 @@ def main() -> None:
     if given.memory:
         print(json.dumps({"bytes": _memory(given)}))
         return
-    triplets = _triplets(given)
+    triplets = read_or_make(given)
     ours = sempa_contestants(given, triplets)
     contestants = {"sempa forward": ours["forward"], "sempa step": ours["step"]}
     for size in (8,) if given.short else _TRL_BATCHES:
@@ -83,7 +83,8 @@ def main() -> None:
     print(race.keep("training", given, rows))
 
 
-def _triplets(given: argparse.Namespace) -> list[Triplet]:
+def read_or_make(given: argparse.Namespace) -> list[Triplet]:
+    """The first `given.count` triplets of the file `given.triplets`, or of the built-in grammar."""
     if given.triplets == "captions":
         return make_triplets(given.count)
     return read_triplets(Path(given.triplets))[0][: given.count]
@@ -184,7 +185,7 @@ def trl_step(
 
 
 def _memory(given: argparse.Namespace) -> int:
-    triplets = _triplets(given)
+    triplets = read_or_make(given)
     if given.memory == "sempa":
         run = sempa_contestants(given, triplets)["step"]
     else:

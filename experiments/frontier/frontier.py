@@ -23,7 +23,7 @@ from sempa.experiment import versions
 from sempa.files import write_atomic, write_json
 from sempa.lora import add_lora, interpolated, remove_adapter
 from sempa.models import BaseModel, load_base
-from sempa.plots import INK, make_figure, svg
+from sempa.plots import INK, make_figure, standalone, svg
 from sempa.sts import StsTask, evaluate_sts, read_sts, sample_task
 from sempa.training import train
 
@@ -186,7 +186,8 @@ def plot(result: dict) -> str:
         colour = COLOURS[name.split()[0].strip(",")]
         axes[2].text(0.08, place, str(number), color=colour, fontsize=9, ha="right", va="center", weight="bold")
         axes[2].text(0.12, place, name, color=INK, fontsize=9, va="center")
-    return svg(figure, "frontier", "Similarity against divergence from the base and against perplexity, by objective")
+    title = "Similarity against divergence from the base and against perplexity, by objective"
+    return standalone(svg(figure, "frontier", title))
 
 
 if __name__ == "__main__":

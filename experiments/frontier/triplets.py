@@ -7,12 +7,10 @@ import csv
 from pathlib import Path
 
 from sempa.files import write_atomic
-from sempa.plots import INK, make_figure, svg
+from sempa.plots import INK, make_figure, standalone, svg
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "table_triplets.csv"
 SHADES = ("#56b4e9", "#f5d08a", "#e69f00", "#a65f00")
-# A picture that stands alone has no page to take its ink from.
-STYLE = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 
 def plot(rows: list[dict[str, str]]) -> str:
@@ -35,7 +33,7 @@ def plot(rows: list[dict[str, str]]) -> str:
     axis.set_ylabel("Spearman's ρ × 100")
     axis.legend(frameon=False, labelcolor=INK, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
     title = "Similarity on seven STS sets and on average, of the base and after 320, 640 and 1,280 triplets"
-    return svg(figure, "triplets", title).replace("</title>", f"</title>{STYLE}", 1)
+    return standalone(svg(figure, "triplets", title))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from sempa.embedder import embed
 from sempa.files import write_atomic, write_json
 from sempa.lora import remove_adapter
 from sempa.models import BaseModel
-from sempa.plots import ALIGNED, BASE, INK, available, make_figure, svg
+from sempa.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MIB = 2**20
@@ -155,7 +155,7 @@ def plot(result: dict) -> str:
     axes[1].legend(frameon=False, labelcolor=INK)
     for axis in axes:
         axis.set_xlabel("minutes")
-    return svg(figure, "long-run", "Memory, file handles and threads over the minutes of a long run")
+    return standalone(svg(figure, "long-run", "Memory, file handles and threads over the minutes of a long run"))
 
 
 def main() -> None:

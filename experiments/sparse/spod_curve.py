@@ -21,7 +21,7 @@ from sempa.files import write_atomic, write_json
 from sempa.kernels import sparse_code, token_directions
 from sempa.lora import load_adapter
 from sempa.models import load_base
-from sempa.plots import ALIGNED, BASE, INK, make_figure, svg
+from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 from sempa.sparse import sparse_cosines, stored_bytes, to_csr
 from sempa.sts import StsTask, evaluate_sts, read_sts, score_sts
 
@@ -124,7 +124,7 @@ def plot(result: dict) -> str:
     axes[1].set_xlabel("stored bytes a sentence")
     axes[0].set_ylabel(f"{result['task']}, ρ × 100")
     axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
-    return svg(figure, "spod", "Similarity scores of sparse codes against their size")
+    return standalone(svg(figure, "spod", "Similarity scores of sparse codes against their size"))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from sempa.norms import replace_norms
 from sempa.packing import Row
 from sempa.sources import check_loaded, first_line, quiet, resolve_model
 
-_ATTENTION = "sempa"
+ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -62,7 +62,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    target = _device(device)
+    target = pick_device(device)
     source = resolve_model(name)
     config = open_config(name, source)
     attention = _attention(config)
@@ -180,8 +180,8 @@ def _attend(
     return packed_attention(*rows, families, scale)[None], None
 
 
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def weights_fingerprint(base: BaseModel) -> str:
@@ -296,14 +296,15 @@ def _attention(config: PreTrainedConfig) -> str | None:
         return None
     # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) exist in transformers' eager implementation only.
     eager = not architecture._supports_sdpa or getattr(config, "attn_logit_softcapping", None)
-    return "eager" if eager else _ATTENTION
+    return "eager" if eager else ATTENTION
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def _device(device: str | None) -> torch.device:
+def pick_device(device: str | None) -> torch.device:
+    """The device of that name, or CUDA when there is one, else the CPU; raises `SempaError` for one not to be had."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

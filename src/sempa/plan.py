@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 from sempa.config import CAPTIONS, Config
 from sempa.errors import SempaError
 from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import open_config, row_states
-from sempa.packing import pack_preferences
+from sempa.models import ATTENTION, open_config, row_states
+from sempa.packing import PreferenceRow, pack_preferences
 from sempa.prompts import Preference
 from sempa.sources import quiet, resolve_model
 
@@ -81,9 +81,9 @@ def make_plan(config: Config) -> Plan:
 
     Raises `SempaError` for a model whose config cannot be had or that sempa cannot train, and for a missing file.
     """
-    shape = _model_config(config.model)
+    shape = model_config(config.model)
     with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sempa")
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=ATTENTION)
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in model.parameters())
     blocks = sum(m.weight.numel() for m in block_linears(model).values())
@@ -124,23 +124,24 @@ def make_plan(config: Config) -> Plan:
 
 def describe_plan(plan: Plan, efficiency: float) -> str:
     """The plan as lines of text."""
-    trained, million = plan.adapter_parameters / 1e6, plan.tokens / 1e6
+    trained = plan.adapter_parameters / 1e6
     lines = [
         f"parameters        {plan.parameters / 1e9:.3f} B, of which trained {trained:.2f} M (LoRA)",
-        f"data              {plan.triplets:,} triplets, {plan.steps:,} steps, {million:.1f} M tokens in rows of "
-        f"{plan.row_tokens:,}, {plan.head_tokens / 1e6:.1f} M of them through the head",
-        f"arithmetic        {plan.flops / 1e15:.1f} PFLOP: policy forward and backward, reference forward once",
+        f"data              {plan.triplets:,} triplets, {plan.steps:,} steps, {plan.tokens:,} tokens in rows of "
+        f"{plan.row_tokens:,}, {plan.head_tokens:,} of them through the head",
+        f"arithmetic        {plan.flops / 1e15:.4g} PFLOP: policy forward and backward, reference forward once",
         f"memory            {plan.memory / 1e9:.1f} GB = base {plan.weight_bytes / 1e9:.1f} + adapter "
         f"{plan.adapter_bytes / 1e9:.2f} + activations {plan.saved_bytes / 1e9:.1f}",
         f"time at {efficiency:.0%} of peak",
     ]
     for name, (_, memory) in GPUS.items():
         fits = "" if plan.memory < 0.9 * memory else f"   does not fit in {memory / 1e9:.0f} GB: lower row_tokens"
-        lines.append(f"  {name:<16}{plan.hours(name, efficiency):7.2f} h{fits}")
+        lines.append(f"  {name:<16}{plan.hours(name, efficiency):9.3g} h{fits}")
     return "\n".join(lines)
 
 
-def _model_config(name: str) -> PreTrainedConfig:
+def model_config(name: str) -> PreTrainedConfig:
+    """The config of a model that need not be at hand if it is one of the paper's two; else as `open_config`."""
     if name in _SHAPES:
         common = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
         return LlamaConfig(**common, **_SHAPES[name])
@@ -168,17 +169,22 @@ def _triplets(config: Config) -> int:
     raise SempaError(f"triplets {config.triplets}: no such file; a plan counts its rows")
 
 
-def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
-    """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
-    for parameter in lora_parameters(model).values():
-        parameter.requires_grad_(True)
+def example_row(row_tokens: int) -> PreferenceRow:
+    """A packed row of about `row_tokens` tokens, of triplets as long as SNLI's are with SmolLM2's tokenizer."""
     example = Preference([0] * (_SHARED_TOKENS + _PROMPT_TOKENS), ([0] * _RESPONSE_TOKENS,) * 2)
     # All but the shared instructions differ, or the prompts would be one.
     count = max(1, row_tokens // (_PROMPT_TOKENS + 2 * _RESPONSE_TOKENS))
     examples = [
         replace(example, prompt=[0] * _SHARED_TOKENS + [1 + i % 7] * _PROMPT_TOKENS) for i in range(max(2, count))
     ]
-    row = pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
+    return pack_preferences(examples, range(len(examples)), 1 << 40)[0]
+
+
+def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
+    """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
+    for parameter in lora_parameters(model).values():
+        parameter.requires_grad_(True)
+    row = example_row(row_tokens).row
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     seen: dict[int, int] = {}
 

@@ -10,6 +10,8 @@ BASE, ALIGNED = "#56b4e9", "#e69f00"
 # Stands for the page's own text colour while matplotlib draws.
 INK = "#123456"
 _MOST_POINTS = 1500
+# A picture that stands alone has no page to take its ink from.
+_OWN_INK = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 
 def available() -> bool:
@@ -125,3 +127,8 @@ def svg(figure: object, name: str, title: str) -> str:
     title = escape(title)
     lean = re.sub(r' (width|height)="[^"]*"', "", opening).replace(">", f' role="img" aria-label="{title}">')
     return lean + f"<title>{title}</title>" + text[len(opening) :]
+
+
+def standalone(picture: str) -> str:
+    """An SVG of `svg` as a file of its own, which is shown as an image: dark ink on light ground, light ink on dark."""
+    return picture.replace("</title>", f"</title>{_OWN_INK}", 1)

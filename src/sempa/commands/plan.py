@@ -18,7 +18,12 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "--efficiency",
         type=float,
         default=0.4,
-        help="share of the GPU's dense bfloat16 peak that training reaches (default %(default)s)",
+        help="share of the GPU's dense bfloat16 peak that training is taken to reach (default %(default)s)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure the efficiency here: a packed row through two blocks of the model's width, random weights",
     )
     parser.set_defaults(run=run)
 
@@ -26,9 +31,16 @@ def add(commands: "argparse._SubParsersAction") -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the plan."""
     from sempa.config import load_config
+    from sempa.efficiency import describe_efficiency, measure_efficiency
     from sempa.errors import SempaError
     from sempa.plan import describe_plan, make_plan
 
     if not 0 < arguments.efficiency <= 1:
         raise SempaError(f"--efficiency is {arguments.efficiency}, expected a share above 0, at most 1")
-    print(describe_plan(make_plan(load_config(arguments.config, arguments.overrides)), arguments.efficiency))
+    config = load_config(arguments.config, arguments.overrides)
+    plan, efficiency = make_plan(config), arguments.efficiency
+    if arguments.measure:
+        measured = measure_efficiency(config)
+        efficiency = measured.share
+        print(describe_efficiency(measured))
+    print(describe_plan(plan, efficiency))

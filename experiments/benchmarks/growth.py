@@ -1,0 +1,99 @@
+"""How a training step grows: time and memory over the triplets of a pass, and over the model's parameters."""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import race
+import torch
+from training import read_or_make, sempa_contestants
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sempa.files import write_atomic
+from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
+from sempa.sources import resolve_model
+
+_TRIPLETS = (16, 32, 64, 128, 256)
+# Width and depth of models with random weights, in the default model's proportions and with its vocabulary.
+_SHAPES = ((192, 10), (320, 17), (448, 23), (576, 30), (768, 40))
+# Triplets of a pass where the model is what grows.
+_COUNT = 16
+
+
+def main() -> None:
+    given = race.arguments(
+        __doc__,
+        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        memory={"default": "", "help": "measure the peak memory of a step for MODEL,COUNT only"},
+    )
+    given.model = "smollm2-135m"
+    if given.memory:
+        given.model, count = given.memory.rsplit(",", 1)
+        given.count = int(count)
+        print(json.dumps({"bytes": _memory(given)}))
+        return
+    rows = []
+    for count in _TRIPLETS[:2] if given.short else _TRIPLETS:
+        rows.append({"over": "triplets", **_measure(given, count)})
+        print(race.table(list(rows[-1]), [list(rows[-1].values())]), flush=True)
+    for width, depth in _SHAPES[:2] if given.short else _SHAPES:
+        with tempfile.TemporaryDirectory() as folder:
+            _random_model(given.model, Path(folder), width, depth)
+            measured = _measure(argparse.Namespace(**{**vars(given), "model": folder}), _COUNT)
+        rows.append({"over": "parameters", **measured})
+        print(race.table(list(rows[-1]), [list(rows[-1].values())]), flush=True)
+    path = race.keep("growth", given, rows)
+    write_atomic(path.with_suffix(".svg"), plot(rows))
+    print(path)
+
+
+def _measure(given: argparse.Namespace, count: int) -> dict[str, float]:
+    """A pass of optimiser steps over `count` triplets: median seconds, and the peak above the loaded model."""
+    given.count = count
+    ours = sempa_contestants(given, read_or_make(given))
+    seconds = race.alternate({"step": ours["step"]}, given.rounds)["step"]
+    options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
+    risen = race.in_fresh_process(__file__, *options, f"{given.model},{count}")["bytes"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(given.model)))
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"triplets": count, "parameters": parameters, "seconds": seconds, "peak MiB": risen / 2**20}
+
+
+def _memory(given: argparse.Namespace) -> int:
+    step = sempa_contestants(given, read_or_make(given))["step"]
+    peak = race.PeakMemory(given.device)
+    step()
+    return peak.risen()
+
+
+def _random_model(source: str, folder: Path, width: int, depth: int) -> None:
+    """Save a model of the source's kind and tokenizer with other sizes and random weights."""
+    config = AutoConfig.from_pretrained(resolve_model(source))
+    heads = width // config.head_dim
+    config.update({"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads})
+    config.update({"num_key_value_heads": 1, "intermediate_size": 8 * width // 3, "layer_types": None})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_model(source)).save_pretrained(folder)
+
+
+def plot(rows: list[dict]) -> str:
+    """Seconds and peak memory over the triplets of a pass, and over the model's parameters, from zero; an SVG."""
+    figure, axes = make_figure(1, 4, (12.0, 2.9))
+    for place, (over, unit, label) in enumerate(
+        (("triplets", 1, "triplets of a pass"), ("parameters", 1e6, "parameters, million"))
+    ):
+        points = [row for row in rows if row["over"] == over]
+        x = [row[over] / unit for row in points]
+        for axis, key in zip(axes[2 * place : 2 * place + 2], ("seconds", "peak MiB"), strict=True):
+            axis.plot(x, [row[key] for row in points], color=ALIGNED, marker="o", markersize=4)
+            # What proportional growth from the largest point would be.
+            axis.plot([0, x[-1]], [0, points[-1][key]], color=INK, linewidth=0.7, linestyle=":")
+            axis.set(xlim=(0, None), ylim=(0, None), xlabel=label, title=key)
+    return standalone(svg(figure, "growth", "Seconds and peak memory of training steps over triplets and parameters"))
+
+
+if __name__ == "__main__":
+    main()
