@@ -4,13 +4,14 @@ from sempa.kernels.packed_attention import Families, make_families, packed_atten
 from sempa.kernels.rms_norm import rms_norm
 from sempa.kernels.sparse_code import SparseCode, TokenDirections, decode, sparse_code, token_directions
 from sempa.kernels.token_kl import token_kl
-from sempa.kernels.token_logprobs import token_logprobs
+from sempa.kernels.token_logprobs import in_autocast_dtype, token_logprobs
 
 __all__ = [
     "Families",
     "SparseCode",
     "TokenDirections",
     "decode",
+    "in_autocast_dtype",
     "make_families",
     "packed_attention",
     "rms_norm",

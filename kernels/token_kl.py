@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from sempa.kernels.token_logprobs import CHUNK_ROWS, LOG2_E, PASS_ELEMENTS, _accumulator, _autocast, _chunks
+from sempa.kernels.token_logprobs import CHUNK_ROWS, LOG2_E, PASS_ELEMENTS, _accumulator, _chunks, in_autocast_dtype
 
 
 def token_kl(
@@ -46,7 +46,7 @@ def token_kl(
     Raises:
         ValueError: wrong shapes or dtypes, or a gradient asked for of anything but `hidden`.
     """
-    hidden, reference_hidden, weight = (_autocast(x) for x in (hidden, reference_hidden, weight))
+    hidden, reference_hidden, weight = (in_autocast_dtype(x) for x in (hidden, reference_hidden, weight))
     _check(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
     if not torch.is_grad_enabled():
         hidden = hidden.detach()
@@ -65,9 +65,9 @@ class _TokenKl(torch.autograd.Function):
         chunk_rows: int,
     ) -> Tensor:
         chunks = _chunks(len(hidden), chunk_rows)
-        largest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
         # Every chunk writes into the same memory: on a CPU, fresh pages cost more than what is computed in them.
-        policy, reference = (hidden.new_empty(largest, len(weight)) for _ in range(2))
+        scratch = min(chunk_rows, len(hidden)), len(weight)
+        policy, reference = (hidden.new_empty(scratch) for _ in range(2))
         divergence = hidden.new_empty(len(hidden), dtype=_accumulator(hidden.dtype))
         direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for chunk in chunks:

@@ -59,7 +59,7 @@ def token_logprobs(
     Raises:
         ValueError: wrong shapes, dtypes or a target outside the vocabulary; a call under `torch.vmap`.
     """
-    hidden, weight = (_autocast(x) for x in (hidden, weight))
+    hidden, weight = (in_autocast_dtype(x) for x in (hidden, weight))
     _check(hidden, weight, targets, bias, softcap, chunk_rows)
     trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     directed = torch.is_grad_enabled() and hidden.requires_grad
@@ -216,11 +216,13 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _autocast(x: Tensor) -> Tensor:
+def in_autocast_dtype(x: Tensor) -> Tensor:
     """`x` as a linear layer would take it: in the dtype of a surrounding `torch.autocast`, if there is one."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+    device = x.device.type
+    # The meta device knows no autocast, and would raise where it is asked for it.
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _check(

@@ -1,5 +1,6 @@
 """Sparse codes of the embedding: say the sentence in k of the model's own words, and leave little unsaid."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
         k: tokens per code, 1 ≤ k ≤ V.
 
     Returns:
-        reconstruction `[n]` in [0, 2] and sparsity `[n]` in [0, 1).
+        reconstruction `[n]` in [0, 2] and sparsity `[n]` in [0, 1); 1 and 0 where no token is above the average one.
 
     Raises:
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.
@@ -34,4 +35,6 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
     tokens = head if isinstance(head, TokenDirections) else token_directions(head)
     values, indices, rest = sparse_code(unit, tokens, k)
     reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
-    return reconstruction, rest / (rest + values.square().sum(1))
+    # Where no token is above the average one, nothing is left out.
+    whole = (rest + values.square().sum(1)).clamp_min(torch.finfo(rest.dtype).tiny)
+    return reconstruction, rest / whole

@@ -185,7 +185,7 @@ SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "le
 @pytest.fixture
 def setting(tiny_folder, triplets, tmp_path):
     """Start a training on the tiny model: call with a run's name and settings, get its final state."""
-    from sempa.config import Config
+    from sempa.config import RANKINGS, Config
     from sempa.lora import add_lora
     from sempa.models import load_base
     from sempa.prompts import encode_triplet
@@ -195,7 +195,8 @@ def setting(tiny_folder, triplets, tmp_path):
         config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
         base = load_base(config.model, config.dtype, config.device)
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        preferences = [encode_triplet(base.tokenizer, t, words=config.contrast > 0) for t in triplets]
+        kinds = {"ranking": config.objective in RANKINGS, "words": config.contrast > 0 or config.sparse > 0}
+        preferences = [encode_triplet(base.tokenizer, t, **kinds) for t in triplets]
         scores = iter(score or range(1000))
         (tmp_path / run).mkdir(exist_ok=True)
         return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)), judge)

@@ -31,13 +31,43 @@ def test_a_number_without_a_decimal_point_is_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["010", "1_0", "1:30", "0x1F", "1.10", "1.", "on", "2026-01-05", "2026-13-45", "9" * 5000, "runs#3", "~x"]
+    "text", ["010", "1_0", "1:30", "0x1F", "1.10", "1.", "on", "2026-01-05", "2026-13-45", "9" * 240, "runs#3", "~x"]
 )
 def test_a_text_stays_as_it_is_written(tmp_path, text):
     """YAML 1.1 would make numbers, dates and booleans of these."""
     assert load_config(write(tmp_path, f"output: {text}\n")).output == text
     assert load_config(write(tmp_path, ""), [f"output={text}"]).output == text
     assert load_config(write(tmp_path, ""), [f"output={text} #3"]).output == f"{text} #3"
+
+
+@pytest.mark.parametrize("none", ["null", "~", ""])
+def test_nothing_is_nothing_in_the_file_and_on_the_command_line(tmp_path, none):
+    file = write(tmp_path, "device: cpu\n")
+    assert (
+        load_config(write(tmp_path, f"device: {none}\n")).device == load_config(file, [f"device={none}"]).device == ""
+    )
+
+
+def test_a_name_shared_by_a_number_and_a_text_is_read_as_either_needs_it(tmp_path):
+    config = load_config(write(tmp_path, "output: &n 010\nbatch_size: *n\nmodel: *n\n"))
+    assert (config.output, config.batch_size, config.model) == ("010", 8, "010")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\0b", r"output is 'a\\x00b', with the character '\\x00'"),
+        ("a\nb", r"with the character '\\n'"),
+        ("a\udcffb", r"with the character '\\udcff'"),
+        ("runs/" + "ä" * 128, "of 133 characters, longer than a file's name"),
+        ("9" * 5000, "of 5,000 characters, longer than a file's name"),
+    ],
+)
+def test_a_text_that_no_folder_can_be_called_is_refused(tmp_path, text, told):
+    with pytest.raises(SempaError, match=told):
+        load_config(write(tmp_path, ""), [f"output={text}"])
+    # A hundred names of a hundred letters are a path.
+    assert load_config(write(tmp_path, ""), [f"output={'/'.join(['a' * 100] * 30)}"]).output
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.name)

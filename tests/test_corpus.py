@@ -368,11 +368,12 @@ def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
         assert list(read_sentences(tmp_path / name)) == ["a b"]
 
 
-def test_rows_that_are_added_meanwhile_are_noticed(source, tmp_path):
+@pytest.mark.parametrize("more", ["One more.\n", "\n"], ids=["good", "empty"])
+def test_rows_that_are_added_meanwhile_are_noticed(source, tmp_path, more):
     def encode(chunks):
         for chunk in chunks:
             with source.open("a") as stream:
-                stream.write("One more.\n")
+                stream.write(more)
             yield np.zeros((len(chunk), 3), dtype=np.float32)
 
     with pytest.raises(SempaError, match="has changed while it was being embedded"):

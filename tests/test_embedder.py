@@ -11,6 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import sempa
 from sempa import Embedder, SempaError
+from sempa.corpus import describe
 from sempa.lora import add_lora, lora_parameters, save_adapter
 from sempa.models import load_base
 from sempa.prompts import clean_sentence
@@ -125,4 +126,7 @@ def test_a_model_that_projects_behind_its_blocks_has_the_width_of_what_is_read(t
     OPTForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for layer, width in ((-1, 32), (1, 64)):
-        assert Embedder(str(tmp_path), layer=layer, dtype="float32").encode(["A dog.", "A cat."]).shape == (2, width)
+        embedder = Embedder(str(tmp_path), layer=layer, dtype="float32")
+        assert embedder.encode(["A dog.", "A cat."]).shape == (2, width)
+        assert embedder.encode([]).shape == (0, width)
+        assert describe(embedder)["dimensions"] == width

@@ -21,14 +21,16 @@ def result(frontier):
     rows = [
         {
             "name": name,
-            "seed": 0,
+            "seed": seed,
             "share": share,
-            "average": 70 + 5 * share + place,
+            "average": 70 + 5 * share + place + seed,
             "kl": {"passages": 0.01 * share, "conversations": 0.03 * share},
             "perplexity": {"passages": 1.0, "conversations": -2.0},
         }
         for place, name in enumerate(frontier.POINTS)
         for share in (1.0, 0.5)
+        # The second objective has one seed only.
+        for seed in ((0,) if place == 1 else (0, 1))
     ]
     return {"base": {"average": 70.0}, "rows": rows}
 
@@ -39,17 +41,24 @@ def test_every_point_is_a_config_of_a_known_family(frontier):
         assert name.split()[0].strip(",") in frontier.COLOURS
 
 
-def test_the_table_has_the_means_over_the_texts_and_the_change_of_the_average(frontier, result):
+def test_the_table_has_means_over_texts_and_seeds_and_how_far_the_seeds_lie_apart(frontier, result):
     lines = frontier.table(result).splitlines()
-    assert lines[2] == "| mixed, the default recipe | 1 | +5.00 | 0.0200 | -0.50 |"
+    spread = "| +5.50 (+5.00 to +6.00) | 0.0200 (0.0200 to 0.0200) | -0.50 (-0.50 to -0.50) |"
+    assert lines[2] == f"| mixed, the default recipe | 1 | 2 {spread}"
+    assert lines[4] == "| contrast + retention 10 | 1 | 1 | +6.00 | 0.0200 | -0.50 |"
+    assert len(lines) == 2 + 2 * len(frontier.POINTS) + 2
     assert lines[-1] == "base: 70.00"
 
 
 def test_the_picture_names_every_point_once(frontier, result):
     pytest.importorskip("matplotlib")
     picture = frontier.plot(result)
-    assert picture.startswith("<svg")
-    assert "frontier" in picture
+    texts = re.findall(r">([^<]*)</text>", picture)
+    for name in frontier.POINTS:
+        assert texts.count(name) == 1
+    # In both planes and in the list, the best first.
+    assert texts.count("1") == 3
+    assert picture.startswith("<svg") and "prefers-color-scheme" in picture
 
 
 def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_path):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -37,6 +37,7 @@ def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens)
 
 @settings(max_examples=60)
 @given(sequences=st.lists(token_lists, min_size=1, max_size=8), row_tokens=st.integers(1, 40))
+@example(sequences=[[0, 0], [0], [0]], row_tokens=1)
 def test_packed_sentences_see_exactly_themselves(sequences, row_tokens):
     rows = pack_sentence_rows(sequences, row_tokens)
     assert sorted(member for packed in rows for member in packed.members) == list(range(len(sequences)))
@@ -45,6 +46,23 @@ def test_packed_sentences_see_exactly_themselves(sequences, row_tokens):
         mask = packed.row.attention_mask()
         for member, end in zip(packed.members, packed.ends, strict=True):
             assert [packed.row.tokens[i] for i in mask[end].nonzero()[:, 0]] == sequences[member]
+
+
+def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
+    """Not only what the batch begins with: two kinds of six sentences, which differ in their third token."""
+    long, short = (
+        [[0, 0, kind, *[7] * 7, *range(10 * i, 10 * i + size)] for i in range(6)] for kind, size in ((1, 9), (2, 5))
+    )
+    rows = pack_sentence_rows([*long, *short], 105)
+    assert [len(row.row.tokens) for row in rows] == [10 + 6 * 9, 10 + 6 * 5]
+
+
+def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
+    prompts = [[1, *[2 + i] * (3 if i % 2 else 30)] for i in range(16)]
+    rows = pack_preferences([Preference(prompt, ([5], [6])) for prompt in prompts], range(16), 260)
+    families = [row.row.families() for row in rows]
+    slots = sum(family.place.numel() for family in families)
+    assert slots == sum(len(prompt) - 1 + 2 for prompt in prompts)
 
 
 @settings(max_examples=60)

@@ -133,6 +133,18 @@ def test_the_loss_is_one_minus_cosine_and_the_share_of_energy_outside_the_code(k
     assert torch.autograd.gradcheck(lambda h: spod_loss(h, head, k), embedding.requires_grad_())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_embedding_above_whose_average_no_token_lies_has_an_empty_code_and_no_gradient(dtype):
+    head = torch.zeros(4, 6, dtype=dtype)
+    head[:, :3] = torch.randn(4, 3)
+    # Along an axis that no output embedding has, and a usual one beside it.
+    embedding = torch.tensor([[0.0, 0, 0, 0, 0, 1], [1.0, 1, 0, 0, 0, 0]], dtype=dtype, requires_grad=True)
+    reconstruction, sparsity = spod_loss(embedding, head, 2)
+    assert (reconstruction[0], sparsity[0]) == (1, 0)
+    (reconstruction + sparsity).sum().backward()
+    assert not embedding.grad[0].any() and embedding.grad[1].isfinite().all()
+
+
 @pytest.mark.parametrize("term", [0, 1])
 def test_descending_either_term_lowers_it(term):
     embedding, head = problem(16, 24, 300, torch.float32)

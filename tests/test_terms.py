@@ -46,7 +46,7 @@ def few_words(monkeypatch):
     monkeypatch.setattr(neutral, "LONGEST", 8)
 
 
-@pytest.mark.parametrize("objective", ["conservative-dpo", "ipo", "plackett-luce-top1"])
+@pytest.mark.parametrize("objective", ["conservative-dpo", "ipo"])
 def test_every_offline_objective_raises_the_margin(setting, tmp_path, objective):
     setting(objective=objective, epochs=4.0, lora_dropout=0.0, beta=0.05)
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
@@ -118,6 +118,31 @@ def test_a_ranking_puts_the_neutral_sentence_between(setting, tmp_path, tokenize
     rewards = 0.7 * (policy - reference)[0]
     expected = -(rewards[0] - rewards.logsumexp(0)) - (rewards[1] - rewards[1:].logsumexp(0))
     torch.testing.assert_close(preference_losses(config, policy, reference)[0], expected)
+
+
+NEUTRAL = [
+    Triplet(f"A man pets {i} dogs.", f"{i} dogs are petted.", f"{i} dogs are ignored.", i, f"A man has {i} cats.")
+    for i in range(8)
+]
+
+
+@pytest.mark.parametrize("triplets", [NEUTRAL], ids=["with neutral"])
+@pytest.mark.parametrize("objective", ["plackett-luce", "plackett-luce-top1"])
+def test_rankings_learn_from_all_three_responses(setting, tmp_path, objective):
+    base, _ = setting(objective=objective, epochs=4.0, lora_dropout=0.0, anchor=0.0)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    # Of three equal candidates: log 3 for the first place, log 2 more for the second.
+    assert records[0]["loss"] == pytest.approx(math.log(3) + (objective == "plackett-luce") * math.log(2), rel=1e-5)
+    assert records[-1]["loss"] < records[0]["loss"]
+    preferences = [encode_triplet(base.tokenizer, t, ranking=True) for t in NEUTRAL]
+    (row,) = pack_preferences(preferences, range(len(preferences)), 1 << 20)
+    with torch.no_grad():
+        policy = sentence_logprobs(base.model, row)
+        with adapter_disabled(base.model):
+            reference = sentence_logprobs(base.model, row)
+    # The neutral one is a candidate that loses ground to the best: DPO of best and worst would not know it.
+    change = (policy - reference).mean(0)
+    assert change[0] > change[1]
 
 
 def longest(sentences, candidates):
@@ -235,6 +260,27 @@ def test_sparse_codes_lose_less_of_the_embedding_after_training_for_them(setting
         records = [r for r in read_metrics(tmp_path / str(weight) / "metrics.jsonl") if "sparse_loss" in r]
         losses[weight] = records[-1]["sparse_loss"]
     assert losses[5.0] < 0.9 * losses[1e-9]
+
+
+def test_sparse_codes_join_a_preference_objective_without_contrast(setting, tmp_path):
+    shared = {"objective": "dpo", "sparse_tokens": 8, "epochs": 6.0, "lora_dropout": 0.0}
+    for weight in (1e-9, 5.0):
+        setting(str(weight), sparse=weight, **shared)
+    free, held = (
+        [r for r in read_metrics(tmp_path / str(weight) / "metrics.jsonl") if "loss" in r] for weight in (1e-9, 5.0)
+    )
+    assert "contrast_loss" not in held[0]
+    assert held[-1]["rewards/margins"] > 0
+    assert held[0]["loss"] == pytest.approx(free[0]["loss"] + 5 * held[0]["sparse_loss"], rel=1e-5)
+    assert held[-1]["sparse_loss"] < 0.9 * free[-1]["sparse_loss"]
+
+
+def test_a_sparse_code_alone_embeds_the_sentences_alone(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    for contrast, kinds in ((0.0, 1), (1.0, 3)):
+        (batch,) = Batches(Config(batch_size=len(triplets), sparse=0.1, contrast=contrast), preferences)
+        assert batch.texts.shape == (kinds, len(triplets))
+        assert sum(len(row.members) for row in batch.sentences) == kinds * len(triplets)
 
 
 SAME = [Triplet("A man pets a dog.", f"A man pets {i} dogs.", f"{i} cats sleep.", i) for i in range(8)]

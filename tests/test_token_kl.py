@@ -167,6 +167,19 @@ def test_under_autocast_the_products_are_of_its_dtype_and_the_gradient_of_the_in
         torch.testing.assert_close(mine, other.float(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_whole_it_gives_the_same_values_and_gradients(backend):
+    hidden, reference, weight = problem(9, 16, 60, torch.float32, 0.3)
+
+    def score(h):
+        return token_kl(h * 2, reference, weight, chunk_rows=4)
+
+    compiled = torch.compile(score, backend=backend, fullgraph=True)
+    for mine, other in zip(value_and_gradient(compiled, hidden), value_and_gradient(score, hidden), strict=True):
+        torch.testing.assert_close(mine, other)
+    torch._dynamo.reset()
+
+
 def test_without_gradients_a_chunk_costs_two_products(monkeypatch):
     hidden, reference, weight = problem(9, dtype=torch.float32)
     products = []

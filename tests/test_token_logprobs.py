@@ -246,6 +246,14 @@ def test_autocast_computes_as_the_model_s_own_head_would_and_returns_gradients_i
         assert (mine - other).norm() < 2**-7 * other.norm()
 
 
+def test_autocast_leaves_float64_alone_as_it_does_for_linear_layers():
+    hidden, weight, targets = problem()
+    exact = token_logprobs(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = token_logprobs(hidden, weight, targets)
+    assert torch.equal(found, exact) and found.dtype == torch.float64
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_whole_it_gives_the_same_values_and_gradients(backend):
     hidden, weight, targets = problem(dtype=torch.float32)

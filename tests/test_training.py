@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SETTINGS, weights
+from conftest import SETTINGS, make_llama, weights
 
 from sempa import SempaError
 from sempa.batches import Batches
 from sempa.config import Config
 from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
-from sempa.models import load_base
+from sempa.models import BaseModel, load_base
+from sempa.packing import pack_preferences
 from sempa.prompts import encode_triplet
 from sempa.reference import Reference
 from sempa.training import Interrupted, learning_rate, read_metrics, train
@@ -256,6 +257,33 @@ def test_a_run_goes_on_with_its_own_base_and_triplets_only(setting, triplets, mo
     monkeypatch.undo()
     _, state = setting(epochs=2.0)
     assert state["step"] == 8
+
+
+def test_a_reference_is_found_again_for_the_same_base_and_tokens_only(tokenizer, triplets, monkeypatch, tmp_path):
+    monkeypatch.setattr("sempa.reference.cache_folder", lambda: tmp_path)
+    preferences = [encode_triplet(tokenizer, t) for t in triplets]
+
+    def reference(base, preferences=preferences, row_tokens=200):
+        return Reference(base, pack_preferences(preferences, range(len(preferences)), row_tokens), len(preferences))
+
+    base = BaseModel(make_llama(), tokenizer, "tiny")
+    known = reference(base)
+    for row in pack_preferences(preferences, range(len(preferences)), 200):
+        known(row)
+    known.save()
+    assert reference(BaseModel(make_llama(), tokenizer, "another name")).logprobs.equal(known.logprobs)
+    # Tokens of the same number, in the same places, but one is another; the same tokens in other rows.
+    chosen, rejected = preferences[3].responses
+    other = chosen[:1] + type(chosen)("i", [chosen[1] + 1]) + chosen[2:]
+    changed = [*preferences[:3], replace(preferences[3], responses=(other, rejected)), *preferences[4:]]
+    nudged = BaseModel(make_llama(), tokenizer, "tiny")
+    nudged.model.model.layers[1].mlp.up_proj.weight.data[5, 7] += 1e-6
+    half = BaseModel(make_llama().bfloat16(), tokenizer, "tiny")
+    wide = reference(half)
+    for strange in (reference(base, changed), reference(base, row_tokens=300), reference(nudged), wide):
+        assert strange.logprobs.isnan().all()
+    monkeypatch.setattr("sempa.reference.weights_fingerprint", lambda base: "the same")
+    assert len({reference(one).path for one in (base, half)}) == 2
 
 
 def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_in_bfloat16(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa import SempaError
+from sempa import SempaError, records
 from sempa.data import Triplet
 from sempa.records import numbered_lines
 from sempa.triplets import TripletCounts, read_triplets
@@ -468,3 +468,20 @@ def test_a_field_may_be_as_long_as_a_row(tmp_path):
     long = "very " * 40_000
     path = write(tmp_path, f"sent0,sent1,hard_neg\n{long}long.,b,c\n")
     assert texts(read_triplets(path)[0]) == [[f"{long}long.", "b", "c"]]
+
+
+def test_a_line_of_very_many_fields_is_searched_for_twins_once():
+    """Comparing each name with all others would take minutes: the names' comparisons are counted, not timed."""
+    compared = []
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(1)
+            return str.__eq__(self, other)
+
+    fields = [(Name(f"field {i}"), 0) for i in range(2000)]
+    with pytest.raises(ValueError, match="the field 'field 1999' twice"):
+        records._without_twins([*fields, (Name("field 1999"), 1)])
+    assert len(compared) < 20_000

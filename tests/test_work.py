@@ -1,16 +1,18 @@
-"""What a training step and an encoder may cost, counted in tokens and multiply-adds, which no busy machine changes."""
+"""What a training step and an encoder may cost: tokens, multiply-adds and bytes, which no busy machine changes."""
+
+import weakref
 
 import pytest
 import torch
-from conftest import make_llama
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sempa.batches import Batches
 from sempa.config import Config
 from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import add_lora, lora_parameters
-from sempa.models import BaseModel
+from sempa.models import load_base
 from sempa.packing import shared_prefix
 from sempa.parallel import World
 from sempa.prompts import encode_one_word, encode_triplet
@@ -26,7 +28,7 @@ class Products(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.blocks = self.adapter = self.head = 0
+        self.blocks = self.adapter = self.head = self.attention = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -35,13 +37,30 @@ class Products(TorchDispatchMode):
             sizes = (*left.shape, right.shape[1])
             kind = "adapter" if RANK in sizes else "head" if VOCABULARY in sizes else "blocks"
             setattr(self, kind, getattr(self, kind) + sizes[0] * sizes[1] * sizes[2])
+        elif name in ("bmm", "matmul") and args[0].ndim > 2:
+            self.attention += args[0].numel() * args[1].shape[-1]
         return func(*args, **(kwargs or {}))
 
 
+class Taken(TorchDispatchMode):
+    """Bytes of all tensors that operations inside make anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self._seen = 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._seen:
+                self._seen.add(tensor.untyped_storage())
+                self.bytes += tensor.untyped_storage().nbytes()
+        return result
+
+
 @pytest.fixture
-def base(tokenizer):
-    base = BaseModel(make_llama(), tokenizer, "tiny")
-    base.model.requires_grad_(False)
+def base(tiny_folder):
+    base = load_base(str(tiny_folder), "float32", "cpu")
     add_lora(base.model, RANK, 2)
     for parameter in lora_parameters(base.model).values():
         parameter.requires_grad_(True)
@@ -131,3 +150,37 @@ def test_an_encoder_reads_what_its_prompts_share_once_a_batch_and_pads_nothing(b
     prefix = len(shared_prefix(prompts))
     seen = tokens_through_blocks(base, lambda: embed(base, sentences, batch_size=len(sentences) // 2))
     assert seen == 2 * prefix + sum(len(prompt) - prefix for prompt in prompts)
+
+
+def attention(run):
+    """Multiply-adds of attention's products, padding included."""
+    with Products() as counted:
+        run()
+    return counted.attention
+
+
+def test_an_encoder_s_padding_does_not_depend_on_the_order_of_the_sentences(base):
+    """Of like length side by side: with short and long in turn attention would pad every short one to a long one."""
+    short, long = ([f"{i} {' '.join(['dog'] * words)}" for i in range(6)] for words in (2, 40))
+    turns = [sentence for pair in zip(short, long, strict=True) for sentence in pair]
+    apart = attention(lambda: embed(base, [*short, *long], batch_size=6))
+    assert attention(lambda: embed(base, turns, batch_size=6)) == apart
+    together = attention(lambda: [embed(base, turns[i : i + 6], batch_size=6) for i in (0, 6)])
+    assert together > 1.5 * apart
+
+
+def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
+    """What LoRA's fused products, the written-out norm's and attention's save must stay saved."""
+    tokens = sum(len(row.row.tokens) for row in batch.rows)
+    run = step(base, batch)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Taken() as counted:
+        run()
+    # Measured, and a little room; float32.
+    assert sum(kept.values()) < 9_100 * tokens
+    assert counted.bytes < 56_500 * tokens

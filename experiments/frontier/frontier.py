@@ -13,6 +13,8 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sempa.config import load_config
@@ -141,40 +143,82 @@ def _scores(base: BaseModel, tasks: list[StsTask]) -> dict:
     return {"sts": scores, "average": statistics.mean(scores.values())}
 
 
-def table(result: dict) -> str:
-    """The points as Markdown, a row each: change of the average, KL and change of perplexity (means over the texts)."""
-    lines = ["| objective | share | STS | KL, nats | perplexity, % |", "|---|---|---|---|---|"]
+@dataclass(frozen=True)
+class Point:
+    """An objective's runs with several seeds, part of the way or whole: each figure is one value per seed."""
+
+    name: str
+    share: float
+    average: tuple[float, ...]
+    kl: tuple[float, ...]
+    perplexity: tuple[float, ...]
+
+
+def points(result: dict) -> list[Point]:
+    """The rows by objective and share, in the rows' order; KL and change of perplexity are means over the texts."""
+    groups: dict[tuple[str, float], list[dict]] = {}
     for row in result["rows"]:
-        kl, perplexity = (statistics.mean(row[key].values()) for key in ("kl", "perplexity"))
-        change = row["average"] - result["base"]["average"]
-        lines.append(f"| {row['name']} | {row['share']:g} | {change:+.2f} | {kl:.4f} | {perplexity:+.2f} |")
-    return "\n".join([*lines, "", f"base: {result['base']['average']:.2f}"])
+        groups.setdefault((row["name"], row["share"]), []).append(row)
+    means = ("kl", "perplexity")
+    return [
+        Point(
+            *key,
+            tuple(row["average"] for row in rows),
+            *(tuple(statistics.mean(row[name].values()) for row in rows) for name in means),
+        )
+        for key, rows in groups.items()
+    ]
+
+
+def table(result: dict) -> str:
+    """The points as Markdown, a row each: mean over the seeds, and lowest to highest where there are several."""
+    base = result["base"]["average"]
+    lines = ["| objective | share | seeds | STS | KL, nats | perplexity, % |", "|---|---|---|---|---|---|"]
+    for point in points(result):
+        gain = [value - base for value in point.average]
+        cells = (_spread(gain, "+.2f"), _spread(point.kl, ".4f"), _spread(point.perplexity, "+.2f"))
+        lines.append(f"| {point.name} | {point.share:g} | {len(gain)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"base: {base:.2f}"])
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
 def plot(result: dict) -> str:
     """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
 
-    Points are numbered, and named beside the picture; what lies far below the base stands on the lower edge.
+    A point is the mean over its seeds, whiskers reach from the lowest to the highest. Points are numbered, and named
+    beside the picture; what lies far below the base stands on the lower edge.
     """
     figure, axes = make_figure(1, 3, (11.5, 4.8), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
     lowest = base - DEPTH_SHOWN
-    first = [row for row in result["rows"] if row["seed"] == 0 and row["share"] == 1]
-    names = [row["name"] for row in sorted(first, key=lambda row: -row["average"])]
+    measured = points(result)
+    whole = [point for point in measured if point.share == 1]
+    names = [point.name for point in sorted(whole, key=lambda point: -statistics.mean(point.average))]
     for axis, key, label, goal in (
         (axes[0], "kl", "KL(base ‖ aligned), nats per token", GOAL_KL),
         (axes[1], "perplexity", "change of perplexity, %", GOAL_PERPLEXITY),
     ):
         for number, name in enumerate(names, 1):
-            rows = [row for row in result["rows"] if row["name"] == name and row["seed"] == 0]
-            points = [(statistics.mean(row[key].values()), max(row["average"], lowest)) for row in rows]
             colour = COLOURS[name.split()[0].strip(",")]
-            axis.plot(*zip(*points, strict=True), "-", color=colour, linewidth=0.8)
-            marker, size = ("*", 11) if "recipe" in name else ("v" if points[0][1] == lowest else "o", 5)
-            axis.plot(*points[0], marker, color=colour, markersize=size)
+            places = []
+            for point in (point for point in measured if point.name == name):
+                across, up = getattr(point, key), [max(value, lowest) for value in point.average]
+                places.append((statistics.mean(across), statistics.mean(up)))
+                for ends in (
+                    [(min(across), max(across)), [places[-1][1]] * 2],
+                    [[places[-1][0]] * 2, (min(up), max(up))],
+                ):
+                    axis.plot(*ends, color=colour, linewidth=0.8, alpha=0.5)
+            axis.plot(*zip(*places, strict=True), "-", color=colour, linewidth=0.8)
+            marker, size = ("*", 11) if "recipe" in name else ("v" if places[0][1] == lowest else "o", 5)
+            axis.plot(*places[0], marker, color=colour, markersize=size)
             # Neighbours' numbers above and below in turn.
             offset = (3, 5 if number % 2 else -11)
-            axis.annotate(str(number), points[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
+            axis.annotate(str(number), places[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
         for value, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
             draw(value, color=INK, linewidth=0.7, linestyle=":")
         axis.set_xlabel(f"{label} (mean over the texts)")

@@ -114,7 +114,9 @@ def plot(result: dict) -> str:
     short = (("principal components", BASE, "--"), ("first entries", BASE, "-"))
     for axis, x, lines in ((axes[0], "k", codes), (axes[1], "bytes", (*codes, *short))):
         for name, colour, style in lines:
-            xs, ys = ([point[key] for point in points] for key in (x, name))
+            # A code may take more bytes than the whole vector, which then has nothing to be shortened to.
+            shown = [p for p in points if (name, colour, style) in codes or p["bytes"] <= whole["bytes"]]
+            xs, ys = ([p[key] for p in shown] for key in (x, name))
             axis.plot(xs, ys, style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name)
         axis.set_xscale("log", base=2)
     axes[0].axhline(whole["score"], color=INK, linewidth=0.8)

@@ -60,9 +60,10 @@ class Batches(Sequence[Batch]):
 
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
     sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
-    if config.contrast:
-        # All sentences, then all their best responses, and so on.
-        words = [prompt for kind in zip(*(preferences[i].words for i in members), strict=True) for prompt in kind]
+    if config.contrast or config.sparse:
+        # All sentences, then all their best responses, and so on; a sparse code alone is one of the sentences.
+        kinds = list(zip(*(preferences[i].words for i in members), strict=True))
+        words = [prompt for kind in (kinds if config.contrast else kinds[:1]) for prompt in kind]
         sentences = pack_sentence_rows(words, config.row_tokens)
         numbers: dict[tuple[int, ...], int] = {}
         texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])

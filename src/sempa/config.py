@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from sempa.models import DTYPES
 from sempa.sources import DEFAULT_MODEL
 
 CAPTIONS = "captions"
-# Those that sample their own responses, and all.
+# Those that sample their own responses, those that rank a neutral one, too, and all.
 ONLINE = ("online-ipo", "ipo-md")
-OBJECTIVES = ("dpo", "conservative-dpo", "ipo", "plackett-luce", "plackett-luce-top1", *ONLINE, "none")
+RANKINGS = ("plackett-luce", "plackett-luce-top1")
+OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, *ONLINE, "none")
 CANDIDATES = ("responses", "all")
 
 
@@ -61,7 +64,7 @@ class Config:
     # Regularisers of the prompts' own states: uniformity, isotropy.
     uniformity: float = 0.0
     isotropy: float = 0.0
-    # Sparse codes of the embeddings over so many vocabulary tokens (with contrast only).
+    # Sparse codes of the sentences' embeddings over so many vocabulary tokens.
     sparse: float = 0.0
     sparse_tokens: int = 64
     # Online objectives: the longest sampled paraphrase in tokens, and the reference's share of the sampling mixture.
@@ -110,6 +113,7 @@ _TEXTS = {field.name for field in dataclasses.fields(Config) if field.type is st
 # PyYAML's own constructors of numbers and dates raise other errors, and deep nests end the interpreter's stack.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 _YAML_TEXT, *_YAML_GUESSES = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
+_NONE = ("null", "~")
 _LARGEST_FILE = 1_000_000
 
 
@@ -126,7 +130,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise SempaError(f"argument {override!r}: expected key=value")
         try:
-            values[key] = yaml.safe_load(text) if text and key not in _TEXTS else text
+            # A text is taken as it stands, but for YAML's words for none.
+            if key in _TEXTS:
+                values[key] = None if text in _NONE else text
+            else:
+                values[key] = yaml.safe_load(text) if text else text
         except _YAML_ERRORS as error:
             raise SempaError(f"argument {override!r}: the value is not valid YAML") from error
         source[key] = "command line"
@@ -152,9 +160,6 @@ def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
 
 def _check_terms(config: Config, source: dict[str, str]) -> None:
     """Terms that lean on others, and an objective without any term."""
-    if config.sparse and not config.contrast:
-        where = source.get("sparse", "config")
-        raise SempaError(f"{where}: sparse is {config.sparse!r} but contrast is 0, whose embeddings sparse codes need")
     ranks = config.anchor or config.objective != "none"
     for key in ("uniformity", "isotropy"):
         if getattr(config, key) and not ranks:
@@ -163,9 +168,10 @@ def _check_terms(config: Config, source: dict[str, str]) -> None:
                 f"{where}: {key} is {getattr(config, key)!r}, which shapes the states of paraphrase prompts, but "
                 "objective and anchor are off, so that there are none"
             )
-    if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
+    learns = config.contrast or config.sparse or config.anchor or (config.preference and config.objective != "none")
+    if not learns:
         where = source.get("objective", "config")
-        raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
+        raise SempaError(f"{where}: objective, anchor, contrast and sparse are all off, so there is nothing to learn")
 
 
 def dump_config(config: Config) -> str:
@@ -178,7 +184,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[object] = set()
-        for key_node, value_node in node.value:
+        for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(None, None, "a key is not a name", key_node.start_mark)
@@ -186,9 +192,15 @@ class _StrictLoader(yaml.SafeLoader):
                 mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
             seen.add(key)
-            if key in _TEXTS and value_node.tag in _YAML_GUESSES:
-                value_node.tag = _YAML_TEXT
+        # A node may be shared by an anchor's name: what is text here can be a number there.
+        node.value = [(key, self._as_text(value) if key.value in _TEXTS else value) for key, value in node.value]
         return super().construct_mapping(node, deep)
+
+    @staticmethod
+    def _as_text(node: yaml.Node) -> yaml.Node:
+        if node.tag not in _YAML_GUESSES:
+            return node
+        return yaml.ScalarNode(_YAML_TEXT, node.value, node.start_mark, node.end_mark, node.style)
 
 
 def _read_yaml(path: Path) -> dict[str, object]:
@@ -226,10 +238,22 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
             pass
     if kind is str and value is None:
         return ""
+    if kind is str and isinstance(value, str):
+        _check_text(key, value, where)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise SempaError(f"{where}: {key} is {_shown(value)}, expected {names[kind]}")
     return value
+
+
+def _check_text(key: str, text: str, where: str) -> None:
+    """What no file system takes for a path, nor UTF-8 for text, is better said here than met later."""
+    # Control characters, and what stands for bytes that are no UTF-8.
+    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
+    if odd is not None:
+        raise SempaError(f"{where}: {key} is {_shown(text)}, with the character {odd!a}, expected printable text")
+    if max(map(len, os.fsencode(text).split(b"/"))) > 255:
+        raise SempaError(f"{where}: {key} is {_shown(text)}, of {len(text):,} characters, longer than a file's name")
 
 
 def _shown(value: object) -> str:

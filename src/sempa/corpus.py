@@ -16,6 +16,7 @@ from sempa.files import fingerprint, read_json, remove_leftovers, sha256, write_
 from sempa.lora import LoraLinear
 from sempa.models import weights_fingerprint
 from sempa.progress import bar
+from sempa.readouts import embedding_width
 from sempa.records import Layout, numbered_lines, read_records
 from sempa.vectors import check_vectors_name, read_vectors, write_vectors
 
@@ -153,7 +154,12 @@ def write_corpus(
             _write_manifest(folder, about, settings, shards)
     for _ in vectors:
         raise SempaError(f"{source}: found more vectors than its {rows:,} sentences")
-    if digest.hexdigest() != identity["sha256"] or next(sentences, None) is not None:
+    try:
+        more = next(sentences, None) is not None
+    except SempaError:
+        # A row behind the last that was counted, and a bad one at that.
+        more = True
+    if more or digest.hexdigest() != identity["sha256"]:
         raise changed
     return _read_manifest(folder)
 
@@ -196,7 +202,7 @@ def embedder_settings(embedder: Embedder) -> dict:
 
 def describe(embedder: Embedder) -> dict:
     """What a manifest says of a model beside the settings: its source, and the vectors' dimensions."""
-    width = embedder.base.model.config.get_text_config().hidden_size
+    width = embedding_width(embedder.readout, embedder.base.model, embedder.layer)
     return {"model": embedder.base.source, "dimensions": width}
 
 

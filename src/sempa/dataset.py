@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sempa.captions import make_triplets
-from sempa.config import CAPTIONS, Config
+from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.data import Triplet
 from sempa.errors import SempaError
 from sempa.prompts import Preference, encode_triplet
@@ -44,13 +44,13 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
         notes = [counts.describe()]
-    if config.objective == "plackett-luce":
+    if config.objective in RANKINGS:
         ranked = [[triplet for triplet in part if triplet.neutral] for part in (train, held_out)]
         if not ranked[0]:
             raise SempaError(
-                f"triplets {config.triplets}: objective plackett-luce ranks entailment > neutral > contradiction, but "
-                "there is no neutral sentence (labelled NLI has them: sentence1, sentence2, gold_label); objectives "
-                "dpo, conservative-dpo, ipo and plackett-luce-top1 do without"
+                f"triplets {config.triplets}: objective {config.objective} compares entailment, neutral and "
+                "contradiction, but there is no neutral sentence (labelled NLI has them: sentence1, sentence2, "
+                "gold_label); objectives dpo, conservative-dpo and ipo do without"
             )
         if lost := len(train) + len(held_out) - sum(map(len, ranked)):
             notes.append(f"left out {lost:,} triplets without a neutral sentence")
@@ -86,7 +86,7 @@ def _encode(
     kept: list[Preference] = []
     skipped: list[str] = []
     for triplet in triplets:
-        ranking, words = config.objective == "plackett-luce", config.contrast > 0
+        ranking, words = config.objective in RANKINGS, config.contrast > 0 or config.sparse > 0
         preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=words)
         prompt, longest = len(preference.prompt), max(map(len, preference.responses))
         if prompt + longest <= config.max_length:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from sempa.config import Config
 from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import ATTENTION, DTYPES, computes_bfloat16, pick_device, row_states
+from sempa.models import DTYPES, computes_bfloat16, pick_device, row_states
 from sempa.norms import replace_norms
-from sempa.plan import example_row, model_config
-from sempa.sources import quiet
+from sempa.plan import empty_model, example_row, explain_failures, model_config
 
 # Blocks that run: what a token costs is the same in each, and a large model's few fit where the whole does not.
 _BLOCKS = 2
@@ -46,9 +44,7 @@ def measure_efficiency(config: Config) -> Efficiency:
     text.num_hidden_layers = depth = min(_BLOCKS, text.num_hidden_layers)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:depth]
-    with device, quiet():
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=ATTENTION)
-    model.requires_grad_(False)
+    model = empty_model(shape, dtype, device)
     replace_norms(model)
     linears = block_linears(model)
     blocks = sum(linear.weight.numel() for linear in linears.values())
@@ -66,7 +62,8 @@ def measure_efficiency(config: Config) -> Efficiency:
     def product() -> None:
         states @ widest.T
 
-    step_seconds, product_seconds = _alternate(step, product, device)
+    with explain_failures(config.model):
+        step_seconds, product_seconds = _alternate(step, product, device)
     products = 2 * states.numel() * widest.shape[0] / product_seconds
     reached = len(row.tokens) * (4 * blocks + 6 * adapter) / step_seconds
     return Efficiency(reached / products, products, _name(device), str(dtype).removeprefix("torch."))

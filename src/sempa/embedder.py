@@ -12,7 +12,7 @@ from sempa.errors import SempaError
 from sempa.lora import load_adapter
 from sempa.models import BaseModel, context_length, load_base
 from sempa.progress import bar
-from sempa.readouts import check_readout, make_prompts, read
+from sempa.readouts import check_readout, embedding_width, make_prompts, read
 from sempa.readouts.layers import depth
 
 # Memory stays flat however long the sentences are; longer rows are no faster.
@@ -110,14 +110,11 @@ def embed(
             )
     # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
-    result = np.empty((0, model.config.get_text_config().hidden_size), dtype=np.float32)
+    result = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
     shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
     with shown as progress:
         for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
             states = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
-            if not len(result):
-                # Not always the config's width: some models project between their blocks and their head (OPT).
-                result = np.empty((len(prompts), states.shape[1]), dtype=np.float32)
             result[batch] = states
             if progress is not None:
                 progress.update(len(batch))

@@ -74,7 +74,7 @@ def export_sentence_transformers(model: str, adapter: Path, output: Path, dtype:
 def _export(model: str, adapter: Path, output: Path, dtype: str, *, for_sentence_transformers: bool) -> None:
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise SempaError(f"output {output}: exists already; give a folder that does not")
     folder = adapter_folder(adapter)
     base = merged_base(model, folder, dtype)

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
 from sempa.files import read_json, write_json
+from sempa.kernels import in_autocast_dtype
 from sempa.tensors import read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -63,10 +64,11 @@ class LoraLinear(nn.Module):
         """`[…, in]` → `[…, out]`."""
         if not self.enabled:
             return self.base(x)
-        rows = x.flatten(0, -2)
+        rows = in_autocast_dtype(x.flatten(0, -2))
         dropped = F.dropout(rows, self.dropout) if self.training and self.dropout else None
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
-        y = _LoraProduct.apply(rows, dropped, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        weight, bias = (None if w is None else in_autocast_dtype(w) for w in (weight, self.base.bias))
+        y = _LoraProduct.apply(rows, dropped, weight, bias, self.lora_A, self.lora_B, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -209,6 +211,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             linear = None
         if linear is None or not _is_plain(linear):
             raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
+        if linear is model.get_output_embeddings():
+            raise SempaError(f"{folder / WEIGHTS_FILE}: adapts the head {name!r}, expected layers of the blocks alone")
         # Before anything of the size that a strange file names is allocated.
         inputs, outputs = _sizes(linear)
         for letter, shape in (("A", (config["r"], inputs)), ("B", (outputs, config["r"]))):

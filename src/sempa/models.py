@@ -30,7 +30,7 @@ from sempa.norms import replace_norms
 from sempa.packing import Row
 from sempa.sources import check_loaded, first_line, quiet, resolve_model
 
-ATTENTION = "sempa"
+_ATTENTION = "sempa"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -65,7 +65,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     target = pick_device(device)
     source = resolve_model(name)
     config = open_config(name, source)
-    attention = _attention(config)
+    attention = attention_kind(config)
     precision = DTYPES[dtype]
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
         # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
@@ -180,8 +180,8 @@ def _attend(
     return packed_attention(*rows, families, scale)[None], None
 
 
-AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 def weights_fingerprint(base: BaseModel) -> str:
@@ -189,6 +189,8 @@ def weights_fingerprint(base: BaseModel) -> str:
     weights = hashlib.sha256()
     for name, parameter in base.model.named_parameters():
         if "lora_" not in name:
+            # Under an adapter a layer's own weight stands one step deeper.
+            name = name.replace(".base.", ".")
             weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             weights.update(_whole(parameter.detach()).flatten().cpu().view(torch.uint8).numpy())
     # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
@@ -289,14 +291,14 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
     return config
 
 
-def _attention(config: PreTrainedConfig) -> str | None:
+def attention_kind(config: PreTrainedConfig) -> str | None:
     """Our attention where the architecture leaves it open; None for the few that have it built in."""
     architecture = AutoModelForCausalLM._model_mapping[type(config)]
     if not architecture._supports_attention_backend:
         return None
     # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) exist in transformers' eager implementation only.
     eager = not architecture._supports_sdpa or getattr(config, "attn_logit_softcapping", None)
-    return "eager" if eager else ATTENTION
+    return "eager" if eager else _ATTENTION
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -136,8 +136,9 @@ def add_contrast(
 ) -> dict[str, float]:
     """InfoNCE on the one-word embeddings of sentences and their responses; with `tokens` a sparse code's loss.
 
-    The rows' members count all sentences first, then all their best responses, and so on: member `k · size + i` is text
-    k of example i. `texts` `[kinds, size]` has equal numbers where two of them are the same text.
+    Either may be there without the other; without contrast `texts` holds the sentences alone. The rows' members count
+    all sentences first, then all their best responses, and so on: member `k · size + i` is text k of example i. `texts`
+    `[kinds, size]` has equal numbers where two of them are the same text.
     """
     parts, places, (kinds, size) = [], [], texts.shape
     idle: list[Tensor] = []
@@ -152,14 +153,21 @@ def add_contrast(
     width = model.get_output_embeddings().weight.shape[1]
     own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
     states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), kinds * size, world)
-    sentences, chosen, *_, rejected = states.view(-1, size, width)
-    if config.contrast_candidates == "all":
-        compared = texts[[0, 1, -1]].flatten().to(model.device)
-        losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
-    else:
-        losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
-    loss = config.contrast * losses.mean()
-    metrics = {"contrast_loss": losses.mean().item()}
+    sentences, *responses = states.view(-1, size, width)
+    loss, metrics = states.new_zeros((), dtype=torch.float32), {}
+    if config.contrast:
+        chosen, rejected = responses[0], responses[-1]
+        if config.contrast_candidates == "all":
+            compared = texts[[0, 1, -1]].flatten().to(model.device)
+            losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
+        else:
+            losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
+        loss = loss + config.contrast * losses.mean()
+        metrics["contrast_loss"] = losses.mean().item()
+        with torch.no_grad():
+            nearest = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
+            found = nearest.argmax(1).cpu() == torch.arange(size)
+            metrics["contrast_accuracy"] = found.double().mean().item()
     if tokens is not None:
         reconstruction, rest = spod_loss(sentences, tokens, config.sparse_tokens)
         sparse = (reconstruction + rest).mean()
@@ -168,9 +176,6 @@ def add_contrast(
     if parts or idle:
         # The backward pass of an idle row is one that the other processes need, too.
         (loss + sum(0.0 * states.float().sum() for states in idle)).backward()
-    with torch.no_grad():
-        nearest = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
-        metrics["contrast_accuracy"] = (nearest.argmax(1).cpu() == torch.arange(size)).double().mean().item()
     # Every process has seen the whole batch: their shares add up to it once.
     return {name: value / world.size for name, value in {"loss": loss.item(), **metrics}.items()}
 

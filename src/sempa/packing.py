@@ -190,7 +190,7 @@ def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Row]
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
-    length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), len(sequences[0]) - 1)
+    length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), min(map(len, sequences)) - 1)
     return sequences[0][: max(0, length)]
 
 

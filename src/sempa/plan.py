@@ -4,20 +4,22 @@ Parameters and saved activations are counted on a model without storage (PyTorch
 formula: the very blocks, adapter and packed row of the real run.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from sempa.config import CAPTIONS, Config
+from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.errors import SempaError
 from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import ATTENTION, open_config, row_states
+from sempa.models import attention_kind, open_config, row_states
 from sempa.packing import PreferenceRow, pack_preferences
 from sempa.prompts import Preference
-from sempa.sources import quiet, resolve_model
+from sempa.sources import first_line, quiet, resolve_model
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
 GPUS = {
@@ -33,10 +35,12 @@ _SHAPES = {
 }
 # Rows of nli_for_simcse.csv, for a plan before the file is there.
 _NLI_FILE, _NLI_ROWS = "nli_for_simcse.csv", 275_601
-# Tokens of a triplet in a packed row: prompt and two responses, instructions shared (SmolLM2 on SNLI; see the docs).
+# Tokens of a triplet in a packed row: prompt and responses, instructions shared (SmolLM2's tokenizer on SNLI).
 _PROMPT_TOKENS, _RESPONSE_TOKENS, _SHARED_TOKENS = 29, 10, 28
-# Of its three one-word prompts together, for contrast.
-_WORDS_TOKENS = 48
+# The longest row that is run to count what it keeps; longer ones keep in proportion.
+_MEASURED_TOKENS = 4096
+# Of one of a triplet's one-word prompts.
+_WORD_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Plan:
 
     `tokens` go through the blocks forward and backward, `head_tokens` of them (responses, and retention's text) through
     the head as well. `saved_bytes` are the activations kept for the backward pass of one packed row or, where that is
-    more, of a batch's one-word prompts; `weight_bytes` the frozen base in its dtype, `adapter_bytes` LoRA weights,
-    gradients and AdamW's two moments in float32.
+    more, of a batch's one-word prompts, and `bound` is the setting that lowers them; `weight_bytes` the frozen base in
+    its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
     """
 
     parameters: int
@@ -60,6 +64,7 @@ class Plan:
     weight_bytes: float
     adapter_bytes: float
     saved_bytes: float
+    bound: str
 
     @property
     def memory(self) -> float:
@@ -81,24 +86,24 @@ def make_plan(config: Config) -> Plan:
 
     Raises `SempaError` for a model whose config cannot be had or that sempa cannot train, and for a missing file.
     """
-    shape = model_config(config.model)
-    with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=ATTENTION)
-    model.requires_grad_(False)
+    model = empty_model(model_config(config.model), torch.bfloat16, "meta")
     parameters = sum(p.numel() for p in model.parameters())
     blocks = sum(m.weight.numel() for m in block_linears(model).values())
     head = model.get_output_embeddings().weight.numel()
     with torch.device("meta"):
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     adapter = sum(p.numel() for p in lora_parameters(model).values())
-    triplets, rows = _triplets(config), max(1, config.row_tokens // (_PROMPT_TOKENS + 2 * _RESPONSE_TOKENS))
-    per_triplet = _PROMPT_TOKENS + 2 * _RESPONSE_TOKENS + _SHARED_TOKENS / rows
+    answers = (3 if config.objective in RANKINGS else 2) * _RESPONSE_TOKENS
+    triplets, rows = _triplets(config), max(1, config.row_tokens // (_PROMPT_TOKENS + answers))
+    per_triplet = _PROMPT_TOKENS + answers + _SHARED_TOKENS / rows
     steps = math.ceil(config.epochs * math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
-    ranked = seen * config.preference_share if config.objective != "none" or config.anchor else 0
-    words = _WORDS_TOKENS if config.contrast else 0
+    ranked = config.epochs * _ranked(config, triplets)
+    # Sentence and responses, or the sentences alone for their sparse codes.
+    embedded = (4 if config.objective in RANKINGS else 3) if config.contrast else bool(config.sparse)
+    words = embedded * _WORD_TOKENS
     neutral = steps * config.neutral_tokens if config.retention else 0
-    preferences, responses = round(ranked * per_triplet), round(ranked * 2 * _RESPONSE_TOKENS)
+    preferences, responses = round(ranked * per_triplet), round(ranked * answers)
     tokens = preferences + round(seen * words) + neutral
     # Policy forward and backward each epoch, the reference forward once on what is ranked.
     once = 1 / config.epochs if config.epochs > 1 else 1.0
@@ -106,6 +111,7 @@ def make_plan(config: Config) -> Plan:
     flops += 2 * head * (responses * (2 + once) + neutral * 3)
     # The graphs of one-word prompts wait for one another, packed rows of the other terms do not.
     together = max(config.row_tokens, config.batch_size * words)
+    measured = min(together, _MEASURED_TOKENS)
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -118,7 +124,8 @@ def make_plan(config: Config) -> Plan:
         flops=flops,
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
-        saved_bytes=_saved_bytes(model, together) * bytes_per_weight / 2,
+        saved_bytes=_saved_bytes(config.model, model, measured) * together / measured * bytes_per_weight / 2,
+        bound="row_tokens" if together == config.row_tokens else "batch_size",
     )
 
 
@@ -127,15 +134,15 @@ def describe_plan(plan: Plan, efficiency: float) -> str:
     trained = plan.adapter_parameters / 1e6
     lines = [
         f"parameters        {plan.parameters / 1e9:.3f} B, of which trained {trained:.2f} M (LoRA)",
-        f"data              {plan.triplets:,} triplets, {plan.steps:,} steps, {plan.tokens:,} tokens in rows of "
-        f"{plan.row_tokens:,}, {plan.head_tokens:,} of them through the head",
+        f"data              {plan.triplets:,} triplets as long as SNLI's, {plan.steps:,} steps, {plan.tokens:,} tokens "
+        f"in rows of {plan.row_tokens:,}, {plan.head_tokens:,} of them through the head",
         f"arithmetic        {plan.flops / 1e15:.4g} PFLOP: policy forward and backward, reference forward once",
         f"memory            {plan.memory / 1e9:.1f} GB = base {plan.weight_bytes / 1e9:.1f} + adapter "
         f"{plan.adapter_bytes / 1e9:.2f} + activations {plan.saved_bytes / 1e9:.1f}",
         f"time at {efficiency:.0%} of peak",
     ]
     for name, (_, memory) in GPUS.items():
-        fits = "" if plan.memory < 0.9 * memory else f"   does not fit in {memory / 1e9:.0f} GB: lower row_tokens"
+        fits = "" if plan.memory < 0.9 * memory else f"   does not fit in {memory / 1e9:.0f} GB: lower {plan.bound}"
         lines.append(f"  {name:<16}{plan.hours(name, efficiency):9.3g} h{fits}")
     return "\n".join(lines)
 
@@ -147,6 +154,32 @@ def model_config(name: str) -> PreTrainedConfig:
         return LlamaConfig(**common, **_SHAPES[name])
     with quiet():
         return open_config(name, resolve_model(name))
+
+
+def empty_model(shape: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """A frozen model with random weights, or none on the meta device, that attends as `load_base` would let it."""
+    attention = attention_kind(shape)
+    with torch.device(device), quiet():
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
+    model.takes_block_mask = attention is not None
+    return model.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def explain_failures(name: str) -> Iterator[None]:
+    """Inside, whatever an unusual architecture's own code raises becomes a `SempaError` that names the model."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SempaError(f"model {name!r}: cannot be planned: {first_line(error)}") from error
+
+
+def _ranked(config: Config, triplets: int) -> int:
+    """How many of an epoch's triplets are ranked: the share of each batch, rounded up, as in `Batches`."""
+    if config.objective == "none" and not config.anchor:
+        return 0
+    whole, rest = divmod(triplets, config.batch_size)
+    return whole * math.ceil(config.preference_share * config.batch_size) + math.ceil(config.preference_share * rest)
 
 
 def _triplets(config: Config) -> int:
@@ -161,8 +194,9 @@ def _triplets(config: Config) -> int:
         triplets, _ = read_triplets(
             Path(config.triplets), combinations=config.combinations, max_bad_share=config.max_bad_share
         )
-        found = len(hold_out(triplets, config.held_out, config.seed)[0])
-        return min(found, config.triplet_limit or found)
+        train = hold_out(triplets, config.held_out, config.seed)[0]
+        train = train[: config.triplet_limit or None]
+        return sum(bool(triplet.neutral) for triplet in train) if config.objective in RANKINGS else len(train)
     if Path(config.triplets).name == _NLI_FILE:
         # As `hold_out` does, never more than a fifth.
         return min(_NLI_ROWS - min(config.held_out, _NLI_ROWS // 5), config.triplet_limit or _NLI_ROWS)
@@ -180,7 +214,7 @@ def example_row(row_tokens: int) -> PreferenceRow:
     return pack_preferences(examples, range(len(examples)), 1 << 40)[0]
 
 
-def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
+def _saved_bytes(name: str, model: PreTrainedModel, row_tokens: int) -> int:
     """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
     for parameter in lora_parameters(model).values():
         parameter.requires_grad_(True)
@@ -197,6 +231,6 @@ def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
 
     kept: list[torch.Tensor] = []
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), explain_failures(name):
         row_states(model, row)
     return sum(seen.values())

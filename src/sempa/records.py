@@ -106,8 +106,9 @@ def _without_twins(fields: list[tuple[str, object]]) -> dict[str, object]:
     """The fields of a JSON object; the parser itself would take the last of two equal names without a word."""
     found = dict(fields)
     if len(found) < len(fields):
-        names = [name for name, _ in fields]
-        raise ValueError(f"an object with the field {next(n for n in names if names.count(n) > 1)!r:.60} twice")
+        seen: set[str] = set()
+        twin = next(name for name, _ in fields if name in seen or seen.add(name))
+        raise ValueError(f"an object with the field {twin!r:.60} twice")
     return found
 
 

@@ -75,6 +75,11 @@ def sample(
     _check(n, max_new_tokens, temperature, top_p, reference_share, batch_size)
     sequences = _encode(base, prompts)
     room = context_length(base.model) - max_new_tokens
+    if room < 1:
+        raise SempaError(
+            f"max_new_tokens: found {max_new_tokens:,}, expected less than the {room + max_new_tokens:,} tokens that "
+            "the model can read at once"
+        )
     for place, ids in enumerate(sequences):
         if not 0 < len(ids) <= room:
             raise SempaError(

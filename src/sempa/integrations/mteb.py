@@ -16,6 +16,7 @@ from sempa.corpus import embedder_settings
 from sempa.embedder import Embedder
 from sempa.files import fingerprint
 from sempa.models import context_length
+from sempa.readouts import embedding_width
 from sempa.sts import StsTask
 
 
@@ -36,7 +37,7 @@ class MtebEncoder:
                 "revision": fingerprint(sorted(settings.items())),
                 "n_parameters": sum(p.numel() for p in base.model.parameters()),
                 "max_tokens": context_length(base.model),
-                "embed_dim": base.model.config.get_text_config().hidden_size,
+                "embed_dim": embedding_width(embedder.readout, base.model, embedder.layer),
                 "similarity_fn_name": ScoringFunction.COSINE,
                 "framework": ["PyTorch"],
                 "use_instructions": False,

@@ -66,6 +66,13 @@ def layer_read(readout: str, layer: int, depth: int) -> int:
     return scaled(_READOUTS[readout].layer, depth) if layer == -1 else layer % (depth + 1)
 
 
+def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:
+    """How many numbers an embedding has; some models project between their blocks and their head (OPT)."""
+    if layer_read(readout, layer, depth(model)) == depth(model):
+        return model.get_output_embeddings().weight.shape[1]
+    return model.config.get_text_config().hidden_size
+
+
 def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
     """The prompts of a readout for sentences of one or more words, each parted by one blank."""
     return _READOUTS[readout].prompts(tokenizer, sentences) if sentences else []
