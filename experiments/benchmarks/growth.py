@@ -3,6 +3,7 @@
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import race
@@ -14,7 +15,7 @@ from sempa.files import write_atomic
 from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
 from sempa.sources import resolve_model
 
-_TRIPLETS = (16, 32, 64, 128, 256)
+_TRIPLETS = (16, 32, 64, 128)
 # Width and depth of models with random weights, in the default model's proportions and with its vocabulary.
 _SHAPES = ((192, 10), (320, 17), (448, 23), (576, 30), (768, 40))
 # Triplets of a pass where the model is what grows.
@@ -33,32 +34,35 @@ def main() -> None:
         given.count = int(count)
         print(json.dumps({"bytes": _memory(given)}))
         return
-    rows = []
-    for count in _TRIPLETS[:2] if given.short else _TRIPLETS:
-        rows.append({"over": "triplets", **_measure(given, count)})
-        print(race.table(list(rows[-1]), [list(rows[-1].values())]), flush=True)
-    for width, depth in _SHAPES[:2] if given.short else _SHAPES:
-        with tempfile.TemporaryDirectory() as folder:
-            _random_model(given.model, Path(folder), width, depth)
-            measured = _measure(argparse.Namespace(**{**vars(given), "model": folder}), _COUNT)
-        rows.append({"over": "parameters", **measured})
-        print(race.table(list(rows[-1]), [list(rows[-1].values())]), flush=True)
+    sizes, shapes = (_TRIPLETS[:2], _SHAPES[:2]) if given.short else (_TRIPLETS, _SHAPES)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [("triplets", given.model, count) for count in sizes]
+        for width, depth in shapes:
+            runs.append(("parameters", f"{folder}/{width}", _COUNT))
+            _random_model(given.model, Path(folder) / str(width), width, depth)
+        rows = _measure(given, runs)
+    print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     path = race.keep("growth", given, rows)
     write_atomic(path.with_suffix(".svg"), plot(rows))
     print(path)
 
 
-def _measure(given: argparse.Namespace, count: int) -> dict[str, float]:
-    """A pass of optimiser steps over `count` triplets: median seconds, and the peak above the loaded model."""
-    given.count = count
-    ours = sempa_contestants(given, read_or_make(given))
-    seconds = race.alternate({"step": ours["step"]}, given.rounds)["step"]
-    options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
-    risen = race.in_fresh_process(__file__, *options, f"{given.model},{count}")["bytes"]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(given.model)))
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"triplets": count, "parameters": parameters, "seconds": seconds, "peak MiB": risen / 2**20}
+def _measure(given: argparse.Namespace, runs: Sequence[tuple[str, str, int]]) -> list[dict]:
+    """A pass of optimiser steps for each model and number of triplets: median seconds, peak above the loaded model."""
+    steps = {}
+    for run in runs:
+        _, given.model, given.count = run
+        steps[run] = sempa_contestants(given, read_or_make(given))["step"]
+    seconds = race.alternate(steps, given.rounds)
+    rows = []
+    for over, model, count in runs:
+        options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
+        risen = race.in_fresh_process(__file__, *options, f"{model},{count}")["bytes"]
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(model)))
+        size = {"triplets": count, "parameters": sum(p.numel() for p in empty.parameters())}
+        rows.append({"over": over, **size, "seconds": seconds[over, model, count], "peak MiB": risen / 2**20})
+    return rows
 
 
 def _memory(given: argparse.Namespace) -> int:

@@ -16,8 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from draw import bars
 
+from sempa.files import write_atomic
 from sempa.models import computes_bfloat16
+from sempa.plots import available
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "sentence-transformers", "liger-kernel", "cut-cross-entropy")
@@ -154,7 +157,7 @@ def _text(value: object) -> str:
 
 
 def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
-    """Write rows and machine to `experiments/results/NAME[-short].json`."""
+    """Write rows and machine to `experiments/results/NAME[-short].json`, and rows of contestants as bars beside it."""
     kind = "-short" if given.short else ""
     where = "-cuda" if given.device.startswith("cuda") else ""
     path = RESULTS / f"{name}{where}{kind}.json"
@@ -170,4 +173,6 @@ def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
         "rows": rows,
     }
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if available() and "contestant" in rows[0]:
+        write_atomic(path.with_suffix(".svg"), bars(rows))
     return path

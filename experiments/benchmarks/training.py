@@ -24,7 +24,7 @@ from sempa.training import Fixed, train_step
 from sempa.triplets import read_triplets
 
 _RANK, _ALPHA = 8, 32
-_TRL_BATCHES = (4, 8, 16)
+_TRL_BATCHES = (1, 2, 4, 8)
 
 
 def main() -> None:

@@ -1,0 +1,41 @@
+"""The benchmarks' pictures show what was measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import load_script
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
+RESULTS = BENCHMARKS.parent / "results"
+
+
+pytest.importorskip("matplotlib")
+
+
+def texts(picture):
+    return re.findall(r">([^<]*)</text>", picture)
+
+
+@pytest.mark.parametrize("name", ["training", "embedding", "gatherer", "gatherer-trained"])
+def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_the_stored_figures(name):
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    picture = load_script(BENCHMARKS / "draw.py").bars(rows)
+    shown = texts(picture)
+    for row in rows:
+        assert any(text.endswith(row["contestant"]) for text in shown)
+        ratio = next(value for key, value in row.items() if key.startswith("x "))
+        assert f"{ratio:.2f}" in shown
+    assert sorted(shown) == sorted(texts((RESULTS / f"{name}.svg").read_text(encoding="utf-8")))
+
+
+def test_growth_is_drawn_over_triplets_and_over_parameters():
+    rows = [
+        {"over": over, "triplets": size, "parameters": 1e6 * size, "seconds": 0.5 * size, "peak MiB": 100.0}
+        for over in ("triplets", "parameters")
+        for size in (16, 32, 64)
+    ]
+    shown = texts(load_script(BENCHMARKS / "growth.py").plot(rows))
+    assert shown.count("seconds") == shown.count("peak MiB") == 2
+    assert {"triplets of a pass", "parameters, million"} < set(shown)
