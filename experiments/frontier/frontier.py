@@ -57,14 +57,26 @@ POINTS: dict[str, dict[str, object]] = {
     "mixed + SPOD": {"sparse": 0.1},
     "DPO + anchor + uniformity": {**ALONE, "anchor": 1.0, "uniformity": 0.1},
     "IPO + anchor": {**ALONE, "objective": "ipo", "anchor": 1.0},
+    "ranking top-1 + anchor": {**ALONE, "objective": "plackett-luce-top1", "anchor": 1.0},
+    "DPO + anchor, rate 3e-4": {**ALONE, "anchor": 1.0, "learning_rate": 3e-4},
+    "DPO + anchor, β 0.5": {**ALONE, "anchor": 1.0, "beta": 0.5},
+    "DPO + anchor 0.3": {**ALONE, "anchor": 0.3},
+    "DPO, conservative, + anchor": {**ALONE, "objective": "conservative-dpo", "label_smoothing": 0.1, "anchor": 1.0},
+    "DPO + anchor + isotropy": {**ALONE, "anchor": 1.0, "isotropy": 0.1},
+    "DPO + SPOD + anchor": {**ALONE, "anchor": 1.0, "sparse": 0.1},
+    "mixed with ranking": {"objective": "plackett-luce"},
+    "IPO online + anchor": {**ALONE, "objective": "online-ipo", "anchor": 1.0},
+    "IPO-MD online + anchor": {**ALONE, "objective": "ipo-md", "anchor": 1.0},
     "mixed, batches of 16": {"batch_size": 16, "neutral_tokens": 256},
     "contrast + retention 30": {**CONTRAST, "retention": 30.0},
     "mixed, batches of 32": {"batch_size": 32, "neutral_tokens": 512},
 }
 COLOURS = {
-    **{"DPO": "#0072b2", "IPO": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
+    **{"DPO": "#0072b2", "IPO": "#56b4e9", "IPO-MD": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
     **{"contrast": "#e69f00", "mixed": "#d55e00"},
 }
+# The paper's recipe, and ours.
+MARKS = {"DPO, the paper's recipe": ("*", 12), "mixed, the default recipe": ("D", 7)}
 # Part of the way too, which takes no training but a whole evaluation.
 SHARES = {"mixed, the default recipe": (0.7,), "mixed, contrast of responses": (0.7,)}
 GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
@@ -190,9 +202,10 @@ def plot(result: dict) -> str:
     """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
 
     A point is the mean over its seeds, whiskers reach from the lowest to the highest. Points are numbered, and named
-    beside the picture; what lies far below the base stands on the lower edge.
+    beside the picture; what lies far below the base stands on the lower edge. The star is the paper's recipe, the
+    diamond the default one.
     """
-    figure, axes = make_figure(1, 3, (11.5, 4.8), width_ratios=(4, 4, 3))
+    figure, axes = make_figure(1, 3, (11.5, 5.6), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
     lowest = base - DEPTH_SHOWN
     measured = points(result)
@@ -214,7 +227,7 @@ def plot(result: dict) -> str:
                 ):
                     axis.plot(*ends, color=colour, linewidth=0.8, alpha=0.5)
             axis.plot(*zip(*places, strict=True), "-", color=colour, linewidth=0.8)
-            marker, size = ("*", 11) if "recipe" in name else ("v" if places[0][1] == lowest else "o", 5)
+            marker, size = MARKS.get(name, ("v" if places[0][1] == lowest else "o", 5))
             axis.plot(*places[0], marker, color=colour, markersize=size)
             # Neighbours' numbers above and below in turn.
             offset = (3, 5 if number % 2 else -11)
