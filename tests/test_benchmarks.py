@@ -39,3 +39,14 @@ def test_growth_is_drawn_over_triplets_and_over_parameters():
     shown = texts(load_script(BENCHMARKS / "growth.py").plot(rows))
     assert shown.count("seconds") == shown.count("peak MiB") == 2
     assert {"triplets of a pass", "parameters, million"} < set(shown)
+
+
+def test_the_gatherers_growth_is_drawn_over_rows_and_over_the_vocabulary():
+    gatherer = load_script(BENCHMARKS / "gatherer.py")
+    rows = [
+        {"N": n, "D": d, "V": v, "contestant": name, "ms": n * v / 1e6, "peak MiB": 50.0}
+        for n, d, v in gatherer._GROWTH
+        for name in ("bare products", "sempa", "log_softmax")
+    ]
+    shown = texts(gatherer.plot(rows))
+    assert {"ms over N", "peak MiB over N", "ms over V", "peak MiB over V", "log_softmax"} < set(shown)

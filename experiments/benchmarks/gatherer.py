@@ -5,14 +5,15 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import race
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sempa.files import write_atomic
 from sempa.kernels import token_logprobs
+from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
 # rows N, width D, vocabulary V
 _SIZES = (
@@ -61,7 +62,7 @@ def main() -> None:
     kind = [f"-{name}" for name in ("trained", "growth", "chunks") if getattr(given, name)]
     path = race.keep("".join(["gatherer", *kind]), given, rows)
     if given.growth:
-        _plot(rows, path.with_suffix(".svg"))
+        write_atomic(path.with_suffix(".svg"), plot(rows))
     print(path)
 
 
@@ -209,23 +210,17 @@ def _memory(given: argparse.Namespace, n: int, d: int, v: int) -> int:
     return peak.risen()
 
 
-def _plot(rows: list[dict], path: Path) -> None:
-    """Time and memory over the rows N, and over the vocabulary V, on logarithmic axes beside a line of slope 1."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    # Without it the file's element ids would be new in every run.
-    matplotlib.rcParams["svg.hashsalt"] = path.stem
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    colours = {"sempa": "#e69f00", "log_softmax": "#56b4e9", "bare products": "#777777"}
-    over_rows = [row for row in rows if row["V"] == 49152]
-    over_vocabulary = [row for row in rows if row["N"] == 512 and row["V"] != 49152]
+def plot(rows: list[dict]) -> str:
+    """Time and memory over rows N and vocabulary V, on logarithmic axes beside lines of slope 1; an SVG."""
+    figure, axes = make_figure(1, 4, (12.0, 3.2))
+    colours = {"sempa": ALIGNED, "log_softmax": BASE, "bare products": "#999999"}
+    over_rows = [row for row in rows if row["V"] == _GROWTH[0][2]]
+    over_vocabulary = [row for row in rows if row["V"] != _GROWTH[0][2]]
     for axis, chosen, x, y in (
         (axes[0], over_rows, "N", "ms"),
-        (axes[1], over_vocabulary, "V", "ms"),
-        (axes[2], over_rows, "N", "peak MiB"),
+        (axes[1], over_rows, "N", "peak MiB"),
+        (axes[2], over_vocabulary, "V", "ms"),
+        (axes[3], over_vocabulary, "V", "peak MiB"),
     ):
         for name, colour in colours.items():
             points = [(row[x], row[y]) for row in chosen if row["contestant"] == name]
@@ -233,10 +228,10 @@ def _plot(rows: list[dict], path: Path) -> None:
         # The slope of linear growth, through the first point of ours.
         first, *_ = [row for row in chosen if row["contestant"] == "sempa"]
         ends = [min(row[x] for row in chosen), max(row[x] for row in chosen)]
-        axis.plot(ends, [first[y] * end / first[x] for end in ends], color="#777777", linestyle=":", label="linear")
+        axis.plot(ends, [first[y] * end / first[x] for end in ends], color=INK, linestyle=":", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=x, title=f"{y} over {x}")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    return standalone(svg(figure, "gatherer-growth", "Time and memory of the gatherer over rows and vocabulary"))
 
 
 if __name__ == "__main__":
