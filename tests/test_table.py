@@ -449,6 +449,27 @@ def test_the_command_prints_and_writes_the_table_and_goes_on(
     assert len(list((tmp_path / "rows").iterdir())) == 4
 
 
+def test_the_table_joins_a_finished_runs_report_and_takes_the_place_of_an_earlier_one(
+    benchmark, tiny_folder, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    command = ["table", "--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu", "--sts", str(benchmark)]
+    command += ["--splits", "dev,trial", "--resamples", "0", "--output", str(tmp_path / "table"), "--report", str(run)]
+    assert main([*command, "--readouts", "mean"]) == 2
+    assert "run: holds no report of a finished run" in capsys.readouterr().err
+    assert not (tmp_path / "table").exists()
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}\n')
+    (run / "report.json").write_text('{"model": "tiny", "sts": [], "training": {}}')
+    for readout in ("mean", "last"):
+        assert main([*command, "--readouts", readout]) == 0
+        page = (run / "report.html").read_text()
+        assert page.count(f"<h2>{tiny_folder}: Spearman") == 1
+        assert f'<th scope="row">{readout}</th>' in page
+    assert '<th scope="row">mean</th>' not in page
+    assert [row["label"] for row in json.loads((run / "report.json").read_text())["table"]["rows"]] == ["last"]
+
+
 def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     pairs = tmp_path / "mine.tsv"
     pairs.write_text(

@@ -229,7 +229,10 @@ def plot(rows: list[dict]) -> str:
         first, *_ = [row for row in chosen if row["contestant"] == "sempa"]
         ends = [min(row[x] for row in chosen), max(row[x] for row in chosen)]
         axis.plot(ends, [first[y] * end / first[x] for end in ends], color=INK, linestyle=":", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel=x, title=f"{y} over {x}")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.minorticks_off()
+        axis.set(xlabel=x, title=f"{y} over {x}")
     axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return standalone(svg(figure, "gatherer-growth", "Time and memory of the gatherer over rows and vocabulary"))
 

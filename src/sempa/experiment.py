@@ -26,7 +26,7 @@ from sempa.evaluation import (
     measure_preference,
     measure_sts,
 )
-from sempa.files import write_atomic, write_json
+from sempa.files import read_json, write_atomic, write_json
 from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
 from sempa.models import BaseModel, context_length, load_base
 from sempa.parallel import World, join_world, local_device
@@ -141,6 +141,17 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     print(terminal_table(report), flush=True)
     print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)
     return report
+
+
+def finished_report(run: Path) -> tuple[dict, list[dict]]:
+    """The report and the metrics of a finished run; raises `SempaError` when the folder holds none."""
+    try:
+        report = read_json(run / "report.json")
+        if not isinstance(report, dict):
+            raise ValueError("report.json is no object")
+        return report, read_metrics(run / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise SempaError(f"{run}: holds no report of a finished run ({error})") from error
 
 
 def _evaluate(

@@ -22,6 +22,7 @@ from sempa.page import (
     text_table,
 )
 from sempa.space_report import key_token_examples, space_figures, space_tables, space_words
+from sempa.table_formats import html_parts
 
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
@@ -113,6 +114,8 @@ def page(report: dict, history: Sequence[dict]) -> str:
     parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
     parts += [html_table(*table) for table in tables(report)]
     parts += _pictures(report, history)
+    if report.get("table"):
+        parts += html_parts(report["table"])
     parts += key_token_examples(report)
     if report.get("generations"):
         parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")

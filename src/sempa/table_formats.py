@@ -49,7 +49,8 @@ def write_table(folder: Path, report: dict) -> None:
     write_json(folder / "table.json", finite({**report, "quoted": quoted}))
     write_atomic(folder / "table.csv", csv_text(report))
     write_atomic(folder / "table.md", markdown(report))
-    write_atomic(folder / "table.html", html_page(f"sempa table: {report['model']}", html_parts(report)))
+    title = f"<h1>{escape(str(report['model']))}: sentence similarity</h1>"
+    write_atomic(folder / "table.html", html_page(f"sempa table: {report['model']}", [title, *html_parts(report)]))
 
 
 def terminal(report: dict) -> str:
@@ -89,8 +90,8 @@ def csv_text(report: dict) -> str:
 
 
 def html_parts(report: dict) -> list[str]:
-    """The page's body: tables, notes, picture, details."""
-    parts = [f"<h1>{escape(str(report['model']))}: sentence similarity</h1>"]
+    """The table for a page: main and quoted rows, notes, picture, details."""
+    parts = []
     parts += [html_table(*table) for table in (main_table(report), *quoted_table(report))]
     parts.append("<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in notes(report)) + "</ul>")
     if plots.available():

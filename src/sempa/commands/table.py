@@ -49,18 +49,22 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/table"), metavar="FOLDER", help="where to write (default %(default)s)"
     )
+    parser.add_argument("--report", type=Path, metavar="RUN", help="lay the table into this finished run's report, too")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
     from sempa.errors import SempaError
-    from sempa.experiment import versions
+    from sempa.experiment import finished_report, versions
     from sempa.models import load_base
+    from sempa.report import write_report
     from sempa.sts import SETS, read_sts, sample_task, select_tasks
     from sempa.table import measure_rows, parse_methods, summarise
     from sempa.table_formats import terminal, write_table
 
+    # A report that is not there is missed before the first row, not after the last.
+    finished = finished_report(arguments.report) if arguments.report else None
     methods = parse_methods(arguments.readouts)
     for adapter in arguments.adapter:
         methods += parse_methods(arguments.adapter_readouts, adapter)
@@ -92,5 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
         **summarise(rows, tasks, arguments.resamples, arguments.seed),
     }
     write_table(arguments.output, report)
+    if finished is not None:
+        known, history = finished
+        write_report(arguments.report, {**known, "table": report}, history)
     print(terminal(report))
     print(f"table: {arguments.output / 'table.html'}")
