@@ -21,7 +21,7 @@ from sempa.config import load_config
 from sempa.dataset import load_dataset
 from sempa.embedder import embed
 from sempa.evaluation import gsm8k_sample, measure_generation
-from sempa.experiment import versions
+from sempa.experiment import origin
 from sempa.files import write_atomic, write_json
 from sempa.lora import add_lora, interpolated, remove_adapter
 from sempa.models import BaseModel, load_base
@@ -122,7 +122,7 @@ def main() -> None:
 def _kept(path: Path, settings: dict) -> dict:
     """What an earlier call with the same settings has measured."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return kept if kept.get("settings") == settings else {"settings": settings, "versions": versions(), "rows": []}
+    return kept if kept.get("settings") == settings else {"settings": settings, **origin(), "rows": []}
 
 
 def _measure(

@@ -17,6 +17,7 @@ import torch
 from sempa.config import Config
 from sempa.embedder import embed
 from sempa.evaluation import builtin_task, measure_texts
+from sempa.experiment import origin
 from sempa.files import write_json
 from sempa.lora import add_lora
 from sempa.models import BaseModel, load_base
@@ -55,7 +56,7 @@ def main() -> None:
     def keep(name: str, base: BaseModel) -> None:
         result["models"][name] = row = measure(base, held_out, answers, given.new_tokens, given.sts_pairs)
         result["cpu_seconds"] = time.process_time()
-        write_json(RESULTS, result)
+        write_json(RESULTS, {**origin(), **result})
         print(name, json.dumps(row), flush=True)
 
     keep("full precision", full)

@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sempa.embedder import embed
+from sempa.experiment import origin
 from sempa.files import write_atomic, write_json
 from sempa.kernels import sparse_code, token_directions
 from sempa.lora import load_adapter
@@ -46,6 +47,7 @@ def main() -> None:
         "task": task.name,
         "model": given.model,
         "adapter": str(given.adapter or ""),
+        **origin(),
         **measure(task, sentences, vectors, base.model.get_output_embeddings().weight),
     }
     write_json(given.out.with_suffix(".json"), result)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from sempa.embedder import Embedder
+from sempa.experiment import origin
 from sempa.files import write_json
 from sempa.sampling import sample
 from sempa.semantic_uncertainty import uncertainties
@@ -68,7 +69,7 @@ def main() -> None:
         "auroc": measure(rows),
         "without_sums": without_sums(rows),
     }
-    write_json(RESULTS, {**result, "rows": rows})
+    write_json(RESULTS, {**origin(), **result, "rows": rows})
     print(json.dumps(result, indent=1))
 
 

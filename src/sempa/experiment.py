@@ -1,6 +1,7 @@
 """One run from config to report: data, adapter, training, evaluation, and a folder that holds it all."""
 
 import dataclasses
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -74,7 +75,7 @@ def resume_run(run: Path, command: str) -> dict:
 def _run(config: Config, run: Path, command: str, world: World) -> dict:
     began = time.perf_counter()
     if world.leads:
-        write_json(run / "environment.json", {"command": command, "versions": versions(), "machine": _machine(config)})
+        write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = development_tasks(config.sts_dir) if config.sts_dir else []
     problems = gsm8k_sample(config.gsm8k)
@@ -119,8 +120,9 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         "base_source": base.source,
         "config": dataclasses.asdict(config),
         "command": command,
+        "date": datetime.date.today().isoformat(),
         "versions": versions(),
-        "machine": {**_machine(config), "dtype": str(base.model.dtype).removeprefix("torch.")},
+        "machine": {**machine(config.device), "dtype": str(base.model.dtype).removeprefix("torch.")},
         "seconds": {
             "total": finished - began + spent,
             "training": state["seconds"],
@@ -196,14 +198,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
-def _machine(config: Config) -> dict:
+def origin(device: str = "") -> dict:
+    """What a stored figure must say of where it comes from: `date`, `versions` and `machine`."""
+    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": machine(device)}
+
+
+def machine(device: str = "") -> dict:
+    """Processor, cores, threads, memory in GiB, and the name of the device (by default the one that is there)."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
         device = torch.cuda.get_device_name(device)
     return {
