@@ -1,5 +1,6 @@
 """The plan counts what the run really takes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -192,6 +193,7 @@ def test_every_experiment_can_be_planned(name, capsys):
     assert main(["plan", path]) == 0
     told = capsys.readouterr().out
     assert "H200" in told and "GB" in told
+    assert re.search(r"A100 80GB +\d[\d.]* (h|min|s)\b", told)
 
 
 def test_a_share_of_the_peak_that_is_none_is_refused(capsys):

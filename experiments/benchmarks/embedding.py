@@ -24,7 +24,7 @@ from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
 from sempa.readouts.layers import blocks
 from sempa.sources import resolve_model
 
-_PEER_BATCHES = (16, 32, 64)
+_PEER_BATCHES = (4, 8, 16, 32)
 _PLAIN_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 

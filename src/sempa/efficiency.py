@@ -66,7 +66,8 @@ def measure_efficiency(config: Config) -> Efficiency:
         step_seconds, product_seconds = _alternate(step, product, device)
     products = 2 * states.numel() * widest.shape[0] / product_seconds
     reached = len(row.tokens) * (4 * blocks + 6 * adapter) / step_seconds
-    return Efficiency(reached / products, products, _name(device), str(dtype).removeprefix("torch."))
+    # Above 1 the product was disturbed more than the row.
+    return Efficiency(min(1.0, reached / products), products, _name(device), str(dtype).removeprefix("torch."))
 
 
 def describe_efficiency(measured: Efficiency) -> str:

@@ -143,8 +143,16 @@ def describe_plan(plan: Plan, efficiency: float) -> str:
     ]
     for name, (_, memory) in GPUS.items():
         fits = "" if plan.memory < 0.9 * memory else f"   does not fit in {memory / 1e9:.0f} GB: lower {plan.bound}"
-        lines.append(f"  {name:<16}{plan.hours(name, efficiency):9.3g} h{fits}")
+        lines.append(f"  {name:<16}{_duration(plan.hours(name, efficiency)):>10}{fits}")
     return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    """In the largest unit that leaves a whole number of them."""
+    for unit, size in (("h", 1.0), ("min", 60.0)):
+        if hours * size >= 1:
+            return f"{hours * size:.3g} {unit}"
+    return f"{hours * 3600:.3g} s"
 
 
 def model_config(name: str) -> PreTrainedConfig:
