@@ -1,11 +1,9 @@
 """What a training step and an encoder may cost: tokens, multiply-adds and bytes, which no busy machine changes."""
 
-import weakref
-
 import pytest
 import torch
+from test_token_logprobs import Work
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sempa.batches import Batches
 from sempa.config import Config
@@ -40,22 +38,6 @@ class Products(TorchDispatchMode):
         elif name in ("bmm", "matmul") and args[0].ndim > 2:
             self.attention += args[0].numel() * args[1].shape[-1]
         return func(*args, **(kwargs or {}))
-
-
-class Taken(TorchDispatchMode):
-    """Bytes of all tensors that operations inside make anew."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes, self._seen = 0, weakref.WeakSet()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._seen:
-                self._seen.add(tensor.untyped_storage())
-                self.bytes += tensor.untyped_storage().nbytes()
-        return result
 
 
 @pytest.fixture
@@ -179,8 +161,8 @@ def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Taken() as counted:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Work() as counted:
         run()
     # Measured, and a little room; float32.
     assert sum(kept.values()) < 9_100 * tokens
-    assert counted.bytes < 56_500 * tokens
+    assert counted.taken < 56_500 * tokens

@@ -9,9 +9,9 @@ from functools import partial
 import race
 import torch
 import torch.nn.functional as F
+from draw import bars
 from torch import Tensor
 
-from sempa.files import write_atomic
 from sempa.kernels import token_logprobs
 from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
@@ -60,10 +60,7 @@ def main() -> None:
             print(race.table(list(measured[0]), [list(row.values()) for row in measured]), flush=True)
             rows += measured
     kind = [f"-{name}" for name in ("trained", "growth", "chunks") if getattr(given, name)]
-    path = race.keep("".join(["gatherer", *kind]), given, rows)
-    if given.growth:
-        write_atomic(path.with_suffix(".svg"), plot(rows))
-    print(path)
+    print(race.keep("".join(["gatherer", *kind]), given, rows, plot if given.growth else bars))
 
 
 def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list[dict]:

@@ -11,7 +11,7 @@ import torch
 from training import read_or_make, sempa_contestants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sempa.files import write_atomic
+from sempa.plan import empty_model, model_config
 from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
 from sempa.sources import resolve_model
 
@@ -42,9 +42,7 @@ def main() -> None:
             _random_model(given.model, Path(folder) / str(width), width, depth)
         rows = _measure(given, runs)
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
-    path = race.keep("growth", given, rows)
-    write_atomic(path.with_suffix(".svg"), plot(rows))
-    print(path)
+    print(race.keep("growth", given, rows, plot))
 
 
 def _measure(given: argparse.Namespace, runs: Sequence[tuple[str, str, int]]) -> list[dict]:
@@ -58,8 +56,7 @@ def _measure(given: argparse.Namespace, runs: Sequence[tuple[str, str, int]]) ->
     for over, model, count in runs:
         options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
         risen = race.in_fresh_process(__file__, *options, f"{model},{count}")["bytes"]
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(model)))
+        empty = empty_model(model_config(model), torch.float32, "meta")
         size = {"triplets": count, "parameters": sum(p.numel() for p in empty.parameters())}
         rows.append({"over": over, **size, "seconds": seconds[over, model, count], "peak MiB": risen / 2**20})
     return rows

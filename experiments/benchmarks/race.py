@@ -156,8 +156,8 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
-    """Write rows and machine to `experiments/results/NAME[-short].json`, and rows of contestants as bars beside it."""
+def keep(name: str, given: argparse.Namespace, rows: list[dict], picture: Callable[[list[dict]], str] = bars) -> Path:
+    """Write rows and machine to `experiments/results/NAME[-short].json`, and their picture as SVG beside it."""
     kind = "-short" if given.short else ""
     where = "-cuda" if given.device.startswith("cuda") else ""
     path = RESULTS / f"{name}{where}{kind}.json"
@@ -173,6 +173,6 @@ def keep(name: str, given: argparse.Namespace, rows: list[dict]) -> Path:
         "rows": rows,
     }
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if available() and "contestant" in rows[0]:
-        write_atomic(path.with_suffix(".svg"), bars(rows))
+    if available():
+        write_atomic(path.with_suffix(".svg"), picture(rows))
     return path

@@ -58,6 +58,11 @@ class Batches(Sequence[Batch]):
         return _make_batch(self.config, self.preferences, self.order[start : start + self.config.batch_size])
 
 
+def count_ranked(config: Config, size: int) -> int:
+    """How many examples of a batch of `size` are ranked: the configured share, rounded up."""
+    return math.ceil(config.preference_share * size)
+
+
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
     sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
     if config.contrast or config.sparse:
@@ -71,6 +76,6 @@ def _make_batch(config: Config, preferences: list[Preference], members: list[int
     rows = []
     if config.objective not in ONLINE and (config.objective != "none" or config.anchor):
         # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-        ranked = members[: math.ceil(config.preference_share * len(members))]
+        ranked = members[: count_ranked(config, len(members))]
         rows = pack_preferences(preferences, ranked, config.row_tokens)
     return Batch([preferences[i] for i in members], rows, sentences, texts)

@@ -53,7 +53,7 @@ def measure_efficiency(config: Config) -> Efficiency:
     for parameter in lora_parameters(model).values():
         parameter.requires_grad_(True)
     adapter = sum(parameter.numel() for parameter in lora_parameters(model).values())
-    row = example_row(config.row_tokens).row
+    row = example_row(config.row_tokens)
     states = torch.randn(len(row.tokens), widest.shape[1], device=device, dtype=dtype)
 
     def step() -> None:

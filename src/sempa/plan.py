@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
+from sempa.batches import count_ranked
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.errors import SempaError
 from sempa.lora import add_lora, block_linears, lora_parameters
 from sempa.models import attention_kind, open_config, row_states
-from sempa.packing import PreferenceRow, pack_preferences
+from sempa.packing import Row, pack_preferences
 from sempa.prompts import Preference
 from sempa.sources import first_line, quiet, resolve_model
 
@@ -112,6 +113,8 @@ def make_plan(config: Config) -> Plan:
     # The graphs of one-word prompts wait for one another, packed rows of the other terms do not.
     together = max(config.row_tokens, config.batch_size * words)
     measured = min(together, _MEASURED_TOKENS)
+    with explain_failures(config.model):
+        saved = _saved_bytes(model, measured) * together / measured
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -124,7 +127,7 @@ def make_plan(config: Config) -> Plan:
         flops=flops,
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
-        saved_bytes=_saved_bytes(config.model, model, measured) * together / measured * bytes_per_weight / 2,
+        saved_bytes=saved * bytes_per_weight / 2,
         bound="row_tokens" if together == config.row_tokens else "batch_size",
     )
 
@@ -183,11 +186,11 @@ def explain_failures(name: str) -> Iterator[None]:
 
 
 def _ranked(config: Config, triplets: int) -> int:
-    """How many of an epoch's triplets are ranked: the share of each batch, rounded up, as in `Batches`."""
+    """How many of an epoch's triplets are ranked, batch by batch."""
     if config.objective == "none" and not config.anchor:
         return 0
     whole, rest = divmod(triplets, config.batch_size)
-    return whole * math.ceil(config.preference_share * config.batch_size) + math.ceil(config.preference_share * rest)
+    return whole * count_ranked(config, config.batch_size) + count_ranked(config, rest)
 
 
 def _triplets(config: Config) -> int:
@@ -211,7 +214,7 @@ def _triplets(config: Config) -> int:
     raise SempaError(f"triplets {config.triplets}: no such file; a plan counts its rows")
 
 
-def example_row(row_tokens: int) -> PreferenceRow:
+def example_row(row_tokens: int) -> Row:
     """A packed row of about `row_tokens` tokens, of triplets as long as SNLI's are with SmolLM2's tokenizer."""
     example = Preference([0] * (_SHARED_TOKENS + _PROMPT_TOKENS), ([0] * _RESPONSE_TOKENS,) * 2)
     # All but the shared instructions differ, or the prompts would be one.
@@ -219,14 +222,14 @@ def example_row(row_tokens: int) -> PreferenceRow:
     examples = [
         replace(example, prompt=[0] * _SHARED_TOKENS + [1 + i % 7] * _PROMPT_TOKENS) for i in range(max(2, count))
     ]
-    return pack_preferences(examples, range(len(examples)), 1 << 40)[0]
+    return pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
 
 
-def _saved_bytes(name: str, model: PreTrainedModel, row_tokens: int) -> int:
+def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
     """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
     for parameter in lora_parameters(model).values():
         parameter.requires_grad_(True)
-    row = example_row(row_tokens).row
+    row = example_row(row_tokens)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     seen: dict[int, int] = {}
 
@@ -239,6 +242,6 @@ def _saved_bytes(name: str, model: PreTrainedModel, row_tokens: int) -> int:
 
     kept: list[torch.Tensor] = []
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), explain_failures(name):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         row_states(model, row)
     return sum(seen.values())

@@ -91,8 +91,7 @@ def csv_text(report: dict) -> str:
 
 def html_parts(report: dict) -> list[str]:
     """The table for a page: main and quoted rows, notes, picture, details."""
-    parts = []
-    parts += [html_table(*table) for table in (main_table(report), *quoted_table(report))]
+    parts = [html_table(*table) for table in (main_table(report), *quoted_table(report))]
     parts.append("<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in notes(report)) + "</ul>")
     if plots.available():
         caption = "Average of each row" + (" with its 95 % interval" if report["resamples"] else "") + "."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sempa.batches import Batch, Batches
+from sempa.batches import Batch, Batches, count_ranked
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
@@ -162,7 +162,7 @@ def train_step(
     """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
     model, terms = base.model, []
     if config.objective in ONLINE:
-        asked = batch.preferences[: math.ceil(config.preference_share * batch.size)]
+        asked = batch.preferences[: count_ranked(config, batch.size)]
         made = sample_preferences(config, base, asked, fixed.judge, step)
         rows, known = pack_preferences(made, range(len(made)), config.row_tokens), fixed.reference.compute
     else:
