@@ -29,12 +29,13 @@ from transformers import (
 )
 
 from sempa.cli import main
-from sempa.embedder import Embedder, embed
+from sempa.embedder import Embedder, embed, embed_readings
 from sempa.errors import SempaError
 from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
 from sempa.models import load_base
-from sempa.readouts import READOUTS, make_prompts, read
+from sempa.readouts import READOUTS, make_prompts, read, same_pass
 from sempa.readouts.layers import blocks, output_projection
+from sempa.readouts.pooling import last, mean, weighted_mean
 from sempa.readouts.prompt import Prompt, encode_spans
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
@@ -313,6 +314,25 @@ def test_neither_batch_size_nor_order_nor_neighbours_matter(made, name, readout)
     np.testing.assert_allclose(vectors, wanted[order], rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Bloom (ALiBi)"])
+def test_readings_of_one_pass_are_what_each_gives_alone(made, name, readout):
+    base = made(name).base
+    companions = [other for other in READOUTS if same_pass(readout, other)]
+    bare = ["mean", "weighted-mean", "last"]
+    assert companions == (bare if readout in bare else [readout])
+    readings = [(other, layer) for other in companions for layer in (2, -1, 0, DEPTH, -2, 2)]
+    runs = []
+    hook = blocks(base.model)[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    together = embed_readings(base, SENTENCES, readings, batch_size=3)
+    hook.remove()
+    # Contrastive Prompting's second prompt passes the first blocks, too.
+    assert len(runs) == (4 if readout == "contrastive-prompting" else 2)
+    for (other, layer), vectors in zip(readings, together, strict=True):
+        wanted = embed(base, SENTENCES, layer=layer, readout=other)
+        np.testing.assert_allclose(vectors, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
 texts = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
 
 
@@ -347,8 +367,16 @@ def test_a_begin_of_text_token_is_seen_but_not_averaged():
         assert prompt.tokens[0] == tokenizer.bos_token_id
         others = [token for place, token in enumerate(prompt.tokens[1:], 1) if place != prompt.placeholder]
         assert tokenizer.bos_token_id not in others
-        assert len(prompt.weights) < len(prompt.tokens)
-        assert sum(prompt.weights) == pytest.approx(1)
+        assert prompt.span < len(prompt.tokens)
+
+
+@pytest.mark.parametrize("pooling", [mean, weighted_mean, last])
+def test_the_weights_of_a_span_sum_to_one_and_belong_to_its_last_tokens(pooling):
+    for size in (1, 2, 7, 300):
+        weights = pooling(size)
+        assert sum(weights) == pytest.approx(1)
+        assert 1 <= len(weights) <= size
+    assert weights[-1] == max(weights)
 
 
 def test_steering_leaves_no_hook_behind(made):
@@ -358,7 +386,7 @@ def test_steering_leaves_no_hook_behind(made):
         embed(base, SENTENCES, readout=readout, layer=3)
     with pytest.raises(IndexError):
         # An id that the table does not have, in the middle of a steered pass.
-        read("token-prepending", base.model, [Prompt([9999, 0, 1], placeholder=1)])
+        read([("token-prepending", -1)], base.model, [Prompt([9999, 0, 1], placeholder=1)])
     hooks = [m._forward_hooks | m._forward_pre_hooks for m in base.model.modules()]
     assert not any(hooks)
     np.testing.assert_array_equal(embed(base, SENTENCES), before)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.data import ScoredPair
-from sempa.embedder import Embedder, embed
+from sempa.embedder import Embedder, embed, embed_readings
 from sempa.evaluation import measure_sts
 from sempa.lora import adapter_disabled, add_lora, load_adapter, save_adapter
 from sempa.models import load_base
@@ -104,9 +104,9 @@ def counted(monkeypatch, stop_after=None):
         if stop_after is not None and len(seen) >= stop_after:
             raise KeyboardInterrupt
         seen.extend(sentences)
-        return embed(base, sentences, *arguments, **options)
+        return embed_readings(base, sentences, *arguments, **options)
 
-    monkeypatch.setattr("sempa.table.embed", embed_and_count)
+    monkeypatch.setattr("sempa.table.embed_readings", embed_and_count)
     return seen
 
 
@@ -156,6 +156,22 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
     assert len({round(average, 3) for average in averages}) == len(methods)
 
 
+def test_one_pass_serves_all_layers_and_poolings_of_the_same_prompts(base, tasks, adapters, tmp_path, monkeypatch):
+    seen = counted(monkeypatch)
+    methods = [
+        *parse_methods("last@1,prompteol,weighted-mean,prompteol@1,mean,echo"),
+        *(Method("prompteol", layer, adapter) for layer in (1, -1) for adapter in adapters),
+    ]
+    rows = measure_rows(base, methods, tasks, tmp_path)
+    distinct = len({text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)})
+    assert len(seen) == (3 + len(adapters)) * distinct
+    assert [row.method for row in rows] == methods
+    for place, method in enumerate(methods):
+        (alone,) = measure_rows(base, [method], tasks, tmp_path / str(place))
+        for together, own in zip(rows[place].cosines, alone.cosines, strict=True):
+            np.testing.assert_allclose(together, own, atol=1e-5)
+
+
 def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, tmp_path):
     before = embed(base, ["A man runs."])
     measure_rows(base, [Method("prompteol", adapter=adapter) for adapter in adapters], tasks[:1], tmp_path)
@@ -167,12 +183,13 @@ def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, 
 
 
 def test_finished_rows_survive_an_interrupt_and_the_second_call_goes_on(base, tasks, tmp_path, monkeypatch):
-    methods = parse_methods("prompteol,mean,last")
+    methods = parse_methods("prompteol,mean,last,echo")
     distinct = len({text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, stop_after=2 * distinct)
         measure_rows(base, methods, tasks, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    # Mean and last are one pass.
+    assert len(list(tmp_path.iterdir())) == 3
     seen = counted(monkeypatch)
     resumed = measure_rows(base, methods, tasks, tmp_path)
     assert len(seen) == distinct
@@ -222,8 +239,9 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
 def test_a_row_without_an_order_is_told_and_not_kept(base, tasks, tmp_path):
     # Before the first layer the last token's state is the embedding of the full stop that ends every sentence.
     with pytest.raises(SempaError, match=r"row last@0: STS12: all 18 cosines are 1, so the pairs have no order"):
-        measure_rows(base, [Method("last", 0)], tasks, tmp_path)
-    assert not list(tmp_path.iterdir())
+        measure_rows(base, parse_methods("last@0,mean,last"), tasks, tmp_path)
+    # The other rows of its pass are.
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["last", "mean"]
 
 
 def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):

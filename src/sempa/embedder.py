@@ -72,7 +72,6 @@ class Embedder:
         return vectors[0] if single else vectors
 
 
-@torch.inference_mode()
 def embed(
     base: BaseModel,
     sentences: Iterable[str],
@@ -88,7 +87,25 @@ def embed(
     `SempaError` for an unknown readout, a batch size below 1, a sentence that is not a string, is empty, or is longer
     than the model can read.
     """
-    check_readout(readout, layer, depth(base.model))
+    (vectors,) = embed_readings(base, sentences, [(readout, layer)], batch_size, show_progress, progress)
+    return vectors
+
+
+@torch.inference_mode()
+def embed_readings(
+    base: BaseModel,
+    sentences: Iterable[str],
+    readings: Sequence[tuple[str, int]],
+    batch_size: int = 32,
+    show_progress: bool = False,
+    progress: tqdm | None = None,
+) -> list[np.ndarray]:
+    """What `embed` gives for each of `readings`, a readout and a layer, from one pass of the model over the sentences.
+
+    Their readouts are of the `sempa.readouts.same_pass`: one at several layers, or `mean`, `weighted-mean` and `last`.
+    """
+    for readout, layer in readings:
+        check_readout(readout, layer, depth(base.model))
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     # More than one look at them: an iterator has but one.
@@ -100,7 +117,7 @@ def embed(
             raise SempaError(f"sentence {place}: is empty")
     model = base.model.eval()
     words = [" ".join(sentence.split()) for sentence in sentences]
-    prompts = make_prompts(readout, base.tokenizer, words)
+    prompts = make_prompts(readings[0][0], base.tokenizer, words)
     limit = context_length(model)
     for place, prompt in enumerate(prompts):
         if len(prompt.tokens) > limit:
@@ -110,15 +127,16 @@ def embed(
             )
     # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
-    result = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
+    widths = [embedding_width(readout, model, layer) for readout, layer in readings]
+    results = [np.empty((len(prompts), width), dtype=np.float32) for width in widths]
     shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
     with shown as progress:
         for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
-            states = read(readout, model, [prompts[i] for i in batch], layer).cpu().numpy()
-            result[batch] = states
+            for result, states in zip(results, read(readings, model, [prompts[i] for i in batch])):
+                result[batch] = states.cpu().numpy()
             if progress is not None:
                 progress.update(len(batch))
-    return result
+    return results
 
 
 def _batches(order: Sequence[int], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:

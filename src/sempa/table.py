@@ -1,9 +1,11 @@
 """The paper's main table for any model: readouts and adapters down the side, similarity sets across.
 
-A row costs one pass over the distinct sentences of all sets. Its cosines are kept as soon as it is finished; scores,
-intervals and tests are worked out from them, so a second call measures only what is missing.
+The distinct sentences of all sets are embedded once for each readout and adapter, whatever layers are read. Cosines are
+kept as soon as that is finished; scores, intervals and tests are worked out from them, so a second call measures only
+what is missing.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -18,13 +20,13 @@ from tqdm import tqdm
 
 from sempa import __version__
 from sempa.data import ScoredPair, distinct_sentences
-from sempa.embedder import embed
+from sempa.embedder import embed_readings
 from sempa.errors import SempaError
 from sempa.files import fingerprint, sha256, write_json
 from sempa.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter, remove_adapter
 from sempa.models import BaseModel, weights_fingerprint
 from sempa.progress import bar
-from sempa.readouts import READOUTS, check_readout
+from sempa.readouts import READOUTS, check_readout, same_pass
 from sempa.readouts.layers import depth
 from sempa.statistics import compare, interval
 from sempa.sts import StsResult, StsTask, draw_scores, left_out, pair_cosines, score_sts
@@ -51,7 +53,7 @@ BASELINE = Method("prompteol")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A measured method: the cosines of each task's pairs, float64 `[n]`, and the seconds its embeddings took."""
+    """A measured method: the cosines of each task's pairs, float64 `[n]`, and the seconds that its pass took."""
 
     method: Method
     cosines: list[np.ndarray]
@@ -80,8 +82,10 @@ def measure_rows(
 ) -> list[Row]:
     """Measure the methods on all tasks, one row each in their order; `base` holds no adapter, before and after.
 
-    A finished row is written to `folder` atomically, under a fingerprint of all that decides its cosines: weights,
-    dtype, kind of device, adapter, readout, layer, sentences and versions. A row that is there is read, not measured.
+    Rows of one pass, those that differ in layer or pooling alone, are measured together. A finished row is written to
+    `folder` atomically, under a fingerprint of all that decides its cosines (but their rounding, which its companions
+    in the pass may change): weights, dtype, kind of device, adapter, readout, layer, sentences and versions. A row that
+    is there is read, not measured.
 
     Raises `SempaError` for a method that is there twice, a layer the model does not have, an adapter that cannot be
     used, a row whose cosines on a task are all the same, and what `embed` raises.
@@ -95,14 +99,23 @@ def measure_rows(
             read_adapter(Path(method.adapter))
     files = [folder / f"{m.readout}-{key}.json" for m, key in zip(methods, _row_keys(base, methods, tasks))]
     rows = [_read_row(file, method, tasks) for file, method in zip(files, methods)]
+    passes = _passes([method for method, row in zip(methods, rows) if row is None])
     sentences = len(distinct_sentences(_pairs(tasks)))
-    with bar(rows.count(None) * sentences, "table", "sentence") as progress:
-        for place, method in enumerate(methods):
-            if rows[place] is None:
-                progress.set_description(method.label)
-                rows[place] = _measure_row(base, method, tasks, batch_size, progress)
-                _write_row(files[place], rows[place], tasks)
-                progress.write(f"{method.label}: {rows[place].seconds:.0f} s", file=sys.stderr)
+    with bar(len(passes) * sentences, "table", "sentence") as progress:
+        for together in passes:
+            label = ", ".join(method.label for method in together)
+            progress.set_description(label)
+            measured = _measure_pass(base, together, tasks, batch_size, progress)
+            for row in measured:
+                place = methods.index(row.method)
+                # A row without scores must not be kept; its companions are, before it is told.
+                with contextlib.suppress(SempaError):
+                    _score(row, tasks)
+                    _write_row(files[place], row, tasks)
+                rows[place] = row
+            for row in measured:
+                _score(row, tasks)
+            progress.write(f"{label}: {measured[0].seconds:.0f} s", file=sys.stderr)
     return rows
 
 
@@ -150,23 +163,33 @@ def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 10
     }
 
 
-def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask], batch_size: int, progress: tqdm) -> Row:
-    began = time.perf_counter()
+def _passes(methods: Sequence[Method]) -> list[list[Method]]:
+    """The methods, in their order, with those that one pass of the model serves together."""
+    passes: list[list[Method]] = []
+    for method in methods:
+        for together in passes:
+            if together[0].adapter == method.adapter and same_pass(together[0].readout, method.readout):
+                together.append(method)
+                break
+        else:
+            passes.append([method])
+    return passes
 
-    def encode(sentences: list[str]) -> np.ndarray:
-        return embed(base, sentences, batch_size, method.layer, readout=method.readout, progress=progress)
 
+def _measure_pass(
+    base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask], batch_size: int, progress: tqdm
+) -> list[Row]:
+    began, pairs = time.perf_counter(), _pairs(tasks)
+    readings = [(method.readout, method.layer) for method in methods]
     try:
-        if method.adapter:
-            load_adapter(base.model, Path(method.adapter))
-        cosines = pair_cosines(encode, _pairs(tasks))
+        if methods[0].adapter:
+            load_adapter(base.model, Path(methods[0].adapter))
+        vectors = embed_readings(base, distinct_sentences(pairs), readings, batch_size, progress=progress)
     finally:
         remove_adapter(base.model)
-    ends = np.cumsum([len(task.pairs) for task in tasks])
-    row = Row(method, np.split(cosines, ends[:-1]), time.perf_counter() - began)
-    # A row without scores must not be kept.
-    _score(row, tasks)
-    return row
+    cosines = [pair_cosines(lambda _, own=own: own, pairs) for own in vectors]
+    seconds, ends = time.perf_counter() - began, np.cumsum([len(task.pairs) for task in tasks])
+    return [Row(method, np.split(own, ends[:-1]), seconds) for method, own in zip(methods, cosines)]
 
 
 def _score(row: Row, tasks: Sequence[StsTask]) -> list[StsResult]:

@@ -14,7 +14,7 @@ from sempa.errors import SempaError
 from sempa.readouts.contrastive_prompting import contrastive_prompting, steering
 from sempa.readouts.echo import echo
 from sempa.readouts.layers import depth, scaled, states_at
-from sempa.readouts.pooling import last, mean, weighted_mean
+from sempa.readouts.pooling import bare, last, mean, weighted_mean
 from sempa.readouts.prompt import Batch, Prompt, make_batch
 from sempa.readouts.prompteol import prompteol, prompteol_icl
 from sempa.readouts.token_prepending import prepending, token_prepending
@@ -26,23 +26,27 @@ def _unchanged(model: PreTrainedModel, batch: Batch) -> AbstractContextManager:
 
 @dataclass(frozen=True)
 class Readout:
-    """How sentences become prompts, the layer that is read (of LLaMA2-7B's 32), and what the model does differently."""
+    """How sentences become prompts and states a vector, the layer (of LLaMA2-7B's 32), what the model does differently.
+
+    `pooling` gives, for the size of a prompt's span, the weights of its last states; they sum to 1.
+    """
 
     prompts: Callable[[PreTrainedTokenizerBase, Sequence[str]], list[Prompt]]
+    pooling: Callable[[int], tuple[float, ...]] = last
     layer: int = 32
     steered: Callable[[PreTrainedModel, Batch], AbstractContextManager] = _unchanged
 
 
 # Both steered readouts were published with layer 27 for LLaMA2-7B, and the last but one for LLaMA3-8B.
 _READOUTS = {
-    "mean": Readout(mean),
-    "weighted-mean": Readout(weighted_mean),
-    "last": Readout(last),
-    "echo": Readout(echo),
+    "mean": Readout(bare, mean),
+    "weighted-mean": Readout(bare, weighted_mean),
+    "last": Readout(bare, last),
+    "echo": Readout(echo, mean),
     "prompteol": Readout(prompteol),
     "prompteol-icl": Readout(prompteol_icl),
-    "contrastive-prompting": Readout(contrastive_prompting, 27, steering),
-    "token-prepending": Readout(token_prepending, 27, prepending),
+    "contrastive-prompting": Readout(contrastive_prompting, layer=27, steered=steering),
+    "token-prepending": Readout(token_prepending, layer=27, steered=prepending),
 }
 READOUTS = tuple(_READOUTS)
 
@@ -78,16 +82,23 @@ def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Se
     return _READOUTS[readout].prompts(tokenizer, sentences) if sentences else []
 
 
-def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer: int = -1) -> Tensor:
-    """Embeddings of a readout's prompts, run together: float32 `[n, D]`.
+def same_pass(readout: str, other: str) -> bool:
+    """Whether one pass of the model serves both: their prompts are the same, and only what is read of it differs."""
+    return _READOUTS[readout].prompts is _READOUTS[other].prompts
 
-    `layer` indexes transformers' `hidden_states` (0 = embedding output, the depth = last layer after the final norm,
-    −2 = the one before); −1 is the readout's own layer.
+
+def read(readings: Sequence[tuple[str, int]], model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Embeddings of prompts by each reading, a readout and a layer, from one pass: float32 `[n, D]` each.
+
+    The layer indexes transformers' `hidden_states` (0 = embedding output, the depth = last layer after the final norm,
+    −2 = the one before); −1 is the readout's own layer. The readouts are of the `same_pass`, and `prompts` theirs.
     """
-    batch = make_batch(model, prompts)
-    places = batch.places()
-    with _HOOKED, _READOUTS[readout].steered(model, batch):
-        states = states_at(model, layer_read(readout, layer, depth(model)), places, **batch.inputs)
+    weights = [[_READOUTS[readout].pooling(prompt.span) for prompt in prompts] for readout, _ in readings]
+    widths = [max(map(len, each)) for each in zip(*weights, strict=True)]
+    batch = make_batch(model, prompts, widths)
+    with _HOOKED, _READOUTS[readings[0][0]].steered(model, batch):
+        layers = [layer_read(readout, layer, depth(model)) for readout, layer in readings]
+        states = states_at(model, layers, batch.places(), **batch.inputs)
     # Each prompt's weights beside its own states, which stand one prompt after another.
-    weights = torch.block_diag(*(torch.tensor([prompt.weights]) for prompt in prompts))
-    return weights.to(states.device) @ states.float()
+    padded = ([torch.tensor([(0.0,) * (w - len(own)) + own]) for own, w in zip(rows, widths)] for rows in weights)
+    return [torch.block_diag(*rows).to(state.device) @ state.float() for rows, state in zip(padded, states)]

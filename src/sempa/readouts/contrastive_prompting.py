@@ -37,7 +37,8 @@ def contrastive_prompting(tokenizer: PreTrainedTokenizerBase, sentences: Sequenc
 def steering(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
     """Inside, a forward pass over `batch` has the heads' outputs of its last positions steered."""
     projection = output_projection(model, scaled(_BLOCK, depth(model)))
-    auxiliary = make_batch(model, [Prompt(list(prompt.auxiliary)) for prompt in batch.prompts])
+    others = [Prompt(list(prompt.auxiliary)) for prompt in batch.prompts]
+    auxiliary = make_batch(model, others, [1] * len(others))
     with input_of(projection) as reached:
         hidden_states(model, **auxiliary.inputs)
     b = reached[0].flatten(0, -2)[auxiliary.ends]

@@ -11,10 +11,10 @@ _HEAD = "Rewrite the sentence: {sentence}, rewritten sentence:"
 
 
 def echo(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """e = mean of hᵢ over the tokens of the second occurrence.
+    """The sentence twice; e is the mean of hᵢ over the tokens of its second occurrence.
 
     Springer et al., *Repetition Improves Language Model Embeddings* (arXiv 2402.15449).
     """
     heads = [_HEAD.format(sentence=sentence) for sentence in sentences]
     spans = encode_spans(tokenizer, heads, [f" {sentence}" for sentence in sentences])
-    return [Prompt(tokens, (1 / size,) * size) for tokens, size in spans]
+    return [Prompt(tokens, size) for tokens, size in spans]

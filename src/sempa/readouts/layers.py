@@ -1,7 +1,8 @@
 """The places inside a decoder that readouts touch: its blocks, the heads' outputs, and the state after any layer."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -51,22 +52,32 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
     raise SempaError(f"{type(model).__name__}: no output projection of the attention heads found to steer")
 
 
-def states_at(model: PreTrainedModel, layer: int, places: Tensor, **inputs: object) -> Tensor:
-    """`hidden_states[layer]` of transformers' count at the flat offsets `places` `[m]`: `[m, D]`.
+def states_at(model: PreTrainedModel, layers: Sequence[int], places: Tensor, **inputs: object) -> list[Tensor]:
+    """`hidden_states[layer]` of transformers' count at the flat offsets `places` `[m]`, for each layer: `[m, D]` each.
 
-    Only what these states depend on runs: no block behind `layer`, and in the last block before it the MLP for them
-    alone. `inputs` are those of `sempa.models.hidden_states`; `layer` counts from 0, the embedding output, to the
-    model's depth, the last one, which alone has passed the final norm.
+    Only what these states depend on runs: no block behind the highest layer, and in the last block before it the MLP
+    for them alone. `inputs` are those of `sempa.models.hidden_states`; a layer counts from 0, the embedding output, to
+    the model's depth, the last one, which alone has passed the final norm.
     """
-    stack = blocks(model)
+    stack, highest = blocks(model), max(layers)
+    states: dict[int, Tensor] = {}
+
+    def keep(hidden: Tensor, layer: int) -> Tensor:
+        states[layer] = hidden.flatten(0, 1)[places]
+        return hidden
+
     with contextlib.ExitStack() as hooks:
-        if layer and hasattr(stack[layer - 1], "mlp"):
-            hooks.enter_context(only_at(stack[layer - 1].mlp, places))
-        if layer == len(stack):
-            return hidden_states(model, **inputs).flatten(0, 1)[places]
-        with input_of(stack[layer]) as reached:
-            hidden_states(model, **inputs)
-        return reached[0].flatten(0, 1)[places]
+        for layer in {*layers} - {highest}:
+            hooks.enter_context(edited_input(stack[layer], functools.partial(keep, layer=layer)))
+        if highest and hasattr(stack[highest - 1], "mlp"):
+            hooks.enter_context(only_at(stack[highest - 1].mlp, places))
+        if highest == len(stack):
+            keep(hidden_states(model, **inputs), highest)
+        else:
+            with input_of(stack[highest]) as reached:
+                hidden_states(model, **inputs)
+            keep(reached[0], highest)
+    return [states[layer] for layer in layers]
 
 
 @contextlib.contextmanager

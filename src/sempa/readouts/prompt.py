@@ -14,39 +14,36 @@ from sempa.prompts import common_prefix, encode_plain
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and the weights of the hidden states at the last `len(weights)` of them; the weights sum to 1.
+    """Token ids, and how many of the last ones hold what is read.
 
     `placeholder` is the offset of Token Prepending's `<PST>`, `auxiliary` the tokens of Contrastive Prompting's second
     prompt.
     """
 
     tokens: list[int]
-    weights: tuple[float, ...] = (1.0,)
+    span: int = 1
     placeholder: int | None = None
     auxiliary: tuple[int, ...] = ()
-
-    @property
-    def fixed(self) -> int:
-        """How many leading tokens have states that are neither read nor overwritten: prompts may share those."""
-        return len(self.tokens) - len(self.weights) if self.placeholder is None else self.placeholder
 
 
 @dataclass(frozen=True)
 class Batch:
     """Prompts that run together: the inputs of `hidden_states`, and each prompt's last token `ends` `[n]`.
 
-    Offsets count the tokens of all rows one after another; the tokens of a prompt that it does not share with others
-    stand together, so its token i lies `len(tokens) − 1 − i` before its end.
+    Of each prompt the states of its last `widths` tokens are read. Offsets count the tokens of all rows one after
+    another; the tokens of a prompt that it does not share with others stand together, so its token i lies
+    `len(tokens) − 1 − i` before its end.
     """
 
     prompts: Sequence[Prompt]
+    widths: Sequence[int]
     inputs: dict[str, object]
     ends: Tensor
 
     def places(self) -> Tensor:
         """Where the states that are read lie, one prompt after another: `[m]`, int64."""
-        spans = zip(self.prompts, self.ends.tolist(), strict=True)
-        places = [torch.arange(end + 1 - len(prompt.weights), end + 1) for prompt, end in spans]
+        spans = zip(self.widths, self.ends.tolist(), strict=True)
+        places = [torch.arange(end + 1 - width, end + 1) for width, end in spans]
         return torch.cat(places).to(self.ends.device)
 
     def offsets(self, places: Sequence[int]) -> Tensor:
@@ -55,16 +52,18 @@ class Batch:
         return self.ends - torch.tensor(back, device=self.ends.device)
 
 
-def make_batch(model: PreTrainedModel, prompts: Sequence[Prompt]) -> Batch:
+def make_batch(model: PreTrainedModel, prompts: Sequence[Prompt], widths: Sequence[int]) -> Batch:
     """One packed row behind the prompts' shared beginning; separate rows where a packed one is not exact."""
-    shared = min(len(shared_prefix([p.tokens for p in prompts])), *(p.fixed for p in prompts))
+    # A token whose state is read or overwritten is its prompt's own.
+    own = (len(p.tokens) - w if p.placeholder is None else p.placeholder for p, w in zip(prompts, widths, strict=True))
+    shared = min(len(shared_prefix([prompt.tokens for prompt in prompts])), *own)
     row = Row()
     root = row.add(prompts[0].tokens[:shared])
     ends = torch.tensor([row.ends[row.add(prompt.tokens[shared:], root)] for prompt in prompts])
     if can_pack(model, row):
-        return Batch(prompts, row.inputs(model.device), ends.to(model.device))
+        return Batch(prompts, widths, row.inputs(model.device), ends.to(model.device))
     tokens, places = row.separate()
-    return Batch(prompts, {"tokens": tokens.to(model.device)}, places[ends].to(model.device))
+    return Batch(prompts, widths, {"tokens": tokens.to(model.device)}, places[ends].to(model.device))
 
 
 def encode_spans(
