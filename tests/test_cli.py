@@ -26,6 +26,7 @@ COMMANDS = (
     "keytokens",
     "generate",
     "uncertainty",
+    "amortise",
     "export",
 )
 

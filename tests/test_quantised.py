@@ -106,7 +106,7 @@ def test_the_blocks_linear_layers_are_rounded_and_nothing_else(bits):
 
 
 def said(*tokens):
-    return Sample(list(tokens), torch.zeros(len(tokens)), "", True, torch.zeros(1))
+    return Sample(list(tokens), torch.zeros(len(tokens)), "", True)
 
 
 def test_a_pair_begins_where_the_answers_part_and_prefers_the_full_precision_one():

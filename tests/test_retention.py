@@ -98,7 +98,7 @@ def test_generations_switch_the_adapter_off_for_the_base(adapted, tokenizer):
 
 def test_what_is_kept_is_the_share_of_equal_tokens_before_the_first_difference(tiny_llama, tokenizer, monkeypatch):
     def drawn(tokens):
-        return [[Sample(tokens, torch.zeros(len(tokens)), "", False, torch.zeros(1))]]
+        return [[Sample(tokens, torch.zeros(len(tokens)), "", False)]]
 
     answers = {1: drawn([5, 6, 7, 8]), 0: drawn([5, 6, 9, 8, 8])}
     monkeypatch.setattr(module, "sample", lambda base, prompts, reference_share, **_: answers[reference_share])

@@ -128,20 +128,6 @@ def test_an_end_of_turn_stops_its_row_and_no_other(base):
     assert 0 < ended < 24
 
 
-def test_the_state_is_the_mean_of_the_states_that_read_the_answer(base):
-    for prompt, few in zip(PROMPTS, sample(base, PROMPTS, 2, 5), strict=True):
-        for one in few:
-            with torch.no_grad():
-                hidden = base.model.base_model(torch.tensor([prompt + one.tokens])).last_hidden_state[0]
-            torch.testing.assert_close(one.state, hidden[len(prompt) : -1].mean(0), atol=1e-4, rtol=1e-4)
-    base.model.generation_config.eos_token_id = list(range(320))
-    ((one,),) = sample(base, PROMPTS[:1], 1, 5)
-    with torch.no_grad():
-        hidden = base.model.base_model(torch.tensor(PROMPTS[:1])).last_hidden_state[0]
-    assert len(one.tokens) == 1
-    torch.testing.assert_close(one.state, hidden[-1], atol=1e-4, rtol=1e-4)
-
-
 def test_a_text_goes_through_the_chat_template(base):
     (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, "Hello.")])
     (text,), (tokens,) = sample(base, ["Hello.", ids], 1, 6, temperature=0)

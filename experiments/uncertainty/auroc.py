@@ -1,9 +1,10 @@
 """Does a score of uncertainty know when the greedy answer is wrong? AUROC of each, on questions with known answers.
 
-    python experiments/uncertainty/auroc.py [--questions 64] [--answers 10] [--max-new-tokens 24]
+    python experiments/uncertainty/auroc.py [--questions 64] [--answers 10] [--max-new-tokens 24] [--adapter FOLDER]
 
 An answer is right when it holds one of the known answers as whole words, whatever their case. The uncertainty comes
-from sampled answers alone; the greedy answer is not among them. Writes figures, settings and answers as JSON.
+from sampled answers alone; the greedy answer is not among them. `amortised` is what a map fitted to the other questions
+foresees for each from the state before its answer. Writes figures, settings and answers as JSON.
 """
 
 import argparse
@@ -13,18 +14,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from sempa.amortised import foreseen, prompt_states
 from sempa.embedder import Embedder
 from sempa.experiment import origin
 from sempa.files import write_json
 from sempa.sampling import sample
 from sempa.semantic_uncertainty import uncertainties
 from sempa.sources import DEFAULT_MODEL
-from sempa.statistics import auroc, bootstrap_auroc, compare, interval
+from sempa.statistics import auroc, bootstrap_auroc, compare, interval, spearman
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "uncertainty.json"
+RESULTS = HERE.parent / "results"
 SUM = re.compile(r"\d|half of|square root")
 SCORES = ("semantic", "amortised", "length_normalised", "entropy")
 
@@ -34,16 +37,20 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=64, help="the first so many")
     parser.add_argument("--answers", type=int, default=10, help="sampled answers per question")
     parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--adapter", type=Path, help="its figures get a file of their own: uncertainty-aligned.json")
     given = parser.parse_args()
     lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines[: given.questions]]
     questions = [one["question"] for one in asked]
-    embedder = Embedder(DEFAULT_MODEL, dtype="float32")
+    embedder = Embedder(DEFAULT_MODEL, given.adapter, dtype="float32")
     greedy = [few[0].text for few in sample(embedder.base, questions, 1, given.max_new_tokens, temperature=0)]
     found = uncertainties(embedder, questions, given.answers, max_new_tokens=given.max_new_tokens)
+    semantic = np.array([one.semantic for one in found])
+    amortised = foreseen(prompt_states(embedder.base, questions), semantic)
     wrong = [not is_right(answer, one["answers"]) for answer, one in zip(greedy, asked, strict=True)]
     settings = {
         "model": DEFAULT_MODEL,
+        "adapter": str(given.adapter or ""),
         "dtype": "float32",
         "readout": embedder.readout,
         "questions": len(asked),
@@ -58,18 +65,21 @@ def main() -> None:
             "question": one["question"],
             "greedy": answer,
             "wrong": is_wrong,
-            **{name: getattr(scores, name) for name in SCORES},
+            "amortised": float(ahead),
+            **{name: getattr(scores, name) for name in SCORES if name != "amortised"},
         }
-        for one, answer, is_wrong, scores in zip(asked, greedy, wrong, found, strict=True)
+        for one, answer, is_wrong, scores, ahead in zip(asked, greedy, wrong, found, amortised, strict=True)
     ]
     result = {
         "settings": settings,
         "cpu_seconds": time.process_time(),
         "wrong": sum(wrong),
+        "amortised_follows_semantic": spearman(amortised, semantic),
         "auroc": measure(rows),
         "without_sums": without_sums(rows),
     }
-    write_json(RESULTS, {**origin(), **result, "rows": rows})
+    name = "uncertainty-aligned.json" if given.adapter else "uncertainty.json"
+    write_json(RESULTS / name, {**origin(), **result, "rows": rows})
     print(json.dumps(result, indent=1))
 
 

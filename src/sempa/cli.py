@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from sempa.commands import (
+    amortise,
     embed,
     evaluate,
     export,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         keytokens,
         generate,
         uncertainty,
+        amortise,
         export,
     ):
         command.add(commands)

@@ -26,15 +26,13 @@ class Sample:
 
     `tokens`: its ids, with the end-of-turn token where it was reached (`ended`); `logprobs` `[tokens]` float32: each
     token's log-probability in nats under what it was drawn from, before temperature and nucleus; `text`: the answer
-    without special tokens; `state` `[D]` float32: the mean of the last layer's hidden states that have read a token of
-    the answer, from the pass that drew it (of an answer of one token: the prompt's last state).
+    without special tokens.
     """
 
     tokens: list[int]
     logprobs: Tensor
     text: str
     ended: bool
-    state: Tensor
 
 
 @torch.no_grad()
@@ -73,19 +71,7 @@ def sample(
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
     """
     _check(n, max_new_tokens, temperature, top_p, reference_share, batch_size)
-    sequences = _encode(base, prompts)
-    room = context_length(base.model) - max_new_tokens
-    if room < 1:
-        raise SempaError(
-            f"max_new_tokens: found {max_new_tokens:,}, expected less than the {room + max_new_tokens:,} tokens that "
-            "the model can read at once"
-        )
-    for place, ids in enumerate(sequences):
-        if not 0 < len(ids) <= room:
-            raise SempaError(
-                f"prompt {place}: found {len(ids):,} tokens, expected 1 to {room:,} "
-                f"(the model's context less {max_new_tokens:,} new tokens)"
-            )
+    sequences = encode_prompts(base, prompts, max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
     # Equal lengths side by side; the longest first, so that a batch too large for memory fails at once.
@@ -106,6 +92,31 @@ def sample(
                 if progress is not None:
                     progress.update()
     return results
+
+
+def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_new_tokens: int) -> list[Sequence[int]]:
+    """Token ids of each prompt: text put through the chat template, or ids as they are.
+
+    Raises `SempaError` for an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context.
+    """
+    room = context_length(base.model) - max_new_tokens
+    if room < 1:
+        raise SempaError(
+            f"max_new_tokens: found {max_new_tokens:,}, expected less than the {room + max_new_tokens:,} tokens that "
+            "the model can read at once"
+        )
+    sequences = []
+    for place, prompt in enumerate(prompts):
+        ids = prompt
+        if isinstance(prompt, str):
+            (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])
+        if not 0 < len(ids) <= room:
+            raise SempaError(
+                f"prompt {place}: found {len(ids):,} tokens, expected 1 to {room:,} "
+                f"(the model's context less {max_new_tokens:,} new tokens)"
+            )
+        sequences.append(ids)
+    return sequences
 
 
 def end_tokens(base: BaseModel) -> list[int]:
@@ -171,7 +182,6 @@ def _grow(
     tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
     logprobs = torch.zeros(count, longest, device=device)
     lengths = torch.zeros(count, dtype=torch.int64, device=device)
-    first, states = hidden[0].float(), torch.zeros(count, hidden[0].shape[1], device=device)
     # The rows that still grow.
     rows = torch.arange(count, device=device)
     for step in range(longest):
@@ -190,13 +200,10 @@ def _grow(
         seen = torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
         position = position + 1
         hidden = [stream.read(chosen[:, None], seen, position) for stream in streams]
-        states[rows] += hidden[0].float()
-    states = torch.where(lengths[:, None] > 1, states / (lengths[:, None] - 1).clamp(min=1), first)
     for row, length in enumerate(lengths.tolist()):
         ids = tokens[row, :length].tolist()
         text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        ended = ids[-1] in ends.tolist()
-        yield Sample(ids, logprobs[row, :length].cpu(), text, ended, states[row].cpu())
+        yield Sample(ids, logprobs[row, :length].cpu(), text, ids[-1] in ends.tolist())
 
 
 def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -235,15 +242,6 @@ def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple
         tokens[row, width - len(ids) :] = torch.tensor(ids)
         seen[row, width - len(ids) :] = 1
     return tokens.to(device), seen.to(device)
-
-
-def _encode(base: BaseModel, prompts: Sequence[str | Sequence[int]]) -> list[Sequence[int]]:
-    def encode(prompt: str | Sequence[int]) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        return encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])[0]
-
-    return [encode(prompt) for prompt in prompts]
 
 
 @contextlib.contextmanager

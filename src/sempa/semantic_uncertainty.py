@@ -5,11 +5,7 @@ Grewal et al. 2024, *Improving Uncertainty Quantification in Large Language Mode
 
     U = 1 − 2 / (n (n − 1)) · Σ_{i<j} cos(e_i, e_j)
 
-Here the model that answers embeds its answers, too. The paper's *amortised* form takes meaning as a latent variable of
-the language model: it fine-tunes the model so that its hidden states give the latent's approximate posterior, and reads
-the uncertainty off that after one pass over the prompt. The amortised form here shares the aim, not the training: e_i
-is the mean hidden state of answer i, kept from the very pass that drew it. So it costs no pass beyond the drawing and
-needs no fine-tuning, but it still draws n answers, and it sees words as much as meaning.
+Here the model that answers embeds its answers, too. `sempa.amortised` foresees U after one pass over the prompt.
 """
 
 from collections.abc import Sequence
@@ -29,15 +25,14 @@ from sempa.sources import DEFAULT_MODEL
 class Uncertainty:
     """What n sampled answers say about how sure the model is; each score is higher the less sure it is.
 
-    `semantic` and `amortised`: 1 − the mean cosine of all pairs of answers, from 0 (all alike) to n/(n − 1) at most, of
-    their sentence embeddings and of their mean hidden states. `length_normalised`: −1/n Σ log π(a_i|x) / |a_i|, nats
-    per token; `entropy`: the predictive entropy's estimate −1/n Σ log π(a_i|x), nats per answer (Malinin & Gales 2021,
-    arXiv 2002.07650). Both take π as it is, before temperature.
+    `semantic`: 1 − the mean cosine of all pairs of answers' sentence embeddings, from 0 (all alike) to n/(n − 1) at
+    most. `length_normalised`: −1/n Σ log π(a_i|x) / |a_i|, nats per token; `entropy`: the predictive entropy's estimate
+    −1/n Σ log π(a_i|x), nats per answer (Malinin & Gales 2021, arXiv 2002.07650). Both take π as it is, before
+    temperature.
     """
 
     answers: tuple[str, ...]
     semantic: float
-    amortised: float
     length_normalised: float
     entropy: float
 
@@ -102,16 +97,11 @@ def score_answers(answers: Sequence[Sample], embeddings: np.ndarray) -> Uncertai
     per_token = [total / len(one.tokens) for total, one in zip(logprobs, answers, strict=True)]
     return Uncertainty(
         tuple(one.text for one in answers),
-        _disagreement(embeddings),
-        _disagreement(np.stack([one.state.numpy() for one in answers])),
+        # Equal vectors disagree by nothing, not by a rounding below it.
+        max(0.0, 1 - mean_cosine(embeddings)),
         -float(np.mean(per_token)),
         -float(np.mean(logprobs)),
     )
-
-
-def _disagreement(vectors: np.ndarray) -> float:
-    # Equal vectors disagree by nothing, not by a rounding below it.
-    return max(0.0, 1 - mean_cosine(vectors))
 
 
 @lru_cache(maxsize=1)

@@ -1,8 +1,9 @@
 """`sempa uncertainty`: how sure the model is of its answer."""
 
 import argparse
+from pathlib import Path
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder, seed_number
+from sempa.commands.common import add_draw_arguments, add_model_arguments, add_readout_arguments, load_embedder
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -11,25 +12,27 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "uncertainty",
         help="measure how unsure the model is of its answer to a prompt",
         description="Draw several answers to a prompt and compare what they mean: 0 when all agree. Beside it the "
-        "same of the hidden states that drew them, the nats per token, and the nats per answer.",
+        "nats per token, and the nats per answer.",
+        epilog="sempa amortise fits a map that foresees the first after one pass over the prompt: --one-pass MAP.",
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument("prompt", help="what the user says, in quotes")
-    parser.add_argument("--answers", type=int, default=10, help="answers to draw, 2 or more (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws, above 0 (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=seed_number, default=0, help="another one draws other answers (default %(default)s)"
-    )
+    add_draw_arguments(parser)
+    parser.add_argument("--one-pass", type=Path, metavar="MAP", help="draw no answer; foresee it by this fitted map")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the answers and the four scores."""
+    """Print the answers and the three scores, or the one that is foreseen."""
+    from sempa.amortised import load_amortised
     from sempa.page import text_table
     from sempa.semantic_uncertainty import uncertainty
 
+    if arguments.one_pass:
+        fitted = load_amortised(arguments.one_pass)
+        print(f"{fitted(load_embedder(arguments).base, [arguments.prompt])[0]:.4f}")
+        return
     found = uncertainty(
         arguments.prompt,
         arguments.answers,
@@ -42,7 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(" ".join(answer.split()))
     rows = [
         ["semantic (1 - mean cosine)", f"{found.semantic:.4f}"],
-        ["amortised (1 - mean cosine)", f"{found.amortised:.4f}"],
         ["length-normalised (nats per token)", f"{found.length_normalised:.4f}"],
         ["predictive entropy (nats per answer)", f"{found.entropy:.4f}"],
     ]
