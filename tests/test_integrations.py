@@ -84,6 +84,21 @@ def test_mteb_runs_again_when_the_file_of_that_name_holds_other_pairs(embedder, 
     assert again == fresh != wrapper.evaluate_mteb(embedder, [before], tmp_path)["pairs"]
 
 
+def test_mtebs_old_result_stays_until_the_new_one_is_there(embedder, wrapper, tmp_path, monkeypatch):
+    before, after = (StsTask("pairs", make_pairs(20, seed, "heldout")) for seed in (0, 1))
+    wrapper.evaluate_mteb(embedder, [before], tmp_path)
+    (kept,) = tmp_path.rglob("pairs.json")
+    old = kept.read_bytes()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wrapper.MtebEncoder, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wrapper.evaluate_mteb(embedder, [after], tmp_path)
+    assert kept.read_bytes() == old
+
+
 def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedder, wrapper, monkeypatch):
     monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
 

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,6 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
     with explain_os_errors(folder):
         temporary = _temporary(folder)
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write(temporary)
             for path in (*temporary.rglob("*"), temporary):
@@ -145,7 +145,8 @@ def fsync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Containers that share a folder share process numbers, too.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _set_aside(folder: Path) -> Path:

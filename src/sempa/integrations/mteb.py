@@ -94,19 +94,21 @@ def evaluate_mteb(
     """
     encoder, cache = MtebEncoder(embedder, name), mteb.ResultCache(folder)
     ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
+    scores = {}
     for task in ready:
         known = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
-        if known and known.dataset_revision != task.metadata.revision:
-            cache.get_task_result_path(task.metadata.name, encoder.mteb_model_meta).unlink()
-    result = mteb.evaluate(
-        encoder,
-        ready,
-        cache=cache,
-        encode_kwargs={"batch_size": batch_size},
-        co2_tracker=False,
-    )
-    return {task.task_name: float(task.get_score()) for task in result.task_results}
+        stale = known and known.dataset_revision != task.metadata.revision
+        result = mteb.evaluate(
+            encoder,
+            task,
+            cache=cache,
+            overwrite_strategy="always" if stale else "only-missing",
+            encode_kwargs={"batch_size": batch_size},
+            co2_tracker=False,
+        )
+        scores |= {task.task_name: float(task.get_score()) for task in result.task_results}
+    return scores
 
 
 def _unit(vectors: np.ndarray) -> torch.Tensor:
