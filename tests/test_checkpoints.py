@@ -13,7 +13,7 @@ from conftest import make_llama
 
 from sempa import SempaError
 from sempa.checkpoints import FILES, MANIFEST_FILE, check_checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from sempa.files import remove_leftovers, replace_folder, sha256, write_atomic
+from sempa.files import remove_leftovers, replace_atomically, replace_folder, sha256, write_atomic
 from sempa.lora import WEIGHTS_FILE, add_lora, load_adapter, lora_parameters, read_adapter, save_adapter
 from sempa.tensors import read_tensors, write_tensors
 
@@ -313,3 +313,18 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         replace_folder(target, fails)
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
     assert (target / "new").read_text() == "new"
+
+
+def test_writers_of_one_process_number_do_not_meet(tmp_path, monkeypatch):
+    # As in two containers that share a folder.
+    monkeypatch.setattr("os.getpid", lambda: 7)
+    path = tmp_path / "file"
+
+    def slowly(temporary):
+        temporary.write_text("first")
+        write_atomic(path, "second")
+        assert path.read_text() == "second"
+
+    replace_atomically(path, slowly)
+    assert path.read_text() == "first"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]

@@ -333,6 +333,11 @@ def test_readings_of_one_pass_are_what_each_gives_alone(made, name, readout):
         np.testing.assert_allclose(vectors, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_readings_of_different_prompts_are_no_pass(made):
+    with pytest.raises(SempaError, match="readings: prompteol and echo have different prompts, expected one pass"):
+        embed_readings(made("Llama").base, SENTENCES, [("prompteol", -1), ("echo", -1)])
+
+
 texts = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
 
 

@@ -244,6 +244,19 @@ def test_a_row_without_an_order_is_told_and_not_kept(base, tasks, tmp_path):
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["last", "mean"]
 
 
+def test_a_row_that_cannot_be_kept_is_told(base, tasks, tmp_path):
+    (tmp_path / "rows").write_text("a file where the folder would be")
+    with pytest.raises(SempaError, match=r"rows.*: cannot be written"):
+        measure_rows(base, [BASELINE], tasks, tmp_path / "rows")
+
+
+def test_the_rows_of_a_pass_share_its_seconds(base, tasks, tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr("sempa.table.time.perf_counter", lambda: next(clock))
+    rows = measure_rows(base, parse_methods("mean,weighted-mean,last"), tasks, tmp_path)
+    assert [row.seconds for row in rows] == [10, 10, 10]
+
+
 def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):
     seen = counted(monkeypatch)
     for methods, told in (

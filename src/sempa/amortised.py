@@ -10,6 +10,7 @@ over prompts x_j whose uncertainty U_j was sampled (`sempa.semantic_uncertainty`
 foresees each of these prompts best from all the others.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,50 +18,48 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sempa.embedder import Embedder
+from sempa.embedder import Embedder, token_batches
 from sempa.errors import SempaError
-from sempa.models import BaseModel
+from sempa.files import fingerprint, read_json, write_json
+from sempa.lora import adapter_fingerprint
+from sempa.models import BaseModel, weights_fingerprint
 from sempa.readouts import read
 from sempa.readouts.prompt import Prompt
 from sempa.sampling import encode_prompts
 from sempa.semantic_uncertainty import uncertainties
-from sempa.tensors import read_tensors, write_tensors
 
 # λ in units of the mean eigenvalue of the centred states' Gram matrix.
 _STRENGTHS = np.logspace(-4, 3, 29)
-# Whatever is asked here, its state tells one model from another, and a model from itself under an adapter.
-_WITNESS = "What do you know?"
-# Relative distance of the witness's states: rounding to bfloat16 stays below it.
-_SAME = 0.05
-_BATCH = 32
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Amortised:
-    """The map from a prompt's state to its uncertainty: `weights` `[D]` float64, `bias`, and a `witness` of the model.
+    """The map from a prompt's state to its uncertainty: `weights` `[D]` float64 and `bias`.
 
-    Being linear, it may foresee a value below 0, which says no more than very sure.
+    `model` is a fingerprint of the model, its precision and its adapter. What the map foresees is the semantic score of
+    `answers` answers of at most `max_new_tokens` tokens at `temperature`, embedded by `readout` at `layer`. Being
+    linear, it may foresee a value below 0, which says no more than very sure.
     """
 
     weights: np.ndarray
     bias: float
-    witness: np.ndarray
+    model: str
+    readout: str
+    layer: int
+    answers: int
+    max_new_tokens: int
+    temperature: float
 
     def __call__(self, base: BaseModel, prompts: Sequence[str]) -> np.ndarray:
         """The uncertainty foreseen for each prompt, float64 `[n]`: one pass of the model, no answer drawn.
 
-        Raises `SempaError` for a model, or an adapter in it, that the map was not fitted to, and an empty prompt.
+        Raises `SempaError` for another model, precision or adapter than the map was fitted to, and for a prompt that is
+        longer than the model can read.
         """
-        states = prompt_states(base, [_WITNESS, *prompts])
-        if states.shape[1] != len(self.witness):
-            raise SempaError(f"the map is for states of width {len(self.witness)}, the model's have {states.shape[1]}")
-        off = np.linalg.norm(states[0] - self.witness) / np.linalg.norm(self.witness)
-        if off > _SAME:
-            raise SempaError(
-                "the map was fitted to another model or adapter: this one's state for a fixed prompt is "
-                f"{off:.0%} off, expected at most {_SAME:.0%}"
-            )
-        return self.bias + states[1:].astype(np.float64) @ self.weights
+        if _identity(base) != self.model:
+            raise SempaError("the map was fitted to another model, precision or adapter: fit one with `sempa amortise`")
+        return self.bias + prompt_states(base, prompts).astype(np.float64) @ self.weights
 
 
 def amortise(
@@ -74,15 +73,24 @@ def amortise(
 ) -> tuple[Amortised, np.ndarray, np.ndarray]:
     """Draw `n` answers to each prompt, and fit the map to how much they disagree.
 
-    Returns the map, the sampled uncertainties `[prompts]`, and what the map of all other prompts foresees for each,
-    which tells what it is worth. Raises `SempaError` for fewer than four prompts, and what `uncertainties` refuses.
+    Returns the map, the sampled uncertainties `[prompts]`, and what is `foreseen` for each from all the others, which
+    tells what the map is worth. Raises `SempaError` for fewer than four prompts, for uncertainties that are all the
+    same, and what `uncertainties` refuses.
     """
     if len(prompts) < 4:
         raise SempaError(f"prompts: found {len(prompts)}, expected at least 4 to fit a map to")
-    found = uncertainties(embedder, prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    scores = np.array([one.semantic for one in found])
-    states = prompt_states(embedder.base, [_WITNESS, *prompts])
-    return Amortised(*ridge(states[1:], scores), states[0]), scores, foreseen(states[1:], scores)
+    # Before the draws: a prompt or a batch that is too large fails at once.
+    states = prompt_states(embedder.base, prompts)
+    draws = {"max_new_tokens": max_new_tokens, "temperature": float(temperature)}
+    scores = np.array([one.semantic for one in uncertainties(embedder, prompts, n, **draws, seed=seed)])
+    if np.ptp(scores) == 0:
+        raise SempaError(
+            f"the answers to all {len(prompts)} prompts disagree alike, by {scores[0]:.4g}, so there is nothing to "
+            "foresee; try a higher temperature or longer answers"
+        )
+    weights, bias = ridge(states, scores)
+    about = (_identity(embedder.base), embedder.readout, embedder.layer, n)
+    return Amortised(weights, bias, *about, **draws), scores, foreseen(states, scores)
 
 
 @torch.inference_mode()
@@ -90,8 +98,11 @@ def prompt_states(base: BaseModel, prompts: Sequence[str]) -> np.ndarray:
     """The last layer's state that is about to answer each prompt, put through the chat template: float32 `[n, D]`."""
     base.model.eval()
     sequences = [Prompt(list(ids)) for ids in encode_prompts(base, prompts, 1)]
-    parts = (read([("last", -1)], base.model, sequences[i : i + _BATCH]) for i in range(0, len(sequences), _BATCH))
-    return torch.cat([states for (states,) in parts]).cpu().numpy()
+    states = np.empty((len(sequences), base.model.get_output_embeddings().weight.shape[1]), dtype=np.float32)
+    for batch in token_batches([len(one.tokens) for one in sequences], _BATCH_SIZE):
+        (found,) = read([("last", -1)], base.model, [sequences[i] for i in batch])
+        states[batch] = found.cpu().numpy()
+    return states
 
 
 def ridge(states: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
@@ -109,7 +120,7 @@ def ridge(states: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
     # States that are all alike leave no map but the mean, whatever λ is.
     unit = values.mean() or 1.0
     turned = vectors.T @ (scores - level)
-    best = np.inf, None
+    best = np.inf, np.zeros(len(scores))
     for strength in unit * _STRENGTHS:
         dual = vectors @ (turned / (values + strength))
         kept = 1 / len(scores) + np.square(vectors) @ (values / (values + strength))
@@ -121,21 +132,45 @@ def ridge(states: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def foreseen(states: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """For each prompt what the map of all the others foresees, its own λ chosen among them: float64 `[n]`."""
-    others = ~np.eye(len(scores), dtype=bool)
-    maps = (ridge(states[kept], scores[kept]) for kept in others)
-    return np.array([bias + state.astype(np.float64) @ weights for state, (weights, bias) in zip(states, maps)])
+    """For each prompt what the map of all the others foresees, its own λ chosen among them: float64 `[n]`.
+
+    The others' mean is low where the score left out is high, so that it alone would rank the prompts backwards: the
+    mean of all takes its place. A little of that is left, for the slope, too, is fitted without the one it is tried on:
+    from states that know nothing it foresees ranks whose ρ is a little below 0 on average.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    found = []
+    for place in range(len(scores)):
+        others = np.arange(len(scores)) != place
+        weights, bias = ridge(states[others], scores[others])
+        found.append(bias + states[place].astype(np.float64) @ weights - scores[others].mean() + scores.mean())
+    return np.array(found)
 
 
 def save_amortised(path: Path, fitted: Amortised) -> None:
-    """Write the map as safetensors, atomically."""
-    parts = {"weights": fitted.weights, "bias": np.array([fitted.bias]), "witness": fitted.witness}
-    write_tensors(path, {name: torch.from_numpy(part) for name, part in parts.items()})
+    """Write the map as JSON, atomically."""
+    write_json(path, {**dataclasses.asdict(fitted), "weights": fitted.weights.tolist()})
 
 
 def load_amortised(path: Path) -> Amortised:
     """Read a map back; raises `SempaError` for a file that cannot be read, or is something else."""
-    tensors = {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
-    if {*tensors} != {"weights", "bias", "witness"} or tensors["weights"].shape != tensors["witness"].shape:
-        raise SempaError(f"{path}: holds {', '.join(sorted(tensors))}, expected a map that `sempa amortise` wrote")
-    return Amortised(tensors["weights"], float(tensors["bias"][0]), tensors["witness"])
+    try:
+        found = read_json(path)
+        kinds = {field.name: field.type for field in dataclasses.fields(Amortised)}
+        if not isinstance(found, dict) or {*found} != {*kinds}:
+            raise ValueError("it has other fields")
+        found["weights"] = np.array(found["weights"], dtype=np.float64)
+        if found["weights"].ndim != 1 or not np.isfinite([*found["weights"], found["bias"]]).all():
+            raise ValueError("its weights and bias are not finite numbers")
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise ValueError(f"{name} is {found[name]!r}")
+        return Amortised(**found)
+    except OSError as error:
+        raise SempaError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise SempaError(f"{path}: is not a map that `sempa amortise` wrote: {error}") from error
+
+
+def _identity(base: BaseModel) -> str:
+    return fingerprint(weights_fingerprint(base), adapter_fingerprint(base.model))

@@ -13,7 +13,7 @@ from sempa.columnar import is_columnar
 from sempa.embedder import Embedder
 from sempa.errors import SempaError
 from sempa.files import fingerprint, read_json, remove_leftovers, sha256, write_json
-from sempa.lora import LoraLinear
+from sempa.lora import adapter_fingerprint
 from sempa.models import weights_fingerprint
 from sempa.progress import bar
 from sempa.readouts import embedding_width
@@ -184,14 +184,8 @@ def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
 def embedder_settings(embedder: Embedder) -> dict:
     """All that decides about a vector, by content: a model may move to another folder in between."""
     model = embedder.base.model
-    adapter = hashlib.sha256()
-    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
-    for name, layer in adapted.items():
-        adapter.update(f"{name} {layer.scale}".encode())
-        for weight in (layer.lora_A, layer.lora_B):
-            adapter.update(weight.detach().cpu().numpy().tobytes())
     return {
-        "adapter": adapter.hexdigest()[:16] if adapted else "",
+        "adapter": adapter_fingerprint(model),
         "weights": weights_fingerprint(embedder.base),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,

@@ -12,7 +12,7 @@ from sempa.errors import SempaError
 from sempa.lora import load_adapter
 from sempa.models import BaseModel, context_length, load_base
 from sempa.progress import bar
-from sempa.readouts import check_readout, embedding_width, make_prompts, read
+from sempa.readouts import check_readout, embedding_width, make_prompts, read, same_pass
 from sempa.readouts.layers import depth
 
 # Memory stays flat however long the sentences are; longer rows are no faster.
@@ -103,9 +103,12 @@ def embed_readings(
     """What `embed` gives for each of `readings`, a readout and a layer, from one pass of the model over the sentences.
 
     Their readouts are of the `sempa.readouts.same_pass`: one at several layers, or `mean`, `weighted-mean` and `last`.
+    Raises `SempaError` for others, too.
     """
     for readout, layer in readings:
         check_readout(readout, layer, depth(base.model))
+        if not same_pass(readout, readings[0][0]):
+            raise SempaError(f"readings: {readings[0][0]} and {readout} have different prompts, expected one pass")
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     # More than one look at them: an iterator has but one.
@@ -125,13 +128,11 @@ def embed_readings(
                 f"sentence {place}: has {len(prompt.tokens):,} tokens in its prompt, expected at most the "
                 f"{limit:,} that the model can read at once"
             )
-    # Equal lengths side by side, longest first: attention has little to pad, and a batch too large fails at once.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].tokens))
     widths = [embedding_width(readout, model, layer) for readout, layer in readings]
     results = [np.empty((len(prompts), width), dtype=np.float32) for width in widths]
-    shown = bar(len(order), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
+    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
     with shown as progress:
-        for batch in _batches(order, [len(prompt.tokens) for prompt in prompts], batch_size):
+        for batch in token_batches([len(prompt.tokens) for prompt in prompts], batch_size):
             for result, states in zip(results, read(readings, model, [prompts[i] for i in batch])):
                 result[batch] = states.cpu().numpy()
             if progress is not None:
@@ -139,11 +140,14 @@ def embed_readings(
     return results
 
 
-def _batches(order: Sequence[int], sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Cut `order` into runs of at most `batch_size` prompts and `_ROW_TOKENS` tokens (one alone may exceed that)."""
+def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of prompts of so many tokens each: at most `batch_size` and `_ROW_TOKENS` tokens together (or one alone).
+
+    Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
+    """
     batch: list[int] = []
     tokens = 0
-    for index in order:
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         if batch and (len(batch) == batch_size or tokens + sizes[index] > _ROW_TOKENS):
             yield batch
             batch, tokens = [], 0

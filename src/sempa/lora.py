@@ -5,6 +5,7 @@ B starts at zero, so the policy starts as the reference; switching the second te
 """
 
 import contextlib
+import hashlib
 import math
 import reprlib
 import sys
@@ -139,6 +140,16 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, layer in _lora_layers(model).items()
         for letter in ("lora_A", "lora_B")
     }
+
+
+def adapter_fingerprint(model: nn.Module) -> str:
+    """A short digest of the adapter that `model` holds, its scale included; "" where there is none."""
+    adapter, layers = hashlib.sha256(), _lora_layers(model)
+    for name, layer in layers.items():
+        adapter.update(f"{name} {layer.scale}".encode())
+        for weight in (layer.lora_A, layer.lora_B):
+            adapter.update(weight.detach().cpu().numpy().tobytes())
+    return adapter.hexdigest()[:16] if layers else ""
 
 
 @contextlib.contextmanager

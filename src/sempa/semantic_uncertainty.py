@@ -97,8 +97,8 @@ def score_answers(answers: Sequence[Sample], embeddings: np.ndarray) -> Uncertai
     per_token = [total / len(one.tokens) for total, one in zip(logprobs, answers, strict=True)]
     return Uncertainty(
         tuple(one.text for one in answers),
-        # Equal vectors disagree by nothing, not by a rounding below it.
-        max(0.0, 1 - mean_cosine(embeddings)),
+        # Equal vectors disagree by nothing, not by a rounding below it; what is no number stays none.
+        max(1 - mean_cosine(embeddings), 0.0),
         -float(np.mean(per_token)),
         -float(np.mean(logprobs)),
     )

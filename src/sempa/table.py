@@ -1,11 +1,10 @@
 """The paper's main table for any model: readouts and adapters down the side, similarity sets across.
 
-The distinct sentences of all sets are embedded once for each readout and adapter, whatever layers are read. Cosines are
-kept as soon as that is finished; scores, intervals and tests are worked out from them, so a second call measures only
-what is missing.
+The distinct sentences of all sets are embedded once for the rows that read the same prompts under the same adapter.
+Their cosines are kept as soon as that is finished; scores, intervals and tests are worked out from them, so a second
+call measures only what is missing.
 """
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -53,7 +52,7 @@ BASELINE = Method("prompteol")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A measured method: the cosines of each task's pairs, float64 `[n]`, and the seconds that its pass took."""
+    """A measured method: the cosines of each task's pairs, float64 `[n]`, and its share of its pass's seconds."""
 
     method: Method
     cosines: list[np.ndarray]
@@ -105,17 +104,20 @@ def measure_rows(
         for together in passes:
             label = ", ".join(method.label for method in together)
             progress.set_description(label)
-            measured = _measure_pass(base, together, tasks, batch_size, progress)
-            for row in measured:
+            began, unscored = time.perf_counter(), None
+            for row in _measure_pass(base, together, tasks, batch_size, progress):
                 place = methods.index(row.method)
-                # A row without scores must not be kept; its companions are, before it is told.
-                with contextlib.suppress(SempaError):
-                    _score(row, tasks)
-                    _write_row(files[place], row, tasks)
                 rows[place] = row
-            for row in measured:
-                _score(row, tasks)
-            progress.write(f"{label}: {measured[0].seconds:.0f} s", file=sys.stderr)
+                try:
+                    _score(row, tasks)
+                except SempaError as error:
+                    # Such a row must not be kept; its companions are, before it is told.
+                    unscored = unscored or error
+                    continue
+                _write_row(files[place], row, tasks)
+            if unscored:
+                raise unscored
+            progress.write(f"{label}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return rows
 
 
@@ -188,8 +190,8 @@ def _measure_pass(
     finally:
         remove_adapter(base.model)
     cosines = [pair_cosines(lambda _, own=own: own, pairs) for own in vectors]
-    seconds, ends = time.perf_counter() - began, np.cumsum([len(task.pairs) for task in tasks])
-    return [Row(method, np.split(own, ends[:-1]), seconds) for method, own in zip(methods, cosines)]
+    share, ends = (time.perf_counter() - began) / len(methods), np.cumsum([len(task.pairs) for task in tasks])
+    return [Row(method, np.split(own, ends[:-1]), share) for method, own in zip(methods, cosines)]
 
 
 def _score(row: Row, tasks: Sequence[StsTask]) -> list[StsResult]:

@@ -18,7 +18,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument("prompts", type=Path, help="prompts like those to be asked: one a line, or a field of a table")
-    parser.add_argument("map", type=Path, help="safetensors file to write")
+    parser.add_argument("map", type=Path, help="JSON file to write")
     parser.add_argument("--field", default="text", help="column or field that holds the prompt (default %(default)s)")
     add_draw_arguments(parser)
     parser.set_defaults(run=run)
@@ -28,9 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Fit the map, write it, and print what it is worth."""
     from sempa.amortised import amortise, save_amortised
     from sempa.corpus import read_sentences
+    from sempa.errors import SempaError
     from sempa.statistics import spearman
 
     prompts = list(read_sentences(arguments.prompts, arguments.field))
+    if arguments.map.is_dir():
+        raise SempaError(f"{arguments.map}: is a folder, expected a file to write the map to")
     fitted, sampled, foreseen = amortise(
         load_embedder(arguments),
         prompts,
@@ -39,10 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         seed=arguments.seed,
     )
-    # Uncertainties that are all the same have no order to foresee, and are told before a file is written.
-    rank = spearman(foreseen, sampled)
     save_amortised(arguments.map, fitted)
+    rank = spearman(foreseen, sampled)
     print(
         f"{len(prompts):,} prompts, uncertainty {sampled.min():.4f} to {sampled.max():.4f}, mean {sampled.mean():.4f}"
     )
-    print(f"foreseen from all the others: Spearman's rho x 100 with what was sampled {rank:.1f}: {arguments.map}")
+    print(f"foreseen from all the others: Spearman's rho x 100 with what was sampled {rank:.1f}")
+    print(f"map: {arguments.map}")

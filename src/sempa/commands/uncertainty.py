@@ -19,7 +19,12 @@ def add(commands: "argparse._SubParsersAction") -> None:
     add_readout_arguments(parser)
     parser.add_argument("prompt", help="what the user says, in quotes")
     add_draw_arguments(parser)
-    parser.add_argument("--one-pass", type=Path, metavar="MAP", help="draw no answer; foresee it by this fitted map")
+    parser.add_argument(
+        "--one-pass",
+        type=Path,
+        metavar="MAP",
+        help="draw no answer, foresee the first score by this map; drawing and readout are those it was fitted to",
+    )
     parser.set_defaults(run=run)
 
 

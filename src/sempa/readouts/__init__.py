@@ -83,8 +83,9 @@ def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Se
 
 
 def same_pass(readout: str, other: str) -> bool:
-    """Whether one pass of the model serves both: their prompts are the same, and only what is read of it differs."""
-    return _READOUTS[readout].prompts is _READOUTS[other].prompts
+    """Whether one pass of the model serves both: prompts and steering are the same, only what is read differs."""
+    one, two = _READOUTS[readout], _READOUTS[other]
+    return one.prompts is two.prompts and one.steered is two.steered
 
 
 def read(readings: Sequence[tuple[str, int]], model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[Tensor]:
