@@ -56,6 +56,7 @@ bench: .venv/bench
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
 	$(BIN)/python experiments/benchmarks/growth.py --short
+	$(BIN)/python experiments/benchmarks/kept.py --short
 
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

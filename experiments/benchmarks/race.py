@@ -34,6 +34,7 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 5, short: 3)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is no emulation")
     parser.add_argument("--lock", help="hold this file's lock in each round, so that several benchmarks take turns")
+    parser.add_argument("--keep", metavar="NAME", help="name of the result's files (default: the benchmark's)")
     for name, keywords in options.items():
         parser.add_argument(f"--{name}", **keywords)
     given = parser.parse_args()
@@ -156,11 +157,16 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def keep(name: str, given: argparse.Namespace, rows: list[dict], picture: Callable[[list[dict]], str] = bars) -> Path:
-    """Write rows and machine to `experiments/results/NAME[-short].json`, and their picture as SVG beside it."""
+def keep(
+    name: str, given: argparse.Namespace, rows: list[dict], picture: Callable[[list[dict]], str] | None = bars
+) -> Path:
+    """Write rows and machine to `experiments/results/NAME[-short].json`, and their picture, if any, as SVG beside it.
+
+    `--keep` gives another NAME, so that a run of other sizes stands beside the first.
+    """
     kind = "-short" if given.short else ""
     where = "-cuda" if given.device.startswith("cuda") else ""
-    path = RESULTS / f"{name}{where}{kind}.json"
+    path = RESULTS / f"{given.keep or name}{where}{kind}.json"
     path.parent.mkdir(exist_ok=True)
     # A file by its name alone: where it lies is this machine's business.
     options = [Path(option).name if Path(option).exists() else option for option in sys.argv[1:]]
@@ -173,6 +179,6 @@ def keep(name: str, given: argparse.Namespace, rows: list[dict], picture: Callab
         "rows": rows,
     }
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if available():
+    if picture is not None and available():
         write_atomic(path.with_suffix(".svg"), picture(rows))
     return path

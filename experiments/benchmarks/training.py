@@ -24,6 +24,8 @@ from sempa.training import Fixed, train_step
 from sempa.triplets import read_triplets
 
 _RANK, _ALPHA = 8, 32
+# Tokens of a packed row, the default first: shorter rows take less memory.
+_ROWS = (512, 128)
 _TRL_BATCHES = (1, 2, 4, 8)
 
 
@@ -33,51 +35,30 @@ def main() -> None:
         model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
         triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
-        memory={"choices": ("sempa", "trl"), "help": "measure the peak memory of this contestant only"},
-        batch={"type": int, "default": 8, "help": "TRL's batch size for --memory"},
-        **{"padding-free": {"action": "store_true", "help": "TRL without padding, for --memory"}},
+        memory={"help": "measure the peak memory of this contestant only"},
     )
-    if given.memory:
-        print(json.dumps({"bytes": _memory(given)}))
-        return
     triplets = read_or_make(given)
-    ours = sempa_contestants(given, triplets)
-    contestants = {"sempa forward": ours["forward"], "sempa step": ours["step"]}
-    for size in (8,) if given.short else _TRL_BATCHES:
-        contestants[f"TRL, batch {size}"] = trl_step(given, triplets, size, padding_free=False)
-    if not given.short:
-        contestants["TRL, batch 8, padding-free"] = trl_step(given, triplets, 8, padding_free=True)
-    contestants = {name: run for name, run in contestants.items() if run is not None}
+    steps = step_makers(given, triplets)
+    if given.memory:
+        print(json.dumps({"bytes": _memory(given, steps[given.memory]())}))
+        return
+    contestants = {name: run for name, make in steps.items() if (run := make()) is not None}
     seconds = race.alternate(contestants, given.rounds)
     step = seconds["sempa step"]
+    options = [
+        *("--model", given.model, "--dtype", race.dtype(given), "--device", given.device),
+        *("--triplets", given.triplets, "--count", given.count),
+    ]
     rows = [
         {
             "contestant": name,
             "triplets/s": len(triplets) / value,
             "x sempa step": value / step,
-            "peak GiB": None,
+            "peak GiB": race.in_fresh_process(__file__, *options, "--memory", name)["bytes"] / 2**30,
         }
         for name, value in seconds.items()
     ]
     best = min((s, n) for n, s in seconds.items() if n.startswith("TRL"))[1]
-    options = [
-        "--model",
-        given.model,
-        "--dtype",
-        race.dtype(given),
-        "--triplets",
-        given.triplets,
-        "--count",
-        given.count,
-        "--device",
-        given.device,
-    ]
-    for name, what, extra in (
-        ("sempa step", "sempa", ()),
-        (best, "trl", ("--batch", best.split()[2].rstrip(","), *["--padding-free"] * best.endswith("padding-free"))),
-    ):
-        risen = race.in_fresh_process(__file__, *options, "--memory", what, *extra)["bytes"]
-        next(row for row in rows if row["contestant"] == name)["peak GiB"] = risen / 2**30
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"step / forward = {step / seconds['sempa forward']:.2f}   TRL / sempa = {seconds[best] / step:.1f}")
     print(race.keep("training", given, rows))
@@ -90,16 +71,37 @@ def read_or_make(given: argparse.Namespace) -> list[Triplet]:
     return read_triplets(Path(given.triplets))[0][: given.count]
 
 
-def _sempa(given: argparse.Namespace, triplets: Sequence[Triplet]) -> tuple[BaseModel, Config, list[Batch]]:
-    config = Config(model=given.model, learning_rate=1e-4, anchor=0.0, lora_rank=_RANK, lora_alpha=_ALPHA)
+def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable]:
+    """What makes each contestant: a function without arguments that returns its run, or None where it cannot run."""
+    makers = {
+        "sempa forward": lambda: sempa_contestants(given, triplets)["forward"],
+        "sempa step": lambda: sempa_contestants(given, triplets)["step"],
+    }
+    for rows in _ROWS[1:]:
+        makers[f"sempa step, rows of {rows} tokens"] = lambda n=rows: sempa_contestants(given, triplets, n)["step"]
+    for size in (8,) if given.short else _TRL_BATCHES:
+        makers[f"TRL, batch {size}"] = lambda n=size: trl_step(given, triplets, n, padding_free=False)
+    if not given.short:
+        makers["TRL, batch 8, padding-free"] = lambda: trl_step(given, triplets, 8, padding_free=True)
+    return makers
+
+
+def prepare(
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+) -> tuple[BaseModel, Config, list[Batch]]:
+    """The model with an adapter, and the triplets packed."""
+    numbers = {"learning_rate": 1e-4, "anchor": 0.0, "lora_rank": _RANK, "lora_alpha": _ALPHA}
+    config = Config(model=given.model, row_tokens=row_tokens, **numbers)
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, _RANK, _ALPHA)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
-def sempa_contestants(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable[[], None]]:
+def sempa_contestants(
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+) -> dict[str, Callable[[], None]]:
     """A forward pass over all triplets, and training steps over them, reference log-probs known before."""
-    base, config, batches = _sempa(given, triplets)
+    base, config, batches = prepare(given, triplets, row_tokens)
     rows = [row for batch in batches for row in batch.rows]
     reference = Reference(base, rows, len(triplets))
     for row in rows:
@@ -184,12 +186,7 @@ def trl_step(
     return step
 
 
-def _memory(given: argparse.Namespace) -> int:
-    triplets = read_or_make(given)
-    if given.memory == "sempa":
-        run = sempa_contestants(given, triplets)["step"]
-    else:
-        run = trl_step(given, triplets, given.batch, given.padding_free)
+def _memory(given: argparse.Namespace, run: Callable[[], None]) -> int:
     peak = race.PeakMemory(given.device)
     for _ in range(2):
         run()
