@@ -14,7 +14,6 @@ from torch import Tensor
 from training import prepare, read_or_make
 
 from sempa.logprobs import sentence_logprobs
-from sempa.lora import lora_parameters
 
 
 def main() -> None:
@@ -27,8 +26,6 @@ def main() -> None:
     # Bytes are the same each time.
     given.rounds = 1
     base, _, batches = prepare(given, read_or_make(given))
-    for parameter in lora_parameters(base.model).values():
-        parameter.requires_grad_(True)
     row = batches[0].rows[0]
     weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
     # Held here, so that no later tensor takes the place of an earlier one and passes for it.
