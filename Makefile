@@ -53,6 +53,8 @@ lint: install
 
 bench: .venv/bench
 	$(BIN)/python experiments/benchmarks/gatherer.py --short
+	$(BIN)/python experiments/benchmarks/gatherer.py --short --trained
+	$(BIN)/python experiments/benchmarks/gatherer.py --short --growth
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
 	$(BIN)/python experiments/benchmarks/growth.py --short

@@ -50,3 +50,11 @@ def test_the_gatherers_growth_is_drawn_over_rows_and_over_the_vocabulary():
     ]
     shown = texts(gatherer.plot(rows))
     assert {"ms over N", "peak MiB over N", "ms over V", "peak MiB over V", "log_softmax"} < set(shown)
+
+
+def test_operations_are_told_apart_by_their_operands():
+    kind = load_script(BENCHMARKS / "spent.py")._kind
+    assert kind("aten::mm", [[512, 576], [576, 1536]]) == ("frozen layers' products", 2 * 512 * 576 * 1536)
+    assert kind("aten::addmm", [[512, 1536], [512, 8], [8, 1536]]) == ("LoRA's thin products", 2 * 512 * 8 * 1536)
+    assert kind("aten::bmm", [[9, 5, 64], [9, 64, 7]])[0] == "attention's products"
+    assert kind("aten::mul", [[512, 1536], [512, 1536]]) == ("the rest", 0.0)

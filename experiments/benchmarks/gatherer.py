@@ -47,11 +47,13 @@ def main() -> None:
     )
     builtin = _GROWTH if given.growth else _TRAINED if given.trained else _SIZES
     sizes = [tuple(map(int, size.split(","))) for size in given.sizes.split(";") if size]
-    sizes = sizes or (_SHORT if given.short else _SIZES[1:2] if given.chunks else builtin)
+    short = (*_GROWTH[:2], *_GROWTH[6:8]) if given.growth else _SHORT
+    sizes = sizes or (short if given.short else _SIZES[1:2] if given.chunks else builtin)
     if given.memory:
         print(json.dumps({"bytes": _memory(given, *sizes[0])}))
         return
     rows = []
+    name = "-".join(["gatherer", *(kind for kind in ("trained", "growth", "chunks") if getattr(given, kind))])
     # An emulated bfloat16 measures the emulation.
     native = _DTYPES if race.dtype(given) == "bfloat16" else ("float32",)
     for dtype in (given.dtype,) if given.dtype else (race.dtype(given),) if given.growth else native:
@@ -59,8 +61,9 @@ def main() -> None:
             measured = _race(given, dtype, *size)
             print(race.table(list(measured[0]), [list(row.values()) for row in measured]), flush=True)
             rows += measured
-    kind = [f"-{name}" for name in ("trained", "growth", "chunks") if getattr(given, name)]
-    print(race.keep("".join(["gatherer", *kind]), given, rows, plot if given.growth else bars))
+            # What an interrupt leaves is whole as far as it goes.
+            race.keep(name, given, rows, picture=None)
+    print(race.keep(name, given, rows, plot if given.growth else bars))
 
 
 def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list[dict]:

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import race
 import torch
-from training import read_or_make, sempa_contestants
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from training import random_model, read_or_make, sempa_contestants
 
 from sempa.plan import empty_model, model_config
 from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
-from sempa.sources import resolve_model
 
 _TRIPLETS = (16, 32, 64, 128)
 # Width and depth of models with random weights, in the default model's proportions and with its vocabulary.
@@ -39,7 +37,7 @@ def main() -> None:
         runs = [("triplets", given.model, count) for count in sizes]
         for width, depth in shapes:
             runs.append(("parameters", f"{folder}/{width}", _COUNT))
-            _random_model(given.model, Path(folder) / str(width), width, depth)
+            random_model(given.model, Path(folder) / str(width), width, depth)
         rows = _measure(given, runs)
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     print(race.keep("growth", given, rows, plot))
@@ -67,17 +65,6 @@ def _memory(given: argparse.Namespace) -> int:
     peak = race.PeakMemory(given.device)
     step()
     return peak.risen()
-
-
-def _random_model(source: str, folder: Path, width: int, depth: int) -> None:
-    """Save a model of the source's kind and tokenizer with other sizes and random weights."""
-    config = AutoConfig.from_pretrained(resolve_model(source))
-    heads = width // config.head_dim
-    config.update({"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads})
-    config.update({"num_key_value_heads": 1, "intermediate_size": 8 * width // 3, "layer_types": None})
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve_model(source)).save_pretrained(folder)
 
 
 def plot(rows: list[dict]) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 from training import prepare, read_or_make
 
 from sempa.logprobs import sentence_logprobs
+from sempa.models import BaseModel
+from sempa.packing import PreferenceRow
 
 
 def main() -> None:
@@ -27,6 +29,19 @@ def main() -> None:
     given.rounds = 1
     base, _, batches = prepare(given, read_or_make(given))
     row = batches[0].rows[0]
+    kept = kept_bytes(base, row)
+    tokens, total = len(row.row.tokens), sum(kept.values())
+    rows = [
+        {"line": line, "MiB": size / 2**20, "%": 100 * size / total, "bytes a token": size / tokens}
+        for line, size in [("all", total), *kept.most_common(8)]
+    ]
+    print(f"{tokens} tokens")
+    print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(race.keep("kept", given, rows, picture=None))
+
+
+def kept_bytes(base: BaseModel, row: PreferenceRow) -> "Counter[str]":
+    """Bytes that a forward pass over a row saves for its backward pass, by line."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
     # Held here, so that no later tensor takes the place of an earlier one and passes for it.
     seen: dict[int, Tensor] = {}
@@ -42,14 +57,7 @@ def main() -> None:
     base.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         sentence_logprobs(base.model, row)
-    tokens, total = len(row.row.tokens), sum(kept.values())
-    rows = [
-        {"line": line, "MiB": size / 2**20, "%": 100 * size / total, "bytes a token": size / tokens}
-        for line, size in [("all", total), *kept.most_common(8)]
-    ]
-    print(f"{tokens} tokens")
-    print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
-    print(race.keep("kept", given, rows, picture=None))
+    return kept
 
 
 def _line() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import race
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sempa.batches import Batch, Batches
 from sempa.captions import make_triplets
@@ -35,8 +36,17 @@ def main() -> None:
         model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
         triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
+        random={"metavar": "WIDTH,DEPTH", "help": "random weights of this size, in the model's kind (2048,22: 1.0 B)"},
         memory={"help": "measure the peak memory of this contestant only"},
     )
+    with tempfile.TemporaryDirectory() as folder:
+        if given.random:
+            random_model(given.model, Path(folder), *map(int, given.random.split(",")))
+            given.model = folder
+        _race(given)
+
+
+def _race(given: argparse.Namespace) -> None:
     triplets = read_or_make(given)
     steps = step_makers(given, triplets)
     if given.memory:
@@ -62,6 +72,17 @@ def main() -> None:
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"step / forward = {step / seconds['sempa forward']:.2f}   TRL / sempa = {seconds[best] / step:.1f}")
     print(race.keep("training", given, rows))
+
+
+def random_model(source: str, folder: Path, width: int, depth: int) -> None:
+    """Save a model of the source's kind and tokenizer with other sizes and random weights."""
+    config = AutoConfig.from_pretrained(resolve_model(source))
+    heads = width // config.head_dim
+    config.update({"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads})
+    config.update({"num_key_value_heads": 1, "intermediate_size": 8 * width // 3, "layer_types": None})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_model(source)).save_pretrained(folder)
 
 
 def read_or_make(given: argparse.Namespace) -> list[Triplet]:
@@ -128,7 +149,6 @@ def trl_step(
     import datasets
     import peft
     import trl
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve_model(given.model)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, race.dtype(given))).to(given.device)
