@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from conftest import CHATML, SHARED, make_tokenizer
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.models import BaseModel
+from sempa.neutral import QUESTIONS
 from sempa.texts import (
     Scored,
     Text,
@@ -183,6 +185,18 @@ def test_the_unseen_texts_are_many_distinct_and_share_no_long_phrase():
             phrase = " ".join(words[i : i + 8])
             assert seen.setdefault(phrase, text) == text
     assert all(60 <= len(p.split()) <= 130 for p in PASSAGES)
+
+
+def test_what_is_asked_of_the_models_is_none_of_the_questions_that_retention_trains_on():
+    common = "and between cook day explain first for give has how learn makes many off should story that the three two"
+    common = {*common.split(), "what", "why"}
+
+    def words(text):
+        return {*re.findall("[a-z]{3,}", text.lower())} - common
+
+    trained = set().union(*map(words, QUESTIONS))
+    for asked in (*(question for question, _ in CONVERSATIONS), *GENERATION_PROMPTS):
+        assert not words(asked) & trained, asked
 
 
 def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):

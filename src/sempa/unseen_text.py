@@ -79,26 +79,28 @@ CONVERSATIONS: tuple[tuple[str, str], ...] = (
         "often such winters occur is a change of climate.",
     ),
     (
-        "Can you give me three tips for falling asleep faster?",
-        "1. Go to bed and get up at the same time every day, even on weekends.\n2. Put away bright screens an hour "
-        "before you want to sleep, because their light tells your brain that it is still day.\n3. Keep the room cool, "
-        "dark and quiet, and use the bed only for sleeping.",
+        "Any ideas for getting a stuck lid off a jar?",
+        "1. Hold the lid under hot water for half a minute: metal widens faster than glass.\n2. Dry it and take a rubber "
+        "glove for a better grip.\n3. If it still does not move, push the tip of a spoon under the rim and lift gently "
+        "until you hear a click. The air that rushes in lets go of the lid.",
     ),
     (
-        "A train travels 150 kilometers in two and a half hours. What is its average speed?",
-        "Average speed is distance divided by time. The distance is 150 kilometers and the time is 2.5 hours, so the "
-        "speed is 150 / 2.5 = 60 kilometers per hour.",
+        "A rectangular garden is 9 meters long and 4 meters wide. Find its area and the length of a fence around it.",
+        "The area is length times width: 9 × 4 = 36 square meters. The fence runs along all four sides, two of 9 meters "
+        "and two of 4 meters, so it measures 2 × (9 + 4) = 26 meters.",
     ),
     (
-        "Write a short, polite email to cancel a dinner reservation.",
-        "Subject: Cancellation of our reservation\n\nGood afternoon,\n\nI am writing to cancel our table for four on "
-        "Saturday at seven, booked under the name Weller. Our plans have changed and we are unable to come. I apologize "
-        "for the late notice and hope to visit you another time.\n\nKind regards,\nAnna Weller",
+        "I need a toast for a colleague who retires.",
+        "Dear Ruth, for thirty years you have been the first to arrive and the last to lose your temper. You taught half "
+        "of us our trade and the other half how to make decent coffee. The office will be quieter without you, and not "
+        "better for it. Please raise your glasses: to slow mornings, long walks and a telephone that rings for someone "
+        "else.",
     ),
     (
-        "How do I reverse a list in Python?",
-        "There are two common ways. To reverse a list in place, call its method:\n\n```python\nnumbers.reverse()\n```\n\n"
-        "To get a new list and keep the old one, use a slice:\n\n```python\nbackwards = numbers[::-1]\n```",
+        "My browser says 404. Did I break something?",
+        "No. The number is the server's way of saying that it found no page at this address. Most often the page has "
+        "moved or the address has a typing error. Try the home page of the site and search from there; if a link led you "
+        "astray, its owner will be glad to hear of it.",
     ),
     (
         "Who was Ada Lovelace?",
@@ -130,8 +132,9 @@ CONVERSATIONS: tuple[tuple[str, str], ...] = (
         "the same with it; if there is none, stop. The part that says when to stop is called the base case.",
     ),
     (
-        "Translate into French: The library is closed on Sundays.",
-        "La bibliothèque est fermée le dimanche.",
+        "Which is correct, 'fewer people' or 'less people'?",
+        "'Fewer people' is the safe choice, because people can be counted. 'Less' goes with what is measured rather than "
+        "counted: less noise, less sugar.",
     ),
     (
         "Should I learn to cook or order food to save time?",
@@ -153,8 +156,8 @@ CONVERSATIONS: tuple[tuple[str, str], ...] = (
 )
 
 GENERATION_PROMPTS: tuple[str, ...] = (
-    "Explain in two sentences why the sky is blue.",
-    "Tom has 3 boxes with 4 apples each and eats 2 apples. How many are left?",
-    "Write a Python function that returns the square of a number.",
+    "Explain in two sentences why leaves turn red in autumn.",
+    "A baker makes 4 trays with 6 rolls each and sells 9 rolls. How many remain?",
+    "Show me a regular expression that matches a date such as 2024-05-17.",
     "Name three things to pack for a day at the beach.",
 )
