@@ -9,9 +9,12 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from scipy.sparse import load_npz
 
 from sempa.cli import _parser, main
 from sempa.embedder import Embedder
+from sempa.models import load_base
+from sempa.sparse import encode_sparse
 
 COMMANDS = (
     "train",
@@ -123,6 +126,21 @@ def test_embed_similarity_and_generate_use_the_adapter_and_find_its_base(run, tm
     assert main(["similarity", *options, *sentences]) == 0
     assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == sentences[1:]
     assert main(["generate", *options, "--max-new-tokens", "3", "Hello?"]) == 0
+
+
+def test_embed_writes_sparse_codes_that_scipy_reads(tiny_folder, tmp_path, capsys):
+    source = tmp_path / "sentences.txt"
+    source.write_text("A man runs.\nTwo dogs sleep.\n")
+    embed = ["embed", "--model", str(tiny_folder), "--dtype", "float32", str(source)]
+    assert main([*embed, str(tmp_path / "codes.npz"), "--sparse", "16"]) == 0
+    assert "2 embeddings of 16 tokens" in capsys.readouterr().out
+    codes = load_npz(tmp_path / "codes.npz")
+    expected = encode_sparse(load_base(str(tiny_folder), "float32"), source.read_text().splitlines(), 16)
+    np.testing.assert_array_equal(codes.toarray(), expected.toarray())
+    assert "ends in .npz" in fails(capsys, *embed, tmp_path / "codes.npy", "--sparse", "16")
+    for other in (["--readout", "mean"], ["--layer", "-2"], ["--normalize"], ["--shard-rows", "5"]):
+        assert "--sparse: goes with PromptEOL" in fails(capsys, *embed, tmp_path / "x.npz", "--sparse", "16", *other)
+    assert "k: found 0, expected 1" in fails(capsys, *embed, tmp_path / "x.npz", "--sparse", "0")
 
 
 def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_texts):
@@ -240,3 +258,44 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
     monkeypatch.setattr(torch.optim.AdamW, "step", real)
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_ctrl_c_while_the_report_is_made_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
+    from sempa import experiment
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        # Before the first checkpoint there is nothing to go on with.
+        patched.setattr(experiment, "train", stop)
+        assert main(["train", str(config)]) == 130
+        assert capsys.readouterr().err == "sempa: interrupted\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "measure_sts", stop)
+        assert main(["train", str(config)]) == 130
+        assert f"sempa train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path, capsys, short_texts):
+    folder = tmp_path / "sts"
+    for name in ("STS12", "STSBenchmark"):
+        (folder / name).mkdir(parents=True)
+    (folder / "STS12" / "STS.input.news.txt").write_text("A dog runs.\tA dog is running.\nA cat sits.\tRain falls.\n")
+    (folder / "STS12" / "STS.gs.news.txt").write_text("5\n1\n")
+    rows = [("5", "A dog runs.", "A dog is running."), ("0", "A cat sits.", "Rain falls."), ("7", "Hi.", "Hello.")]
+    lines = ["\t".join(("main", "news", "2012", str(i), *row)) for i, row in enumerate(rows)]
+    (folder / "STSBenchmark" / "sts-dev.csv").write_text("\n".join(lines) + "\n")
+    assert main(["train", str(config), f"sts_dir={folder}"]) == 0
+    expected = [
+        f"STS-B dev: 1 pair with a gold score off the scale left out, first {folder}/STSBenchmark/sts-dev.csv:3: 7, "
+        "expected 0 to 5",
+        f"{folder}: only STS-B dev is looked at here; `sempa table` scores STS12 too",
+    ]
+    assert capsys.readouterr().out.splitlines()[:2] == expected
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["notes"] == expected
+    assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
+    assert "off the scale left out" in (tmp_path / "run" / "report.html").read_text()

@@ -20,7 +20,7 @@ from sempa.progress import bar
 from sempa.prompts import Preference, encode_texts, render_prompt
 from sempa.retention import generate_side_by_side, measure_retention
 from sempa.statistics import compare
-from sempa.sts import StsTask, draw_scores, evaluate_sts, read_sts
+from sempa.sts import StsTask, draw_scores, evaluate_sts, left_out, read_sts
 from sempa.texts import (
     Scored,
     default_window,
@@ -47,10 +47,19 @@ def builtin_task(pairs: int, seed: int) -> StsTask:
     return StsTask(BUILTIN, make_pairs(pairs, seed, "heldout"))
 
 
-def development_tasks(sts_dir: str) -> list[StsTask]:
-    """What may be looked at while training: the development set of STS-B, else SICK's, else all there is."""
+def development_tasks(sts_dir: str) -> tuple[list[StsTask], list[str]]:
+    """What may be looked at while training: the development set of STS-B, else SICK's, else all there is.
+
+    With it come notes on what was left out: pairs, and the tasks that are there beside it.
+    """
     tasks = read_sts(sts_dir, splits=("dev", "trial"))
-    return [task for task in tasks if task.name.endswith((" dev", " trial"))][:1] or tasks
+    chosen = [task for task in tasks if task.name.endswith((" dev", " trial"))][:1] or tasks
+    notes = left_out(chosen)
+    if others := [task.name for task in tasks if all(task is not one for one in chosen)]:
+        notes.append(
+            f"{sts_dir}: only {chosen[0].name} is looked at here; `sempa table` scores {', '.join(others)} too"
+        )
+    return chosen, notes
 
 
 def measure_sts(

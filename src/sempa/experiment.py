@@ -34,8 +34,7 @@ from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
 from sempa.sharding import shard_base
 from sempa.space import measure_space
-from sempa.statistics import spearman
-from sempa.sts import StsTask, pair_cosines, sample_task
+from sempa.sts import StsTask, evaluate_sts, sample_task
 from sempa.training import read_metrics, train
 
 # Development pairs of the built-in set are drawn with another seed than the report's.
@@ -77,7 +76,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     if world.leads:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
-    tasks = development_tasks(config.sts_dir) if config.sts_dir else []
+    tasks, notes = development_tasks(config.sts_dir) if config.sts_dir else ([], [])
     problems = gsm8k_sample(config.gsm8k)
     device = config.device or local_device()
     # A base that is too large for a device is loaded beside it, and comes to it in shares.
@@ -86,19 +85,19 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     longest = min(config.max_length, context_length(base.model))
     dataset = load_dataset(dataclasses.replace(config, max_length=longest), base.tokenizer)
     if world.leads:
-        for note in dataset.notes:
+        for note in (*notes, *dataset.notes):
             print(note, flush=True)
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
     if world.sharded:
         shard_base(base.model, device)
 
-    dev = _dev_pairs(config, tasks)
+    dev = _dev_task(config, tasks)
     check_room(base, config.generation_tokens)
 
     def score_dev() -> float:
-        cosines = pair_cosines(lambda sentences: embed(base, sentences), dev)
-        return spearman([pair.score for pair in dev], cosines)
+        (result,) = evaluate_sts(lambda sentences: embed(base, sentences), [dev])
+        return result.score
 
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
@@ -119,6 +118,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         "model": config.model,
         "base_source": base.source,
         "config": dataclasses.asdict(config),
+        "notes": notes,
         "command": command,
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
@@ -175,14 +175,14 @@ def _evaluate(
     }
 
 
-def _dev_pairs(config: Config, tasks: list[StsTask]) -> list[ScoredPair]:
+def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
     task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
-    pairs = sample_task(task, config.dev_pairs, config.seed).pairs
-    _check_order(f"{task.name}: the {len(pairs)} development pairs drawn from it", pairs)
+    drawn = dataclasses.replace(sample_task(task, config.dev_pairs, config.seed), subtasks={})
+    _check_order(f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it", drawn.pairs)
     for one in tasks:
         _check_order(f"{one.name}: its {len(one.pairs)} pairs", one.pairs)
-    return pairs
+    return drawn
 
 
 def _check_order(told: str, pairs: list[ScoredPair]) -> None:

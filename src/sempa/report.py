@@ -113,6 +113,8 @@ def page(report: dict, history: Sequence[dict]) -> str:
     """The whole HTML page: no script, no request, readable on a phone, in the dark and on paper."""
     parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
     parts += [html_table(*table) for table in tables(report)]
+    if report.get("notes"):
+        parts.append("<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in report["notes"]) + "</ul>")
     parts += _pictures(report, history)
     if report.get("table"):
         parts += html_parts(report["table"])

@@ -7,14 +7,16 @@ sentence alone, needs no training and changes no cosine.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, save_npz
 from torch import Tensor
 
 from sempa.embedder import embed
 from sempa.errors import SempaError
+from sempa.files import replace_atomically
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.models import BaseModel
 
@@ -59,6 +61,16 @@ def to_csr(values: Tensor, indices: Tensor, vocabulary: int) -> csr_matrix:
     codes.eliminate_zeros()
     codes.sort_indices()
     return codes
+
+
+def write_codes(path: Path, codes: csr_matrix) -> None:
+    """Write codes atomically for `scipy.sparse.load_npz`; raises `SempaError` when the file cannot be written."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            save_npz(stream, codes)
+
+    replace_atomically(path, write)
 
 
 def sparse_cosines(first: csr_matrix, second: csr_matrix) -> np.ndarray:

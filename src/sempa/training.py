@@ -126,7 +126,8 @@ def train(
                     os.fsync(metrics.fileno())
                     save_checkpoint(run, step + 1, model, optimizer, state, base.source)
                 wait_for_all(world)
-            if stopping and not last:
+            # In the last step, too: what comes next is a report, which takes minutes.
+            if stopping:
                 raise Interrupted
     return state
 
@@ -199,7 +200,7 @@ def train_step(
 def _explain_divergence(config: Config, batch: Batch, step: int, found: str) -> str:
     return (
         f"step {step + 1}: {found}; the batch is lines "
-        f"{', '.join(map(str, batch.lines))} of {config.triplets}; the last checkpoint is whole: "
+        f"{', '.join(map(str, batch.lines))} of {config.triplets}; a checkpoint written before it is whole: "
         f"lower learning_rate ({config.learning_rate:g}) or mend the data"
     )
 

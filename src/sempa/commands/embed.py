@@ -26,7 +26,8 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "output",
         type=Path,
-        help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder",
+        help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder; "
+        "with --sparse .npz (SciPy CSR matrix [n, vocabulary])",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
@@ -40,6 +41,12 @@ def add(commands: "argparse._SubParsersAction") -> None:
         default="safetensors",
         help="file format of the shards (default %(default)s)",
     )
+    parser.add_argument(
+        "--sparse",
+        type=int,
+        metavar="K",
+        help="K tokens of the vocabulary with weights in place of a dense vector: .npz",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,6 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.corpus import read_sentences
     from sempa.vectors import check_vectors_name, write_vectors
 
+    if arguments.sparse is not None:
+        _run_sparse(arguments)
+        return
     if arguments.shard_rows is not None:
         _run_sharded(arguments)
         return
@@ -56,6 +66,22 @@ def run(arguments: argparse.Namespace) -> None:
     vectors = load_embedder(arguments).encode(sentences, arguments.batch_size, True, arguments.normalize)
     write_vectors(arguments.output, vectors)
     print(f"{len(vectors):,} embeddings of {vectors.shape[1]} dimensions: {arguments.output}")
+
+
+def _run_sparse(arguments: argparse.Namespace) -> None:
+    from sempa.corpus import read_sentences
+    from sempa.sparse import encode_sparse, write_codes
+
+    given = (arguments.readout, arguments.layer, arguments.shard_rows, arguments.normalize)
+    if given != ("prompteol", -1, None, False):
+        raise SempaError("--sparse: goes with PromptEOL at the last layer and one file, without --normalize")
+    if arguments.output.suffix != ".npz":
+        raise SempaError(f"output {arguments.output}: expected a name that ends in .npz for sparse embeddings")
+    sentences = list(read_sentences(Path(arguments.input), arguments.field))
+    base = load_embedder(arguments).base
+    codes = encode_sparse(base, sentences, arguments.sparse, arguments.batch_size, show_progress=True)
+    write_codes(arguments.output, codes)
+    print(f"{codes.shape[0]:,} embeddings of {arguments.sparse:,} tokens: {arguments.output}")
 
 
 def _run_sharded(arguments: argparse.Namespace) -> None:

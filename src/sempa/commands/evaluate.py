@@ -42,12 +42,17 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = [builtin_task(arguments.builtin_pairs, 2)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
-    for note in left_out(tasks):
+    notes = left_out(tasks)
+    for note in notes:
         print(note)
     problems = gsm8k_sample(arguments.gsm8k)
     embedder = load_embedder(arguments)
     base = embedder.base
-    report: dict[str, object] = {"model": arguments.model, "adapter": str(arguments.adapter or "")}
+    report: dict[str, object] = {
+        "model": arguments.model,
+        "adapter": str(arguments.adapter or ""),
+        "notes": notes,
+    }
     if tasks:
         report["sts"], *_ = measure_sts(base, tasks, embedder.readout, embedder.layer)
     if not arguments.no_retention:

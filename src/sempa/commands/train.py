@@ -23,10 +23,12 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train in a new run folder, or go on in one."""
+    from sempa.checkpoints import has_checkpoint
     from sempa.config import load_config
     from sempa.experiment import resume_run, start_run
     from sempa.training import Interrupted
 
+    folder = arguments.resume
     command = shlex.join(["sempa", "train", *_given(arguments)])
     try:
         if arguments.resume is not None:
@@ -37,9 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             raise SempaError("train: give a CONFIG.yaml, or --resume RUN")
         config = load_config(arguments.config, arguments.overrides)
+        folder = Path(config.output)
         start_run(config, command)
-    except Interrupted:
-        folder = arguments.resume or config.output
+    except (Interrupted, KeyboardInterrupt):
+        # A second Ctrl-C, or one while the report is made, may come before anything is saved.
+        if folder is None or not has_checkpoint(folder):
+            raise KeyboardInterrupt from None
         raise KeyboardInterrupt(f"stopped and saved; go on with: sempa train --resume {folder}") from None
 
 
