@@ -24,15 +24,16 @@ def result(frontier):
             "seed": seed,
             "share": share,
             "average": 70 + 5 * share + place + seed,
-            "kl": {"passages": 0.01 * share, "conversations": 0.03 * share},
-            "perplexity": {"passages": 1.0, "conversations": -2.0},
+            "sts": {"STS12": 0.0, "STS-B dev": 80 + seed, "SICK trial": 64 + seed},
+            "kl": {"passages": 0.02 * share, "conversations": 9.0},
+            "perplexity": {"passages": -0.5, "conversations": 9.0},
         }
         for place, name in enumerate(frontier.POINTS)
         for share in (1.0, 0.5)
         # The second objective has one seed only.
         for seed in ((0,) if place == 1 else (0, 1))
     ]
-    return {"base": {"average": 70.0}, "rows": rows}
+    return {"base": {"average": 70.0, "sts": {"STS-B dev": 75.0, "SICK trial": 65.0}}, "rows": rows}
 
 
 def test_every_point_is_a_config_of_a_known_family(frontier):
@@ -41,11 +42,11 @@ def test_every_point_is_a_config_of_a_known_family(frontier):
         assert name.split()[0].strip(",") in frontier.COLOURS
 
 
-def test_the_table_has_means_over_texts_and_seeds_and_how_far_the_seeds_lie_apart(frontier, result):
+def test_the_table_has_means_over_seeds_and_how_far_the_seeds_lie_apart(frontier, result):
     lines = frontier.table(result).splitlines()
-    spread = "| +5.50 (+5.00 to +6.00) | 0.0200 (0.0200 to 0.0200) | -0.50 (-0.50 to -0.50) |"
+    spread = "| +5.50 (+5.00 to +6.00) | +2.50 (+2.00 to +3.00) | 0.0200 (0.0200 to 0.0200) | -0.50 (-0.50 to -0.50) |"
     assert lines[2] == f"| mixed, the default recipe | 1 | 2 {spread}"
-    assert lines[4] == "| contrast + retention 10 | 1 | 1 | +6.00 | 0.0200 | -0.50 |"
+    assert lines[4] == "| contrast + retention 10 | 1 | 1 | +6.00 | +2.00 | 0.0200 | -0.50 |"
     assert len(lines) == 2 + 2 * len(frontier.POINTS) + 2
     assert lines[-1] == "base: 70.00"
 
@@ -66,6 +67,8 @@ def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_pat
     assert frontier._kept(file, {"limit": 1})["rows"] == []
     file.write_text('{"settings": {"limit": 1}, "rows": [1]}')
     assert frontier._kept(file, {"limit": 1})["rows"] == [1]
+    # Of the versions and the machine that measured last.
+    assert frontier._kept(file, {"limit": 1})["date"] == frontier.origin()["date"]
     assert frontier._kept(file, {"limit": 2})["rows"] == []
 
 
@@ -75,7 +78,11 @@ def test_the_picture_of_triplets_has_a_bar_for_every_set_and_row_and_ink_of_its_
         {"method": method, "source": source, "STS12": "60", "SICK trial": "70.5", "average": average, "other": "1"}
         for method, source, average in (
             ("prompteol", "measured", "61.23"),
-            *((f"prompteol + runs/nli_{n}", "measured", str(62 + n / 1e4)) for n in (1280, 320, 640)),
+            *((f"prompteol + runs/nli_{n}/adapter", "measured", str(62 + n / 1e4)) for n in (1280, 320, 640)),
+            # Other readouts and adapters of the same table.
+            ("prompteol@-3", "measured", "63"),
+            ("prompteol@-3 + runs/nli_640/adapter", "measured", "64"),
+            ("prompteol + runs/smollm2_captions/adapter", "measured", "65"),
             ("LLaMA", "quoted from a paper", "99"),
         )
     ]

@@ -4,8 +4,8 @@
 
 Trains each of POINTS on the same triplets with the same batches and LoRA, scores samples of STS12–16, STS-B dev and
 SICK trial, and measures KL and perplexity on text that no training saw; the default recipe's adapter also part of
-the way (`interpolated`). A finished point is kept: a second call goes on where the first stopped. Writes the figures as
-JSON, the plot as SVG.
+the way (`interpolated`). Table and plot take the 16 passages for these. A finished point is kept: a second call goes on
+where the first stopped. Writes the figures as JSON, the plot as SVG.
 """
 
 import argparse
@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sempa.config import load_config
 from sempa.dataset import load_dataset
 from sempa.embedder import embed
 from sempa.evaluation import gsm8k_sample, measure_generation
 from sempa.experiment import origin
 from sempa.files import write_atomic, write_json
+from sempa.geometry import isoscore, uniformity
 from sempa.lora import add_lora, interpolated, remove_adapter
 from sempa.models import BaseModel, load_base
 from sempa.plots import INK, make_figure, standalone, svg
@@ -80,6 +83,8 @@ MARKS = {"DPO, the paper's recipe": ("*", 12), "mixed, the default recipe": ("D"
 # Part of the way too, which takes no training but a whole evaluation.
 SHARES = {"mixed, the default recipe": (0.7,), "mixed, contrast of responses": (0.7,)}
 GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
+# What recipes may be chosen by; the other sets are test sets.
+DEVELOPMENT = ("STS-B dev", "SICK trial")
 # How far below the base the picture reaches, in points.
 DEPTH_SHOWN = 4.0
 
@@ -122,7 +127,7 @@ def main() -> None:
 def _kept(path: Path, settings: dict) -> dict:
     """What an earlier call with the same settings has measured."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return kept if kept.get("settings") == settings else {"settings": settings, **origin(), "rows": []}
+    return {"rows": [], **(kept if kept.get("settings") == settings else {"settings": settings}), **origin()}
 
 
 def _measure(
@@ -151,8 +156,15 @@ def _measure(
 
 
 def _scores(base: BaseModel, tasks: list[StsTask]) -> dict:
-    scores = {result.task.name: result.score for result in evaluate_sts(lambda texts: embed(base, texts), tasks)}
-    return {"sts": scores, "average": statistics.mean(scores.values())}
+    vectors: list[np.ndarray] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        vectors.append(embed(base, texts))
+        return vectors[0]
+
+    scores = {result.task.name: result.score for result in evaluate_sts(encode, tasks)}
+    space = {"uniformity": uniformity(vectors[0]), "isoscore": isoscore(vectors[0])}
+    return {"sts": scores, "average": statistics.mean(scores.values()), "geometry": space}
 
 
 @dataclass(frozen=True)
@@ -162,34 +174,50 @@ class Point:
     name: str
     share: float
     average: tuple[float, ...]
+    development: tuple[float, ...]
     kl: tuple[float, ...]
     perplexity: tuple[float, ...]
 
 
 def points(result: dict) -> list[Point]:
-    """The rows by objective and share, in the rows' order; KL and change of perplexity are means over the texts."""
+    """The rows by objective and share, in the rows' order; KL and change of perplexity are those of the passages.
+
+    Conversations are like the base's own words that retention trains on, passages are not.
+    """
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in result["rows"]:
         groups.setdefault((row["name"], row["share"]), []).append(row)
-    means = ("kl", "perplexity")
     return [
         Point(
             *key,
             tuple(row["average"] for row in rows),
-            *(tuple(statistics.mean(row[name].values()) for row in rows) for name in means),
+            tuple(development(row) for row in rows),
+            *(tuple(row[name]["passages"] for row in rows) for name in ("kl", "perplexity")),
         )
         for key, rows in groups.items()
     ]
 
 
+def development(row: dict) -> float:
+    """The mean of a row's (or the base's) scores on the development sets, ρ × 100."""
+    return statistics.mean(row["sts"][name] for name in DEVELOPMENT)
+
+
 def table(result: dict) -> str:
     """The points as Markdown, a row each: mean over the seeds, and lowest to highest where there are several."""
-    base = result["base"]["average"]
-    lines = ["| objective | share | seeds | STS | KL, nats | perplexity, % |", "|---|---|---|---|---|---|"]
+    base, base_development = result["base"]["average"], development(result["base"])
+    lines = [
+        "| objective | share | seeds | seven sets | STS-B dev, SICK trial | KL, nats | perplexity, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for point in points(result):
-        gain = [value - base for value in point.average]
-        cells = (_spread(gain, "+.2f"), _spread(point.kl, ".4f"), _spread(point.perplexity, "+.2f"))
-        lines.append(f"| {point.name} | {point.share:g} | {len(gain)} | {' | '.join(cells)} |")
+        gains = [value - base for value in point.average], [value - base_development for value in point.development]
+        cells = (
+            *(_spread(gain, "+.2f") for gain in gains),
+            _spread(point.kl, ".4f"),
+            _spread(point.perplexity, "+.2f"),
+        )
+        lines.append(f"| {point.name} | {point.share:g} | {len(point.average)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"base: {base:.2f}"])
 
 
@@ -234,7 +262,7 @@ def plot(result: dict) -> str:
             axis.annotate(str(number), places[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
         for value, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
             draw(value, color=INK, linewidth=0.7, linestyle=":")
-        axis.set_xlabel(f"{label} (mean over the texts)")
+        axis.set_xlabel(f"{label} (16 passages)")
     axes[0].set_xscale("log")
     axes[0].set_ylabel("mean of seven STS sets, ρ × 100")
     axes[2].set_axis_off()

@@ -4,25 +4,28 @@
 """
 
 import csv
+import re
 from pathlib import Path
 
 from sempa.files import write_atomic
 from sempa.plots import INK, make_figure, standalone, svg
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "table_triplets.csv"
+# The base, and adapters whose runs are named after their number of triplets.
+ROW = re.compile(r"prompteol(?: \+ .*?(\d+)(?:/adapter)?)?")
 SHADES = ("#56b4e9", "#f5d08a", "#e69f00", "#a65f00")
 
 
 def plot(rows: list[dict[str, str]]) -> str:
     """Measured rows of `sempa table`'s CSV file as one group of bars for each set, the average last; an SVG."""
-    measured = [row for row in rows if row["source"] == "measured"]
+    measured = [row for row in rows if row["source"] == "measured" and ROW.fullmatch(row["method"])]
     measured.sort(key=lambda row: float(row["average"]))
     columns = list(rows[0])
     names = columns[columns.index("source") + 1 : columns.index("average") + 1]
     figure, (axis,) = make_figure(1, 1, (9.0, 3.2))
     width = 0.8 / len(measured)
     for place, (row, colour) in enumerate(zip(measured, SHADES, strict=True)):
-        number = row["method"].rpartition("_")[2] if "+" in row["method"] else ""
+        number = ROW.fullmatch(row["method"])[1]
         label = f"{int(number):,} triplets" if number else "SmolLM2-135M-Instruct"
         lefts = [group + (place - (len(measured) - 1) / 2) * width for group in range(len(names))]
         drawn = axis.bar(lefts, [float(row[name]) for name in names], width, color=colour, label=label)

@@ -1,13 +1,14 @@
-"""QDPO: round SmolLM2-135M to int4, align it with its full-precision self, and measure both beside int8.
+"""QDPO: round SmolLM2-135M to int4 and to int8, align each with its full-precision self, and measure before and after.
 
-    python experiments/qdpo/qdpo.py [--new-tokens 32] [--epochs 2] [--sts-pairs 60]
+    python experiments/qdpo/qdpo.py [--sts STS] [--pairs 60] [--new-tokens 32] [--epochs 2]
 
-The pairs come from the built-in questions, the figures from prompts and texts that gave none. JSON is written after
-every row: what an interrupt leaves is whole as far as it goes.
+The pairs of answers come from the built-in questions, the figures from prompts and texts that gave none. JSON is
+written after every row: what an interrupt leaves is whole as far as it goes.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from sempa.neutral import QUESTIONS
 from sempa.prompts import encode_texts, render_prompt
 from sempa.quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
 from sempa.sampling import Sample, sample
-from sempa.sts import evaluate_sts
+from sempa.sts import StsTask, evaluate_sts, read_sts, sample_task
 from sempa.texts import encode_conversations
 from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
 
@@ -38,9 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--new-tokens", type=int, default=32, help="longest greedy answer (default %(default)s)")
     parser.add_argument("--epochs", type=float, default=2.0, help="over the pairs (default %(default)s)")
-    parser.add_argument("--sts-pairs", type=int, default=60, help="of the built-in set (default %(default)s)")
+    parser.add_argument("--sts", default="", help="folder of STS sets (default: the built-in pairs)")
+    parser.add_argument("--pairs", type=int, default=60, help="of each set (default %(default)s)")
     given = parser.parse_args()
     config = Config(dtype="float32", objective="dpo", anchor=0.0, learning_rate=2e-4, batch_size=4, epochs=given.epochs)
+    tasks = [builtin_task(given.pairs, 0)]
+    if given.sts:
+        tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     full = load_base(config.model, config.dtype)
     asked, held_out = (prompts_of(full, texts) for texts in (QUESTIONS, HELD_OUT))
     answers = greedy(full, held_out, given.new_tokens)
@@ -48,30 +53,32 @@ def main() -> None:
         "settings": {
             **{"model": config.model, "dtype": config.dtype, "threads": torch.get_num_threads()},
             **{name: getattr(config, name) for name in ("beta", "learning_rate", "batch_size", "epochs", "lora_rank")},
-            **{"prompts": len(asked), "held_out_prompts": len(held_out), **vars(given)},
+            **{"prompts": len(asked), "held_out_prompts": len(held_out)},
+            **{"new_tokens": given.new_tokens, "pairs": given.pairs, "sets": [task.name for task in tasks]},
         },
         "models": {},
+        "pairs": {},
+        "steps": {},
     }
 
     def keep(name: str, base: BaseModel) -> None:
-        result["models"][name] = row = measure(base, held_out, answers, given.new_tokens, given.sts_pairs)
+        result["models"][name] = row = measure(base, held_out, answers, given.new_tokens, tasks)
         result["cpu_seconds"] = time.process_time()
         write_json(RESULTS, {**origin(), **result})
         print(name, json.dumps(row), flush=True)
 
     keep("full precision", full)
-    int4 = load_base(config.model, config.dtype)
-    quantise_model(int4.model, 4)
-    keep("int4", int4)
-    pairs = diverging_pairs(asked, greedy(full, asked, given.new_tokens), greedy(int4, asked, given.new_tokens))
-    add_lora(int4.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-    steps = align_quantised(config, int4, full.model, pairs)
-    result["pairs"] = len(pairs)
-    result["steps"] = [{name: step[name] for name in SHOWN} for step in steps]
-    keep("int4 + QDPO", int4)
-    int8 = load_base(config.model, config.dtype)
-    quantise_model(int8.model, 8)
-    keep("int8", int8)
+    wanted = greedy(full, asked, given.new_tokens)
+    for bits in (4, 8):
+        name, quantised = f"int{bits}", load_base(config.model, config.dtype)
+        quantise_model(quantised.model, bits)
+        keep(name, quantised)
+        pairs = diverging_pairs(asked, wanted, greedy(quantised, asked, given.new_tokens))
+        add_lora(quantised.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+        steps = align_quantised(config, quantised, full.model, pairs)
+        result["pairs"][name] = len(pairs)
+        result["steps"][name] = [{key: step[key] for key in SHOWN} for step in steps]
+        keep(f"{name} + QDPO", quantised)
 
 
 def prompts_of(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
@@ -85,18 +92,19 @@ def greedy(base: BaseModel, prompts: Sequence[Sequence[int]], new_tokens: int) -
 
 
 def measure(
-    base: BaseModel, prompts: list[list[int]], answers: list[Sample], new_tokens: int, sts_pairs: int
-) -> dict[str, float]:
+    base: BaseModel, prompts: list[list[int]], answers: list[Sample], new_tokens: int, tasks: list[StsTask]
+) -> dict[str, object]:
     """Flips against the full-precision model's `answers`, perplexity of unseen conversations, Spearman's ρ × 100."""
     own = greedy(base, prompts, new_tokens)
     same = sum(one.tokens == other.tokens for one, other in zip(own, answers, strict=True))
     (text,) = measure_texts(base, {"conversations": encode_conversations(base.tokenizer, CONVERSATIONS)})
-    (sts,) = evaluate_sts(lambda texts: embed(base, texts), [builtin_task(sts_pairs, 0)])
+    scores = {result.task.name: result.score for result in evaluate_sts(lambda texts: embed(base, texts), tasks)}
     return {
         "flip_rate": flip_rate(base.model, prompts, answers),
         "same_answers": same / len(answers),
         "perplexity": text["aligned_perplexity"],
-        "sts": sts.score,
+        "sts": scores,
+        "average": statistics.mean(scores.values()),
     }
 
 
