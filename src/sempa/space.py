@@ -13,7 +13,7 @@ from sempa.models import BaseModel
 from sempa.readouts import layer_read
 from sempa.readouts.layers import depth
 from sempa.sentence_groups import GROUPS
-from sempa.sts import StsTask, pair_cosines
+from sempa.sts import StsTask, vector_cosines
 
 
 def embed_sides(
@@ -65,10 +65,7 @@ def measure_tasks(
         own = distinct_sentences(task.pairs)
         rows = [row[sentence] for sentence in own]
         geometry.append(compare_geometry(task.name, task.pairs, own, {side: v[rows] for side, v in sides.items()}))
-        measured = {
-            side: pair_cosines(lambda texts, v=vectors: v[[row[text] for text in texts]], task.pairs).tolist()
-            for side, vectors in sides.items()
-        }
+        measured = {side: vector_cosines(v, sentences, task.pairs).tolist() for side, v in sides.items()}
         cosines.append({"task": task.name, "gold": [pair.score for pair in task.pairs], **measured})
     return {"geometry": geometry, "cosines": cosines, "topics": project_topics(base, readout, layer, aligned)}
 

@@ -327,10 +327,17 @@ def pair_cosines(encode: Encode, pairs: Sequence[ScoredPair]) -> np.ndarray:
     if not pairs:
         return np.empty(0)
     sentences = distinct_sentences(pairs)
-    index = {sentence: i for i, sentence in enumerate(sentences)}
-    vectors = np.asarray(encode(sentences))
+    return vector_cosines(np.asarray(encode(sentences)), sentences, pairs)
+
+
+def vector_cosines(vectors: np.ndarray, sentences: Sequence[str], pairs: Sequence[ScoredPair]) -> np.ndarray:
+    """The same of embeddings `[sentences, D]` that are there already; each pair's sentences are among `sentences`.
+
+    Raises `SempaError` as `pair_cosines` does.
+    """
     if vectors.ndim != 2 or len(vectors) != len(sentences):
         raise SempaError(f"the encoder returned shape {vectors.shape}, expected [{len(sentences)}, D]")
+    index = {sentence: i for i, sentence in enumerate(sentences)}
     cosines = np.empty(len(pairs))
     for row, pair in enumerate(pairs):
         # Row by row, so that no second copy of all vectors, in float64, is held.

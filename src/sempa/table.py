@@ -28,7 +28,7 @@ from sempa.progress import bar
 from sempa.readouts import READOUTS, check_readout, same_pass
 from sempa.readouts.layers import depth
 from sempa.statistics import compare, interval
-from sempa.sts import StsResult, StsTask, draw_scores, left_out, pair_cosines, score_sts
+from sempa.sts import StsResult, StsTask, draw_scores, left_out, score_sts, vector_cosines
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,15 @@ def _measure_pass(
     base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask], batch_size: int, progress: tqdm
 ) -> list[Row]:
     began, pairs = time.perf_counter(), _pairs(tasks)
+    sentences = distinct_sentences(pairs)
     readings = [(method.readout, method.layer) for method in methods]
     try:
         if methods[0].adapter:
             load_adapter(base.model, Path(methods[0].adapter))
-        vectors = embed_readings(base, distinct_sentences(pairs), readings, batch_size, progress=progress)
+        vectors = embed_readings(base, sentences, readings, batch_size, progress=progress)
     finally:
         remove_adapter(base.model)
-    cosines = [pair_cosines(lambda _, own=own: own, pairs) for own in vectors]
+    cosines = [vector_cosines(own, sentences, pairs) for own in vectors]
     share, ends = (time.perf_counter() - began) / len(methods), np.cumsum([len(task.pairs) for task in tasks])
     return [Row(method, np.split(own, ends[:-1]), share) for method, own in zip(methods, cosines)]
 

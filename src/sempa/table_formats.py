@@ -73,16 +73,18 @@ def csv_text(report: dict) -> str:
     names = [task["name"] for task in report["tasks"]]
     figures = [*names, "average"]
     header = ["method", "source", *figures, *(f"{name} Pearson" for name in figures)]
-    header += [f"{name} {end}" for name in figures for end in ("low", "high")] + ["difference", "p"]
+    header += [f"{name} {end}" for name in figures for end in ("low", "high")]
+    header += ["difference", "difference low", "difference high", "p"]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
     for row in report["rows"]:
         every = [*(row["tasks"][name] for name in names), row["average"]]
         ends = [end for figure in every for end in figure.get("spearman_interval", ("", ""))]
-        versus = row["average"].get("versus", {"difference": "", "p": ""})
+        versus = row["average"].get("versus", {"difference": "", "interval": ("", ""), "p": ""})
+        tested = (versus["difference"], *versus["interval"], versus["p"])
         values = [*(f["spearman"] for f in every), *(f["pearson"] for f in every), *ends]
-        writer.writerow([row["label"], "measured", *values, versus["difference"], versus["p"]])
+        writer.writerow([row["label"], "measured", *values, *tested])
     for label, scores, average in _quoted(report):
         values = [*(scores or [""] * len(names)), average]
         writer.writerow([label, f"quoted from {PAPER}", *values, *[""] * (len(header) - 2 - len(values))])
