@@ -111,9 +111,10 @@ def test_the_same_seed_gives_the_same_triplets_and_a_larger_count_begins_with_th
 
 
 def test_triplets_are_distinct_and_premises_hardly_repeat():
-    made = make_triplets(12000, 7)
-    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == 12000
-    assert len({t.sentence for t in made}) > 0.9 * 12000
+    count = 20_000
+    made = make_triplets(count, 7)
+    assert len({(t.sentence, t.chosen, t.rejected) for t in made}) == count
+    assert len({t.sentence for t in made}) > 0.9 * count
     assert all(len({t.sentence, t.chosen, t.rejected}) == 3 for t in made[:SIZE])
 
 

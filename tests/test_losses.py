@@ -80,3 +80,11 @@ def test_the_anchor_is_the_mean_surprise_per_token():
     torch.testing.assert_close(
         nll_per_token(torch.tensor([-6.0, -5.0]), torch.tensor([3, 10])), torch.tensor([2.0, 0.5])
     )
+
+
+def test_the_anchors_gradient_is_minus_one_over_the_number_of_tokens():
+    logprobs = torch.tensor([-6.0, -5e4, 0.0], dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([3, 10, 1])
+    assert torch.autograd.gradcheck(lambda x: nll_per_token(x, tokens), logprobs)
+    (gradient,) = torch.autograd.grad(nll_per_token(logprobs, tokens).sum(), logprobs)
+    torch.testing.assert_close(gradient, -1 / tokens.double())

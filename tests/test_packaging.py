@@ -123,3 +123,12 @@ def test_no_other_trainer_is_imported():
     for path in python_files():
         assert not imports(path)[1] & TRAINERS, path
     assert "matplotlib" in imports(ROOT / "src" / "sempa" / "plots.py")[1]
+
+
+def test_losses_and_kernels_name_no_device():
+    """The same code on CPU, CUDA and MPS: no string of theirs is a device, no attribute asks for one kind."""
+    for folder in ("losses", "kernels"):
+        for file in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                word = getattr(node, "value", None) if isinstance(node, ast.Constant) else getattr(node, "attr", None)
+                assert word not in ("cpu", "cuda", "mps", "is_cuda", "is_cpu", "is_mps"), f"{file}:{node.lineno}"

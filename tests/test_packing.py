@@ -119,6 +119,23 @@ def test_attention_by_families_equals_dense_attention_under_the_rows_mask(prefix
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, scale):
+    """Against float64 arithmetic on the same rounded inputs, relative to the length of each head's output."""
+    row = Row()
+    root = row.add([0] * 5)
+    for size in (3, 7, 4):
+        row.add([2] * 2, row.add([1] * size, root))
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(len(row.tokens), heads, 8, generator=generator).to(dtype) for heads in (4, 2, 2))
+    ours = packed_attention(query, key, value, row.families(), scale).double()
+    exact = packed_attention(query.double(), key.double(), value.double(), row.families(), scale)
+    # The scores are rounded to the dtype, too: a large scale makes that an absolute error before the softmax.
+    rounding = max(1.0, scale * 8)
+    assert (ours - exact).norm() < tolerance * rounding * exact.norm()
+
+
 def test_a_family_whose_tokens_are_torn_apart_is_refused():
     row = Row()
     root = row.add([1])
