@@ -16,14 +16,13 @@ import race
 import torch
 from kept import kept_bytes
 from torch.profiler import ProfilerActivity, profile
-from training import prepare, read_or_make, sempa_contestants
+from training import RANK, prepare, read_or_make, sempa_contestants
 
 from sempa.lora import block_linears
 
 # Where the operands' shapes stand among the arguments.
 _PRODUCTS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}
 _BATCHED = {"aten::bmm", "aten::baddbmm", "aten::baddbmm_"}
-_THIN = 64
 _COPIED = 1 << 26
 
 
@@ -95,7 +94,7 @@ def _kind(name: str, shapes: list[list[int]]) -> tuple[str, float]:
     if name not in _PRODUCTS:
         return _REST, 0.0
     (m, k), (_, n) = (shapes[place] for place in _PRODUCTS[name])
-    return (_SMALL if min(m, k, n) < _THIN else _LARGE), 2.0 * m * k * n
+    return (_SMALL if min(m, k, n) <= RANK else _LARGE), 2.0 * m * k * n
 
 
 def _rates(given: argparse.Namespace) -> tuple[float, float]:

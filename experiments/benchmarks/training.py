@@ -24,7 +24,7 @@ from sempa.reference import Reference
 from sempa.training import Fixed, train_step
 from sempa.triplets import read_triplets
 
-_RANK, _ALPHA = 8, 32
+RANK, _ALPHA = 8, 32
 # Tokens of a packed row, the default first: shorter rows take less memory.
 _ROWS = (512, 128)
 _TRL_BATCHES = (1, 2, 4, 8)
@@ -111,10 +111,10 @@ def prepare(
     given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
 ) -> tuple[BaseModel, Config, list[Batch]]:
     """The model with an adapter, and the triplets packed."""
-    numbers = {"learning_rate": 1e-4, "anchor": 0.0, "lora_rank": _RANK, "lora_alpha": _ALPHA}
+    numbers = {"learning_rate": 1e-4, "anchor": 0.0, "lora_rank": RANK, "lora_alpha": _ALPHA}
     config = Config(model=given.model, row_tokens=row_tokens, **numbers)
     base = load_base(given.model, race.dtype(given), given.device)
-    add_lora(base.model, _RANK, _ALPHA)
+    add_lora(base.model, RANK, _ALPHA)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
@@ -182,7 +182,7 @@ def trl_step(
             ),
             processing_class=AutoTokenizer.from_pretrained(source),
             train_dataset=datasets.Dataset.from_list(rows),
-            peft_config=peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+            peft_config=peft.LoraConfig(r=RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
         if padding_free and not getattr(trainer, "padding_free", False):
             raise RuntimeError("this release pads all the same")

@@ -25,7 +25,7 @@ from sempa.embedder import embed
 from sempa.evaluation import gsm8k_sample, measure_generation
 from sempa.experiment import origin
 from sempa.files import write_atomic, write_json
-from sempa.geometry import isoscore, uniformity
+from sempa.geometry import isoscore, uniformity, unit_vectors
 from sempa.lora import add_lora, interpolated, remove_adapter
 from sempa.models import BaseModel, load_base
 from sempa.plots import INK, make_figure, standalone, svg
@@ -81,7 +81,7 @@ COLOURS = {
 # The paper's recipe, and ours.
 MARKS = {"DPO, the paper's recipe": ("*", 12), "mixed, the default recipe": ("D", 7)}
 # Part of the way too, which takes no training but a whole evaluation.
-SHARES = {"mixed, the default recipe": (0.7,), "mixed, contrast of responses": (0.7,)}
+SHARES = dict.fromkeys(("mixed, the default recipe", "mixed, contrast of responses", "mixed with ranking"), (0.7,))
 GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
 # What recipes may be chosen by; the other sets are test sets.
 DEVELOPMENT = ("STS-B dev", "SICK trial")
@@ -163,7 +163,8 @@ def _scores(base: BaseModel, tasks: list[StsTask]) -> dict:
         return vectors[0]
 
     scores = {result.task.name: result.score for result in evaluate_sts(encode, tasks)}
-    space = {"uniformity": uniformity(vectors[0]), "isoscore": isoscore(vectors[0])}
+    unit = unit_vectors(vectors[0])
+    space = {"uniformity": uniformity(unit), "isoscore": isoscore(unit)}
     return {"sts": scores, "average": statistics.mean(scores.values()), "geometry": space}
 
 
