@@ -8,7 +8,7 @@ from pathlib import Path
 
 import race
 import torch
-from training import random_model, read_or_make, sempa_contestants
+from training import OPTIONS, random_model, read_or_make, sempa_contestants
 
 from sempa.plan import empty_model, model_config
 from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
@@ -23,7 +23,7 @@ _COUNT = 16
 def main() -> None:
     given = race.arguments(
         __doc__,
-        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        triplets=OPTIONS["triplets"],
         memory={"default": "", "help": "measure the peak memory of a step for MODEL,COUNT only"},
     )
     given.model = "smollm2-135m"

@@ -11,7 +11,7 @@ from collections import Counter
 import race
 import torch
 from torch import Tensor
-from training import prepare, read_or_make
+from training import OPTIONS, prepare, read_or_make
 
 from sempa.logprobs import sentence_logprobs
 from sempa.models import BaseModel
@@ -21,8 +21,7 @@ from sempa.packing import PreferenceRow
 def main() -> None:
     given = race.arguments(
         __doc__,
-        model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
-        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        **OPTIONS,
         count={"type": int, "default": 16, "help": "triplets to pack; the first row is measured (default %(default)s)"},
     )
     # Bytes are the same each time.

@@ -16,7 +16,7 @@ import race
 import torch
 from kept import kept_bytes
 from torch.profiler import ProfilerActivity, profile
-from training import RANK, prepare, read_or_make, sempa_contestants
+from training import OPTIONS, RANK, prepare, read_or_make, sempa_contestants
 
 from sempa.lora import block_linears
 
@@ -29,8 +29,7 @@ _COPIED = 1 << 26
 def main() -> None:
     given = race.arguments(
         __doc__,
-        model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
-        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        **OPTIONS,
         count={"type": int, "default": 16, "help": "triplets of a step (default %(default)s)"},
     )
     product, copy = _rates(given)

@@ -24,6 +24,11 @@ from sempa.reference import Reference
 from sempa.training import Fixed, train_step
 from sempa.triplets import read_triplets
 
+# What every benchmark that trains takes.
+OPTIONS = {
+    "model": {"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
+    "triplets": {"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+}
 RANK, _ALPHA = 8, 32
 # Tokens of a packed row, the default first: shorter rows take less memory.
 _ROWS = (512, 128)
@@ -33,8 +38,7 @@ _TRL_BATCHES = (1, 2, 4, 8)
 def main() -> None:
     given = race.arguments(
         __doc__,
-        model={"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
-        triplets={"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+        **OPTIONS,
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
         random={"metavar": "WIDTH,DEPTH", "help": "random weights of this size, in the model's kind (2048,22: 1.0 B)"},
         memory={"help": "measure the peak memory of this contestant only"},

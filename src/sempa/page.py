@@ -74,6 +74,11 @@ def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     return f'<h2>{escape(title)}</h2><div class="scroll"><table>{header}<tbody>{body}</tbody></table></div>'
 
 
+def html_notes(notes: Sequence[str]) -> str:
+    """Sentences as a list in small print."""
+    return "<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+
+
 def html_glossary(terms: dict[str, str]) -> str:
     """Words and what they mean, under a heading."""
     entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms.items())

@@ -14,6 +14,7 @@ from sempa.page import (
     finite,
     html_figure,
     html_glossary,
+    html_notes,
     html_page,
     html_table,
     number,
@@ -114,7 +115,7 @@ def page(report: dict, history: Sequence[dict]) -> str:
     parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
     parts += [html_table(*table) for table in tables(report)]
     if report.get("notes"):
-        parts.append("<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in report["notes"]) + "</ul>")
+        parts.append(html_notes(report["notes"]))
     parts += _pictures(report, history)
     if report.get("table"):
         parts += html_parts(report["table"])

@@ -14,6 +14,7 @@ from sempa.page import (
     Table,
     finite,
     html_figure,
+    html_notes,
     html_page,
     html_table,
     markdown_table,
@@ -94,7 +95,7 @@ def csv_text(report: dict) -> str:
 def html_parts(report: dict) -> list[str]:
     """The table for a page: main and quoted rows, notes, picture, details."""
     parts = [html_table(*table) for table in (main_table(report), *quoted_table(report))]
-    parts.append("<ul class=note>" + "".join(f"<li>{escape(note)}</li>" for note in notes(report)) + "</ul>")
+    parts.append(html_notes(notes(report)))
     if plots.available():
         caption = "Average of each row" + (" with its 95 % interval" if report["resamples"] else "") + "."
         parts.append(html_figure("small", _picture(report), caption))
