@@ -2,6 +2,7 @@
 
 A dense `[length, length]` mask makes the row's cost grow with the square of its length, though nearly all of it is
 masked. Here the row is cut into its families, which stand side by side as a small padded batch: cost grows with length.
+Rows that run together, each with a prefix of its own, are cut apart first.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Families:
-    """A row of `prefix` shared tokens followed by families of tokens that stand together.
+    """A row, or a part of one, of `prefix` shared tokens followed by families of tokens that stand together.
 
     `place` `[families, widest]` is the row offset of each family's tokens (`length` where there is padding), `slot`
     `[length − prefix]` the way back: where in the flattened `place` each token went. `mask`
@@ -25,6 +26,11 @@ class Families:
     place: Tensor
     slot: Tensor
     mask: Tensor
+
+    @property
+    def length(self) -> int:
+        """How many tokens it spans."""
+        return self.prefix + len(self.slot)
 
     def to(self, device: torch.device | str) -> "Families":
         """The same on another device."""
@@ -47,21 +53,29 @@ def make_families(prefix: int, sizes: Sequence[int], sees: Tensor) -> Families:
     return Families(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, families: Families, scale: float) -> Tensor:
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Families], scale: float) -> Tensor:
     """Softmax attention of a packed row: products in the inputs' dtype, the softmax inside in float32 or better.
 
     Args:
         query: `[length, heads, d]`.
         key: `[length, groups, d]`, heads a multiple of groups (grouped-query attention).
         value: `[length, groups, d]`.
-        families: how the row divides; every token stands in the prefix or in one family.
+        parts: how the row divides, from its first token to its last; no part sees another.
         scale: factor on the scores, mostly 1/√d.
 
     Returns:
         `[length, heads, d]` in the query's dtype.
     """
+    lengths = [part.length for part in parts]
+    outputs: list[Tensor] = []
+    for families, *own in zip(parts, *(x.split(lengths) for x in (query * scale, key, value)), strict=True):
+        outputs += _attend_part(*own, families)
+    return torch.cat(outputs)
+
+
+def _attend_part(query: Tensor, key: Tensor, value: Tensor, families: Families) -> list[Tensor]:
+    """Attention of a part of the row, its queries scaled: the prefix's outputs, then the families'."""
     prefix, count = families.prefix, len(families.place)
-    query = query * scale
     outputs = []
     if prefix:
         causal = torch.ones(1, prefix, prefix, dtype=torch.bool, device=query.device).tril()
@@ -76,7 +90,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, families: Famili
         )
         attended = _attend(own[0], keys, values, families.mask)
         outputs.append(_Take.apply(attended.flatten(0, 1), slot, place))
-    return torch.cat(outputs)
+    return outputs
 
 
 class _Take(torch.autograd.Function):

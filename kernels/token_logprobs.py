@@ -25,7 +25,7 @@ from torch import Tensor
 # Rows of logits held at one time: with fewer, the matrix products lose efficiency. docs/performance.md has the figures.
 CHUNK_ROWS = 1024
 # Logits that the passes between the products handle at one time: as float32 they stay in the cache.
-PASS_ELEMENTS = 1 << 20
+PASS_ELEMENTS = 1 << 19
 # Residuals that a trained head may keep from the forward to the backward pass.
 KEPT_BYTES = 1 << 30
 LOG2_E = math.log2(math.e)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sempa.kernels import packed_attention
-from sempa.packing import Row, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
+from sempa.packing import Row, fill_bins, join_rows, pack_preferences, pack_sentence_rows, shared_prefix
 from sempa.prompts import Preference
 
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=6)
@@ -60,7 +60,7 @@ def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
 def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 2 else 30)] for i in range(16)]
     rows = pack_preferences([Preference(prompt, ([5], [6])) for prompt in prompts], range(16), 260)
-    families = [row.row.families() for row in rows]
+    families = [part for row in rows for part in row.row.families()]
     slots = sum(family.place.numel() for family in families)
     assert slots == sum(len(prompt) - 1 + 2 for prompt in prompts)
 
@@ -86,20 +86,30 @@ def test_bins_hold_everything_once_and_overflow_only_alone(sizes, capacity):
     assert all(len(b) == 1 or sum(sizes[i] for i in b) <= capacity for b in bins)
 
 
-@settings(max_examples=40)
-@given(
-    prefix=st.integers(0, 4),
-    sizes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=5),
-    groups=st.sampled_from([1, 2, 4]),
-    seed=st.integers(0, 99),
-)
-def test_attention_by_families_equals_dense_attention_under_the_rows_mask(prefix, sizes, groups, seed):
+def draw_row(prefix, families):
     row = Row()
     root = row.add([0] * prefix)
-    for family in sizes:
+    for family in families:
         top = row.add([1] * family[0], root)
         for branch in family[1:]:
             row.add([2] * branch, top)
+    return row
+
+
+# A prefix and what stands below it, as sizes; without families it is a text alone.
+trees = st.tuples(st.integers(0, 4), st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=5))
+forests = st.lists(trees, min_size=1, max_size=4).filter(lambda drawn: any(a or b for a, b in drawn))
+
+
+@settings(max_examples=60)
+@given(
+    drawn=forests,
+    groups=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
+)
+@example(drawn=[(2, [[1, 2], [3]]), (3, []), (2, []), (0, [[2], [1]])], groups=2, seed=0)
+def test_attention_by_families_equals_dense_attention_under_the_rows_mask(drawn, groups, seed):
+    row = join_rows([draw_row(*tree) for tree in drawn])
     generator = torch.Generator().manual_seed(seed)
 
     def draw(heads):
@@ -144,6 +154,39 @@ def test_a_family_whose_tokens_are_torn_apart_is_refused():
     row.add([4], first)
     with pytest.raises(ValueError, match="one after another"):
         row.families()
+
+
+def test_a_tree_whose_tokens_are_torn_apart_is_refused():
+    row = Row()
+    first = row.add([1])
+    row.add([2])
+    row.add([3], first)
+    with pytest.raises(ValueError, match="one after another"):
+        row.families()
+
+
+@given(drawn=forests)
+def test_joined_rows_are_the_rows_side_by_side_and_see_nothing_of_each_other(drawn):
+    rows = [draw_row(*tree) for tree in drawn]
+    joined = join_rows(rows)
+    assert joined.tokens == [token for row in rows for token in row.tokens]
+    assert joined.positions == [position for row in rows for position in row.positions]
+    masks = (row.attention_mask() for row in rows if row.tokens)
+    assert torch.equal(joined.attention_mask(), torch.block_diag(*masks).bool())
+    begins = itertools.accumulate((len(row.tokens) for row in rows), initial=0)
+    ends = [begin + end if end >= 0 else -1 for row, begin in zip(rows, begins, strict=False) for end in row.ends]
+    assert joined.ends == ends
+
+
+def test_texts_that_share_nothing_stand_side_by_side_and_each_tree_apart():
+    """Not one family as long as a whole tree: attention would pad every text to it."""
+    row = join_rows([draw_row(3, []), draw_row(2, []), draw_row(5, [[4], [3, 1]]), draw_row(2, [])])
+    parts = row.families()
+    assert [(part.prefix, tuple(part.place.shape), part.length) for part in parts] == [
+        (0, (2, 3), 5),
+        (5, (2, 4), 13),
+        (0, (1, 2), 2),
+    ]
 
 
 def test_the_shared_prefix_leaves_every_sequence_a_token_of_its_own():

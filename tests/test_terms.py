@@ -1,5 +1,6 @@
 """The terms of the objective in the loop: each does what it is for, and their sum is what is minimised."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -9,19 +10,22 @@ import pytest
 import torch
 from conftest import weights
 
+from sempa import objectives
 from sempa.batches import Batches
 from sempa.config import Config
 from sempa.data import Triplet
 from sempa.embedder import embed
 from sempa.logprobs import sentence_logprobs
-from sempa.lora import adapter_disabled, read_adapter, set_lora
+from sempa.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters, read_adapter, set_lora
 from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
-from sempa.neutral import neutral_texts
-from sempa.objectives import add_contrast, preference_losses
+from sempa.models import load_base
+from sempa.neutral import NeutralText, neutral_texts
+from sempa.objectives import add_terms, contrast_term, preference_losses, preference_terms, retention_term
 from sempa.online import sample_preferences, similarity_judge
 from sempa.packing import pack_preferences
 from sempa.parallel import World
 from sempa.prompts import encode_triplet
+from sempa.reference import Reference
 from sempa.retention import measure_retention
 from sempa.texts import Scored
 from sempa.training import Interrupted, read_metrics
@@ -213,12 +217,82 @@ def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets, can
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, contrast_candidates=candidates)
     batch = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
-    found = add_contrast(config, base.model.eval(), batch.sentences, batch.texts, None, World(), 0)
+    term = contrast_term(config, base.model.eval(), batch.sentences, batch.texts, None, World(), 0)
+    found = add_terms(config, base.model, [term])
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
     columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))
     expected = loss(*(torch.from_numpy(embed(base, texts)) for texts in columns), config.temperature)
     assert found["contrast_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+def whole_step(tiny_folder, triplets, dtype):
+    """A base with a fresh adapter, a batch, and what a step with every kind of term consults."""
+    config = Config(batch_size=6, dtype=dtype, preference_share=0.4, **TERMS | {"retention": 1.0, "anchor": 0.5})
+    base = load_base(str(tiny_folder), dtype, "cpu", emulate=True)
+    add_lora(base.model, 2, 32.0)
+    for parameter in lora_parameters(base.model).values():
+        parameter.requires_grad_(True)
+    batches = Batches(config, [encode_triplet(base.tokenizer, t, words=True) for t in triplets])
+    reference = Reference(base, [row for batch in batches for row in batch.rows], len(triplets))
+    neutral = NeutralText(base, neutral_texts(base), config.neutral_tokens)
+    (batch, *_) = batches
+    terms = preference_terms(config, base.model, reference, batch.rows, World(), 0)
+    terms.append(contrast_term(config, base.model, batch.sentences, batch.texts, None, World(), 0))
+    return config, base, [*terms, retention_term(config, base.model, neutral, 0, World(), 0)]
+
+
+def test_terms_in_one_pass_have_the_metrics_and_gradients_that_each_has_alone(tiny_folder, triplets, few_words):
+    config, base, terms = whole_step(tiny_folder, triplets, "float32")
+    parameters = lora_parameters(base.model).values()
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    together = add_terms(config, base.model, terms)
+    gradients = [parameter.grad.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    alone = [add_terms(config, base.model, [term]) for term in terms]
+    assert len(terms) == 3
+    assert together["neutral_kl"] > 0
+    for name, value in together.items():
+        assert value == pytest.approx(sum(metrics.get(name, 0.0) for metrics in alone), rel=1e-4, abs=1e-6)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [("float32", 1), ("bfloat16", 2)])
+def test_the_policy_starts_as_its_base_to_the_last_bit_though_terms_share_a_pass(
+    tiny_folder, triplets, few_words, monkeypatch, dtype, passes
+):
+    """In bfloat16 the base reads the very same rows; in float32 what is kept of it will do."""
+    config, base, terms = whole_step(tiny_folder, triplets, dtype)
+    seen = []
+    real = objectives.states_of_rows
+    monkeypatch.setattr(objectives, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
+    found = add_terms(config, base.model, terms)
+    assert found["rewards/margins"] == found["rewards/chosen"] == found["neutral_kl"] == 0.0
+    assert seen == [3] * passes
+    blocks, called = base.model.model.layers, []
+    blocks[0].register_forward_hook(lambda *_: called.append(1))
+    add_terms(config, base.model, terms)
+    assert len(called) == passes
+
+
+def test_rows_with_dropout_run_one_by_one_each_from_its_own_seed(tiny_folder, triplets, few_words):
+    config, base, terms = whole_step(tiny_folder, triplets, "float32")
+    dropping = dataclasses.replace(config, lora_dropout=0.5)
+    for module in base.model.modules():
+        if isinstance(module, LoraLinear):
+            module.dropout = 0.5
+    base.model.train()
+    with torch.no_grad():
+        for parameter in lora_parameters(base.model).values():
+            parameter.fill_(0.01)
+    together = add_terms(dropping, base.model, terms)
+    alone = [add_terms(dropping, base.model, [term]) for term in reversed(terms)]
+    for name in ("logps/chosen", "contrast_loss", "neutral_kl"):
+        assert together[name] == pytest.approx(sum(metrics.get(name, 0.0) for metrics in alone), rel=1e-5)
 
 
 def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from sempa.files import fingerprint
 from sempa.head import head_logits
 from sempa.kernels import Families, packed_attention
 from sempa.norms import replace_norms
-from sempa.packing import Row
+from sempa.packing import Row, join_rows
 from sempa.sources import check_loaded, first_line, quiet, resolve_model
 
 _ATTENTION = "sempa"
@@ -106,7 +107,7 @@ def hidden_states(
     tokens: Tensor,
     positions: Tensor | None = None,
     mask: Tensor | None = None,
-    families: Families | None = None,
+    families: Sequence[Families] | None = None,
 ) -> Tensor:
     """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
 
@@ -139,6 +140,11 @@ def row_states(model: PreTrainedModel, row: Row) -> Tensor:
     return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
 
 
+def states_of_rows(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
+    """`row_states` of several rows from one pass: less work for processor and launches than a pass for each."""
+    return list(row_states(model, join_rows(rows)).split([len(row.tokens) for row in rows])) if rows else []
+
+
 def can_pack(model: PreTrainedModel, row: Row) -> bool:
     """Whether the model gives each token of the packed row the state that it has in its own sequence.
 
@@ -168,7 +174,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    families: Families | None = None,
+    families: Sequence[Families] | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""

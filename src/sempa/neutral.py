@@ -69,19 +69,23 @@ class NeutralText:
     def __init__(self, base: BaseModel, sequences: Sequence[Sequence[int]], row_tokens: int) -> None:
         self.model = base.model
         self.rows = pack_texts(sequences, row_tokens)
-        self.states: dict[int, Tensor] = {}
+        self.known: dict[int, Tensor] = {}
+
+    def row(self, step: int) -> Row:
+        """The row of a step."""
+        return self.rows[step % len(self.rows)]
 
     @torch.no_grad()
-    def __call__(self, step: int) -> tuple[Row, Tensor]:
-        """The row of a step and the base's last hidden states on it, `[length, D]`."""
+    def states(self, step: int) -> Tensor:
+        """The base's last hidden states on the row of a step, `[length, D]`."""
         number = step % len(self.rows)
-        if number not in self.states:
+        if number not in self.known:
             training = self.model.training
             self.model.eval()
             with adapter_disabled(self.model):
-                self.states[number] = row_states(self.model, self.rows[number])
+                self.known[number] = row_states(self.model, self.rows[number])
             self.model.train(training)
-        return self.rows[number], self.states[number]
+        return self.known[number]
 
 
 def neutral_texts(base: BaseModel, world: World = ALONE, seed: int = 0) -> list[list[int]]:

@@ -1,21 +1,25 @@
-"""The terms of the training objective: each takes the model and packed rows, adds its gradient, returns its metrics.
+"""The terms of the training objective: packed rows to run, and what their hidden states give, a loss and metrics.
 
 preference   rank the responses of a paraphrase prompt (+ NLL anchor, + regularisers of the prompts' own states)
 contrast     tell a sentence's paraphrase from the batch's other sentences by their one-word embeddings
 retention    stay close to the base model on neutral text
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sempa.config import Config
 from sempa.head import head_parts, scale_for_head
 from sempa.kernels import TokenDirections, token_kl
 from sempa.logprobs import sum_by_response, target_logprobs
+from sempa.lora import adapter_disabled
 from sempa.losses import (
     all_pairs_infonce_loss,
     ches_score,
@@ -29,10 +33,60 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.models import row_states
+from sempa.models import row_states, states_of_rows
 from sempa.neutral import NeutralText
-from sempa.packing import PreferenceRow, SentenceRow
+from sempa.packing import PreferenceRow, Row, SentenceRow
 from sempa.parallel import World, gather_rows, passes
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the objective: `rows` to run, and `finish`, which turns their states into a loss and metrics.
+
+    Each row comes with the seed of its dropout, the only chance left in a step. A term that `compares` policy and base
+    is given the base's states on the same rows, or none where those that it has kept will do.
+    """
+
+    rows: list[tuple[int, Row]]
+    finish: Callable[[list[Tensor], list[Tensor]], tuple[Tensor, dict[str, float]]]
+    compares: bool = True
+
+
+def add_terms(config: Config, model: PreTrainedModel, terms: Sequence[Term]) -> dict[str, float]:
+    """Add the gradient of some terms, whose rows share one pass of the model; returns the sum of their metrics.
+
+    A pass over a short row costs little less than one over a long row. But beside other rows bfloat16 rounds a row's
+    states differently, by more than a small step changes them: then the base makes the very same pass.
+    """
+    seeds, rows = [[row[i] for term in terms for row in term.rows] for i in (0, 1)]
+    before: Iterator[Tensor] | None = None
+    if config.lora_dropout or any(module.p for module in model.modules() if isinstance(module, nn.Dropout)):
+        # Row by row, so that dropout is the same wherever, and beside whatever, a row runs.
+        states = iter([_seeded_states(model, *row) for row in zip(seeds, rows, strict=True)])
+    else:
+        if len(rows) > 1 and model.dtype != torch.float32 and any(term.compares for term in terms):
+            before = iter(_base_states(model, rows))
+        states = iter(states_of_rows(model, rows))
+    total, metrics = torch.zeros(()), Counter()
+    for term in terms:
+        own, base = ([next(s) for _ in term.rows] if s is not None else [] for s in (states, before))
+        loss, found = term.finish(own, base)
+        total = total.to(loss.device) + loss
+        metrics.update(found)
+    if total.requires_grad:
+        total.backward()
+    return dict(metrics)
+
+
+def _seeded_states(model: PreTrainedModel, seed: int, row: Row) -> Tensor:
+    torch.manual_seed(seed)
+    return row_states(model, row)
+
+
+@torch.no_grad()
+def _base_states(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
+    with adapter_disabled(model):
+        return states_of_rows(model, rows)
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
@@ -58,48 +112,55 @@ def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tens
     raise ValueError(f"unknown objective {config.objective!r}")
 
 
-def add_preference(
+def preference_terms(
     config: Config,
     model: PreTrainedModel,
     reference: Callable[[PreferenceRow], Tensor],
     rows: Sequence[PreferenceRow],
     world: World,
     seed: int,
-) -> dict[str, float]:
+) -> list[Term]:
     """Preference loss and anchor, averaged over the batch, under TRL's names; log-probabilities are in nats.
 
-    `reference` gives a row's log π_ref(y|x), `[examples, responses]`. With several processes each adds the gradient of
-    its share of the rows, and the metrics are shares of the sum too.
+    `reference` gives a row's log π_ref(y|x), `[examples, responses]`. With several processes each has the terms of its
+    share of the rows, and the metrics are shares of the sum too.
     """
     size = sum(len(row.examples) for row in rows)
-    sums = dict.fromkeys(_PREFERENCE_METRICS, 0.0)
-    for (number, row), counted in passes(list(enumerate(rows)), world):
-        # Dropout is the only chance left in a step: seeded row by row, it is the same wherever the row runs.
-        torch.manual_seed(seed + number)
-        known = reference(row)
-        hidden = row_states(model, row.row)
-        logprobs = target_logprobs(model, hidden, row)
-        policy = sum_by_response(logprobs, row)
-        # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
-        answer = row.answer.to(logprobs)
-        nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
-        losses = config.preference * preference_losses(config, policy, known) + config.anchor * nll
-        loss = losses.sum() + _regularisers(config, hidden[row.prompt_ends.to(hidden.device)])
-        (loss * counted / size).backward()
-        if not counted:
-            continue
-        rewards = config.beta * (policy.detach() - known)
-        margins = rewards[:, 0] - rewards[:, -1]
-        values = (
-            *(loss, rewards[:, 0], rewards[:, -1], margins > 0, margins, policy[:, 0], policy[:, -1], nll),
-            _displacement(hidden.detach(), row),
-        )
-        for name, value in zip(_PREFERENCE_METRICS, values, strict=True):
-            sums[name] += value.detach().cpu().double().sum().item() / size
-    return sums
+    return [
+        Term([(seed + number, row.row)], partial(_preference, config, model, row, reference, counted / size))
+        for (number, row), counted in passes(list(enumerate(rows)), world)
+    ]
 
 
-_PREFERENCE_METRICS = (
+def _preference(
+    config: Config,
+    model: PreTrainedModel,
+    row: PreferenceRow,
+    reference: Callable[[PreferenceRow], Tensor],
+    weight: float,
+    states: list[Tensor],
+    before: list[Tensor],
+) -> tuple[Tensor, dict[str, float]]:
+    known = sum_by_response(target_logprobs(model, before[0], row), row) if before else reference(row)
+    (hidden,) = states
+    logprobs = target_logprobs(model, hidden, row)
+    policy = sum_by_response(logprobs, row)
+    # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
+    answer = row.answer.to(logprobs)
+    nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
+    losses = config.preference * preference_losses(config, policy, known) + config.anchor * nll
+    loss = losses.sum() + _regularisers(config, hidden[row.prompt_ends.to(hidden.device)])
+    rewards = config.beta * (policy.detach() - known)
+    margins = rewards[:, 0] - rewards[:, -1]
+    values = (
+        *(loss, rewards[:, 0], rewards[:, -1], margins > 0, margins, policy[:, 0], policy[:, -1], nll),
+        _displacement(hidden.detach(), row),
+    )
+    sums = [weight * value.detach().cpu().double().sum().item() for value in values]
+    return weight * loss, dict(zip(PREFERENCE_METRICS, sums, strict=True))
+
+
+PREFERENCE_METRICS = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
     *("logps/chosen", "logps/rejected", "nll_loss", "ches"),
 )
@@ -125,7 +186,7 @@ def _displacement(hidden: Tensor, row: PreferenceRow) -> Tensor:
     return ches_score(states, owner, lengths, length_normalised=True)[:, -1]
 
 
-def add_contrast(
+def contrast_term(
     config: Config,
     model: PreTrainedModel,
     rows: Sequence[SentenceRow],
@@ -133,28 +194,43 @@ def add_contrast(
     tokens: TokenDirections | None,
     world: World,
     seed: int,
-) -> dict[str, float]:
+) -> Term:
     """InfoNCE on the one-word embeddings of sentences and their responses; with `tokens` a sparse code's loss.
 
     Either may be there without the other; without contrast `texts` holds the sentences alone. The rows' members count
     all sentences first, then all their best responses, and so on: member `k · size + i` is text k of example i. `texts`
     `[kinds, size]` has equal numbers where two of them are the same text.
     """
+    own = passes(list(enumerate(rows)), world)
+    packed = [(row, counted) for (_, row), counted in own]
+    finish = partial(_contrast, config, model, packed, texts, tokens, world)
+    return Term([(seed + number, row.row) for (number, row), _ in own], finish, compares=False)
+
+
+def _contrast(
+    config: Config,
+    model: PreTrainedModel,
+    rows: Sequence[tuple[SentenceRow, bool]],
+    texts: Tensor,
+    tokens: TokenDirections | None,
+    world: World,
+    states: list[Tensor],
+    _before: list[Tensor],
+) -> tuple[Tensor, dict[str, float]]:
     parts, places, (kinds, size) = [], [], texts.shape
     idle: list[Tensor] = []
-    for (number, row), counted in passes(list(enumerate(rows)), world):
-        torch.manual_seed(seed + number)
-        states = row_states(model, row.row)[row.ends.to(model.device)]
+    for (row, counted), hidden in zip(rows, states, strict=True):
+        ends = hidden[row.ends.to(model.device)]
         if counted:
-            parts.append(states)
+            parts.append(ends)
             places += row.members
         else:
-            idle.append(states)
+            idle.append(ends)
     width = model.get_output_embeddings().weight.shape[1]
     own = torch.cat(parts) if parts else torch.zeros(0, width, dtype=model.dtype, device=model.device)
-    states = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), kinds * size, world)
-    sentences, *responses = states.view(-1, size, width)
-    loss, metrics = states.new_zeros((), dtype=torch.float32), {}
+    gathered = gather_rows(own, torch.tensor(places, dtype=torch.int64, device=model.device), kinds * size, world)
+    sentences, *responses = gathered.view(-1, size, width)
+    loss, metrics = gathered.new_zeros((), dtype=torch.float32), {}
     if config.contrast:
         chosen, rejected = responses[0], responses[-1]
         if config.contrast_candidates == "all":
@@ -173,26 +249,36 @@ def add_contrast(
         sparse = (reconstruction + rest).mean()
         loss = loss + config.sparse * sparse
         metrics["sparse_loss"] = sparse.item()
-    if parts or idle:
-        # The backward pass of an idle row is one that the other processes need, too.
-        (loss + sum(0.0 * states.float().sum() for states in idle)).backward()
     # Every process has seen the whole batch: their shares add up to it once.
-    return {name: value / world.size for name, value in {"loss": loss.item(), **metrics}.items()}
+    shares = {name: value / world.size for name, value in {"loss": loss.item(), **metrics}.items()}
+    # The backward pass of an idle row is one that the other processes need, too.
+    return loss + sum(0.0 * ends.float().sum() for ends in idle), shares
 
 
-def add_retention(
+def retention_term(
     config: Config, model: PreTrainedModel, neutral: NeutralText, step: int, world: World, seed: int
-) -> dict[str, float]:
-    """KL(base ‖ policy) per token of one row of neutral text, in nats.
+) -> Term:
+    """KL(base ‖ policy) per token of a row of neutral text, in nats.
 
     The last process runs it; with a sharded base all do, each for its share of the gradient.
     """
     if world.rank != world.size - 1 and not world.sharded:
-        return {"loss": 0.0, "neutral_kl": 0.0}
-    row, before = neutral(step)
-    torch.manual_seed(seed)
-    after, before = (scale_for_head(model, states) for states in (row_states(model, row), before))
+        return Term([], lambda _states, _before: (torch.zeros(()), {"loss": 0.0, "neutral_kl": 0.0}))
+    finish = partial(_retention, config, model, neutral, step, world)
+    return Term([(seed, neutral.row(step))], finish)
+
+
+def _retention(
+    config: Config,
+    model: PreTrainedModel,
+    neutral: NeutralText,
+    step: int,
+    world: World,
+    states: list[Tensor],
+    before: list[Tensor],
+) -> tuple[Tensor, dict[str, float]]:
+    before = before or [neutral.states(step)]
+    after, before = (scale_for_head(model, hidden) for hidden in (*states, *before))
     divergence = token_kl(after, before, **head_parts(model)).mean() / (world.size if world.sharded else 1)
     loss = config.retention * divergence
-    loss.backward()
-    return {"loss": loss.item(), "neutral_kl": divergence.item()}
+    return loss, {"loss": loss.item(), "neutral_kl": divergence.item()}

@@ -49,9 +49,9 @@ class Plan:
     """Figures of one run; bytes, FLOPs and tokens are of the whole run unless said otherwise.
 
     `tokens` go through the blocks forward and backward, `head_tokens` of them (responses, and retention's text) through
-    the head as well. `saved_bytes` are the activations kept for the backward pass of one packed row or, where that is
-    more, of a batch's one-word prompts, and `bound` is the setting that lowers them; `weight_bytes` the frozen base in
-    its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
+    the head as well. `saved_bytes` are the activations kept for the backward pass of the rows that run together (one of
+    preferences, a batch's one-word prompts, neutral text), and `bound` is the setting that lowers them; `weight_bytes`
+    the frozen base in its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
     """
 
     parameters: int
@@ -78,12 +78,13 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Count what a run of `config` takes: its preference, contrast and retention, one packed row at a time.
+    """Count what a run of `config` takes: its preference, contrast and retention, in packed rows.
 
-    FLOPs: 2 per weight and token forward, the same again for the reference's pass (once, whatever the epochs) and for
-    the gradient of the activations; the head runs on response tokens only, with one product more for its gradient
-    direction, and on retention's text. Weight gradients of the adapter are below 1 % and counted with its parameters.
-    Sampling (neutral text, online objectives) and evaluation are not counted.
+    FLOPs: 2 per weight and token forward, the same again for the reference's pass (once, whatever the epochs; with the
+    policy's where rows share a pass in bfloat16) and for the gradient of the activations; the head runs on response
+    tokens only, with one product more for its gradient direction, and on retention's text. Weight gradients of the
+    adapter are below 1 % and counted with its parameters. Sampling (neutral text, online objectives) and
+    evaluation are not counted.
 
     Raises `SempaError` for a model whose config cannot be had or that sempa cannot train, and for a missing file.
     """
@@ -106,12 +107,15 @@ def make_plan(config: Config) -> Plan:
     neutral = steps * config.neutral_tokens if config.retention else 0
     preferences, responses = round(ranked * per_triplet), round(ranked * answers)
     tokens = preferences + round(seen * words) + neutral
-    # Policy forward and backward each epoch, the reference forward once on what is ranked.
-    once = 1 / config.epochs if config.epochs > 1 else 1.0
-    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * once * preferences * blocks
+    # Policy forward and backward each epoch, the reference forward once on what is ranked; but each time, and on all
+    # that shares a pass, where that rounds.
+    again = config.dtype == "bfloat16" and sum(map(bool, (preferences, words, neutral))) > 1
+    once = 1 / config.epochs if config.epochs > 1 and not again else 1.0
+    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * blocks * (tokens if again else once * preferences)
     flops += 2 * head * (responses * (2 + once) + neutral * 3)
-    # The graphs of one-word prompts wait for one another, packed rows of the other terms do not.
-    together = max(config.row_tokens, config.batch_size * words)
+    # One-word prompts wait for one another; a row of preferences and one of neutral text run in the same pass.
+    row = min(config.row_tokens, round(_ranked(config, config.batch_size) * per_triplet))
+    together = row + config.batch_size * words + (config.neutral_tokens if config.retention else 0)
     measured = min(together, _MEASURED_TOKENS)
     with explain_failures(config.model):
         saved = _saved_bytes(model, measured) * together / measured
@@ -128,7 +132,7 @@ def make_plan(config: Config) -> Plan:
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
         saved_bytes=saved * bytes_per_weight / 2,
-        bound="row_tokens" if together == config.row_tokens else "batch_size",
+        bound="batch_size" if config.batch_size * words > row else "row_tokens",
     )
 
 

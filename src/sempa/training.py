@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
-from sempa.objectives import add_contrast, add_preference, add_retention
+from sempa.objectives import PREFERENCE_METRICS, add_terms, contrast_term, preference_terms, retention_term
 from sempa.online import Judge, sample_preferences, similarity_judge
 from sempa.packing import PreferenceRow, pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
@@ -161,7 +162,7 @@ def train_step(
     world: World,
 ) -> dict[str, float]:
     """One optimiser step on a batch of packed rows; returns the metrics under TRL's names."""
-    model, terms = base.model, []
+    model = base.model
     if config.objective in ONLINE:
         asked = batch.preferences[: count_ranked(config, batch.size)]
         made = sample_preferences(config, base, asked, fixed.judge, step)
@@ -171,19 +172,23 @@ def train_step(
     model.train()
     # Chance follows from the step and the row's number, so that a resumed run meets the same.
     seed = (config.seed * 1_000_003 + step) * 3_000
+    # All processes report the same metrics, those without a row of their own, too.
+    metrics = Counter(dict.fromkeys(PREFERENCE_METRICS if rows else ("loss",), 0.0))
     try:
-        if rows:
-            terms.append(add_preference(config, model, known, rows, world, seed))
+        ranked = preference_terms(config, model, known, rows, world, seed)
+        others = []
         if batch.sentences:
-            terms.append(add_contrast(config, model, batch.sentences, batch.texts, fixed.tokens, world, seed + 1_000))
+            texts = batch.sentences, batch.texts
+            others.append(contrast_term(config, model, *texts, fixed.tokens, world, seed + 1_000))
         if fixed.neutral is not None:
-            terms.append(add_retention(config, model, fixed.neutral, step, world, seed + 2_000))
+            others.append(retention_term(config, model, fixed.neutral, step, world, seed + 2_000))
+        # One-word prompts wait for one another, whatever runs beside them; further rows of preferences need not wait.
+        for terms in ([*ranked[:1], *others], *([term] for term in ranked[1:])):
+            metrics.update(add_terms(config, model, terms))
     except ValueError as error:
         # Losses refuse what is no number.
         raise SempaError(_explain_divergence(config, batch, step, str(error))) from error
-    metrics = {name: value for term in terms for name, value in term.items()}
-    metrics["loss"] = sum(term["loss"] for term in terms)
-    metrics = add_metrics(metrics, world, model.device)
+    metrics = add_metrics(dict(metrics), world, model.device)
     add_gradients(lora_parameters(model).values(), world)
     norm = torch.nn.utils.clip_grad_norm_(lora_parameters(model).values(), config.max_grad_norm).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
