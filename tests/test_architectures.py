@@ -34,6 +34,7 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
     StableLmConfig,
+    Starcoder2Config,
 )
 
 from sempa import SempaError
@@ -203,6 +204,23 @@ def test_gradients_of_a_packed_row_equal_those_of_separate_forwards(name, tmp_pa
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
             compared += 1
     assert compared > 10
+
+
+@pytest.mark.parametrize(
+    ("config", "draws"),
+    [
+        (ARCHITECTURES["Llama"], False),
+        (ARCHITECTURES["Mixtral"], False),
+        (ARCHITECTURES["GPT-2"], True),
+        # No module for its dropout; and lots drawn for experts.
+        (Starcoder2Config(**SMALL, residual_dropout=0.1), True),
+        (ARCHITECTURES["Phi-MoE"], True),
+    ],
+)
+def test_a_model_that_draws_lots_in_training_is_known_by_what_it_does(tmp_path, tokenizer, config, draws):
+    model = saved_model(config, tmp_path, tokenizer).model
+    assert model.draws_chance == draws
+    assert not model.training
 
 
 def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):

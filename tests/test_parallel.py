@@ -52,11 +52,14 @@ def finish(started):
         assert process.returncode == 0, error[-2000:]
 
 
+@pytest.mark.parametrize("dropout", ["0.2", "0.0"])
 @pytest.mark.parametrize("terms", ["", "contrast: 1.0\ncontrast_candidates: all\nretention: 2.0\n"])
-def test_two_processes_follow_the_loss_curve_of_one(tiny_folder, triplets_file, tmp_path, terms):
+def test_two_processes_follow_the_loss_curve_of_one(tiny_folder, triplets_file, tmp_path, terms, dropout):
+    """With dropout every row runs alone, without it a step's terms run side by side."""
     config = tmp_path / "config.yaml"
+    settings = SETTINGS.replace("lora_dropout: 0.2", f"lora_dropout: {dropout}")
     config.write_text(
-        f"model: {tiny_folder}\ntriplets: {triplets_file}\n{SETTINGS}objective: dpo\n{terms}neutral_tokens: 64\n"
+        f"model: {tiny_folder}\ntriplets: {triplets_file}\n{settings}objective: dpo\n{terms}neutral_tokens: 64\n"
     )
     for processes in (1, 2):
         # A cache each: the second must not read what the first has computed.

@@ -234,12 +234,13 @@ def whole_step(tiny_folder, triplets, dtype):
     for parameter in lora_parameters(base.model).values():
         parameter.requires_grad_(True)
     batches = Batches(config, [encode_triplet(base.tokenizer, t, words=True) for t in triplets])
+    base.model.train()
     reference = Reference(base, [row for batch in batches for row in batch.rows], len(triplets))
     neutral = NeutralText(base, neutral_texts(base), config.neutral_tokens)
     (batch, *_) = batches
     terms = preference_terms(config, base.model, reference, batch.rows, World(), 0)
-    terms.append(contrast_term(config, base.model, batch.sentences, batch.texts, None, World(), 0))
-    return config, base, [*terms, retention_term(config, base.model, neutral, 0, World(), 0)]
+    terms.append(retention_term(config, base.model, neutral, 0, World(), 0))
+    return config, base, [*terms, contrast_term(config, base.model, batch.sentences, batch.texts, None, World(), 0)]
 
 
 def test_terms_in_one_pass_have_the_metrics_and_gradients_that_each_has_alone(tiny_folder, triplets, few_words):
@@ -271,7 +272,10 @@ def test_the_policy_starts_as_its_base_to_the_last_bit_though_terms_share_a_pass
     real = objectives.states_of_rows
     monkeypatch.setattr(objectives, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
     found = add_terms(config, base.model, terms)
-    assert found["rewards/margins"] == found["rewards/chosen"] == found["neutral_kl"] == 0.0
+    assert base.model.training
+    rounding = 0.0 if dtype == "bfloat16" else 1e-6
+    for name in ("rewards/margins", "rewards/chosen", "neutral_kl"):
+        assert found[name] == pytest.approx(0.0, abs=rounding)
     assert seen == [3] * passes
     blocks, called = base.model.model.layers, []
     blocks[0].register_forward_hook(lambda *_: called.append(1))
@@ -285,7 +289,6 @@ def test_rows_with_dropout_run_one_by_one_each_from_its_own_seed(tiny_folder, tr
     for module in base.model.modules():
         if isinstance(module, LoraLinear):
             module.dropout = 0.5
-    base.model.train()
     with torch.no_grad():
         for parameter in lora_parameters(base.model).values():
             parameter.fill_(0.01)
@@ -293,6 +296,29 @@ def test_rows_with_dropout_run_one_by_one_each_from_its_own_seed(tiny_folder, tr
     alone = [add_terms(dropping, base.model, [term]) for term in reversed(terms)]
     for name in ("logps/chosen", "contrast_loss", "neutral_kl"):
         assert together[name] == pytest.approx(sum(metrics.get(name, 0.0) for metrics in alone), rel=1e-5)
+
+
+def test_rows_run_side_by_side_only_as_far_as_row_tokens_go_and_where_a_mask_holds_them_apart(
+    tiny_folder, triplets, few_words, monkeypatch
+):
+    config, base, terms = whole_step(tiny_folder, triplets, "float32")
+    sizes = [len(row.tokens) for term in terms for _, row in term.rows]
+    seen = []
+    real = objectives.states_of_rows
+    monkeypatch.setattr(objectives, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
+    for limit, expected in ((sum(sizes), [3]), (sizes[0] + sizes[1], [2, 1]), (1, [1, 1, 1])):
+        seen.clear()
+        add_terms(dataclasses.replace(config, row_tokens=-(-limit // 2)), base.model, terms)
+        assert seen == expected
+    base.model.draws_chance = True
+    seen.clear()
+    add_terms(config, base.model, terms)
+    assert seen == [1, 1, 1]
+    base.model.draws_chance, base.model.takes_block_mask = False, False
+    seen.clear()
+    with pytest.warns(UserWarning, match="takes no block mask"):
+        add_terms(config, base.model, terms)
+    assert seen == [1, 1, 1]
 
 
 def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):

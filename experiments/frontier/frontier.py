@@ -98,11 +98,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=160, help="triplets of every run (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs per point (default %(default)s)")
     parser.add_argument("--only", default="", help="only points whose name holds this text")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 goes on with a result of a CPU without bfloat16")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where .json and .svg go")
     given = parser.parse_args()
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     problems = gsm8k_sample(given.gsm8k)
-    base = load_base("smollm2-135m")
+    base = load_base("smollm2-135m", given.dtype)
     config = load_config(RECIPE)
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
     settings["recipe"] = {key: getattr(config, key) for key in SHARED}

@@ -92,6 +92,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     replace_norms(model)
     check_vocabulary(base)
     model.takes_block_mask = check_forward(model) and attention is not None
+    model.draws_chance = _draws_chance(model)
     return base
 
 
@@ -239,8 +240,7 @@ def check_forward(model: PreTrainedModel) -> bool:
     should not far above. Raises `SempaError` when hidden states depend on later tokens, when logits are not what
     `head_logits` makes of them, or when they are not finite.
     """
-    name = f"{model.name_or_path}: {type(model).__name__}"
-    ids = [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
+    name, ids = f"{model.name_or_path}: {type(model).__name__}", _few_tokens(model)
     start, answer, other = ids[:3], ids[3:7], ids[7:]
     row = Row()
     root = row.add(start)
@@ -263,6 +263,24 @@ def check_forward(model: PreTrainedModel) -> bool:
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
     return _close(packed, states[-len(answer) :], model.dtype)
+
+
+@torch.no_grad()
+def _draws_chance(model: PreTrainedModel) -> bool:
+    """Whether the model in training draws lots, as dropout and some routers of experts do."""
+    device, tokens = model.device, torch.tensor([_few_tokens(model)], device=model.device)
+    sources = [torch, *([torch.get_device_module(device)] if device.type != "cpu" else [])]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        before = [source.get_rng_state() for source in sources]
+        model.train()
+        hidden_states(model, tokens)
+        after = [source.get_rng_state() for source in sources]
+    model.eval()
+    return any(not torch.equal(*states) for states in zip(before, after, strict=True))
+
+
+def _few_tokens(model: PreTrainedModel) -> list[int]:
+    return [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
 
 
 def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

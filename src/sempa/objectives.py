@@ -6,13 +6,13 @@ retention    stay close to the base model on neutral text
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sempa.config import Config
@@ -33,7 +33,7 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.models import row_states, states_of_rows
+from sempa.models import can_pack, states_of_rows
 from sempa.neutral import NeutralText
 from sempa.packing import PreferenceRow, Row, SentenceRow
 from sempa.parallel import World, gather_rows, passes
@@ -43,34 +43,38 @@ from sempa.parallel import World, gather_rows, passes
 class Term:
     """A part of the objective: `rows` to run, and `finish`, which turns their states into a loss and metrics.
 
-    Each row comes with the seed of its dropout, the only chance left in a step. A term that `compares` policy and base
-    is given the base's states on the same rows, or none where those that it has kept will do.
+    Each row comes with the seed of its dropout. `finish` also gets the base's states on the same rows, each None unless
+    the term `compares` policy and base and what it has kept of the base will not do.
     """
 
     rows: list[tuple[int, Row]]
-    finish: Callable[[list[Tensor], list[Tensor]], tuple[Tensor, dict[str, float]]]
+    finish: Callable[[list[Tensor], list[Tensor | None]], tuple[Tensor, dict[str, float]]]
     compares: bool = True
 
 
+# A row's seed, the row, and whether its term compares.
+Run = tuple[int, Row, bool]
+
+
 def add_terms(config: Config, model: PreTrainedModel, terms: Sequence[Term]) -> dict[str, float]:
-    """Add the gradient of some terms, whose rows share one pass of the model; returns the sum of their metrics.
+    """Add the gradient of some terms, whose rows run side by side; returns the sum of their metrics.
 
     A pass over a short row costs little less than one over a long row. But beside other rows bfloat16 rounds a row's
     states differently, by more than a small step changes them: then the base makes the very same pass.
     """
-    seeds, rows = [[row[i] for term in terms for row in term.rows] for i in (0, 1)]
-    before: Iterator[Tensor] | None = None
-    if config.lora_dropout or any(module.p for module in model.modules() if isinstance(module, nn.Dropout)):
-        # Row by row, so that dropout is the same wherever, and beside whatever, a row runs.
-        states = iter([_seeded_states(model, *row) for row in zip(seeds, rows, strict=True)])
-    else:
-        if len(rows) > 1 and model.dtype != torch.float32 and any(term.compares for term in terms):
-            before = iter(_base_states(model, rows))
-        states = iter(states_of_rows(model, rows))
-    total, metrics = torch.zeros(()), Counter()
+    runs = [(seed, row, term.compares) for term in terms for seed, row in term.rows]
+    states: list[Tensor] = []
+    base_states: list[Tensor | None] = []
+    for group in _side_by_side(config, model, runs):
+        rows = [row for _, row, _ in group]
+        again = len(rows) > 1 and model.dtype != torch.float32 and any(compares for *_, compares in group)
+        base_states += _of_base(model, rows) if again else [None] * len(rows)
+        torch.manual_seed(group[0][0])
+        states += states_of_rows(model, rows)
+    total, metrics, done = torch.zeros(()), Counter(), 0
     for term in terms:
-        own, base = ([next(s) for _ in term.rows] if s is not None else [] for s in (states, before))
-        loss, found = term.finish(own, base)
+        own = slice(done, done := done + len(term.rows))
+        loss, found = term.finish(states[own], base_states[own])
         total = total.to(loss.device) + loss
         metrics.update(found)
     if total.requires_grad:
@@ -78,15 +82,34 @@ def add_terms(config: Config, model: PreTrainedModel, terms: Sequence[Term]) -> 
     return dict(metrics)
 
 
-def _seeded_states(model: PreTrainedModel, seed: int, row: Row) -> Tensor:
-    torch.manual_seed(seed)
-    return row_states(model, row)
+def _side_by_side(config: Config, model: PreTrainedModel, runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that share a pass: neighbours, together up to twice `row_tokens` tokens.
+
+    Alone run rows that no block mask could hold apart, and all of them where anything draws chance: each from its own
+    seed, it is then the same wherever, and beside whatever, a row runs.
+    """
+    chance = config.lora_dropout or getattr(model, "draws_chance", True)
+    groups: list[list[Run]] = []
+    room = 0
+    for run in runs:
+        row = run[1]
+        alone = chance or not can_pack(model, row)
+        if alone or len(row.tokens) > room:
+            groups.append([])
+            room = 2 * config.row_tokens
+        groups[-1].append(run)
+        room = 0 if alone else room - len(row.tokens)
+    return groups
 
 
 @torch.no_grad()
-def _base_states(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
+def _of_base(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
+    training = model.training
+    model.eval()
     with adapter_disabled(model):
-        return states_of_rows(model, rows)
+        states = states_of_rows(model, rows)
+    model.train(training)
+    return states
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
@@ -139,10 +162,10 @@ def _preference(
     reference: Callable[[PreferenceRow], Tensor],
     weight: float,
     states: list[Tensor],
-    before: list[Tensor],
+    base_states: list[Tensor | None],
 ) -> tuple[Tensor, dict[str, float]]:
-    known = sum_by_response(target_logprobs(model, before[0], row), row) if before else reference(row)
-    (hidden,) = states
+    (hidden,), (before,) = states, base_states
+    known = reference(row) if before is None else sum_by_response(target_logprobs(model, before, row), row)
     logprobs = target_logprobs(model, hidden, row)
     policy = sum_by_response(logprobs, row)
     # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
@@ -215,7 +238,7 @@ def _contrast(
     tokens: TokenDirections | None,
     world: World,
     states: list[Tensor],
-    _before: list[Tensor],
+    _base_states: list[Tensor | None],
 ) -> tuple[Tensor, dict[str, float]]:
     parts, places, (kinds, size) = [], [], texts.shape
     idle: list[Tensor] = []
@@ -263,7 +286,7 @@ def retention_term(
     The last process runs it; with a sharded base all do, each for its share of the gradient.
     """
     if world.rank != world.size - 1 and not world.sharded:
-        return Term([], lambda _states, _before: (torch.zeros(()), {"loss": 0.0, "neutral_kl": 0.0}))
+        return Term([], lambda _states, _base_states: (torch.zeros(()), {"loss": 0.0, "neutral_kl": 0.0}))
     finish = partial(_retention, config, model, neutral, step, world)
     return Term([(seed, neutral.row(step))], finish)
 
@@ -275,10 +298,10 @@ def _retention(
     step: int,
     world: World,
     states: list[Tensor],
-    before: list[Tensor],
+    base_states: list[Tensor | None],
 ) -> tuple[Tensor, dict[str, float]]:
-    before = before or [neutral.states(step)]
-    after, before = (scale_for_head(model, hidden) for hidden in (*states, *before))
+    before = neutral.states(step) if base_states[0] is None else base_states[0]
+    after, before = (scale_for_head(model, hidden) for hidden in (*states, before))
     divergence = token_kl(after, before, **head_parts(model)).mean() / (world.size if world.sharded else 1)
     loss = config.retention * divergence
     return loss, {"loss": loss.item(), "neutral_kl": divergence.item()}

@@ -108,17 +108,21 @@ def make_plan(config: Config) -> Plan:
     preferences, responses = round(ranked * per_triplet), round(ranked * answers)
     tokens = preferences + round(seen * words) + neutral
     # Policy forward and backward each epoch, the reference forward once on what is ranked; but each time, and on all
-    # that shares a pass, where that rounds.
-    again = config.dtype == "bfloat16" and sum(map(bool, (preferences, words, neutral))) > 1
-    once = 1 / config.epochs if config.epochs > 1 and not again else 1.0
-    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * blocks * (tokens if again else once * preferences)
-    flops += 2 * head * (responses * (2 + once) + neutral * 3)
-    # One-word prompts wait for one another; a row of preferences and one of neutral text run in the same pass.
+    # that shares a pass, where that would round differently.
     row = min(config.row_tokens, round(_ranked(config, config.batch_size) * per_triplet))
-    together = row + config.batch_size * words + (config.neutral_tokens if config.retention else 0)
-    measured = min(together, _MEASURED_TOKENS)
+    # One-word prompts wait for one another; a row of preferences and one of neutral text run beside them.
+    together = {"row_tokens": row, "batch_size": config.batch_size * words}
+    together["neutral_tokens"] = config.neutral_tokens if config.retention else 0
+    waiting = sum(together.values())
+    again = config.dtype == "bfloat16" and not config.lora_dropout and max(together.values()) < waiting
+    once = 1 / config.epochs if config.epochs > 1 else 1.0
+    alone = max(0.0, preferences - steps * row) if again else preferences
+    before = once * alone + (steps * min(waiting, 2 * config.row_tokens) if again else 0)
+    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * blocks * before
+    flops += 2 * head * (responses * (2 + once) + neutral * 3)
+    measured = min(waiting, _MEASURED_TOKENS)
     with explain_failures(config.model):
-        saved = _saved_bytes(model, measured) * together / measured
+        saved = _saved_bytes(model, measured) * waiting / measured
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -132,7 +136,7 @@ def make_plan(config: Config) -> Plan:
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
         saved_bytes=saved * bytes_per_weight / 2,
-        bound="batch_size" if config.batch_size * words > row else "row_tokens",
+        bound=max(together, key=together.__getitem__),
     )
 
 
@@ -143,7 +147,7 @@ def describe_plan(plan: Plan, efficiency: float) -> str:
         f"parameters        {plan.parameters / 1e9:.3f} B, of which trained {trained:.2f} M (LoRA)",
         f"data              {plan.triplets:,} triplets as long as SNLI's, {plan.steps:,} steps, {plan.tokens:,} tokens "
         f"in rows of {plan.row_tokens:,}, {plan.head_tokens:,} of them through the head",
-        f"arithmetic        {plan.flops / 1e15:.4g} PFLOP: policy forward and backward, reference forward once",
+        f"arithmetic        {plan.flops / 1e15:.4g} PFLOP: policy forward and backward, reference forward",
         f"memory            {plan.memory / 1e9:.1f} GB = base {plan.weight_bytes / 1e9:.1f} + adapter "
         f"{plan.adapter_bytes / 1e9:.2f} + activations {plan.saved_bytes / 1e9:.1f}",
         f"time at {efficiency:.0%} of peak",

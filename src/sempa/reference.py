@@ -22,7 +22,8 @@ class Reference:
     `weights` is the base's `weights_fingerprint`.
 
     The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in
-    bfloat16, where another packing would round differently.
+    bfloat16, where another packing would round differently. Where the policy's rows run beside others in bfloat16, the
+    objective asks the base there and then instead.
     """
 
     def __init__(self, base: BaseModel, rows: Iterable[PreferenceRow], count: int, world: World = ALONE) -> None:

@@ -177,11 +177,11 @@ def train_step(
     try:
         ranked = preference_terms(config, model, known, rows, world, seed)
         others = []
+        if fixed.neutral is not None:
+            others.append(retention_term(config, model, fixed.neutral, step, world, seed + 2_000))
         if batch.sentences:
             texts = batch.sentences, batch.texts
             others.append(contrast_term(config, model, *texts, fixed.tokens, world, seed + 1_000))
-        if fixed.neutral is not None:
-            others.append(retention_term(config, model, fixed.neutral, step, world, seed + 2_000))
         # One-word prompts wait for one another, whatever runs beside them; further rows of preferences need not wait.
         for terms in ([*ranked[:1], *others], *([term] for term in ranked[1:])):
             metrics.update(add_terms(config, model, terms))
