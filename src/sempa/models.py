@@ -1,9 +1,10 @@
 """Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
 
+import contextlib
 import hashlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +140,17 @@ def row_states(model: PreTrainedModel, row: Row) -> Tensor:
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
     tokens, places = row.separate()
     return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model runs without dropout; afterwards it trains on if it was training."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def states_of_rows(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sempa.errors import SempaError
 from sempa.files import cache_folder, fingerprint
 from sempa.lora import adapter_disabled
-from sempa.models import BaseModel, row_states, weights_fingerprint
+from sempa.models import BaseModel, evaluating, row_states, weights_fingerprint
 from sempa.packing import Row, pack_texts
 from sempa.parallel import ALONE, World, any_sharing
 from sempa.progress import bar
@@ -80,11 +80,8 @@ class NeutralText:
         """The base's last hidden states on the row of a step, `[length, D]`."""
         number = step % len(self.rows)
         if number not in self.known:
-            training = self.model.training
-            self.model.eval()
-            with adapter_disabled(self.model):
+            with evaluating(self.model), adapter_disabled(self.model):
                 self.known[number] = row_states(self.model, self.rows[number])
-            self.model.train(training)
         return self.known[number]
 
 

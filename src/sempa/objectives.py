@@ -33,7 +33,7 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.models import can_pack, states_of_rows
+from sempa.models import can_pack, evaluating, states_of_rows
 from sempa.neutral import NeutralText
 from sempa.packing import PreferenceRow, Row, SentenceRow
 from sempa.parallel import World, gather_rows, passes
@@ -104,12 +104,8 @@ def _side_by_side(config: Config, model: PreTrainedModel, runs: Sequence[Run]) -
 
 @torch.no_grad()
 def _of_base(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
-    training = model.training
-    model.eval()
-    with adapter_disabled(model):
-        states = states_of_rows(model, rows)
-    model.train(training)
-    return states
+    with evaluating(model), adapter_disabled(model):
+        return states_of_rows(model, rows)
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from sempa.errors import SempaError
 from sempa.files import cache_folder, fingerprint
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
-from sempa.models import BaseModel, weights_fingerprint
+from sempa.models import BaseModel, evaluating, weights_fingerprint
 from sempa.packing import PreferenceRow
 from sempa.parallel import ALONE, World, any_sharing, merge_known
 from sempa.tensors import read_tensors, write_tensors
@@ -51,12 +51,8 @@ class Reference:
     @torch.no_grad()
     def compute(self, packed: PreferenceRow) -> Tensor:
         """The same of a row that is not among those kept: sampled responses are met but once."""
-        training = self.model.training
-        self.model.eval()
-        with adapter_disabled(self.model):
-            logprobs = sentence_logprobs(self.model, packed).float()
-        self.model.train(training)
-        return logprobs
+        with evaluating(self.model), adapter_disabled(self.model):
+            return sentence_logprobs(self.model, packed).float()
 
     def save(self) -> None:
         """Keep what has been computed so far, by all processes, for the next run on the same data and model."""

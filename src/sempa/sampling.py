@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sempa.errors import SempaError
 from sempa.head import head_logits
 from sempa.lora import adapter_disabled
-from sempa.models import BaseModel, context_length
+from sempa.models import BaseModel, context_length, evaluating
 from sempa.prompts import encode_texts, render_prompt
 
 # Answers that grow side by side: more fill the matrix products better, but their keys and values take memory.
@@ -78,7 +78,7 @@ def sample(
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     answers = [(prompt, k) for prompt in order for k in range(n)]
     results: list[list[Sample]] = [[] for _ in sequences]
-    with _evaluating(base.model):
+    with evaluating(base.model):
         for start in range(0, len(answers), batch_size):
             batch = answers[start : start + batch_size]
             # A prompt is read once, whatever the number of its answers.
@@ -242,17 +242,6 @@ def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple
         tokens[row, width - len(ids) :] = torch.tensor(ids)
         seen[row, width - len(ids) :] = 1
     return tokens.to(device), seen.to(device)
-
-
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model runs without dropout; afterwards it trains on if it was training."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _check(
