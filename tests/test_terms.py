@@ -310,6 +310,10 @@ def test_rows_run_side_by_side_only_as_far_as_row_tokens_go_and_where_a_mask_hol
         seen.clear()
         add_terms(dataclasses.replace(config, row_tokens=-(-limit // 2)), base.model, terms)
         assert seen == expected
+    seen.clear()
+    # Processes that share a base must make equally many passes, whatever the lengths of their rows.
+    add_terms(dataclasses.replace(config, shard=True), base.model, terms)
+    assert seen == [1, 1, 1]
     base.model.draws_chance = True
     seen.clear()
     add_terms(config, base.model, terms)

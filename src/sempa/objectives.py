@@ -86,14 +86,15 @@ def _side_by_side(config: Config, model: PreTrainedModel, runs: Sequence[Run]) -
     """Runs that share a pass: neighbours, together up to twice `row_tokens` tokens.
 
     Alone run rows that no block mask could hold apart, and all of them where anything draws chance: each from its own
-    seed, it is then the same wherever, and beside whatever, a row runs.
+    seed, it is then the same wherever, and beside whatever, a row runs. With a sharded base they do, too: processes
+    whose rows have other lengths would else make other passes, and wait for one another for good.
     """
-    chance = config.lora_dropout or getattr(model, "draws_chance", True)
+    each_alone = config.shard or config.lora_dropout or getattr(model, "draws_chance", True)
     groups: list[list[Run]] = []
     room = 0
     for run in runs:
         row = run[1]
-        alone = chance or not can_pack(model, row)
+        alone = each_alone or not can_pack(model, row)
         if alone or len(row.tokens) > room:
             groups.append([])
             room = 2 * config.row_tokens

@@ -114,7 +114,8 @@ def make_plan(config: Config) -> Plan:
     together = {"row_tokens": row, "batch_size": config.batch_size * words}
     together["neutral_tokens"] = config.neutral_tokens if config.retention else 0
     waiting = sum(together.values())
-    again = config.dtype == "bfloat16" and not config.lora_dropout and max(together.values()) < waiting
+    one_by_one = config.shard or config.lora_dropout
+    again = config.dtype == "bfloat16" and not one_by_one and max(together.values()) < waiting
     once = 1 / config.epochs if config.epochs > 1 else 1.0
     alone = max(0.0, preferences - steps * row) if again else preferences
     before = once * alone + (steps * min(waiting, 2 * config.row_tokens) if again else 0)
