@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from sempa.cli import main
 from sempa.embedder import Embedder, embed, embed_readings
 from sempa.errors import SempaError
 from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
-from sempa.models import load_base
+from sempa.models import hidden_states, load_base
 from sempa.readouts import READOUTS, make_prompts, read, same_pass
 from sempa.readouts.layers import blocks, output_projection
 from sempa.readouts.pooling import last, mean, weighted_mean
@@ -406,6 +407,40 @@ def test_threads_that_share_a_model_do_not_meet_in_its_hooks(made, readout):
         found = pool.map(lambda batch: embed(base, batch, readout=readout), texts)
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("readout", ["contrastive-prompting", "token-prepending", "prompteol"])
+def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(made, readout, monkeypatch):
+    """Another thread's pass in the middle of ours, when all hooks are in place, is as without them."""
+    base = made("Llama").base
+    tokens = torch.arange(40)[None]
+    plain = hidden_states(base.model, tokens)
+    found = []
+
+    def meanwhile(model, **inputs):
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(hidden_states, model, tokens).result())
+        return hidden_states(model, **inputs)
+
+    expected = embed(base, SENTENCES, readout=readout)
+    for module in ("layers", "contrastive_prompting"):
+        monkeypatch.setattr(sys.modules[f"sempa.readouts.{module}"], "hidden_states", meanwhile)
+    np.testing.assert_array_equal(embed(base, SENTENCES, readout=readout), expected)
+    assert found
+    assert all(torch.equal(states, plain) for states in found)
+
+
+def test_the_longer_of_two_prompts_must_fit_the_model(made):
+    oracle = made("GPT-2")
+    limit = oracle.base.model.config.max_position_embeddings
+    sentence = "dog"
+    while len(make_prompts("contrastive-prompting", oracle.base.tokenizer, [sentence])[0].auxiliary) <= limit:
+        sentence += " dog"
+    (prompt,) = make_prompts("contrastive-prompting", oracle.base.tokenizer, [sentence])
+    assert len(prompt.tokens) <= limit
+    embed(oracle.base, [sentence])
+    with pytest.raises(SempaError, match=f"sentence 0: has {len(prompt.auxiliary):,} tokens in its prompt"):
+        embed(oracle.base, [sentence], readout="contrastive-prompting")
 
 
 def test_an_architecture_without_a_place_to_steer_is_named(made):

@@ -22,6 +22,8 @@ _ROW_TOKENS = 1024
 class Embedder:
     """Encode sentences with a readout: by default PromptEOL, the state that is about to say the sentence in one word.
 
+    Threads may share one: they embed in turn, and another may generate with the same model meanwhile.
+
     Args:
         model: what `sempa.models.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
         adapter: folder of a LoRA adapter, from sempa or PEFT; None embeds with the base model.
@@ -123,9 +125,9 @@ def embed_readings(
     prompts = make_prompts(readings[0][0], base.tokenizer, words)
     limit = context_length(model)
     for place, prompt in enumerate(prompts):
-        if len(prompt.tokens) > limit:
+        if (longest := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
             raise SempaError(
-                f"sentence {place}: has {len(prompt.tokens):,} tokens in its prompt, expected at most the "
+                f"sentence {place}: has {longest:,} tokens in its prompt, expected at most the "
                 f"{limit:,} that the model can read at once"
             )
     widths = [embedding_width(readout, model, layer) for readout, layer in readings]

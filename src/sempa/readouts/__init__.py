@@ -50,7 +50,7 @@ _READOUTS = {
 }
 READOUTS = tuple(_READOUTS)
 
-# Hooks belong to the model, not to a call: threads that share it take turns.
+# Threads that embed with the same model take turns: PyTorch gives hooks numbers that two at once might share.
 _HOOKED = threading.Lock()
 
 

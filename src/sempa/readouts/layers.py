@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
@@ -80,6 +81,12 @@ def states_at(model: PreTrainedModel, layers: Sequence[int], places: Tensor, **i
     return [states[layer] for layer in layers]
 
 
+def of_this_thread(hook: Callable) -> Callable:
+    """The hook for passes of the thread that asks for it; those of others, which may be generating, do not meet it."""
+    own = threading.get_ident()
+    return lambda *arguments: hook(*arguments) if threading.get_ident() == own else None
+
+
 @contextlib.contextmanager
 def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, a forward pass ends where it comes to `module`; the list then holds that module's input."""
@@ -88,7 +95,7 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
     def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise _ReachedError(arguments[0])
 
-    handle = module.register_forward_pre_hook(stop)
+    handle = module.register_forward_pre_hook(of_this_thread(stop))
     try:
         yield found
     except _ReachedError as reached:
@@ -100,7 +107,8 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
 @contextlib.contextmanager
 def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, `module` sees `edit` of its input."""
-    handle = module.register_forward_pre_hook(lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
+    edited = of_this_thread(lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
+    handle = module.register_forward_pre_hook(edited)
     try:
         yield
     finally:
@@ -124,6 +132,6 @@ def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
         return (wide, *rest) if rest else wide
 
     with contextlib.ExitStack() as hooks:
-        hooks.callback(module.register_forward_pre_hook(narrow).remove)
-        hooks.callback(module.register_forward_hook(widen).remove)
+        hooks.callback(module.register_forward_pre_hook(of_this_thread(narrow)).remove)
+        hooks.callback(module.register_forward_hook(of_this_thread(widen)).remove)
         yield
