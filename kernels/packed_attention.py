@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# A prefix of more tokens than this, which is a long text by itself, is attended to without holding all its scores.
+_LONG_PREFIX = 1024
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,7 @@ def _attend_part(query: Tensor, key: Tensor, value: Tensor, families: Families) 
     prefix, count = families.prefix, len(families.place)
     outputs = []
     if prefix:
-        causal = torch.ones(1, prefix, prefix, dtype=torch.bool, device=query.device).tril()
-        outputs.append(_attend(*(x[None, :prefix] for x in (query, key, value)), causal)[0])
+        outputs.append(_attend_causally(query[:prefix], key[:prefix], value[:prefix]))
     if count:
         # Rows of the flattened place and of the row without its prefix are each other's permutation.
         place, slot = families.place.flatten() - prefix, families.slot
@@ -91,6 +94,18 @@ def _attend_part(query: Tensor, key: Tensor, value: Tensor, families: Families) 
         attended = _attend(own[0], keys, values, families.mask)
         outputs.append(_Take.apply(attended.flatten(0, 1), slot, place))
     return outputs
+
+
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`[length, heads, d]` scaled queries, `[length, groups, d]` keys, values → `[length, heads, d]`."""
+    length, heads, _ = query.shape
+    if length <= _LONG_PREFIX:
+        causal = torch.ones(1, length, length, dtype=torch.bool, device=query.device).tril()
+        return _attend(query[None], key[None], value[None], causal)[0]
+    # Heads of one group share its keys.
+    key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=1.0)[0].transpose(0, 1)
 
 
 class _Take(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Packed rows equal separate sequences, lose nothing, and keep their neighbours apart."""
 
+import importlib
 import itertools
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sempa.kernels import packed_attention
 from sempa.packing import Row, fill_bins, join_rows, pack_preferences, pack_sentence_rows, shared_prefix
@@ -127,6 +130,37 @@ def test_attention_by_families_equals_dense_attention_under_the_rows_mask(drawn,
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(dense, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+
+
+def test_a_long_prefix_is_attended_to_without_all_its_scores_at_once(monkeypatch):
+    """A text that stands alone is all prefix; its memory must not grow with the square of its length."""
+    length, heads = 1500, 4
+    row = draw_row(length - 5, [[2, 3]])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(length, count, 8, generator=generator, dtype=torch.float64).requires_grad_()
+        for count in (heads, 2, 2)
+    ]
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            sizes.extend(
+                x.numel() for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor) and x.is_floating_point()
+            )
+            return result
+
+    results = []
+    for limit in (1024, length):
+        monkeypatch.setattr(importlib.import_module("sempa.kernels.packed_attention"), "_LONG_PREFIX", limit)
+        sizes.clear()
+        with Sizes():
+            attended = packed_attention(*inputs, row.families(), 0.3)
+        assert (max(sizes) < length**2) == (limit < length)
+        results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
+    for ours, dense in zip(*results, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
