@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sempa.lora import read_adapter
+from sempa.metrics import read_metrics
 from sempa.parallel import World, gather_rows, join_world, merge_known, passes, share
-from sempa.training import read_metrics
 
 SETTINGS = (
     "dtype: float32\ndevice: cpu\nheld_out: 0\nepochs: 2\nbatch_size: 8\nrow_tokens: 256\neval_every: 2\nlora_rank: 2\n"
@@ -159,6 +159,51 @@ for _ in range(2):
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
 assert len({{weights_fingerprint(BaseModel(m, Tokenizer(), "")) for m in (plain, shared)}}) == 1
+"""
+
+
+def test_processes_agree_on_what_is_preferred_and_on_having_no_gradient(tmp_path):
+    """Two processes by hand, each with a judge that draws lots: both get the first one's pairs."""
+    script = tmp_path / "agree.py"
+    script.write_text(AGREE.format(tests=str(Path(__file__).parent)))
+    finish(torchrun([sys.executable, str(script)], 2, {}))
+
+
+AGREE = """
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, {tests!r})
+from conftest import make_llama, make_tokenizer, tiny_texts
+from sempa.config import Config
+from sempa.data import Triplet
+from sempa.models import BaseModel
+from sempa.online import sample_preferences
+from sempa.parallel import World, add_gradients
+from sempa.prompts import encode_triplet
+
+dist.init_process_group("gloo")
+world = World(dist.get_rank(), 2)
+tokenizer = make_tokenizer()
+base = BaseModel(make_llama().requires_grad_(False).eval(), tokenizer, "tiny")
+preferences = [encode_triplet(tokenizer, Triplet(*texts, 1)) for texts in tiny_texts()[:8]]
+draws = np.random.default_rng(world.rank)
+judge = lambda sentences, candidates: draws.standard_normal((len(sentences), 2))
+made = sample_preferences(Config(objective="online-ipo", online_tokens=6), base, preferences, judge, 0, world)
+everybody = [None, None]
+dist.all_gather_object(everybody, [preference.responses for preference in made])
+assert len(made) > 3 and everybody[0] == everybody[1], everybody
+
+parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+add_gradients(parameters, world)
+assert [parameter.grad for parameter in parameters] == [None, None]
+if world.rank:
+    parameters[1].grad = torch.full((3,), 2.0)
+add_gradients(parameters, world)
+assert [parameter.grad.tolist() for parameter in parameters] == [[0.0] * 2, [2.0] * 3]
 """
 
 

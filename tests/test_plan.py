@@ -92,9 +92,10 @@ def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_f
         base = load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
         base.model.to(device)
         add_lora(base.model, 2, 4)
-        kept[device] = [_saved_bytes(base.model, tokens) for tokens in (512, 1024)]
+        kept[device] = [_saved_bytes(base.model, tokens) for tokens in (1, 512, 1024)]
     assert kept["meta"] == kept["cpu"]
-    assert 1.7 < kept["cpu"][1] / kept["cpu"][0] < 2.3
+    # A token's share hardly depends on the row's length, which may be less than the two triplets of the smallest row.
+    assert max(kept["cpu"]) < 1.3 * min(kept["cpu"])
 
 
 def test_hours_follow_flops_and_efficiency():

@@ -199,3 +199,10 @@ def test_models_that_say_the_same_leave_nothing_to_align(models):
     full, rounded = models
     with pytest.raises(SempaError, match="answers are all the same, so there is nothing to align"):
         align_quantised(Config(), BaseModel(rounded.model, rounded.tokenizer, "tiny"), full.model, [])
+
+
+@pytest.mark.parametrize("term", [{"contrast": 1.0}, {"retention": 1.0}, {"sparse": 0.1}, {"objective": "ipo-md"}])
+def test_terms_that_qdpo_does_not_have_are_refused(models, term):
+    full, rounded = models
+    with pytest.raises(SempaError, match="contrast, retention and sparse must be 0, and the objective not online"):
+        align_quantised(Config(**term), BaseModel(rounded.model, rounded.tokenizer, "tiny"), full.model, [])

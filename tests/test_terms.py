@@ -11,13 +11,15 @@ import torch
 from conftest import weights
 
 from sempa import objectives
-from sempa.batches import Batches
+from sempa.batches import Batches, rounded_up
 from sempa.config import Config
 from sempa.data import Triplet
 from sempa.embedder import embed
+from sempa.errors import SempaError
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters, read_adapter, set_lora
 from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
+from sempa.metrics import read_metrics
 from sempa.models import load_base
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import add_terms, contrast_term, preference_losses, preference_terms, retention_term
@@ -28,7 +30,7 @@ from sempa.prompts import encode_triplet
 from sempa.reference import Reference
 from sempa.retention import measure_retention
 from sempa.texts import Scored
-from sempa.training import Interrupted, read_metrics
+from sempa.training import Interrupted
 
 TERMS = {
     "objective": "dpo",
@@ -186,6 +188,48 @@ def test_sampled_preferences_are_the_judges_and_follow_from_the_step(setting, to
         best, worst = (tokenizer.decode(ids, skip_special_tokens=True) for ids in preference.responses)
         assert len(best.strip()) > len(worst.strip())
         assert preference.prompt in [p.prompt for p in preferences]
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        (lambda n: np.full((n, 2), np.nan), "scores that are not finite"),
+        (lambda n: np.zeros(n), r"scores of shape \(\d+,\)"),
+        (lambda n: np.zeros((n, 3)), r"scores of shape \(\d+, 3\)"),
+    ],
+)
+def test_a_judge_without_scores_is_named(setting, tokenizer, triplets, scores, found):
+    base, _ = setting(epochs=1.0)
+    preferences = [encode_triplet(tokenizer, t) for t in triplets[:4]]
+    config = Config(objective="online-ipo", online_tokens=6)
+    with pytest.raises(SempaError, match=f"judge: found {found}, expected finite ones of shape"):
+        sample_preferences(config, base, preferences, lambda sentences, _: scores(len(sentences)), 3)
+
+
+def test_what_a_judge_fails_by_is_not_put_down_to_the_disk(setting):
+    def judge(sentences, candidates):
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with pytest.raises(ConnectionRefusedError):
+        setting(judge=judge, objective="online-ipo", online_tokens=6)
+
+
+def test_a_development_score_that_is_no_number_is_refused(setting):
+    with pytest.raises(SempaError, match="step 1: the development score is nan, expected a finite number"):
+        setting(score=[math.nan], eval_every=1)
+
+
+def test_more_sparse_tokens_than_the_vocabulary_has_are_refused_before_the_first_step(setting):
+    with pytest.raises(SempaError, match="sparse_tokens: found 400, expected at most the vocabulary's 320"):
+        setting(sparse=0.1, sparse_tokens=400)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"), [(1.1, 110, 121), (0.07, 100, 7), (0.55, 100, 55), (0.5, 3, 2)]
+)
+def test_a_share_is_rounded_up_as_written(share, count, expected):
+    assert rounded_up(share, count) == expected
+    assert rounded_up(1.0, count) == count
 
 
 def test_the_default_judge_is_the_bases_own_similarity(setting, triplets):

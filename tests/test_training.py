@@ -19,11 +19,12 @@ from sempa.batches import Batches
 from sempa.config import Config
 from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
+from sempa.metrics import read_metrics
 from sempa.models import BaseModel, load_base
 from sempa.packing import pack_preferences
 from sempa.prompts import encode_triplet
 from sempa.reference import Reference
-from sempa.training import Interrupted, learning_rate, read_metrics, train
+from sempa.training import Interrupted, learning_rate, train
 
 
 def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):

@@ -28,8 +28,8 @@ from sempa.checkpoints import check_checkpoint, checkpoint_folders
 from sempa.errors import SempaError
 from sempa.files import write_json
 from sempa.lora import read_adapter
+from sempa.metrics import read_metrics
 from sempa.models import BaseModel
-from sempa.training import read_metrics
 
 EPOCHS = 3.0
 # What may differ between two runs of the same training.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -60,7 +61,12 @@ class Batches(Sequence[Batch]):
 
 def count_ranked(config: Config, size: int) -> int:
     """How many examples of a batch of `size` are ranked: the configured share, rounded up."""
-    return math.ceil(config.preference_share * size)
+    return rounded_up(config.preference_share, size)
+
+
+def rounded_up(share: float, count: int) -> int:
+    """`share · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
+    return math.ceil(Fraction(str(share)) * count)
 
 
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:

@@ -29,13 +29,14 @@ from sempa.evaluation import (
 )
 from sempa.files import read_json, write_atomic, write_json
 from sempa.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
+from sempa.metrics import read_metrics
 from sempa.models import BaseModel, context_length, load_base
 from sempa.parallel import World, join_world, local_device
 from sempa.report import terminal_table, write_report
 from sempa.sharding import shard_base
 from sempa.space import measure_space
 from sempa.sts import StsTask, evaluate_sts, sample_task
-from sempa.training import read_metrics, train
+from sempa.training import train
 
 # Development pairs of the built-in set are drawn with another seed than the report's.
 _DEV_SEED, _REPORT_SEED = 1, 2

@@ -11,10 +11,12 @@ import numpy as np
 
 from sempa.config import Config
 from sempa.embedder import embed
+from sempa.errors import SempaError
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel
+from sempa.parallel import ALONE, World, broadcast_numbers
 from sempa.prompts import Preference
-from sempa.sampling import sample
+from sempa.sampling import Sample, sample
 
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
 """Sentences and for each its candidate paraphrases → scores `[sentences, candidates]`, higher is better."""
@@ -35,29 +37,44 @@ def similarity_judge(base: BaseModel) -> Judge:
 
 
 def sample_preferences(
-    config: Config, base: BaseModel, preferences: Sequence[Preference], judge: Judge, step: int
+    config: Config,
+    base: BaseModel,
+    preferences: Sequence[Preference],
+    judge: Judge,
+    step: int,
+    world: World = ALONE,
 ) -> list[Preference]:
     """Two fresh paraphrases of each preference's sentence, the judge's choice first.
 
     Where both are the same, one is empty or the judge is undecided, there is nothing to prefer: the sentence is left
-    out. The draws depend on the config's seed and the step alone.
+    out. The draws depend on the config's seed and the step alone; of several processes the first one's judge decides.
+    Raises `SempaError` for scores of another shape, or that are no numbers.
     """
     share = config.reference_share if config.objective == "ipo-md" else 0.0
     prompts = [preference.prompt for preference in preferences]
     seed = config.seed * 1_000_003 + step
     drawn = sample(base, prompts, 2, config.online_tokens, seed=seed, reference_share=share)
-    pairs = [
-        (preference, pair)
-        for preference, pair in zip(preferences, drawn, strict=True)
-        if pair[0].text != pair[1].text and all(answer.text for answer in pair)
-    ]
-    if not pairs:
-        return []
-    scores = judge([p.sentence for p, _ in pairs], [[answer.text for answer in pair] for _, pair in pairs])
+    leads = np.zeros(len(preferences))
+    if world.evaluates:
+        differ = [i for i, (one, two) in enumerate(drawn) if one.text != two.text and one.text and two.text]
+        leads[differ] = _leads(judge, [preferences[i].sentence for i in differ], [drawn[i] for i in differ])
     made = []
-    for (preference, pair), (first, second) in zip(pairs, scores, strict=True):
-        if first != second:
-            best, worst = pair if first > second else pair[::-1]
+    for preference, pair, lead in zip(
+        preferences, drawn, broadcast_numbers(leads.tolist(), world, base.model.device), strict=True
+    ):
+        if lead:
+            best, worst = pair if lead > 0 else pair[::-1]
             closing = int(best.ended and len(best.tokens) > 1)
             made.append(replace(preference, responses=(best.tokens, worst.tokens), closing=closing))
     return made
+
+
+def _leads(judge: Judge, sentences: list[str], pairs: list[list[Sample]]) -> np.ndarray:
+    """By how much the judge prefers the first of each pair, `[n]`."""
+    if not pairs:
+        return np.zeros(0)
+    scores = np.asarray(judge(sentences, [[answer.text for answer in pair] for pair in pairs]), dtype=float)
+    if scores.shape != (len(pairs), 2) or not np.isfinite(scores).all():
+        wrong = f"scores of shape {scores.shape}" if scores.shape != (len(pairs), 2) else "scores that are not finite"
+        raise SempaError(f"judge: found {wrong}, expected finite ones of shape {(len(pairs), 2)}")
+    return scores[:, 0] - scores[:, 1]

@@ -77,10 +77,15 @@ def passes(items: Sequence[Item], world: World) -> list[tuple[Item, bool]]:
 
 
 def add_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Replace each parameter's gradient by the sum over all processes (a missing one counts as zero)."""
+    """Replace each parameter's gradient by the sum over all processes (a missing one counts as zero).
+
+    Where no process has any, there is none afterwards, and an optimiser leaves all as it is.
+    """
     if world.size == 1:
         return
     parameters = list(parameters)
+    if not any_of(any(p.grad is not None for p in parameters), world, parameters[0].device):
+        return
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
     dist.all_reduce(flat)
     for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
@@ -120,11 +125,16 @@ def merge_known(values: Tensor, world: World) -> Tensor:
 
 def broadcast_number(value: float, world: World, device: torch.device) -> float:
     """The first process's number, for all."""
+    return broadcast_numbers([value], world, device)[0]
+
+
+def broadcast_numbers(values: Sequence[float], world: World, device: torch.device) -> list[float]:
+    """The first process's numbers, for all; each brings as many."""
     if world.size == 1:
-        return value
-    box = torch.tensor([value], dtype=torch.float64, device=device)
+        return list(values)
+    box = torch.tensor(values, dtype=torch.float64, device=device)
     dist.broadcast(box, 0)
-    return box.item()
+    return box.tolist()
 
 
 def any_of(flag: bool, world: World, device: torch.device) -> bool:

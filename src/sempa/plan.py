@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from sempa.batches import count_ranked
+from sempa.batches import count_ranked, rounded_up
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.errors import SempaError
 from sempa.lora import add_lora, block_linears, lora_parameters
@@ -98,7 +98,7 @@ def make_plan(config: Config) -> Plan:
     answers = (3 if config.objective in RANKINGS else 2) * _RESPONSE_TOKENS
     triplets, rows = _triplets(config), max(1, config.row_tokens // (_PROMPT_TOKENS + answers))
     per_triplet = _PROMPT_TOKENS + answers + _SHARED_TOKENS / rows
-    steps = math.ceil(config.epochs * math.ceil(triplets / config.batch_size))
+    steps = rounded_up(config.epochs, math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
     ranked = config.epochs * _ranked(config, triplets)
     # Sentence and responses, or the sentences alone for their sparse codes.
@@ -121,9 +121,8 @@ def make_plan(config: Config) -> Plan:
     before = once * alone + (steps * min(waiting, 2 * config.row_tokens) if again else 0)
     flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * blocks * before
     flops += 2 * head * (responses * (2 + once) + neutral * 3)
-    measured = min(waiting, _MEASURED_TOKENS)
     with explain_failures(config.model):
-        saved = _saved_bytes(model, measured) * waiting / measured
+        saved = _saved_bytes(model, min(waiting, _MEASURED_TOKENS)) * waiting
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -234,8 +233,8 @@ def example_row(row_tokens: int) -> Row:
     return pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
 
 
-def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
-    """Bytes that autograd keeps between forward and backward of one packed row in bfloat16."""
+def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
+    """Bytes a token that autograd keeps between forward and backward of a packed row in bfloat16."""
     for parameter in lora_parameters(model).values():
         parameter.requires_grad_(True)
     row = example_row(row_tokens)
@@ -253,4 +252,4 @@ def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> int:
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         row_states(model, row)
-    return sum(seen.values())
+    return sum(seen.values()) / len(row.tokens)

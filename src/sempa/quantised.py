@@ -10,7 +10,6 @@ with torch 2.13 on a CPU: its int4 weights ask for a further package there, and 
 through the products of `sempa.lora`.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sempa.batches import Batches
+from sempa.batches import Batches, rounded_up
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.head import head_logits
@@ -122,8 +121,10 @@ def align_quantised(
     step's metrics under TRL's names. Raises `SempaError` when there is no pair, the config asks for other terms, or the
     loss is not finite.
     """
-    if config.contrast or config.retention or config.objective in ONLINE:
-        raise SempaError("QDPO ranks ready pairs only: contrast and retention must be 0, and the objective not online")
+    if config.contrast or config.retention or config.sparse or config.objective in ONLINE:
+        raise SempaError(
+            "QDPO ranks ready pairs only: contrast, retention and sparse must be 0, and the objective not online"
+        )
     if not pairs:
         raise SempaError("the two models' answers are all the same, so there is nothing to align")
     parameters = lora_parameters(base.model).values()
@@ -137,7 +138,7 @@ def align_quantised(
     def reference(row: PreferenceRow) -> Tensor:
         return known[row.examples]
 
-    total = math.ceil(config.epochs * len(batches))
+    total = rounded_up(config.epochs, len(batches))
     fixed = Fixed(reference)
     return [
         train_step(config, base, optimizer, fixed, batches[step % len(batches)], step, total, ALONE)

@@ -1,7 +1,6 @@
 """The training loop, from top to bottom: packed batch → log-probs → loss → step → metrics → checkpoint."""
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sempa.batches import Batch, Batches, count_ranked
+from sempa.batches import Batch, Batches, count_ranked, rounded_up
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
-from sempa.files import explain_os_errors, fingerprint, write_atomic
+from sempa.files import explain_os_errors, fingerprint, fsync
 from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
+from sempa.metrics import log_metrics, open_metrics
 from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
 from sempa.objectives import PREFERENCE_METRICS, add_terms, contrast_term, preference_terms, retention_term
@@ -63,12 +63,17 @@ def train(
     """
     started = time.perf_counter()
     model, world = base.model, join_world(config.shard)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if config.sparse and config.sparse_tokens > vocabulary:
+        raise SempaError(
+            f"sparse_tokens: found {config.sparse_tokens}, expected at most the vocabulary's {vocabulary:,}"
+        )
     parameters = lora_parameters(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(config, preferences)
-    total = max(1, math.ceil(config.epochs * len(batches)))
+    total = max(1, rounded_up(config.epochs, len(batches)))
     reference = Reference(base, (row for batch in batches for row in batch.rows), len(preferences), world)
     fixed = Fixed(
         reference,
@@ -85,12 +90,11 @@ def train(
             "bring those back, or train anew with another output=…"
         )
     state |= kept
-    metrics = _open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
+    metrics = open_metrics(run / "metrics.jsonl" if world.leads else Path(os.devnull), state["step"])
     told: set[str] = set()
     began = started - state["seconds"]
 
     with (
-        explain_os_errors(run),
         metrics,
         _stop_request() as stop,
         _progress(config, total, state["step"], len(preferences), world.leads) as progress,
@@ -103,7 +107,7 @@ def train(
                 watch_step(config, step + 1, record, told)
             rate = progress(step + 1, record, batch.size)
             position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
-            metrics.write(json.dumps({**position, **record, "triplets_per_second": rate}) + "\n")
+            log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
 
             last = step + 1 == total
             # A signal may reach one process a step before another: they stop together.
@@ -113,18 +117,20 @@ def train(
                 with interpolated(model, config.interpolation):
                     score = score_dev() if world.evaluates else 0.0
                     score = broadcast_number(score, world, model.device)
+                    if not math.isfinite(score):
+                        raise SempaError(f"step {step + 1}: the development score is {score}, expected a finite number")
                     if score > state["best_score"]:
                         state |= {"best_score": score, "best_step": step + 1}
                         if world.leads:
                             save_adapter(model, run / "adapter", base.source)
-                metrics.write(json.dumps({"step": step + 1, "eval/sts": score}) + "\n")
+                log_metrics(metrics, {"step": step + 1, "eval/sts": score})
             if due or stopping:
-                metrics.flush()
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
                 reference.save()
                 if world.leads:
                     # Resuming keeps the metrics up to the checkpoint: they must not reach the disk after it.
-                    os.fsync(metrics.fileno())
+                    with explain_os_errors(run):
+                        fsync(run / "metrics.jsonl")
                     save_checkpoint(run, step + 1, model, optimizer, state, base.source)
                 wait_for_all(world)
             # In the last step, too: what comes next is a report, which takes minutes.
@@ -165,7 +171,7 @@ def train_step(
     model = base.model
     if config.objective in ONLINE:
         asked = batch.preferences[: count_ranked(config, batch.size)]
-        made = sample_preferences(config, base, asked, fixed.judge, step)
+        made = sample_preferences(config, base, asked, fixed.judge, step, world)
         rows, known = pack_preferences(made, range(len(made)), config.row_tokens), fixed.reference.compute
     else:
         rows, known = batch.rows, fixed.reference
@@ -214,24 +220,6 @@ def _batch_order(seed: int, epoch: int, count: int) -> list[int]:
     if epoch == 0:
         return list(range(count))
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The whole lines of a metrics file (a kill may have cut the last one)."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records
-
-
-def _open_metrics(path: Path, step: int) -> "contextlib.AbstractContextManager":
-    """Open the metrics for appending, less what was logged beyond the checkpoint that training resumes from."""
-    with explain_os_errors(path):
-        if path != Path(os.devnull):
-            kept = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
-            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
-        return path.open("a", encoding="utf-8")
 
 
 @contextlib.contextmanager
