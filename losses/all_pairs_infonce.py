@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sempa.losses.directions import directions
+from sempa.losses.directions import directions, own_precision
 from sempa.losses.infonce import infonce_loss, positive_first
 
 
@@ -49,7 +49,8 @@ def all_pairs_infonce_loss(
         texts = torch.arange(3 * n, device=x.device)
     own, partner, rest = texts[:n], texts[n : 2 * n], texts[2 * n :]
     # Queries are anchors, then positives; candidates begin with their partners, in the same order.
-    scores = torch.cat([x, near]) @ torch.cat([near, x, far]).T
+    with own_precision(x):
+        scores = torch.cat([x, near]) @ torch.cat([near, x, far]).T
     candidates = torch.cat([partner, own, rest])
     queries, answers = texts[: 2 * n, None], candidates[: 2 * n, None]
     present = (candidates != queries) & (candidates != answers)

@@ -1,5 +1,7 @@
 """What every loss on embeddings starts from: their directions, which are all that a cosine sees."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,3 +23,11 @@ def directions(loss: str, name: str, embeddings: Tensor) -> Tensor:
         row = int(wrong[0])
         raise ValueError(f"{loss} needs {name} with a direction, found one of length {lengths[row]:g} in row {row}")
     return F.normalize(embeddings, dim=1, eps=0)
+
+
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Inside, products keep the dtype of `x`, though `torch.autocast` surround them: cosines of 8 bits are too few."""
+    device = x.device.type
+    # The meta device knows no autocast, and would raise where it is asked for it.
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sempa.losses.directions import directions
+from sempa.losses.directions import directions, own_precision
 from sempa.losses.infonce import infonce_loss, positive_first
 
 
@@ -39,4 +39,6 @@ def embedding_infonce_loss(
         )
     named = {"anchors": anchors, "positives": positives, "hard negatives": negatives.flatten(0, -2)}
     queries, *candidates = (directions("embedding_infonce_loss", name, value) for name, value in named.items())
-    return infonce_loss(positive_first(queries @ torch.cat(candidates).T), temperature)
+    with own_precision(queries):
+        cosines = queries @ torch.cat(candidates).T
+    return infonce_loss(positive_first(cosines), temperature)

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from sempa.losses.directions import directions
+from sempa.losses.directions import directions, own_precision
 
 
 def isotropy_loss(embeddings: Tensor) -> Tensor:
@@ -31,7 +31,8 @@ def isotropy_loss(embeddings: Tensor) -> Tensor:
         raise ValueError(f"isotropy_loss needs at least 3 embeddings, found {len(unit)}")
     centred = unit - unit.mean(0)
     # The spectra of centred · centredᵀ and of its transpose product are the same: the smaller will do.
-    scatter = centred @ centred.T if len(unit) <= unit.shape[1] else centred.T @ centred
+    with own_precision(unit):
+        scatter = centred @ centred.T if len(unit) <= unit.shape[1] else centred.T @ centred
     variance = scatter.trace()
     if not variance > 0:
         raise ValueError(f"isotropy_loss needs embeddings that differ, found {len(unit)} of one direction")

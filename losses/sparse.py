@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sempa.kernels import TokenDirections, decode, sparse_code, token_directions
-from sempa.losses.directions import directions
+from sempa.losses.directions import directions, own_precision
 
 
 def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tuple[Tensor, Tensor]:
@@ -32,9 +32,10 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.
     """
     unit = directions("spod_loss", "embeddings", embedding)
-    tokens = head if isinstance(head, TokenDirections) else token_directions(head)
-    values, indices, rest = sparse_code(unit, tokens, k)
-    reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
+    with own_precision(unit):
+        tokens = head if isinstance(head, TokenDirections) else token_directions(head)
+        values, indices, rest = sparse_code(unit, tokens, k)
+        reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
     # Where no token is above the average one, nothing is left out.
     whole = (rest + values.square().sum(1)).clamp_min(torch.finfo(rest.dtype).tiny)
     return reconstruction, rest / whole

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sempa.losses.directions import directions
+from sempa.losses.directions import directions, own_precision
 
 
 def uniformity_loss(embeddings: Tensor, t: float = 2.0) -> Tensor:
@@ -30,5 +30,6 @@ def uniformity_loss(embeddings: Tensor, t: float = 2.0) -> Tensor:
     if len(unit) < 2 or not 0 < t < float("inf"):
         raise ValueError(f"uniformity_loss needs at least 2 embeddings and t > 0, found {len(unit)} and {t}")
     first, second = torch.triu_indices(len(unit), len(unit), 1, device=unit.device)
-    cosines = (unit @ unit.T)[first, second]
+    with own_precision(unit):
+        cosines = (unit @ unit.T)[first, second]
     return (-2 * t * (1 - cosines)).logsumexp(0) - math.log(len(cosines))

@@ -18,6 +18,7 @@ from sempa.losses import (
     infonce_loss,
     ipo_loss,
     isotropy_loss,
+    spod_loss,
     uniformity_loss,
 )
 from sempa.models import hidden_states
@@ -259,6 +260,29 @@ def test_only_directions_count_and_embeddings_of_bfloat16_are_computed_in_float3
     torch.testing.assert_close(loss(half).double(), loss(half.double()), rtol=1e-5, atol=1e-6)
     half.requires_grad_()
     assert torch.autograd.grad(loss(half).sum(), half)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        uniformity_loss,
+        isotropy_loss,
+        lambda x: isotropy_loss(x.T),
+        lambda x: embedding_infonce_loss(x, x.flip(0) + 0.3 * x, x.roll(1, 0)),
+        lambda x: all_pairs_infonce_loss(x, x.flip(0) + 0.3 * x, x.roll(1, 0)),
+        lambda x: torch.cat(spod_loss(x, points(40, 16).float(), 4)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_reach_the_losses_of_embeddings(loss, dtype):
+    found = []
+    for enabled in (False, True):
+        embeddings = points(6, 16).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values = loss(embeddings)
+        found.append([values, *torch.autograd.grad(values.sum(), embeddings)])
+    for plain, cast in zip(*found, strict=True):
+        assert torch.equal(plain, cast)
 
 
 @pytest.mark.parametrize(
