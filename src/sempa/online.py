@@ -74,7 +74,8 @@ def _leads(judge: Judge, sentences: list[str], pairs: list[list[Sample]]) -> np.
     if not pairs:
         return np.zeros(0)
     scores = np.asarray(judge(sentences, [[answer.text for answer in pair] for pair in pairs]), dtype=float)
-    if scores.shape != (len(pairs), 2) or not np.isfinite(scores).all():
-        wrong = f"scores of shape {scores.shape}" if scores.shape != (len(pairs), 2) else "scores that are not finite"
-        raise SempaError(f"judge: found {wrong}, expected finite ones of shape {(len(pairs), 2)}")
-    return scores[:, 0] - scores[:, 1]
+    expected = (len(pairs), 2)
+    if scores.shape == expected and np.isfinite(scores).all():
+        return scores[:, 0] - scores[:, 1]
+    wrong = "that are not finite" if scores.shape == expected else f"of shape {scores.shape}"
+    raise SempaError(f"judge: found scores {wrong}, expected finite ones of shape {expected}")

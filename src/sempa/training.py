@@ -19,7 +19,7 @@ from sempa.batches import Batch, Batches, count_ranked, rounded_up
 from sempa.checkpoints import load_checkpoint, save_checkpoint
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
-from sempa.files import explain_os_errors, fingerprint, fsync
+from sempa.files import explain_os_errors, fingerprint
 from sempa.kernels import TokenDirections, token_directions
 from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.metrics import log_metrics, open_metrics
@@ -130,7 +130,7 @@ def train(
                 if world.leads:
                     # Resuming keeps the metrics up to the checkpoint: they must not reach the disk after it.
                     with explain_os_errors(run):
-                        fsync(run / "metrics.jsonl")
+                        os.fsync(metrics.fileno())
                     save_checkpoint(run, step + 1, model, optimizer, state, base.source)
                 wait_for_all(world)
             # In the last step, too: what comes next is a report, which takes minutes.

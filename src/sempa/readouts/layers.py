@@ -4,8 +4,10 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sempa.errors import SempaError
@@ -81,10 +83,18 @@ def states_at(model: PreTrainedModel, layers: Sequence[int], places: Tensor, **i
     return [states[layer] for layer in layers]
 
 
-def of_this_thread(hook: Callable) -> Callable:
-    """The hook for passes of the thread that asks for it; those of others, which may be generating, do not meet it."""
+@contextlib.contextmanager
+def hooked(register: Callable[[Callable], RemovableHandle], hook: Callable) -> Iterator[None]:
+    """Inside, the hook is in place for passes of this thread; those of others, which may be generating, do not meet it.
+
+    `register` is a module's method that takes a hook.
+    """
     own = threading.get_ident()
-    return lambda *arguments: hook(*arguments) if threading.get_ident() == own else None
+    handle = register(lambda *arguments: hook(*arguments) if threading.get_ident() == own else None)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -95,24 +105,16 @@ def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
     def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise _ReachedError(arguments[0])
 
-    handle = module.register_forward_pre_hook(of_this_thread(stop))
-    try:
-        yield found
-    except _ReachedError as reached:
-        found.append(reached.hidden)
-    finally:
-        handle.remove()
+    with hooked(module.register_forward_pre_hook, stop):
+        try:
+            yield found
+        except _ReachedError as reached:
+            found.append(reached.hidden)
 
 
-@contextlib.contextmanager
-def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
     """Inside, `module` sees `edit` of its input."""
-    edited = of_this_thread(lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
-    handle = module.register_forward_pre_hook(edited)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked(module.register_forward_pre_hook, lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
 
 
 @contextlib.contextmanager
@@ -131,7 +133,5 @@ def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
         wide.flatten(0, 1)[places] = narrow[0]
         return (wide, *rest) if rest else wide
 
-    with contextlib.ExitStack() as hooks:
-        hooks.callback(module.register_forward_pre_hook(of_this_thread(narrow)).remove)
-        hooks.callback(module.register_forward_hook(of_this_thread(widen)).remove)
+    with hooked(module.register_forward_pre_hook, narrow), hooked(module.register_forward_hook, widen):
         yield

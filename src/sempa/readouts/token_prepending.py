@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.prompts import EOL_SUFFIX, clean_sentence, encode_plain, encode_texts
-from sempa.readouts.layers import blocks, depth, edited_input, of_this_thread, scaled
+from sempa.readouts.layers import blocks, depth, edited_input, hooked, scaled
 from sempa.readouts.prompt import Batch, Prompt
 
 # The prompt around <PST>; the tokenizer of the authors' code splits the text at an added token just so.
@@ -53,7 +53,7 @@ def prepending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
         return _put(hidden, places, hidden.flatten(0, 1)[batch.ends])
 
     with contextlib.ExitStack() as hooks:
-        hooks.callback(table.register_forward_hook(of_this_thread(embed)).remove)
+        hooks.enter_context(hooked(table.register_forward_hook, embed))
         for block in blocks(model)[_START : max(_START + 1, scaled(_EXIT, depth(model)))]:
             hooks.enter_context(edited_input(block, prepend))
         yield
