@@ -14,6 +14,8 @@ from torch import Tensor
 
 # A prefix of more tokens than this, which is a long text by itself, is attended to without holding all its scores.
 _LONG_PREFIX = 1024
+# A processor's softmax of narrow numbers takes whole vectors of them at a time, and what is left over one by one.
+_VECTOR = 32
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """`[n, q, heads, d]` scaled queries, `[n, k, groups, d]` keys, values, `[n, q, k]` mask → `[n, q, heads, d]`."""
     n, length, heads, d = query.shape
     groups = key.shape[2]
+    if spare := -key.shape[1] % _VECTOR if query.element_size() < 4 else 0:
+        key, value = (F.pad(x, (0, 0, 0, 0, 0, spare)) for x in (key, value))
+        mask = F.pad(mask, (0, spare))
     # Heads of one group share its keys: they become further queries of it.
     grouped = query.view(n, length, groups, heads // groups, d).permute(0, 2, 3, 1, 4).reshape(n, groups, -1, d)
     scores = grouped @ key.permute(0, 2, 3, 1)
     hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    scores.view(n, groups, heads // groups, length, -1).add_(hidden[:, None, None])
+    scores.add_(hidden.repeat(1, heads // groups, 1)[:, None])
     attended = scores.softmax(-1) @ value.transpose(1, 2)
     return attended.view(n, groups, heads // groups, length, d).permute(0, 3, 1, 2, 4).reshape(n, length, heads, d)

@@ -204,6 +204,16 @@ def setting(tiny_folder, triplets, tmp_path):
     return start
 
 
+@pytest.fixture
+def few_words(monkeypatch):
+    """Neutral text of a few short samples: the tiny model says nothing worth hearing at length."""
+    from sempa import neutral
+
+    monkeypatch.setattr(neutral, "QUESTIONS", neutral.QUESTIONS[:2])
+    monkeypatch.setattr(neutral, "OPENINGS", neutral.OPENINGS[:2])
+    monkeypatch.setattr(neutral, "LONGEST", 8)
+
+
 def weights(base):
     """A copy of the adapter's parameters."""
     from sempa.lora import lora_parameters

@@ -52,17 +52,19 @@ def test_packed_sentences_see_exactly_themselves(sequences, row_tokens):
 
 
 def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
-    """Not only what the batch begins with: two kinds of six sentences, which differ in their third token."""
+    """Not only what the batch begins with: six sentences and eight, which differ in their third token."""
     long, short = (
-        [[0, 0, kind, *[7] * 7, *range(10 * i, 10 * i + size)] for i in range(6)] for kind, size in ((1, 9), (2, 5))
+        [[0, 0, kind, *[7] * 7, *range(10 * i, 10 * i + size)] for i in range(count)]
+        for kind, size, count in ((1, 9, 6), (2, 5, 8))
     )
-    rows = pack_sentence_rows([*long, *short], 105)
-    assert [len(row.row.tokens) for row in rows] == [10 + 6 * 9, 10 + 6 * 5]
+    rows = pack_sentence_rows([*long, *short], 110)
+    assert [len(row.row.tokens) for row in rows] == [10 + 6 * 9, 10 + 8 * 5]
 
 
 def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
-    prompts = [[1, *[2 + i] * (3 if i % 2 else 30)] for i in range(16)]
-    rows = pack_preferences([Preference(prompt, ([5], [6])) for prompt in prompts], range(16), 260)
+    prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
+    rows = pack_preferences([Preference(prompt, ([5], [6])) for prompt in prompts], range(28), 140)
+    assert len(rows) == 2
     families = [part for row in rows for part in row.row.families()]
     slots = sum(family.place.numel() for family in families)
     assert slots == sum(len(prompt) - 1 + 2 for prompt in prompts)
@@ -87,6 +89,20 @@ def test_bins_hold_everything_once_and_overflow_only_alone(sizes, capacity):
     bins = fill_bins(range(len(sizes)), lambda i: sizes[i], capacity)
     assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
     assert all(len(b) == 1 or sum(sizes[i] for i in b) <= capacity for b in bins)
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=10), capacity=st.integers(50, 120))
+def test_bins_are_as_few_and_then_as_equally_full_as_in_this_order_they_can_be(sizes, capacity):
+    """Against every way to cut the items, longest first, into runs."""
+    ordered = sorted(sizes, reverse=True)
+    best = min(
+        (len(cuts) + 1, max(sum(ordered[a:b]) for a, b in itertools.pairwise((0, *cuts, len(ordered)))))
+        for n in range(len(ordered))
+        for cuts in itertools.combinations(range(1, len(ordered)), n)
+        if all(sum(ordered[a:b]) <= capacity for a, b in itertools.pairwise((0, *cuts, len(ordered))))
+    )
+    bins = fill_bins(sizes, int, capacity)
+    assert (len(bins), max(map(sum, bins))) == best
 
 
 def draw_row(prefix, families):

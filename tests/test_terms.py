@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import weights
 
-from sempa import objectives
+from sempa import terms as running
 from sempa.batches import Batches, rounded_up
 from sempa.config import Config
 from sempa.data import Triplet
@@ -22,13 +22,14 @@ from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
 from sempa.metrics import read_metrics
 from sempa.models import load_base
 from sempa.neutral import NeutralText, neutral_texts
-from sempa.objectives import add_terms, contrast_term, preference_losses, preference_terms, retention_term
+from sempa.objectives import contrast_term, preference_losses, preference_terms, retention_term
 from sempa.online import sample_preferences, similarity_judge
 from sempa.packing import pack_preferences
 from sempa.parallel import World
 from sempa.prompts import encode_triplet
 from sempa.reference import Reference
 from sempa.retention import measure_retention
+from sempa.terms import add_terms
 from sempa.texts import Scored
 from sempa.training import Interrupted
 
@@ -40,16 +41,6 @@ TERMS = {
     "uniformity": 0.1,
     "isotropy": 0.1,
 }
-
-
-@pytest.fixture
-def few_words(monkeypatch):
-    """Neutral text of a few short samples: the tiny model says nothing worth hearing at length."""
-    from sempa import neutral
-
-    monkeypatch.setattr(neutral, "QUESTIONS", neutral.QUESTIONS[:2])
-    monkeypatch.setattr(neutral, "OPENINGS", neutral.OPENINGS[:2])
-    monkeypatch.setattr(neutral, "LONGEST", 8)
 
 
 @pytest.mark.parametrize("objective", ["conservative-dpo", "ipo"])
@@ -313,8 +304,8 @@ def test_the_policy_starts_as_its_base_to_the_last_bit_though_terms_share_a_pass
     """In bfloat16 the base reads the very same rows; in float32 what is kept of it will do."""
     config, base, terms = whole_step(tiny_folder, triplets, dtype)
     seen = []
-    real = objectives.states_of_rows
-    monkeypatch.setattr(objectives, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
+    real = running.states_of_rows
+    monkeypatch.setattr(running, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
     found = add_terms(config, base.model, terms)
     assert base.model.training
     rounding = 0.0 if dtype == "bfloat16" else 1e-5
@@ -348,8 +339,8 @@ def test_rows_run_side_by_side_only_as_far_as_row_tokens_go_and_where_a_mask_hol
     config, base, terms = whole_step(tiny_folder, triplets, "float32")
     sizes = [len(row.tokens) for term in terms for _, row in term.rows]
     seen = []
-    real = objectives.states_of_rows
-    monkeypatch.setattr(objectives, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
+    real = running.states_of_rows
+    monkeypatch.setattr(running, "states_of_rows", lambda model, rows: seen.append(len(rows)) or real(model, rows))
     for limit, expected in ((sum(sizes), [3]), (sizes[0] + sizes[1], [2, 1]), (1, [1, 1, 1])):
         seen.clear()
         add_terms(dataclasses.replace(config, row_tokens=-(-limit // 2)), base.model, terms)

@@ -148,7 +148,7 @@ def test_reference_log_probabilities_are_computed_once_for_all_epochs_and_found_
     second, _ = setting("two")
     assert len(calls) == rows
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
-    setting("three", batch_size=8)
+    setting("three", batch_size=5)
     assert len(calls) > rows
 
 

@@ -32,6 +32,8 @@ def main() -> None:
         **OPTIONS,
         count={"type": int, "default": 16, "help": "triplets of a step (default %(default)s)"},
     )
+    # The profiler would not see what other threads do.
+    torch.set_num_threads(1)
     product, copy = _rates(given)
     print(f"a bare product: {product / 1e9:.0f} GFLOP/s   a copy: {copy / 1e9:.1f} GB/s, read and written")
     rows = []

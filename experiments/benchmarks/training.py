@@ -15,13 +15,14 @@ from sempa.batches import Batch, Batches
 from sempa.captions import make_triplets
 from sempa.config import Config
 from sempa.data import Triplet
+from sempa.lanes import in_lanes
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import add_lora, lora_parameters
 from sempa.models import BaseModel, load_base, resolve_model
 from sempa.parallel import World
 from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.reference import Reference
-from sempa.training import Fixed, train_step
+from sempa.training import Fixed, lanes_for, train_step
 from sempa.triplets import read_triplets
 
 # What every benchmark that trains takes.
@@ -128,20 +129,20 @@ def sempa_contestants(
     """A forward pass over all triplets, and training steps over them, reference log-probs known before."""
     base, config, batches = prepare(given, triplets, row_tokens)
     rows = [row for batch in batches for row in batch.rows]
-    reference = Reference(base, rows, len(triplets))
+    lanes = lanes_for(config, base.model, batches[0])
+    reference = Reference(base, rows, len(triplets), lanes=lanes)
     for row in rows:
         reference(row)
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base, optimizer, Fixed(reference), batch, 0, 1000, World())
+            train_step(config, base, optimizer, Fixed(reference, lanes=lanes), batch, 0, 1000, World())
 
     @torch.no_grad()
     def forward() -> None:
         base.model.eval()
-        for row in rows:
-            sentence_logprobs(base.model, row)
+        list(in_lanes(lambda row: sentence_logprobs(base.model, row), rows, lanes))
 
     return {"forward": forward, "step": step}
 

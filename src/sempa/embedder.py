@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sempa.errors import SempaError
+from sempa.lanes import count_lanes, in_lanes
 from sempa.lora import load_adapter
 from sempa.models import BaseModel, context_length, load_base
 from sempa.progress import bar
@@ -22,7 +24,7 @@ _ROW_TOKENS = 1024
 class Embedder:
     """Encode sentences with a readout: by default PromptEOL, the state that is about to say the sentence in one word.
 
-    Threads may share one: they embed in turn, and another may generate with the same model meanwhile.
+    Threads may share one, and others may generate with the same model meanwhile.
 
     Args:
         model: what `sempa.models.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
@@ -133,9 +135,14 @@ def embed_readings(
     widths = [embedding_width(readout, model, layer) for readout, layer in readings]
     results = [np.empty((len(prompts), width), dtype=np.float32) for width in widths]
     shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
+    batches = list(token_batches([len(prompt.tokens) for prompt in prompts], batch_size))
+
+    def run(batch: list[int]) -> list[Tensor]:
+        return read(readings, model, [prompts[i] for i in batch])
+
     with shown as progress:
-        for batch in token_batches([len(prompt.tokens) for prompt in prompts], batch_size):
-            for result, states in zip(results, read(readings, model, [prompts[i] for i in batch])):
+        for batch, found in zip(batches, in_lanes(run, batches, count_lanes(model, len(batches))), strict=True):
+            for result, states in zip(results, found, strict=True):
                 result[batch] = states.cpu().numpy()
             if progress is not None:
                 progress.update(len(batch))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sempa.captions import make_pairs
 from sempa.data import distinct_sentences
 from sempa.embedder import embed
 from sempa.errors import SempaError
+from sempa.lanes import count_lanes, in_lanes
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, context_length
@@ -105,10 +107,11 @@ def measure_preference(
     with bar(2 * len(preferences), "held-out triplets", "triplet") as progress, torch.inference_mode():
 
         def logprobs() -> Tensor:
-            result = torch.empty(len(preferences), 2)
-            for row in rows:
+            result, model = torch.empty(len(preferences), 2), base.model.eval()
+            lanes = count_lanes(model, len(rows))
+            for row, found in zip(rows, in_lanes(partial(sentence_logprobs, model), rows, lanes), strict=True):
                 # Of a ranking, its best and its worst.
-                result[list(row.examples)] = sentence_logprobs(base.model.eval(), row)[:, [0, -1]].float().cpu()
+                result[list(row.examples)] = found[:, [0, -1]].float().cpu()
                 progress.update(len(row.examples))
             return result
 

@@ -5,9 +5,7 @@ contrast     tell a sentence's paraphrase from the batch's other sentences by th
 retention    stay close to the base model on neutral text
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,7 +17,6 @@ from sempa.config import Config
 from sempa.head import head_parts, scale_for_head
 from sempa.kernels import TokenDirections, token_kl
 from sempa.logprobs import sum_by_response, target_logprobs
-from sempa.lora import adapter_disabled
 from sempa.losses import (
     all_pairs_infonce_loss,
     ches_score,
@@ -33,80 +30,10 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.models import can_pack, evaluating, states_of_rows
 from sempa.neutral import NeutralText
-from sempa.packing import PreferenceRow, Row, SentenceRow
+from sempa.packing import PreferenceRow, SentenceRow
 from sempa.parallel import World, gather_rows, passes
-
-
-@dataclass(frozen=True)
-class Term:
-    """A part of the objective: `rows` to run, and `finish`, which turns their states into a loss and metrics.
-
-    Each row comes with the seed of its dropout. `finish` also gets the base's states on the same rows, each None unless
-    the term `compares` policy and base and what it has kept of the base will not do.
-    """
-
-    rows: list[tuple[int, Row]]
-    finish: Callable[[list[Tensor], list[Tensor | None]], tuple[Tensor, dict[str, float]]]
-    compares: bool = True
-
-
-# A row's seed, the row, and whether its term compares.
-Run = tuple[int, Row, bool]
-
-
-def add_terms(config: Config, model: PreTrainedModel, terms: Sequence[Term]) -> dict[str, float]:
-    """Add the gradient of some terms, whose rows run side by side; returns the sum of their metrics.
-
-    A pass over a short row costs little less than one over a long row. But beside other rows bfloat16 rounds a row's
-    states differently, by more than a small step changes them: then the base makes the very same pass.
-    """
-    runs = [(seed, row, term.compares) for term in terms for seed, row in term.rows]
-    states: list[Tensor] = []
-    base_states: list[Tensor | None] = []
-    for group in _side_by_side(config, model, runs):
-        rows = [row for _, row, _ in group]
-        again = len(rows) > 1 and model.dtype != torch.float32 and any(compares for *_, compares in group)
-        base_states += _of_base(model, rows) if again else [None] * len(rows)
-        torch.manual_seed(group[0][0])
-        states += states_of_rows(model, rows)
-    total, metrics, done = torch.zeros(()), Counter(), 0
-    for term in terms:
-        own = slice(done, done := done + len(term.rows))
-        loss, found = term.finish(states[own], base_states[own])
-        total = total.to(loss.device) + loss
-        metrics.update(found)
-    if total.requires_grad:
-        total.backward()
-    return dict(metrics)
-
-
-def _side_by_side(config: Config, model: PreTrainedModel, runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that share a pass: neighbours, together up to twice `row_tokens` tokens.
-
-    Alone run rows that no block mask could hold apart, and all of them where anything draws chance: each from its own
-    seed, it is then the same wherever, and beside whatever, a row runs. With a sharded base they do, too: processes
-    whose rows have other lengths would else make other passes, and wait for one another for good.
-    """
-    each_alone = config.shard or config.lora_dropout or getattr(model, "draws_chance", True)
-    groups: list[list[Run]] = []
-    room = 0
-    for run in runs:
-        row = run[1]
-        alone = each_alone or not can_pack(model, row)
-        if alone or len(row.tokens) > room:
-            groups.append([])
-            room = 2 * config.row_tokens
-        groups[-1].append(run)
-        room = 0 if alone else room - len(row.tokens)
-    return groups
-
-
-@torch.no_grad()
-def _of_base(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
-    with evaluating(model), adapter_disabled(model):
-        return states_of_rows(model, rows)
+from sempa.terms import Term
 
 
 def preference_losses(config: Config, policy: Tensor, reference: Tensor) -> Tensor:
@@ -146,8 +73,17 @@ def preference_terms(
     share of the rows, and the metrics are shares of the sum too.
     """
     size = sum(len(row.examples) for row in rows)
+
+    def renewed(row: PreferenceRow, states: Tensor) -> Tensor:
+        return sum_by_response(target_logprobs(model, states, row), row)
+
     return [
-        Term([(seed + number, row.row)], partial(_preference, config, model, row, reference, counted / size))
+        Term(
+            [(seed + number, row.row)],
+            partial(_preference, config, model, row, counted / size),
+            partial(reference, row),
+            partial(renewed, row),
+        )
         for (number, row), counted in passes(list(enumerate(rows)), world)
     ]
 
@@ -156,13 +92,11 @@ def _preference(
     config: Config,
     model: PreTrainedModel,
     row: PreferenceRow,
-    reference: Callable[[PreferenceRow], Tensor],
     weight: float,
     states: list[Tensor],
-    base_states: list[Tensor | None],
+    known: Tensor,
 ) -> tuple[Tensor, dict[str, float]]:
-    (hidden,), (before,) = states, base_states
-    known = reference(row) if before is None else sum_by_response(target_logprobs(model, before, row), row)
+    (hidden,) = states
     logprobs = target_logprobs(model, hidden, row)
     policy = sum_by_response(logprobs, row)
     # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
@@ -224,7 +158,7 @@ def contrast_term(
     own = passes(list(enumerate(rows)), world)
     packed = [(row, counted) for (_, row), counted in own]
     finish = partial(_contrast, config, model, packed, texts, tokens, world)
-    return Term([(seed + number, row.row) for (number, row), _ in own], finish, compares=False)
+    return Term([(seed + number, row.row) for (number, row), _ in own], finish)
 
 
 def _contrast(
@@ -235,7 +169,7 @@ def _contrast(
     tokens: TokenDirections | None,
     world: World,
     states: list[Tensor],
-    _base_states: list[Tensor | None],
+    _before: None,
 ) -> tuple[Tensor, dict[str, float]]:
     parts, places, (kinds, size) = [], [], texts.shape
     idle: list[Tensor] = []
@@ -283,21 +217,14 @@ def retention_term(
     The last process runs it; with a sharded base all do, each for its share of the gradient.
     """
     if world.rank != world.size - 1 and not world.sharded:
-        return Term([], lambda _states, _base_states: (torch.zeros(()), {"loss": 0.0, "neutral_kl": 0.0}))
-    finish = partial(_retention, config, model, neutral, step, world)
-    return Term([(seed, neutral.row(step))], finish)
+        return Term([], lambda _states, _before: (torch.zeros(()), {"loss": 0.0, "neutral_kl": 0.0}))
+    finish = partial(_retention, config, model, world)
+    return Term([(seed, neutral.row(step))], finish, partial(neutral.states, step), lambda states: states)
 
 
 def _retention(
-    config: Config,
-    model: PreTrainedModel,
-    neutral: NeutralText,
-    step: int,
-    world: World,
-    states: list[Tensor],
-    base_states: list[Tensor | None],
+    config: Config, model: PreTrainedModel, world: World, states: list[Tensor], before: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    before = neutral.states(step) if base_states[0] is None else base_states[0]
     after, before = (scale_for_head(model, hidden) for hidden in (*states, before))
     divergence = token_kl(after, before, **head_parts(model)).mean() / (world.size if world.sharded else 1)
     loss = config.retention * divergence

@@ -166,15 +166,28 @@ def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], 
 
 
 def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
-    """Next-fit decreasing: every item in exactly one bin, no bin of two or more items above `capacity`.
+    """Every item in exactly one bin, no bin of two or more items above `capacity`: next-fit decreasing.
 
-    Items of like size share a bin, so that families of a row need little padding beside each other; a bin that could
-    hold one more item wastes nothing.
+    Items of like size share a bin, so that families of a row need little padding beside each other. The bins are about
+    equally full: as many as it takes, and none fuller than it must be.
     """
+    sized = sorted(((size(item), item) for item in items), key=lambda pair: -pair[0])
+    bins = _next_fit(sized, capacity)
+    # Below their mean no capacity would do.
+    least, most = sum(need for need, _ in sized) // max(1, len(bins)) - 1, capacity
+    while most - least > 1:
+        tried = (least + most) // 2
+        if len(found := _next_fit(sized, tried)) == len(bins):
+            bins, most = found, tried
+        else:
+            least = tried
+    return bins
+
+
+def _next_fit(sized: Sequence[tuple[int, Item]], capacity: int) -> list[list[Item]]:
     bins: list[list[Item]] = []
     room = 0
-    for item in sorted(items, key=size, reverse=True):
-        need = size(item)
+    for need, item in sized:
         if not bins or need > room:
             bins.append([])
             room = capacity

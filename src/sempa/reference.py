@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sempa.errors import SempaError
 from sempa.files import cache_folder, fingerprint
+from sempa.lanes import lane_threads
 from sempa.logprobs import sentence_logprobs
 from sempa.lora import adapter_disabled
 from sempa.models import BaseModel, evaluating, weights_fingerprint
@@ -19,14 +20,16 @@ class Reference:
     """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
 
     The rows are looked at once, for the place on disk where an equal run would find them again, and not kept.
-    `weights` is the base's `weights_fingerprint`.
+    `weights` is the base's `weights_fingerprint`; `lanes` is how many rows run at the same time.
 
-    The reference sees the very rows that the policy sees, so that at step 0 both agree to the last bit even in
-    bfloat16, where another packing would round differently. Where the policy's rows run beside others in bfloat16, the
-    objective asks the base there and then instead.
+    The reference sees the very rows that the policy sees, on as many threads, so that at step 0 both agree to the last
+    bit even in bfloat16, which would round another packing differently. Where the policy's rows share a pass with
+    others in bfloat16, the objective asks the base there and then instead.
     """
 
-    def __init__(self, base: BaseModel, rows: Iterable[PreferenceRow], count: int, world: World = ALONE) -> None:
+    def __init__(
+        self, base: BaseModel, rows: Iterable[PreferenceRow], count: int, world: World = ALONE, lanes: int = 1
+    ) -> None:
         self.model, self.world = base.model, world
         self.weights = weights_fingerprint(base)
         # Without rows nothing will be asked for: an objective that ranks none, or that samples its own.
@@ -34,7 +37,8 @@ class Reference:
         for row in rows:
             responses = row.lengths.shape[1]
             layout.append(fingerprint(row.examples, row.row.tokens, row.row.parents))
-        key = fingerprint(self.weights, base.model.dtype, base.model.device.type, torch.__version__, layout)
+        threads = lane_threads(lanes) if lanes > 1 else None
+        key = fingerprint(self.weights, base.model.dtype, base.model.device.type, torch.__version__, threads, layout)
         self.path = cache_folder() / "reference" / f"{key}.safetensors"
         self.logprobs = self._read((count, responses))
         self.unsaved = False

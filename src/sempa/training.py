@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from sempa.batches import Batch, Batches, count_ranked, rounded_up
 from sempa.checkpoints import load_checkpoint, save_checkpoint
@@ -21,16 +22,18 @@ from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.files import explain_os_errors, fingerprint
 from sempa.kernels import TokenDirections, token_directions
+from sempa.lanes import count_lanes
 from sempa.lora import interpolated, lora_parameters, save_adapter
 from sempa.metrics import log_metrics, open_metrics
 from sempa.models import BaseModel
 from sempa.neutral import NeutralText, neutral_texts
-from sempa.objectives import PREFERENCE_METRICS, add_terms, contrast_term, preference_terms, retention_term
+from sempa.objectives import PREFERENCE_METRICS, contrast_term, preference_terms, retention_term
 from sempa.online import Judge, sample_preferences, similarity_judge
 from sempa.packing import PreferenceRow, pack_preferences
 from sempa.parallel import World, add_gradients, add_metrics, any_of, broadcast_number, join_world, wait_for_all
 from sempa.prompts import Preference
 from sempa.reference import Reference
+from sempa.terms import add_terms, one_by_one
 from sempa.watch import watch_step
 
 
@@ -74,12 +77,15 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(config, preferences)
     total = max(1, rounded_up(config.epochs, len(batches)))
-    reference = Reference(base, (row for batch in batches for row in batch.rows), len(preferences), world)
+    lanes = lanes_for(config, model, batches[0])
+    rows = (row for batch in batches for row in batch.rows)
+    reference = Reference(base, rows, len(preferences), world, lanes)
     fixed = Fixed(
         reference,
         NeutralText(base, neutral_texts(base, world), config.neutral_tokens) if config.retention else None,
         judge or similarity_judge(base),
         token_directions(model.get_output_embeddings().weight) if config.sparse else None,
+        lanes,
     )
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state["trains"] = fingerprint(reference.weights, *preferences)
@@ -141,12 +147,22 @@ def train(
 
 @dataclass(frozen=True)
 class Fixed:
-    """What a step consults and training leaves alone: the reference, and what only some objectives ask for."""
+    """What a step consults and training leaves alone: the reference, and what only some objectives ask for.
+
+    `lanes` is how many rows run at the same time.
+    """
 
     reference: Reference | Callable[[PreferenceRow], Tensor]
     neutral: NeutralText | None = None
     judge: Judge | None = None
     tokens: TokenDirections | None = None
+    lanes: int = 1
+
+
+def lanes_for(config: Config, model: PreTrainedModel, batch: Batch) -> int:
+    """How many rows of batches like this one should run at the same time."""
+    passes = len(batch.rows) + len(batch.sentences) + bool(config.retention)
+    return 1 if one_by_one(config, model) else count_lanes(model, passes)
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
@@ -189,8 +205,10 @@ def train_step(
             texts = batch.sentences, batch.texts
             others.append(contrast_term(config, model, *texts, fixed.tokens, world, seed + 1_000))
         # One-word prompts wait for one another, whatever runs beside them; further rows of preferences need not wait.
-        for terms in ([*ranked[:1], *others], *([term] for term in ranked[1:])):
-            metrics.update(add_terms(config, model, terms))
+        lanes = fixed.lanes
+        later = (ranked[start : start + lanes] for start in range(lanes, len(ranked), lanes))
+        for terms in ([*ranked[:lanes], *others], *later):
+            metrics.update(add_terms(config, model, terms, lanes))
     except ValueError as error:
         # Losses refuse what is no number.
         raise SempaError(_explain_divergence(config, batch, step, str(error))) from error

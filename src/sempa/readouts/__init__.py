@@ -1,7 +1,6 @@
 """Readouts: from a language model's hidden states to a sentence embedding, each beside its paper's equation."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,9 +49,6 @@ _READOUTS = {
 }
 READOUTS = tuple(_READOUTS)
 
-# Threads that embed with the same model take turns: PyTorch gives hooks numbers that two at once might share.
-_HOOKED = threading.Lock()
-
 
 def check_readout(readout: str, layer: int = -1, depth: int = 0) -> None:
     """Raise `SempaError` for a readout that does not exist, or a layer that a model of this depth does not have.
@@ -97,7 +93,7 @@ def read(readings: Sequence[tuple[str, int]], model: PreTrainedModel, prompts: S
     weights = [[_READOUTS[readout].pooling(prompt.span) for prompt in prompts] for readout, _ in readings]
     widths = [max(map(len, each)) for each in zip(*weights, strict=True)]
     batch = make_batch(model, prompts, widths)
-    with _HOOKED, _READOUTS[readings[0][0]].steered(model, batch):
+    with _READOUTS[readings[0][0]].steered(model, batch):
         layers = [layer_read(readout, layer, depth(model)) for readout, layer in readings]
         states = states_at(model, layers, batch.places(), **batch.inputs)
     # Each prompt's weights beside its own states, which stand one prompt after another.

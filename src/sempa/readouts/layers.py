@@ -15,6 +15,8 @@ from sempa.models import hidden_states
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
+# PyTorch numbers hooks one after another: two threads at once might get the same number, and one hook would be gone.
+_NUMBERED = threading.Lock()
 
 
 class _ReachedError(Exception):
@@ -90,11 +92,13 @@ def hooked(register: Callable[[Callable], RemovableHandle], hook: Callable) -> I
     `register` is a module's method that takes a hook.
     """
     own = threading.get_ident()
-    handle = register(lambda *arguments: hook(*arguments) if threading.get_ident() == own else None)
+    with _NUMBERED:
+        handle = register(lambda *arguments: hook(*arguments) if threading.get_ident() == own else None)
     try:
         yield
     finally:
-        handle.remove()
+        with _NUMBERED:
+            handle.remove()
 
 
 @contextlib.contextmanager
