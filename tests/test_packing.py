@@ -63,7 +63,7 @@ def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
 
 def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
-    rows = pack_preferences([Preference(prompt, ([5], [6])) for prompt in prompts], range(28), 140)
+    rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], range(28), 140)
     assert len(rows) == 2
     families = [part for row in rows for part in row.row.families()]
     slots = sum(family.place.numel() for family in families)
@@ -75,7 +75,8 @@ def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
 def test_a_row_taken_apart_holds_every_sequence_once_and_finds_every_token(items):
     for packed in pack_preferences(items, range(len(items)), 60):
         tokens, places = packed.row.separate()
-        sequences = [items[i].prompt + response for i in packed.examples for response in items[i].responses]
+        # A response's last token is predicted, and never read.
+        sequences = [items[i].prompt + response[:-1] for i in packed.examples for response in items[i].responses]
         assert len(tokens) == len(sequences)
         assert tokens.shape[1] == max(map(len, sequences))
         for row, sequence in zip(tokens.tolist(), sequences, strict=True):

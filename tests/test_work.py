@@ -96,7 +96,8 @@ def sizes(base):
 def test_a_step_runs_the_instructions_once_every_prompt_once_and_every_answer_once(base, batch):
     prompts = [preference.prompt for preference in batch.preferences]
     instructions = len(shared_prefix(prompts))
-    own = sum(len(p.prompt) - instructions + sum(map(len, p.responses)) for p in batch.preferences)
+    # Nothing is predicted from an answer's last token, and it is not read.
+    own = sum(len(p.prompt) - instructions + sum(len(r) - 1 for r in p.responses) for p in batch.preferences)
     assert tokens_through_blocks(base, step(base, batch)) == instructions + own
     # Separate sequences, as they would stand without packing, are over twice as many tokens here.
     assert 2 * (instructions + own) < sum(len(p.prompt) + len(r) for p in batch.preferences for r in p.responses)

@@ -159,7 +159,7 @@ def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], 
 
     def size(index: int) -> int:
         preference = preferences[index]
-        return len(preference.prompt) - len(root) + sum(map(len, preference.responses))
+        return len(preference.prompt) - len(root) + sum(len(response) - 1 for response in preference.responses)
 
     bins = fill_bins(indices, size, row_tokens - len(root))
     return [_preference_row(preferences, members, root) for members in bins]
@@ -243,8 +243,8 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
         prompt_ends.setdefault(tuple(preference.prompt), row.ends[prompt])
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
-            row.add(response, prompt)
-            # The prompt's last state predicts the first response token of every branch.
+            # The last token is predicted and predicts nothing. The first one of every branch is the prompt's to predict.
+            row.add(response[:-1], prompt)
             source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
             target += response
             owner += [place * len(preference.responses) + k] * len(response)

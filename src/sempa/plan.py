@@ -95,9 +95,12 @@ def make_plan(config: Config) -> Plan:
     with torch.device("meta"):
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     adapter = sum(p.numel() for p in lora_parameters(model).values())
-    answers = (3 if config.objective in RANKINGS else 2) * _RESPONSE_TOKENS
-    triplets, rows = _triplets(config), max(1, config.row_tokens // (_PROMPT_TOKENS + answers))
-    per_triplet = _PROMPT_TOKENS + answers + _SHARED_TOKENS / rows
+    responses_each = 3 if config.objective in RANKINGS else 2
+    answers = responses_each * _RESPONSE_TOKENS
+    # An answer's last token is predicted and never read.
+    own = _PROMPT_TOKENS + answers - responses_each
+    triplets, rows = _triplets(config), max(1, config.row_tokens // own)
+    per_triplet = own + _SHARED_TOKENS / rows
     steps = rounded_up(config.epochs, math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
     ranked = config.epochs * _ranked(config, triplets)
@@ -226,7 +229,7 @@ def example_row(row_tokens: int) -> Row:
     """A packed row of about `row_tokens` tokens, of triplets as long as SNLI's are with SmolLM2's tokenizer."""
     example = Preference([0] * (_SHARED_TOKENS + _PROMPT_TOKENS), ([0] * _RESPONSE_TOKENS,) * 2)
     # All but the shared instructions differ, or the prompts would be one.
-    count = max(1, row_tokens // (_PROMPT_TOKENS + 2 * _RESPONSE_TOKENS))
+    count = max(1, row_tokens // (_PROMPT_TOKENS + 2 * (_RESPONSE_TOKENS - 1)))
     examples = [
         replace(example, prompt=[0] * _SHARED_TOKENS + [1 + i % 7] * _PROMPT_TOKENS) for i in range(max(2, count))
     ]
