@@ -243,7 +243,7 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
         prompt_ends.setdefault(tuple(preference.prompt), row.ends[prompt])
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
-            # The last token is predicted and predicts nothing. The first one of every branch is the prompt's to predict.
+            # The last token is predicted and predicts nothing; the first of every branch is the prompt's to predict.
             row.add(response[:-1], prompt)
             source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
             target += response
