@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sempa.captions import make_pairs
 from sempa.embedder import Embedder
+from sempa.lanes import count_lanes, in_lanes
 from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
 from sempa.readouts.layers import blocks
 from sempa.sources import resolve_model
@@ -94,7 +95,7 @@ def _peer(given: argparse.Namespace, sentences: list[str], batch: int, plain: bo
 
 
 def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[[], None]:
-    """The blocks' matrix products for the rows of `sempa, batch 32`, on inputs of their shapes."""
+    """The blocks' matrix products for the rows of `sempa, batch 32`, on inputs of their shapes, in as many lanes."""
     embedder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
     stack = blocks(embedder.base.model)
     lengths: list[int] = []
@@ -109,11 +110,13 @@ def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[
         for width in widths
     }
 
+    def products(length: int) -> None:
+        for weight in weights:
+            F.linear(inputs[length, weight.shape[1]], weight)
+
     @torch.inference_mode()
     def run() -> None:
-        for length in lengths:
-            for weight in weights:
-                F.linear(inputs[length, weight.shape[1]], weight)
+        list(in_lanes(products, lengths, count_lanes(embedder.base.model, len(lengths))))
 
     return run
 

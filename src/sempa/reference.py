@@ -20,7 +20,7 @@ class Reference:
     """log π_ref(y|x) of the preferences in `rows`, `[count, responses]` float32 nats, each row computed on first use.
 
     The rows are looked at once, for the place on disk where an equal run would find them again, and not kept.
-    `weights` is the base's `weights_fingerprint`; `lanes` is how many rows run at the same time.
+    `weights` is the base's `weights_fingerprint`; `lanes` is how many of them run at the same time.
 
     The reference sees the very rows that the policy sees, on as many threads, so that at step 0 both agree to the last
     bit even in bfloat16, which would round another packing differently. Where the policy's rows share a pass with

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from sempa.config import Config
 from sempa.lanes import in_lanes
 from sempa.lora import adapter_disabled, lora_parameters
-from sempa.models import can_pack, evaluating, states_of_rows
+from sempa.models import can_pack, evaluating, row_states, states_of_rows
 from sempa.packing import Row
 
 
@@ -29,55 +29,64 @@ class Term:
     kept: Callable[[], Tensor] | None = None
     renewed: Callable[[Tensor], Tensor] | None = None
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens its rows have."""
-        return sum(len(row.tokens) for _, row in self.rows)
-
 
 # A row with its seed and its term.
 Run = tuple[int, Row, Term]
 
 
 def add_terms(config: Config, model: PreTrainedModel, terms: Sequence[Term], lanes: int = 1) -> dict[str, float]:
-    """Add the gradient of some terms, whose rows run side by side; returns the sum of their metrics.
+    """Add the gradient of some terms; returns the sum of their metrics.
 
-    In one lane they share a pass, as one over a short row costs little less than one over a long row. In several lanes
-    each row has a pass of its own.
+    In one lane their rows share passes, as one over a short row costs little less than one over a long row. In several
+    lanes each row has a pass of its own.
     """
     if lanes > 1:
-        # The longest begin first, so that in the end no lane waits for long.
-        terms = sorted(terms, key=lambda term: -term.tokens)
+        return _add_in_lanes(model, terms, lanes)
     runs = [(seed, row, term) for term in terms for seed, row in term.rows]
-    groups = [[run] for run in runs] if lanes > 1 else _side_by_side(config, model, runs)
-    before = _of_base(model, terms, groups, lanes)
-
-    def forward(group: list[Run]) -> list[Tensor]:
+    groups = _side_by_side(config, model, runs)
+    before = _of_base(model, terms, groups)
+    states: list[Tensor] = []
+    for group in groups:
         torch.manual_seed(group[0][0])
-        return states_of_rows(model, [row for _, row, _ in group])
-
-    passed = list(in_lanes(forward, groups, lanes))
-    # The losses see copies, and what flows back to them goes on through each pass in its own lane.
-    states = [state.detach().requires_grad_(state.requires_grad) for group in passed for state in group]
-    ready = iter(states)
-    owned = [(term, [next(ready) for _ in term.rows]) for term in terms]
-    total, metrics = torch.zeros(()), Counter()
-    for loss, found in in_lanes(lambda one: one[0].finish(one[1], before.get(one[0])), owned, lanes):
+        states += states_of_rows(model, [row for _, row, _ in group])
+    total, metrics, done = torch.zeros(()), Counter(), 0
+    for term in terms:
+        loss, found = term.finish(states[done : (done := done + len(term.rows))], before.get(term))
         total = total.to(loss.device) + loss
         metrics.update(found)
     if total.requires_grad:
-        upstream = iter(torch.autograd.grad(total, states, materialize_grads=True))
-        _add_gradients(model, [(group, [next(upstream) for _ in group]) for group in passed], lanes)
+        total.backward()
+    return dict(metrics)
+
+
+def _add_in_lanes(model: PreTrainedModel, terms: Sequence[Term], lanes: int) -> dict[str, float]:
+    """The same where each term goes all its way in one lane, as many at a time as there are lanes."""
+    # The longest begin first, so that in the end no lane waits for long.
+    terms = sorted(terms, key=lambda term: -sum(len(row.tokens) for _, row in term.rows))
+    before = _of_base(model, terms, [], lanes)
+    parameters, metrics = list(lora_parameters(model).values()), Counter()
+
+    def run(term: Term) -> tuple[Sequence[Tensor | None], dict[str, float]]:
+        loss, found = term.finish([row_states(model, row) for _, row in term.rows], before.get(term))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else []
+        return gradients, found
+
+    for gradients, found in in_lanes(run, terms, lanes):
+        metrics.update(found)
+        # In the terms' order, whichever is ready first: the same bits every time.
+        for parameter, gradient in zip(parameters, gradients):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return dict(metrics)
 
 
 def _of_base(
-    model: PreTrainedModel, terms: Sequence[Term], groups: Sequence[list[Run]], lanes: int
+    model: PreTrainedModel, terms: Sequence[Term], groups: Sequence[list[Run]], lanes: int = 1
 ) -> dict[Term, Tensor]:
     """What the base says, for each term that compares.
 
-    Beside other rows bfloat16 rounds a row's states differently, by more than a small step changes them: then the base
-    makes the very same pass.
+    Beside other rows, in one of `groups`, bfloat16 rounds a row's states differently, by more than a small step changes
+    them: then the base makes the very same pass.
     """
     known: dict[Term, Tensor] = {}
     # Set for all lanes at once: what each of them sets and takes back inside then changes nothing.
@@ -91,19 +100,6 @@ def _of_base(
         alone = [term for term in terms if term.kept and term not in known]
         known |= zip(alone, in_lanes(lambda term: term.kept(), alone, lanes), strict=True)
     return known
-
-
-def _add_gradients(model: PreTrainedModel, passes: Sequence[tuple[list[Tensor], list[Tensor]]], lanes: int) -> None:
-    """Add what flows to the adapter from each pass's states and their gradients, in the passes' order."""
-    parameters = list(lora_parameters(model).values())
-
-    def backward(one: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(one[0], parameters, one[1], allow_unused=True)
-
-    for gradients in in_lanes(backward, passes, lanes):
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def one_by_one(config: Config, model: PreTrainedModel) -> bool:

@@ -149,7 +149,7 @@ def train(
 class Fixed:
     """What a step consults and training leaves alone: the reference, and what only some objectives ask for.
 
-    `lanes` is how many rows run at the same time.
+    `lanes` is how many terms of the objective run at the same time.
     """
 
     reference: Reference | Callable[[PreferenceRow], Tensor]
@@ -160,9 +160,9 @@ class Fixed:
 
 
 def lanes_for(config: Config, model: PreTrainedModel, batch: Batch) -> int:
-    """How many rows of batches like this one should run at the same time."""
-    passes = len(batch.rows) + len(batch.sentences) + bool(config.retention)
-    return 1 if one_by_one(config, model) else count_lanes(model, passes)
+    """How many terms of the objective should run at the same time on batches like this one."""
+    terms = len(batch.rows) + bool(batch.sentences) + bool(config.retention)
+    return 1 if one_by_one(config, model) else count_lanes(model, terms)
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
@@ -205,10 +205,9 @@ def train_step(
             texts = batch.sentences, batch.texts
             others.append(contrast_term(config, model, *texts, fixed.tokens, world, seed + 1_000))
         # One-word prompts wait for one another, whatever runs beside them; further rows of preferences need not wait.
-        lanes = fixed.lanes
-        later = (ranked[start : start + lanes] for start in range(lanes, len(ranked), lanes))
-        for terms in ([*ranked[:lanes], *others], *later):
-            metrics.update(add_terms(config, model, terms, lanes))
+        beside = len(ranked) if fixed.lanes > 1 else 1
+        for terms in ([*ranked[:beside], *others], *([term] for term in ranked[beside:])):
+            metrics.update(add_terms(config, model, terms, fixed.lanes))
     except ValueError as error:
         # Losses refuse what is no number.
         raise SempaError(_explain_divergence(config, batch, step, str(error))) from error
