@@ -60,7 +60,7 @@ def _products(given: argparse.Namespace) -> list[dict]:
     dtype, threads = getattr(torch, race.dtype(given)), torch.get_num_threads()
     rows = []
     for inputs, outputs in _LAYERS:
-        for length in _LENGTHS:
+        for length in _LENGTHS[:2] if given.short else _LENGTHS:
             x, weight, upstream = (
                 torch.randn(size, dtype=dtype) for size in ((length, inputs), (outputs, inputs), (length, outputs))
             )
