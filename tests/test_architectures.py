@@ -243,7 +243,7 @@ def test_the_window_of_the_narrowest_layer_counts(name, window):
 def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tmp_path, tokenizer):
     model = saved_model(ARCHITECTURES["Mistral, window"], tmp_path, tokenizer).model
     for tokens, separate in ((6, False), (7, True)):
-        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5], [6]))], [0], 60)
+        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], [0], 60)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             row_states(model, packed.row)
