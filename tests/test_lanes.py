@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import weights
-from test_terms import TERMS, whole_step
+from test_terms import TERMS, trained, whole_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sempa import embedder, training
 from sempa.embedder import embed
 from sempa.lanes import count_lanes, in_lanes
-from sempa.lora import lora_parameters
 from sempa.metrics import read_metrics
 from sempa.models import load_base
 from sempa.reference import Reference
@@ -102,10 +101,7 @@ def test_embeddings_are_those_of_one_lane(tiny_folder, monkeypatch, readout):
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_a_step_in_lanes_has_the_metrics_and_gradients_of_one_pass(tiny_folder, triplets, few_words, lanes):
     config, base, terms = whole_step(tiny_folder, triplets, "float32")
-    parameters = lora_parameters(base.model).values()
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    parameters = trained(base)
     expected = add_terms(config, base.model, terms)
     gradients = [parameter.grad.clone() for parameter in parameters]
     before = None

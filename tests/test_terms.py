@@ -278,12 +278,18 @@ def whole_step(tiny_folder, triplets, dtype):
     return config, base, [*terms, contrast_term(config, base.model, batch.sentences, batch.texts, None, World(), 0)]
 
 
-def test_terms_in_one_pass_have_the_metrics_and_gradients_that_each_has_alone(tiny_folder, triplets, few_words):
-    config, base, terms = whole_step(tiny_folder, triplets, "float32")
-    parameters = lora_parameters(base.model).values()
+def trained(base):
+    """The adapter's parameters, set to what is far from where training starts."""
+    parameters = list(lora_parameters(base.model).values())
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    return parameters
+
+
+def test_terms_in_one_pass_have_the_metrics_and_gradients_that_each_has_alone(tiny_folder, triplets, few_words):
+    config, base, terms = whole_step(tiny_folder, triplets, "float32")
+    parameters = trained(base)
     together = add_terms(config, base.model, terms)
     gradients = [parameter.grad.clone() for parameter in parameters]
     for parameter in parameters:

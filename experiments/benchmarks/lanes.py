@@ -85,15 +85,12 @@ def _recipe(given: argparse.Namespace) -> Callable[[], None]:
     config = load_config(_RECIPE, [f"triplets={given.triplets}"])
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, config.lora_rank, config.lora_alpha)
-    parameters = list(lora_parameters(base.model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     triplets = training.read_or_make(given)[: config.batch_size]
     (batch,) = Batches(config, [encode_triplet(base.tokenizer, triplet, words=True) for triplet in triplets])
     lanes = training.lanes_for(config, base.model, batch)
     reference = Reference(base, batch.rows, len(triplets), lanes=lanes)
     fixed = Fixed(reference, NeutralText(base, neutral_texts(base), config.neutral_tokens), lanes=lanes)
-    optimizer = torch.optim.AdamW(parameters)
+    optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
     return lambda: train_step(config, base, optimizer, fixed, batch, 0, 1000, ALONE)
 
 
