@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from semantic_search import Passage, add_arguments, encode_cached, read_passages, search, show
 
 from sempa import Embedder, SempaError
-from sempa.retention import generate
+from sempa.evaluation.drift import generate
 
 PROMPT = """\
 Here are some notes:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from sempa import Embedder, SempaError
-from sempa.corpus import embedder_settings
-from sempa.files import cache_folder, fingerprint
-from sempa.tensors import read_tensors, write_tensors
+from sempa.embedding.corpus import embedder_settings
+from sempa.io.files import cache_folder, fingerprint
+from sempa.io.tensors import read_tensors, write_tensors
 
 SUFFIXES = (".txt", ".md", ".rst")
 # A sentence ends behind its full stop, question mark or exclamation mark, and the quotes or brackets that close there.

@@ -13,7 +13,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sempa.data import Triplet
+from sempa.data.examples import Triplet
 
 # No test judges time: a busy machine must not turn one red.
 settings.register_profile("sempa", deadline=None)
@@ -185,11 +185,11 @@ SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "le
 @pytest.fixture
 def setting(tiny_folder, triplets, tmp_path):
     """Start a training on the tiny model: call with a run's name and settings, get its final state."""
+    from sempa.batching.prompts import encode_triplet
     from sempa.config import RANKINGS, Config
-    from sempa.lora import add_lora
-    from sempa.models import load_base
-    from sempa.prompts import encode_triplet
-    from sempa.training import train
+    from sempa.model.base import load_base
+    from sempa.model.lora import add_lora
+    from sempa.training.loop import train
 
     def start(run="run", score=None, judge=None, **changes):
         config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
@@ -207,7 +207,7 @@ def setting(tiny_folder, triplets, tmp_path):
 @pytest.fixture
 def few_words(monkeypatch):
     """Neutral text of a few short samples: the tiny model says nothing worth hearing at length."""
-    from sempa import neutral
+    from sempa.training import base_samples as neutral
 
     monkeypatch.setattr(neutral, "QUESTIONS", neutral.QUESTIONS[:2])
     monkeypatch.setattr(neutral, "OPENINGS", neutral.OPENINGS[:2])
@@ -216,14 +216,14 @@ def few_words(monkeypatch):
 
 def weights(base):
     """A copy of the adapter's parameters."""
-    from sempa.lora import lora_parameters
+    from sempa.model.lora import lora_parameters
 
     return {name: p.detach().clone() for name, p in lora_parameters(base.model).items()}
 
 
 def adapt(model, size):
     """Sharpen a tiny model and give it an adapter of `size`, so that base and policy are decided and differ."""
-    from sempa.lora import add_lora, lora_parameters
+    from sempa.model.lora import add_lora, lora_parameters
 
     with torch.no_grad():
         for parameter in model.parameters():
@@ -238,6 +238,6 @@ def adapt(model, size):
 @pytest.fixture
 def adapted_base(tiny_llama, tokenizer):
     """The tiny Llama with an adapter as a base model."""
-    from sempa.models import BaseModel
+    from sempa.model.base import BaseModel
 
     return BaseModel(adapt(tiny_llama, 1.0), tokenizer, "tiny")

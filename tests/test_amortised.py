@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from sempa import SempaError, amortised
 from sempa.amortised import amortise, foreseen, load_amortised, prompt_states, ridge, save_amortised
+from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
-from sempa.embedder import Embedder
-from sempa.lora import add_lora, interpolated, lora_parameters
-from sempa.models import load_base
-from sempa.prompts import encode_texts, render_prompt
-from sempa.readouts.layers import blocks
+from sempa.embedding.embedder import Embedder
+from sempa.evaluation.statistics import spearman
+from sempa.model.base import load_base
+from sempa.model.layers import blocks
+from sempa.model.lora import add_lora, interpolated, lora_parameters
 from sempa.semantic_uncertainty import uncertainties
-from sempa.statistics import spearman
 
 PROMPTS = ["What is a dog?", "Who pets the cat?", "Is the ball red?", "Why?", "A man runs where?", "Say it again."]
 

@@ -38,17 +38,17 @@ from transformers import (
 )
 
 from sempa import SempaError
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import Preference, encode_one_word, encode_triplet
 from sempa.cli import main
 from sempa.config import Config
-from sempa.data import Triplet
-from sempa.embedder import embed
+from sempa.data.examples import Triplet
+from sempa.embedding.embedder import embed
 from sempa.kernels import packed_attention
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import add_lora
-from sempa.models import attention_window, check_forward, load_base, row_states
-from sempa.packing import pack_preferences
-from sempa.prompts import Preference, encode_one_word, encode_triplet
-from sempa.training import train
+from sempa.model.base import attention_window, check_forward, load_base, row_states
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import add_lora
+from sempa.training.loop import train
 
 # Weights large enough for every layer to matter to the result.
 SMALL = {
@@ -226,7 +226,9 @@ def test_a_model_that_draws_lots_in_training_is_known_by_what_it_does(tmp_path, 
 def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
     base = load_base(str(tiny_folder), "float32", "cpu")
     calls = []
-    monkeypatch.setattr("sempa.models.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a))
+    monkeypatch.setattr(
+        "sempa.model.base.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a)
+    )
     (packed,) = pack_preferences(example_preferences(3), range(3), 500)
     sentence_logprobs(base.model, packed)
     assert calls == [(len(packed.row.tokens), 4, 8)] * 2
@@ -251,7 +253,7 @@ def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tm
 
 
 def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path, tokenizer, monkeypatch):
-    from sempa import models
+    from sempa.model import base as models
 
     def deaf(module, query, key, value, mask, scaling=None, families=None, **options):
         return models.sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)

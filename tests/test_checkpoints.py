@@ -12,10 +12,17 @@ import torch
 from conftest import make_llama
 
 from sempa import SempaError
-from sempa.checkpoints import FILES, MANIFEST_FILE, check_checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from sempa.files import remove_leftovers, replace_atomically, replace_folder, sha256, write_atomic
-from sempa.lora import WEIGHTS_FILE, add_lora, load_adapter, lora_parameters, read_adapter, save_adapter
-from sempa.tensors import read_tensors, write_tensors
+from sempa.io.files import remove_leftovers, replace_atomically, replace_folder, sha256, write_atomic
+from sempa.io.tensors import read_tensors, write_tensors
+from sempa.model.lora import WEIGHTS_FILE, add_lora, load_adapter, lora_parameters, read_adapter, save_adapter
+from sempa.training.checkpoints import (
+    FILES,
+    MANIFEST_FILE,
+    check_checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def learner(seed=0):

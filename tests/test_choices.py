@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sempa import SempaError
-from sempa import choices as module
-from sempa.choices import Question, choice_logprobs, encode_question, measure_choices, read_questions
-from sempa.lora import adapter_disabled
-from sempa.prompts import encode_plain
+from sempa.batching.prompts import encode_plain
+from sempa.evaluation import multiple_choice as module
+from sempa.evaluation.multiple_choice import Question, choice_logprobs, encode_question, measure_choices, read_questions
+from sempa.model.lora import adapter_disabled
 
 QUESTIONS = [
     Question("A man pets a dog. The dog", ("is petted", "ignores the woman by the horse", "is a cat"), 0, "a:1"),

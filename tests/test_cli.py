@@ -12,8 +12,8 @@ import yaml
 from scipy.sparse import load_npz
 
 from sempa.cli import _parser, main
-from sempa.embedder import Embedder
-from sempa.models import load_base
+from sempa.embedding.embedder import Embedder
+from sempa.model.base import load_base
 from sempa.sparse import encode_sparse
 
 COMMANDS = (
@@ -54,7 +54,7 @@ def run(config, tmp_path, short_texts):
 @pytest.fixture
 def short_texts(monkeypatch):
     """The tiny tokenizer makes ten times as many tokens of the report's texts as a real one."""
-    from sempa import evaluation
+    from sempa.evaluation import measure as evaluation
 
     for name in ("PASSAGES", "CONVERSATIONS", "GENERATION_PROMPTS"):
         monkeypatch.setattr(evaluation, name, getattr(evaluation, name)[:1])
@@ -261,7 +261,7 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
 
 
 def test_ctrl_c_while_the_report_is_made_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
-    from sempa import experiment
+    from sempa import run as experiment
 
     def stop(*_):
         raise KeyboardInterrupt

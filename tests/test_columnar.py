@@ -10,11 +10,11 @@ from conftest import tiny_texts
 
 from sempa import SempaError
 from sempa.cli import main
-from sempa.corpus import embed_corpus, read_sentences, read_shards
-from sempa.embedder import Embedder
-from sempa.sts import read_sts
-from sempa.triplets import read_triplets
-from sempa.vectors import WRITERS, read_vectors, write_vectors
+from sempa.data.triplets import read_triplets
+from sempa.embedding.corpus import embed_corpus, read_sentences, read_shards
+from sempa.embedding.embedder import Embedder
+from sempa.embedding.files import WRITERS, read_vectors, write_vectors
+from sempa.evaluation.sts import read_sts
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pytest.importorskip("pyarrow.parquet")

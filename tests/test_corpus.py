@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from sempa import Embedder, SempaError, models
+from sempa import Embedder, SempaError
 from sempa.cli import main
-from sempa.corpus import (
+from sempa.embedding.corpus import (
     MANIFEST_FILE,
     BatchEmbedder,
     describe,
@@ -25,7 +25,8 @@ from sempa.corpus import (
     read_shards,
     write_corpus,
 )
-from sempa.lora import add_lora, lora_parameters, save_adapter
+from sempa.model import base as models
+from sempa.model.lora import add_lora, lora_parameters, save_adapter
 
 SENTENCES = [f"{'Very ' * (i % 4)}small dog number {i}." for i in range(23)]
 

@@ -11,10 +11,10 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import sempa
 from sempa import Embedder, SempaError
-from sempa.corpus import describe
-from sempa.lora import add_lora, lora_parameters, save_adapter
-from sempa.models import load_base
-from sempa.prompts import clean_sentence
+from sempa.batching.prompts import clean_sentence
+from sempa.embedding.corpus import describe
+from sempa.model.base import load_base
+from sempa.model.lora import add_lora, lora_parameters, save_adapter
 
 SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the park", "Hi", "A man runs.", "Who is it?"]
 

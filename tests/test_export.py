@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from sempa import Embedder, SempaError, export
+from sempa import Embedder, SempaError
+from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
 from sempa.cli import main
-from sempa.export import adapter_folder, export_merged, export_sentence_transformers, sentence_template
-from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
-from sempa.models import load_base
-from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
+from sempa.export import folders as export
+from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers, sentence_template
+from sempa.model.base import load_base
+from sempa.model.lora import add_lora, load_adapter, lora_parameters, save_adapter
 
 SENTENCES = [
     "A man runs",
@@ -134,7 +135,7 @@ def test_a_transposed_layer_is_merged_and_a_large_model_is_cut_into_files(tmp_pa
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
-    monkeypatch.setattr("sempa.export.SHARD", "50KB")
+    monkeypatch.setattr("sempa.export.folders.SHARD", "50KB")
     export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 2
@@ -262,7 +263,7 @@ def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeyp
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sempa.export.write_atomic", full)
+    monkeypatch.setattr("sempa.export.folders.write_atomic", full)
     with pytest.raises(SempaError, match="disk is full"):
         export_merged(str(tiny_folder), run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.config import Config, load_config
-from sempa.corpus import read_sentences
-from sempa.lora import CONFIG_FILE, add_lora, read_adapter, save_adapter
-from sempa.sts import read_sts
-from sempa.tensors import write_tensors
-from sempa.texts import read_gsm8k, read_texts
-from sempa.triplets import read_triplets
+from sempa.data.triplets import read_triplets
+from sempa.embedding.corpus import read_sentences
+from sempa.evaluation.eval_texts import read_gsm8k, read_texts
+from sempa.evaluation.sts import read_sts
+from sempa.io.tensors import write_tensors
+from sempa.model.lora import CONFIG_FILE, add_lora, read_adapter, save_adapter
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
 READERS = (read_triplets, read_sts, read_texts, read_gsm8k, lambda path: list(read_sentences(path)), load_config)
@@ -131,7 +131,7 @@ def test_any_value_in_an_adapters_config_is_used_or_refused(adapter, key, value)
 def test_an_adapter_of_a_strange_size_is_refused_before_anything_of_that_size_is_made(adapter, tmp_path):
     import torch
 
-    from sempa.lora import WEIGHTS_FILE, load_adapter
+    from sempa.model.lora import WEIGHTS_FILE, load_adapter
 
     _, config = adapter
     rank = 50_000_000
@@ -177,7 +177,7 @@ def test_a_gigabyte_without_a_line_end_on_the_disk_is_refused_early(tmp_path):
 
 
 def test_an_arrays_header_that_promises_more_than_the_file_holds_is_refused(tmp_path):
-    from sempa.vectors import read_vectors
+    from sempa.embedding.files import read_vectors
 
     path = tmp_path / "v.npy"
     np.save(path, np.ones((2, 3), np.float32))

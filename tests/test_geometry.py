@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from scipy.integrate import quad
 
-from sempa import geometry
-from sempa.data import ScoredPair
+from sempa.data.examples import ScoredPair
 from sempa.errors import SempaError
-from sempa.geometry import (
+from sempa.evaluation import geometry
+from sempa.evaluation.geometry import (
     alignment,
     effective_rank,
     hubness,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sempa import Embedder, SempaError, models
+from sempa import Embedder, SempaError
 from sempa.captions import make_pairs
+from sempa.evaluation.sts import StsTask, evaluate_sts
 from sempa.integrations.documents import DocumentEmbeddings
-from sempa.lora import add_lora, lora_parameters
-from sempa.sts import StsTask, evaluate_sts
+from sempa.model import base as models
+from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = ["A man runs.", "Two small dogs are chasing a red ball", "Hi"]
 

@@ -22,10 +22,10 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from sempa import keytokens
 from sempa.errors import SempaError
-from sempa.keytokens import KeyTokens, compare_key_tokens, final_norm, key_tokens, summarise
-from sempa.models import BaseModel
+from sempa.evaluation import key_tokens as keytokens
+from sempa.evaluation.key_tokens import KeyTokens, compare_key_tokens, final_norm, key_tokens, summarise
+from sempa.model.base import BaseModel
 
 SMALL = {
     "vocab_size": 320,

@@ -10,13 +10,14 @@ from conftest import weights
 from test_terms import TERMS, trained, whole_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sempa import embedder, training
-from sempa.embedder import embed
-from sempa.lanes import count_lanes, in_lanes
-from sempa.metrics import read_metrics
-from sempa.models import load_base
-from sempa.reference import Reference
-from sempa.terms import add_terms, one_by_one
+from sempa.embedding import embedder
+from sempa.embedding.embedder import embed
+from sempa.model.base import load_base
+from sempa.model.lanes import count_lanes, in_lanes
+from sempa.training import loop as training
+from sempa.training.metrics import read_metrics
+from sempa.training.reference import Reference
+from sempa.training.terms import add_terms, one_by_one
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import torch
 import yaml
 from conftest import SHARED
 
-from sempa import SempaError, lm_eval_harness
-from sempa.choices import choice_logprobs, encode_question, measure_choices, read_questions
+from sempa import SempaError
 from sempa.cli import main
-from sempa.lm_eval_harness import PAPER_TASKS, run_harness
-from sempa.lora import adapter_disabled, save_adapter
+from sempa.evaluation.multiple_choice import choice_logprobs, encode_question, measure_choices, read_questions
+from sempa.integrations import lm_eval as lm_eval_harness
+from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
+from sempa.model.lora import adapter_disabled, save_adapter
 
 lm_eval = pytest.importorskip("lm_eval")
 

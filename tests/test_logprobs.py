@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from sempa.logprobs import response_logprobs, scale_for_head, sentence_logprobs, sum_by_response
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import Preference
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
-from sempa.models import load_base
-from sempa.packing import pack_preferences
-from sempa.prompts import Preference
+from sempa.model.base import load_base
+from sempa.model.logprobs import response_logprobs, scale_for_head, sentence_logprobs, sum_by_response
 
 
 def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, tokenizer, triplets, tmp_path):

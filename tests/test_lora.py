@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
-from sempa.lora import (
+from sempa.io.tensors import read_tensors, write_tensors
+from sempa.model.lora import (
     LoraLinear,
     adapter_disabled,
     add_lora,
@@ -18,7 +19,6 @@ from sempa.lora import (
     read_adapter,
     save_adapter,
 )
-from sempa.tensors import read_tensors, write_tensors
 
 # Separate and fused projections, tied and untied heads, transposed layers.
 CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}
@@ -149,7 +149,7 @@ def test_equal_seeds_give_equal_adapters_and_other_seeds_others():
 
 
 def test_an_interpolated_adapter_lies_between_base_and_policy_and_is_saved_so(tmp_path):
-    from sempa.lora import interpolated
+    from sempa.model.lora import interpolated
 
     model = build("Llama")
     add_lora(model, 4, 16)

@@ -12,9 +12,10 @@ from conftest import write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
-from sempa import SempaError, models
-from sempa.files import replace_folder
-from sempa.models import hidden_states, load_base, resolve_model, weights_fingerprint
+from sempa import SempaError
+from sempa.io.files import replace_folder
+from sempa.model import base as models
+from sempa.model.base import hidden_states, load_base, resolve_model, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 # Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.
@@ -105,7 +106,7 @@ def test_a_conversion_that_another_process_has_finished_meanwhile_is_left_in_pla
         first.append(folder.stat().st_ino)
         replace_folder(folder, write, **options)
 
-    monkeypatch.setattr("sempa.sources.replace_folder", slower)
+    monkeypatch.setattr("sempa.model.resolve.replace_folder", slower)
     source = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source
     assert [Path(source).stat().st_ino] == first
     assert not list((tmp_path / "cache" / "models").glob(".*"))

@@ -1,4 +1,4 @@
-"""The further objectives against closed forms, torch's own functions, TRL, and the measures of sempa.geometry."""
+"""The further objectives against closed forms, torch's own functions, TRL, and the measures of the geometry."""
 
 import math
 
@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sempa.geometry import isoscore, uniformity, unit_vectors
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import Preference
+from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
 from sempa.losses import (
     all_pairs_infonce_loss,
     ches_score,
@@ -21,9 +23,7 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.models import hidden_states
-from sempa.packing import pack_preferences
-from sempa.prompts import Preference
+from sempa.model.base import hidden_states
 
 logps = st.lists(st.floats(-500, 0), min_size=4, max_size=4)
 betas = st.floats(0.01, 2)

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sempa.batching.packing import Row, fill_bins, join_rows, pack_preferences, pack_sentence_rows, shared_prefix
+from sempa.batching.prompts import Preference
 from sempa.kernels import packed_attention
-from sempa.packing import Row, fill_bins, join_rows, pack_preferences, pack_sentence_rows, shared_prefix
-from sempa.prompts import Preference
 
 token_lists = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 preferences = st.lists(st.builds(Preference, token_lists, st.tuples(token_lists, token_lists)), min_size=1, max_size=8)

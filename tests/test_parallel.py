@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sempa.lora import read_adapter
-from sempa.metrics import read_metrics
-from sempa.parallel import World, gather_rows, join_world, merge_known, passes, share
+from sempa.model.lora import read_adapter
+from sempa.training.metrics import read_metrics
+from sempa.training.processes import World, gather_rows, join_world, merge_known, passes, share
 
 SETTINGS = (
     "dtype: float32\ndevice: cpu\nheld_out: 0\nepochs: 2\nbatch_size: 8\nrow_tokens: 256\neval_every: 2\nlora_rank: 2\n"
@@ -119,9 +119,9 @@ import torch.distributed as dist
 
 sys.path.insert(0, {tests!r})
 from conftest import adapt, make_llama
-from sempa.lora import lora_parameters
-from sempa.models import BaseModel, hidden_states, weights_fingerprint
-from sempa.sharding import shard_base
+from sempa.model.lora import lora_parameters
+from sempa.model.base import BaseModel, hidden_states, weights_fingerprint
+from sempa.training.sharding import shard_base
 
 
 def gradients(model):
@@ -179,11 +179,11 @@ import torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from conftest import make_llama, make_tokenizer, tiny_texts
 from sempa.config import Config
-from sempa.data import Triplet
-from sempa.models import BaseModel
-from sempa.online import sample_preferences
-from sempa.parallel import World, add_gradients
-from sempa.prompts import encode_triplet
+from sempa.data.examples import Triplet
+from sempa.model.base import BaseModel
+from sempa.training.online import sample_preferences
+from sempa.training.processes import World, add_gradients
+from sempa.batching.prompts import encode_triplet
 
 dist.init_process_group("gloo")
 world = World(dist.get_rank(), 2)

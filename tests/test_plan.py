@@ -13,8 +13,8 @@ from sempa import efficiency
 from sempa.cli import main
 from sempa.config import Config
 from sempa.errors import SempaError
-from sempa.lora import add_lora, lora_parameters
-from sempa.models import load_base
+from sempa.model.base import load_base
+from sempa.model.lora import add_lora, lora_parameters
 from sempa.plan import GPUS, _saved_bytes, describe_plan, make_plan
 
 PAPER_DATA = {"triplets": "nli_for_simcse.csv", "held_out": 0}

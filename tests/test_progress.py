@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sempa import progress
+from sempa.io import progress
 
 
 def test_a_log_gets_whole_lines_with_rate_and_time_left(capsys, monkeypatch):

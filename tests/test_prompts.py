@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.data import Triplet
-from sempa.models import load_base
-from sempa.prompts import (
+from sempa.batching.prompts import (
     PARAPHRASE,
     SYSTEM,
     clean_sentence,
@@ -23,6 +21,8 @@ from sempa.prompts import (
     render_conversation,
     render_prompt,
 )
+from sempa.data.examples import Triplet
+from sempa.model.base import load_base
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Special tokens (the last ends a turn or the text), whether a system turn is possible, what ends the answer.

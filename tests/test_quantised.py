@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sempa import SempaError
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.config import Config
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import add_lora, block_linears
-from sempa.models import BaseModel, load_base
-from sempa.packing import pack_preferences
-from sempa.prompts import encode_texts, render_prompt
+from sempa.model.base import BaseModel, load_base
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import add_lora, block_linears
+from sempa.model.sampling import Sample, sample
 from sempa.quantised import GROUPS, align_quantised, diverging_pairs, flip_rate, quantise, quantise_model
-from sempa.sampling import Sample, sample
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 200))
 

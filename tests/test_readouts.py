@@ -30,14 +30,14 @@ from transformers import (
 )
 
 from sempa.cli import main
-from sempa.embedder import Embedder, embed, embed_readings
+from sempa.embedding.embedder import Embedder, embed, embed_readings
+from sempa.embedding.readouts import READOUTS, make_prompts, read, same_pass
+from sempa.embedding.readouts.pooling import last, mean, weighted_mean
+from sempa.embedding.readouts.prompt import Prompt, encode_spans
 from sempa.errors import SempaError
-from sempa.lora import add_lora, load_adapter, lora_parameters, save_adapter
-from sempa.models import hidden_states, load_base
-from sempa.readouts import READOUTS, make_prompts, read, same_pass
-from sempa.readouts.layers import blocks, output_projection
-from sempa.readouts.pooling import last, mean, weighted_mean
-from sempa.readouts.prompt import Prompt, encode_spans
+from sempa.model.base import hidden_states, load_base
+from sempa.model.layers import blocks, output_projection
+from sempa.model.lora import add_lora, load_adapter, lora_parameters, save_adapter
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
 CLEAN = ["A man runs.", "He said 'two very small dogs' are chasing a red ball.", "Hi.", "Who is it.", "A man runs."]
@@ -424,7 +424,7 @@ def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(made
 
     expected = embed(base, SENTENCES, readout=readout)
     for module in ("layers", "contrastive_prompting"):
-        monkeypatch.setattr(sys.modules[f"sempa.readouts.{module}"], "hidden_states", meanwhile)
+        monkeypatch.setattr(sys.modules[f"sempa.embedding.readouts.{module}"], "hidden_states", meanwhile)
     np.testing.assert_array_equal(embed(base, SENTENCES, readout=readout), expected)
     assert found
     assert all(torch.equal(states, plain) for states in found)

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sempa import plots
-from sempa.page import finite
-from sempa.report import page, terminal_table, write_report
+from sempa.report import plots
+from sempa.report.html import finite
+from sempa.report.run_report import page, terminal_table, write_report
 
 VOID = {"meta", "br", "link", "img", "input"}
 

@@ -8,14 +8,14 @@ from conftest import adapt, make_llama
 from transformers import GenerationConfig
 
 from sempa import SempaError
-from sempa import retention as module
+from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
-from sempa.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
-from sempa.models import BaseModel
-from sempa.prompts import encode_texts, render_prompt
-from sempa.retention import generate, generate_side_by_side, measure_retention
-from sempa.sampling import Sample
-from sempa.texts import Scored
+from sempa.evaluation import drift as module
+from sempa.evaluation.drift import generate, generate_side_by_side, measure_retention
+from sempa.evaluation.eval_texts import Scored
+from sempa.model.base import BaseModel
+from sempa.model.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
+from sempa.model.sampling import Sample
 
 SEQUENCES = [
     Scored([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, TopPLogitsWarper
 
 from sempa import SempaError
-from sempa.lora import adapter_disabled, add_lora, lora_parameters
-from sempa.models import BaseModel
-from sempa.prompts import encode_texts, render_prompt
-from sempa.sampling import choose, sample
+from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.model.base import BaseModel
+from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.model.sampling import choose, sample
 
 PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
 

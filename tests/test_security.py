@@ -16,18 +16,18 @@ from conftest import make_llama, tiny_texts
 from test_report import HISTORY, example
 
 from sempa import SempaError
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_triplet
 from sempa.cli import main
 from sempa.config import _StrictLoader, load_config
-from sempa.corpus import embed_corpus, read_shards
-from sempa.embedder import Embedder
-from sempa.lora import WEIGHTS_FILE, add_lora, load_adapter, save_adapter
-from sempa.models import load_base
-from sempa.packing import pack_preferences
-from sempa.prompts import encode_triplet
-from sempa.reference import Reference
-from sempa.report import page
-from sempa.tensors import read_tensors
-from sempa.vectors import read_vectors
+from sempa.embedding.corpus import embed_corpus, read_shards
+from sempa.embedding.embedder import Embedder
+from sempa.embedding.files import read_vectors
+from sempa.io.tensors import read_tensors
+from sempa.model.base import load_base
+from sempa.model.lora import WEIGHTS_FILE, add_lora, load_adapter, save_adapter
+from sempa.report.run_report import page
+from sempa.training.reference import Reference
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for name in ("src", "losses", "kernels", "experiments") for path in (ROOT / name).rglob("*.py"))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import sempa
 from sempa import SempaError, semantic_uncertainty
+from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
-from sempa.embedder import Embedder
-from sempa.prompts import encode_texts, render_prompt
-from sempa.sampling import Sample
+from sempa.embedding.embedder import Embedder
+from sempa.model.sampling import Sample
 from sempa.semantic_uncertainty import score_answers, uncertainties
 
 PROMPTS = ["What is a dog?", "Who pets the cat?"]
@@ -41,7 +41,7 @@ def disagreement(vectors):
 def test_all_three_scores_are_those_of_whole_forwards_in_float64(embedder):
     for prompt, found in zip(PROMPTS, uncertainties(embedder, PROMPTS, 5, max_new_tokens=6, seed=3), strict=True):
         base = embedder.base
-        drawn = sempa.sampling.sample(base, PROMPTS, 5, 6, seed=3)[PROMPTS.index(prompt)]
+        drawn = sempa.model.sampling.sample(base, PROMPTS, 5, 6, seed=3)[PROMPTS.index(prompt)]
         assert found.answers == tuple(one.text for one in drawn)
         assert len(set(found.answers)) > 1
         (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])

@@ -9,20 +9,26 @@ import pytest
 import torch
 from test_report import HISTORY, example, parse
 
-from sempa import geometry_plots, plots
 from sempa.cli import main
-from sempa.data import ScoredPair, distinct_sentences
-from sempa.embedder import Embedder, embed
+from sempa.data.examples import ScoredPair, distinct_sentences
+from sempa.embedding.embedder import Embedder, embed
 from sempa.errors import SempaError
-from sempa.evaluation import measure_sts
-from sempa.geometry import compare_geometry, least_uniformity, measure_geometry, principal_plane, unit_vectors
-from sempa.keytokens import key_tokens
-from sempa.lora import add_lora, lora_parameters, save_adapter
-from sempa.models import load_base
-from sempa.report import page, terminal_table
-from sempa.sentence_groups import GROUPS
-from sempa.space import embed_sides, measure_space, measure_tasks, passed_final_norm, project_topics
-from sempa.sts import StsTask
+from sempa.evaluation.compare_spaces import embed_sides, measure_space, measure_tasks, passed_final_norm, project_topics
+from sempa.evaluation.geometry import (
+    compare_geometry,
+    least_uniformity,
+    measure_geometry,
+    principal_plane,
+    unit_vectors,
+)
+from sempa.evaluation.key_tokens import key_tokens
+from sempa.evaluation.measure import measure_sts
+from sempa.evaluation.sts import StsTask
+from sempa.evaluation.topics import GROUPS
+from sempa.model.base import load_base
+from sempa.model.lora import add_lora, lora_parameters, save_adapter
+from sempa.report import geometry_plots, plots
+from sempa.report.run_report import page, terminal_table
 
 PEOPLE = ("man", "woman", "girl", "boy", "dog", "cat", "bird")
 FIRST = StsTask("first", [ScoredPair(f"A {x} runs.", f"The {x} is running.", 5 - i % 3) for i, x in enumerate(PEOPLE)])
@@ -65,7 +71,7 @@ def test_every_task_is_measured_on_its_own_sentences_and_each_sentence_embedded_
         asked.append(list(sentences))
         return embed(base, sentences, *rest, **options)
 
-    monkeypatch.setattr("sempa.space.embed", counting)
+    monkeypatch.setattr("sempa.evaluation.compare_spaces.embed", counting)
     found = measure_tasks(embedders["aligned"].base, [FIRST, SECOND])
     everything = distinct_sentences([*FIRST.pairs, *SECOND.pairs])
     assert asked[:2] == [everything, everything]
@@ -226,7 +232,7 @@ def inks(element, colour="black"):
 
 
 def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, tmp_path):
-    from sempa.space_report import space_page
+    from sempa.report.geometry import space_page
 
     report = {"model": "m", "adapter": "", "readout": "mean", "layer": -2, "notes": ["left <out>"]}
     alone = full_report(sides=("base",))

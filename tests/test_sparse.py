@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from sempa.embedder import embed
+from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.losses import spod_loss
-from sempa.models import load_base
+from sempa.model.base import load_base
 from sempa.sparse import encode_sparse, sparse_cosines, sparse_embeddings, stored_bytes, to_csr
 
 

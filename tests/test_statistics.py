@@ -10,7 +10,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.statistics import Interval, auroc, bootstrap, bootstrap_auroc, compare, interval, pearson, spearman
+from sempa.evaluation.statistics import (
+    Interval,
+    auroc,
+    bootstrap,
+    bootstrap_auroc,
+    compare,
+    interval,
+    pearson,
+    spearman,
+)
 
 FEW_VALUES = st.integers(-3, 3).map(float)
 SERIES = st.lists(st.tuples(FEW_VALUES, st.one_of(FEW_VALUES, st.floats(-1e6, 1e6))), min_size=2, max_size=30)
@@ -122,7 +131,7 @@ def draws(size, resamples, seed):
 @pytest.mark.parametrize(("ranks", "oracle"), [(True, scipy.stats.spearmanr), (False, scipy.stats.pearsonr)])
 def test_every_draw_has_the_correlation_that_scipy_finds_for_its_pairs(size, ranks, oracle, monkeypatch):
     # Blocks of many draws, of a few, and of one.
-    monkeypatch.setattr("sempa.statistics._BLOCK", 1500)
+    monkeypatch.setattr("sempa.evaluation.statistics._BLOCK", 1500)
     x, y = noisy(size, 1.5)
     x[1] = x[0]
     values = bootstrap(x, y, 25, seed=3, ranks=ranks)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.data import ScoredPair
-from sempa.statistics import pearson, spearman
-from sempa.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, sample_task, select_tasks
+from sempa.data.examples import ScoredPair
+from sempa.evaluation.statistics import pearson, spearman
+from sempa.evaluation.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, sample_task, select_tasks
 
 DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")

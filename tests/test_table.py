@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 
 from sempa import SempaError
 from sempa.cli import main
-from sempa.data import ScoredPair
-from sempa.embedder import Embedder, embed, embed_readings
-from sempa.evaluation import measure_sts
-from sempa.lora import adapter_disabled, add_lora, load_adapter, save_adapter
-from sempa.models import load_base
-from sempa.report import tables
-from sempa.statistics import Interval, bootstrap, compare, interval
-from sempa.sts import SETS, StsTask, evaluate_sts, select_tasks
-from sempa.table import BASELINE, Method, Row, measure_rows, parse_methods, summarise
-from sempa.table_formats import (
+from sempa.data.examples import ScoredPair
+from sempa.embedding.embedder import Embedder, embed, embed_readings
+from sempa.evaluation.measure import measure_sts
+from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
+from sempa.evaluation.sts import SETS, StsTask, evaluate_sts, select_tasks
+from sempa.evaluation.table import BASELINE, Method, Row, measure_rows, parse_methods, summarise
+from sempa.model.base import load_base
+from sempa.model.lora import adapter_disabled, add_lora, load_adapter, save_adapter
+from sempa.report.run_report import tables
+from sempa.report.table import (
     PUBLISHED,
     csv_text,
     html_parts,
@@ -106,7 +106,7 @@ def counted(monkeypatch, stop_after=None):
         seen.extend(sentences)
         return embed_readings(base, sentences, *arguments, **options)
 
-    monkeypatch.setattr("sempa.table.embed_readings", embed_and_count)
+    monkeypatch.setattr("sempa.evaluation.table.embed_readings", embed_and_count)
     return seen
 
 
@@ -252,7 +252,7 @@ def test_a_row_that_cannot_be_kept_is_told(base, tasks, tmp_path):
 
 def test_the_rows_of_a_pass_share_its_seconds(base, tasks, tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 30))
-    monkeypatch.setattr("sempa.table.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("sempa.evaluation.table.time.perf_counter", lambda: next(clock))
     rows = measure_rows(base, parse_methods("mean,weighted-mean,last"), tasks, tmp_path)
     assert [row.seconds for row in rows] == [10, 10, 10]
 

@@ -10,28 +10,28 @@ import pytest
 import torch
 from conftest import weights
 
-from sempa import terms as running
-from sempa.batches import Batches, rounded_up
+from sempa.batching.batches import Batches, rounded_up
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data import Triplet
-from sempa.embedder import embed
+from sempa.data.examples import Triplet
+from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters, read_adapter, set_lora
+from sempa.evaluation.drift import measure_retention
+from sempa.evaluation.eval_texts import Scored
 from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
-from sempa.metrics import read_metrics
-from sempa.models import load_base
-from sempa.neutral import NeutralText, neutral_texts
-from sempa.objectives import contrast_term, preference_losses, preference_terms, retention_term
-from sempa.online import sample_preferences, similarity_judge
-from sempa.packing import pack_preferences
-from sempa.parallel import World
-from sempa.prompts import encode_triplet
-from sempa.reference import Reference
-from sempa.retention import measure_retention
-from sempa.terms import add_terms
-from sempa.texts import Scored
-from sempa.training import Interrupted
+from sempa.model.base import load_base
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters, read_adapter, set_lora
+from sempa.training import terms as running
+from sempa.training.base_samples import NeutralText, neutral_texts
+from sempa.training.loop import Interrupted
+from sempa.training.metrics import read_metrics
+from sempa.training.objectives import contrast_term, preference_losses, preference_terms, retention_term
+from sempa.training.online import sample_preferences, similarity_judge
+from sempa.training.processes import World
+from sempa.training.reference import Reference
+from sempa.training.terms import add_terms
 
 TERMS = {
     "objective": "dpo",

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.models import BaseModel
-from sempa.neutral import QUESTIONS
-from sempa.texts import (
+from sempa.evaluation.eval_texts import (
     Scored,
     Text,
     encode_conversations,
@@ -23,7 +21,9 @@ from sempa.texts import (
     read_texts,
     split_long,
 )
-from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
+from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
+from sempa.model.base import BaseModel
+from sempa.training.base_samples import QUESTIONS
 
 TALK = [
     {"role": "system", "content": "Be kind."},

@@ -15,16 +15,16 @@ import torch
 from conftest import SETTINGS, make_llama, weights
 
 from sempa import SempaError
-from sempa.batches import Batches
+from sempa.batching.batches import Batches
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.lora import add_lora, lora_parameters, read_adapter
 from sempa.losses import dpo_loss
-from sempa.metrics import read_metrics
-from sempa.models import BaseModel, load_base
-from sempa.packing import pack_preferences
-from sempa.prompts import encode_triplet
-from sempa.reference import Reference
-from sempa.training import Interrupted, learning_rate, train
+from sempa.model.base import BaseModel, load_base
+from sempa.model.lora import add_lora, lora_parameters, read_adapter
+from sempa.training.loop import Interrupted, learning_rate, train
+from sempa.training.metrics import read_metrics
+from sempa.training.reference import Reference
 
 
 def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):
@@ -131,9 +131,9 @@ def test_reference_log_probabilities_are_computed_once_for_all_epochs_and_found_
     setting, monkeypatch, tmp_path
 ):
     folders = {"now": tmp_path / "other"}
-    monkeypatch.setattr("sempa.reference.cache_folder", lambda: folders["now"])
+    monkeypatch.setattr("sempa.training.reference.cache_folder", lambda: folders["now"])
     calls = []
-    from sempa import reference
+    from sempa.training import reference
 
     real = reference.sentence_logprobs
     monkeypatch.setattr(reference, "sentence_logprobs", lambda *a: calls.append(1) or real(*a))
@@ -221,7 +221,7 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
 def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_checkpoint(
     setting, tmp_path, monkeypatch
 ):
-    from sempa import objectives
+    from sempa.training import objectives
 
     real, calls = objectives.target_logprobs, []
 
@@ -257,7 +257,7 @@ def test_a_run_goes_on_with_its_own_base_and_triplets_only(setting, triplets, mo
             setting(epochs=2.0)
     finally:
         triplets[0] = kept
-    monkeypatch.setattr("sempa.reference.weights_fingerprint", lambda base: "another")
+    monkeypatch.setattr("sempa.training.reference.weights_fingerprint", lambda base: "another")
     with pytest.raises(SempaError, match="another base model"):
         setting(epochs=2.0)
     monkeypatch.undo()
@@ -266,7 +266,7 @@ def test_a_run_goes_on_with_its_own_base_and_triplets_only(setting, triplets, mo
 
 
 def test_a_reference_is_found_again_for_the_same_base_and_tokens_only(tokenizer, triplets, monkeypatch, tmp_path):
-    monkeypatch.setattr("sempa.reference.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("sempa.training.reference.cache_folder", lambda: tmp_path)
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
 
     def reference(base, preferences=preferences, row_tokens=200):
@@ -288,14 +288,14 @@ def test_a_reference_is_found_again_for_the_same_base_and_tokens_only(tokenizer,
     wide = reference(half)
     for strange in (reference(base, changed), reference(base, row_tokens=300), reference(nudged), wide):
         assert strange.logprobs.isnan().all()
-    monkeypatch.setattr("sempa.reference.weights_fingerprint", lambda base: "the same")
+    monkeypatch.setattr("sempa.training.reference.weights_fingerprint", lambda base: "the same")
     assert len({reference(one).path for one in (base, half)}) == 2
 
 
 def test_the_reference_equals_the_policy_before_the_first_step_to_the_last_bit_in_bfloat16(
     tiny_folder, tokenizer, triplets
 ):
-    from sempa.logprobs import sentence_logprobs
+    from sempa.model.logprobs import sentence_logprobs
 
     base = load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
     add_lora(base.model, 2, 4)

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa import SempaError, records
-from sempa.data import Triplet
-from sempa.records import numbered_lines
-from sempa.triplets import TripletCounts, read_triplets
+from sempa import SempaError
+from sempa.data.examples import Triplet
+from sempa.data.triplets import TripletCounts, read_triplets
+from sempa.io import rows as records
+from sempa.io.rows import numbered_lines
 
 NLI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nli"
 needs_nli = pytest.mark.skipif(not NLI.is_dir(), reason="the SNLI dev files are not beside the repository")

@@ -5,17 +5,17 @@ import torch
 from test_token_logprobs import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batches import Batches
+from sempa.batching.batches import Batches
+from sempa.batching.packing import shared_prefix
+from sempa.batching.prompts import encode_one_word, encode_triplet
 from sempa.config import Config
-from sempa.embedder import embed
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import add_lora, lora_parameters
-from sempa.models import load_base
-from sempa.packing import shared_prefix
-from sempa.parallel import World
-from sempa.prompts import encode_one_word, encode_triplet
-from sempa.reference import Reference
-from sempa.training import Fixed, train_step
+from sempa.embedding.embedder import embed
+from sempa.model.base import load_base
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import add_lora, lora_parameters
+from sempa.training.loop import Fixed, train_step
+from sempa.training.processes import World
+from sempa.training.reference import Reference
 
 # A size that nothing else has, to know the adapter's products by.
 RANK, VOCABULARY, WIDTH = 3, 320, 32

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from sempa.files import write_atomic
-from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.io.files import write_atomic
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
 _FLOOR = "#999999"
 

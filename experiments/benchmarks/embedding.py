@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
 from sempa.captions import make_pairs
-from sempa.embedder import Embedder
-from sempa.lanes import count_lanes, in_lanes
-from sempa.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
-from sempa.readouts.layers import blocks
-from sempa.sources import resolve_model
+from sempa.embedding.embedder import Embedder
+from sempa.model.lanes import count_lanes, in_lanes
+from sempa.model.layers import blocks
+from sempa.model.resolve import resolve_model
 
 _PEER_BATCHES = (4, 8, 16, 32)
 _PLAIN_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}

@@ -13,7 +13,7 @@ from draw import bars
 from torch import Tensor
 
 from sempa.kernels import token_logprobs
-from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
 # rows N, width D, vocabulary V
 _SIZES = (

@@ -11,7 +11,7 @@ import torch
 from training import OPTIONS, random_model, read_or_make, sempa_contestants
 
 from sempa.plan import empty_model, model_config
-from sempa.plots import ALIGNED, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, INK, make_figure, standalone, svg
 
 _TRIPLETS = (16, 32, 64, 128)
 # Width and depth of models with random weights, in the default model's proportions and with its vocabulary.

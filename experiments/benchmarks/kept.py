@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from training import OPTIONS, prepare, read_or_make
 
-from sempa.logprobs import sentence_logprobs
-from sempa.models import BaseModel
-from sempa.packing import PreferenceRow
+from sempa.batching.packing import PreferenceRow
+from sempa.model.base import BaseModel
+from sempa.model.logprobs import sentence_logprobs
 
 
 def main() -> None:

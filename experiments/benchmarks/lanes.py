@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 import training
 
-from sempa import embedder
-from sempa.batches import Batches
+from sempa.batching.batches import Batches
+from sempa.batching.prompts import encode_triplet
 from sempa.config import load_config
-from sempa.lanes import count_lanes
-from sempa.lora import add_lora, lora_parameters
-from sempa.models import load_base
-from sempa.neutral import NeutralText, neutral_texts
-from sempa.parallel import ALONE
-from sempa.prompts import encode_triplet
-from sempa.reference import Reference
-from sempa.training import Fixed, lanes_for, train_step
+from sempa.embedding import embedder
+from sempa.model.base import load_base
+from sempa.model.lanes import count_lanes
+from sempa.model.lora import add_lora, lora_parameters
+from sempa.training.base_samples import NeutralText, neutral_texts
+from sempa.training.loop import Fixed, lanes_for, train_step
+from sempa.training.processes import ALONE
+from sempa.training.reference import Reference
 
 _RECIPE = Path(__file__).resolve().parents[1] / "smollm2_nli.yaml"
 # Inputs and outputs of SmolLM2's linear layers, and numbers of tokens in a row.
@@ -100,7 +100,7 @@ def _encode(given: argparse.Namespace, lanes: Callable[..., int]) -> Callable[[]
     sentences = [text for one in training.read_or_make(given) for text in (one.sentence, one.chosen, one.rejected)]
 
     def run() -> None:
-        with mock.patch("sempa.embedder.count_lanes", lanes):
+        with mock.patch("sempa.embedding.embedder.count_lanes", lanes):
             encoder.encode(sentences)
 
     return run

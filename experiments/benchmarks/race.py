@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from draw import bars
 
-from sempa.files import write_atomic
-from sempa.models import computes_bfloat16
-from sempa.plots import available
+from sempa.io.files import write_atomic
+from sempa.model.base import computes_bfloat16
+from sempa.report.plots import available
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "sentence-transformers", "liger-kernel", "cut-cross-entropy")

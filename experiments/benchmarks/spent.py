@@ -18,7 +18,7 @@ from kept import kept_bytes
 from torch.profiler import ProfilerActivity, profile
 from training import OPTIONS, RANK, prepare, read_or_make, sempa_contestants
 
-from sempa.lora import block_linears
+from sempa.model.lora import block_linears
 
 # Where the operands' shapes stand among the arguments.
 _PRODUCTS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}

@@ -11,19 +11,19 @@ import race
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sempa.batches import Batch, Batches
+from sempa.batching.batches import Batch, Batches
+from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.captions import make_triplets
 from sempa.config import Config
-from sempa.data import Triplet
-from sempa.lanes import in_lanes
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import add_lora, lora_parameters
-from sempa.models import BaseModel, load_base, resolve_model
-from sempa.parallel import World
-from sempa.prompts import PARAPHRASE, SYSTEM, encode_triplet
-from sempa.reference import Reference
-from sempa.training import Fixed, lanes_for, train_step
-from sempa.triplets import read_triplets
+from sempa.data.examples import Triplet
+from sempa.data.triplets import read_triplets
+from sempa.model.base import BaseModel, load_base, resolve_model
+from sempa.model.lanes import in_lanes
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import add_lora, lora_parameters
+from sempa.training.loop import Fixed, lanes_for, train_step
+from sempa.training.processes import World
+from sempa.training.reference import Reference
 
 # What every benchmark that trains takes.
 OPTIONS = {

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
+from sempa.batching.dataset import load_dataset
 from sempa.config import load_config
-from sempa.dataset import load_dataset
-from sempa.embedder import embed
-from sempa.evaluation import gsm8k_sample, measure_generation
-from sempa.experiment import origin
-from sempa.files import write_atomic, write_json
-from sempa.geometry import isoscore, uniformity, unit_vectors
-from sempa.lora import add_lora, interpolated, remove_adapter
-from sempa.models import BaseModel, load_base
-from sempa.plots import INK, make_figure, standalone, svg
-from sempa.sts import StsTask, evaluate_sts, read_sts, sample_task
-from sempa.training import train
+from sempa.embedding.embedder import embed
+from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
+from sempa.evaluation.measure import gsm8k_sample, measure_generation
+from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
+from sempa.io.files import write_atomic, write_json
+from sempa.model.base import BaseModel, load_base
+from sempa.model.lora import add_lora, interpolated, remove_adapter
+from sempa.report.plots import INK, make_figure, standalone, svg
+from sempa.run import origin
+from sempa.training.loop import train
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "smollm2_nli.yaml"

@@ -7,8 +7,8 @@ import csv
 import re
 from pathlib import Path
 
-from sempa.files import write_atomic
-from sempa.plots import INK, make_figure, standalone, svg
+from sempa.io.files import write_atomic
+from sempa.report.plots import INK, make_figure, standalone, svg
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "table_triplets.csv"
 # The base, and adapters whose runs are named after their number of triplets.

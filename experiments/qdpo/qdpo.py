@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
+from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.config import Config
-from sempa.embedder import embed
-from sempa.evaluation import builtin_task, measure_texts
-from sempa.experiment import origin
-from sempa.files import write_json
-from sempa.lora import add_lora
-from sempa.models import BaseModel, load_base
-from sempa.neutral import QUESTIONS
-from sempa.prompts import encode_texts, render_prompt
+from sempa.embedding.embedder import embed
+from sempa.evaluation.eval_texts import encode_conversations
+from sempa.evaluation.measure import builtin_task, measure_texts
+from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
+from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
+from sempa.io.files import write_json
+from sempa.model.base import BaseModel, load_base
+from sempa.model.lora import add_lora
+from sempa.model.sampling import Sample, sample
 from sempa.quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
-from sempa.sampling import Sample, sample
-from sempa.sts import StsTask, evaluate_sts, read_sts, sample_task
-from sempa.texts import encode_conversations
-from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
+from sempa.run import origin
+from sempa.training.base_samples import QUESTIONS
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "qdpo.json"
 HELD_OUT = (*GENERATION_PROMPTS, *(question for question, _ in CONVERSATIONS))

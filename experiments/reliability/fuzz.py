@@ -32,18 +32,18 @@ import numpy as np
 import pyarrow.parquet
 from tiny import load, make_folder, make_llama, train_tiny, write_gguf
 
-from sempa.checkpoints import check_checkpoint, checkpoint_folders
 from sempa.config import load_config
-from sempa.corpus import FORMATS, embed_corpus, read_sentences, read_shards
-from sempa.embedder import Embedder
+from sempa.data.triplets import read_triplets
+from sempa.embedding.corpus import FORMATS, embed_corpus, read_sentences, read_shards
+from sempa.embedding.embedder import Embedder
+from sempa.embedding.files import WRITERS, read_vectors, write_vectors
 from sempa.errors import SempaError
-from sempa.files import read_json, write_json
-from sempa.lora import add_lora, load_adapter, remove_adapter, save_adapter
-from sempa.models import BaseModel
-from sempa.sts import read_sts
-from sempa.texts import read_gsm8k, read_texts
-from sempa.triplets import read_triplets
-from sempa.vectors import WRITERS, read_vectors, write_vectors
+from sempa.evaluation.eval_texts import read_gsm8k, read_texts
+from sempa.evaluation.sts import read_sts
+from sempa.io.files import read_json, write_json
+from sempa.model.base import BaseModel
+from sempa.model.lora import add_lora, load_adapter, remove_adapter, save_adapter
+from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
 
 # Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock, whose ticks a
 # stopped process does not count.

@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 from tiny import load, make_folder, one_thread, train_tiny
 
-from sempa.checkpoints import check_checkpoint, checkpoint_folders
 from sempa.errors import SempaError
-from sempa.files import write_json
-from sempa.lora import read_adapter
-from sempa.metrics import read_metrics
-from sempa.models import BaseModel
+from sempa.io.files import write_json
+from sempa.model.base import BaseModel
+from sempa.model.lora import read_adapter
+from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
+from sempa.training.metrics import read_metrics
 
 EPOCHS = 3.0
 # What may differ between two runs of the same training.

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from tiny import load, make_folder, one_thread, sentences, train_tiny
 
-from sempa.embedder import embed
-from sempa.files import write_atomic, write_json
-from sempa.lora import remove_adapter
-from sempa.models import BaseModel
-from sempa.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
+from sempa.embedding.embedder import embed
+from sempa.io.files import write_atomic, write_json
+from sempa.model.base import BaseModel
+from sempa.model.lora import remove_adapter
+from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MIB = 2**20

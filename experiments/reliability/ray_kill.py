@@ -22,10 +22,10 @@ import numpy as np
 import ray
 from tiny import make_folder, one_thread, sentences
 
-from sempa.corpus import BatchEmbedder, embed_corpus, read_shards
-from sempa.embedder import Embedder
-from sempa.files import write_json
+from sempa.embedding.corpus import BatchEmbedder, embed_corpus, read_shards
+from sempa.embedding.embedder import Embedder
 from sempa.integrations import ray_data
+from sempa.io.files import write_json
 
 # Long enough that a kill finds the actor at work.
 SECONDS_PER_CHUNK = 0.3

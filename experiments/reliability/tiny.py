@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
+from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data import ScoredPair, Triplet
-from sempa.embedder import embed
-from sempa.lora import add_lora
-from sempa.models import BaseModel, load_base
-from sempa.prompts import encode_triplet
-from sempa.sources import quiet
-from sempa.sts import pair_cosines, spearman
-from sempa.training import train
+from sempa.data.examples import ScoredPair, Triplet
+from sempa.embedding.embedder import embed
+from sempa.evaluation.sts import pair_cosines, spearman
+from sempa.model.base import BaseModel, load_base
+from sempa.model.lora import add_lora
+from sempa.model.resolve import quiet
+from sempa.training.loop import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from conftest import make_llama, make_tokenizer, tiny_texts, write_gguf  # noqa: F401

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from sempa.embedder import embed
-from sempa.experiment import origin
-from sempa.files import write_atomic, write_json
+from sempa.embedding.embedder import embed
+from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, score_sts
+from sempa.io.files import write_atomic, write_json
 from sempa.kernels import sparse_code, token_directions
-from sempa.lora import load_adapter
-from sempa.models import load_base
-from sempa.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.model.base import load_base
+from sempa.model.lora import load_adapter
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.run import origin
 from sempa.sparse import sparse_cosines, stored_bytes, to_csr
-from sempa.sts import StsTask, evaluate_sts, read_sts, score_sts
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from sempa.amortised import foreseen, prompt_states
-from sempa.embedder import Embedder
-from sempa.experiment import origin
-from sempa.files import write_json
-from sempa.sampling import sample
+from sempa.embedding.embedder import Embedder
+from sempa.evaluation.statistics import auroc, bootstrap_auroc, compare, interval, spearman
+from sempa.io.files import write_json
+from sempa.model.resolve import DEFAULT_MODEL
+from sempa.model.sampling import sample
+from sempa.run import origin
 from sempa.semantic_uncertainty import uncertainties
-from sempa.sources import DEFAULT_MODEL
-from sempa.statistics import auroc, bootstrap_auroc, compare, interval, spearman
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"

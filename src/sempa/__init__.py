@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sempa.errors import SempaError
 
 if TYPE_CHECKING:
-    from sempa.embedder import Embedder
+    from sempa.embedding.embedder import Embedder
     from sempa.semantic_uncertainty import uncertainty
 
 __version__ = "0.1.0"
@@ -15,7 +15,7 @@ __all__ = ["Embedder", "SempaError", "__version__", "uncertainty"]
 def __getattr__(name: str) -> object:
     # Torch takes seconds to import, which `sempa --help` and the loss functions' readers need not wait for.
     if name == "Embedder":
-        from sempa.embedder import Embedder
+        from sempa.embedding.embedder import Embedder
 
         return Embedder
     if name == "uncertainty":

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sempa.embedder import Embedder, token_batches
+from sempa.embedding.embedder import Embedder, token_batches
+from sempa.embedding.readouts import read
+from sempa.embedding.readouts.prompt import Prompt
 from sempa.errors import SempaError
-from sempa.files import fingerprint, read_json, write_json
-from sempa.lora import adapter_fingerprint
-from sempa.models import BaseModel, weights_fingerprint
-from sempa.readouts import read
-from sempa.readouts.prompt import Prompt
-from sempa.sampling import encode_prompts
+from sempa.io.files import fingerprint, read_json, write_json
+from sempa.model.base import BaseModel, weights_fingerprint
+from sempa.model.lora import adapter_fingerprint
+from sempa.model.sampling import encode_prompts
 from sempa.semantic_uncertainty import uncertainties
 
 # λ in units of the mean eigenvalue of the centred states' Gram matrix.

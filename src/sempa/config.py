@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from sempa.errors import SempaError
-from sempa.models import DTYPES
-from sempa.sources import DEFAULT_MODEL
+from sempa.model.base import DTYPES
+from sempa.model.resolve import DEFAULT_MODEL
 
 CAPTIONS = "captions"
 # Those that sample their own responses, those that rank a neutral one, too, and all.

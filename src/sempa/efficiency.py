@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from sempa.config import Config
-from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import DTYPES, computes_bfloat16, pick_device, row_states
-from sempa.norms import replace_norms
+from sempa.model.base import DTYPES, computes_bfloat16, pick_device, row_states
+from sempa.model.lora import add_lora, block_linears, lora_parameters
+from sempa.model.norms import replace_norms
 from sempa.plan import empty_model, example_row, explain_failures, model_config
 
 # Blocks that run: what a token costs is the same in each, and a large model's few fit where the whole does not.

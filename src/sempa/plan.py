@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from sempa.batches import count_ranked, rounded_up
+from sempa.batching.batches import count_ranked, rounded_up
+from sempa.batching.packing import Row, pack_preferences
+from sempa.batching.prompts import Preference
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.errors import SempaError
-from sempa.lora import add_lora, block_linears, lora_parameters
-from sempa.models import attention_kind, open_config, row_states
-from sempa.packing import Row, pack_preferences
-from sempa.prompts import Preference
-from sempa.sources import first_line, quiet, resolve_model
+from sempa.model.base import attention_kind, open_config, row_states
+from sempa.model.lora import add_lora, block_linears, lora_parameters
+from sempa.model.resolve import first_line, quiet, resolve_model
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
 GPUS = {
@@ -206,12 +206,12 @@ def _ranked(config: Config, triplets: int) -> int:
 
 def _triplets(config: Config) -> int:
     if config.triplets == CAPTIONS:
-        from sempa.dataset import DEFAULT_CAPTIONS
+        from sempa.batching.dataset import DEFAULT_CAPTIONS
 
         return config.triplet_limit or DEFAULT_CAPTIONS
     if Path(config.triplets).exists():
-        from sempa.dataset import hold_out
-        from sempa.triplets import read_triplets
+        from sempa.batching.dataset import hold_out
+        from sempa.data.triplets import read_triplets
 
         triplets, _ = read_triplets(
             Path(config.triplets), combinations=config.combinations, max_bad_share=config.max_bad_share

@@ -7,7 +7,7 @@ they stay rounded and LoRA is trained beside them.
 
 Quantisation is simulated: weights are replaced by the values that their integers stand for. torchao 0.18 was tried
 with torch 2.13 on a CPU: its int4 weights ask for a further package there, and neither they nor its int8 ones go
-through the products of `sempa.lora`.
+through the products of `sempa.model.lora`.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sempa.batches import Batches, rounded_up
+from sempa.batching.batches import Batches, rounded_up
+from sempa.batching.packing import PreferenceRow
+from sempa.batching.prompts import Preference, common_prefix
 from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
-from sempa.head import head_logits
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import block_linears, lora_parameters
-from sempa.models import BaseModel, hidden_states
-from sempa.packing import PreferenceRow
-from sempa.parallel import ALONE
-from sempa.prompts import Preference, common_prefix
-from sempa.sampling import Sample
-from sempa.training import Fixed, train_step
+from sempa.model.base import BaseModel, hidden_states
+from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import block_linears, lora_parameters
+from sempa.model.sampling import Sample
+from sempa.training.loop import Fixed, train_step
+from sempa.training.processes import ALONE
 
 # Weights of one row that share a scale: None is the whole row, an output channel.
 GROUPS = {8: None, 4: 64}

@@ -14,11 +14,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from sempa.embedder import Embedder, embed
+from sempa.embedding.embedder import Embedder, embed
 from sempa.errors import SempaError
-from sempa.geometry import mean_cosine
-from sempa.sampling import Sample, sample
-from sempa.sources import DEFAULT_MODEL
+from sempa.evaluation.geometry import mean_cosine
+from sempa.model.resolve import DEFAULT_MODEL
+from sempa.model.sampling import Sample, sample
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def uncertainty(
         seed: fixes the draws.
 
     Raises:
-        SempaError: fewer than two answers, a temperature that is not above 0, or what `sempa.sampling.sample` refuses.
+        SempaError: fewer than two answers, a temperature that is not above 0, or what `sampling.sample` refuses.
     """
     return uncertainties(
         embedder or _default_embedder(),

@@ -14,11 +14,11 @@ import torch
 from scipy.sparse import csr_matrix, save_npz
 from torch import Tensor
 
-from sempa.embedder import embed
+from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.files import replace_atomically
+from sempa.io.files import replace_atomically
 from sempa.kernels import decode, sparse_code, token_directions
-from sempa.models import BaseModel
+from sempa.model.base import BaseModel
 
 
 def encode_sparse(

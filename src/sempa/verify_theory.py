@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.files import write_atomic
+from sempa.io.files import write_atomic
 
 _EPILOGUE = """\
 Exit code: 0 when every statement holds and every control is rejected, 1 when one does not, 2 for bad input.
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(arguments: argparse.Namespace) -> list:
-    from sempa.progress import bar
+    from sempa.io.progress import bar
     from sempa.theory.statement import verify
 
     if arguments.trials < 1:
@@ -91,7 +91,7 @@ def _statements(arguments: argparse.Namespace) -> list:
     statements = list(ALL)
     wanted = arguments.statement or []
     if arguments.model and (not wanted or any(name.startswith("model-") for name in wanted)):
-        from sempa.models import load_base
+        from sempa.model.base import load_base
         from sempa.theory.on_model import model_statements, score_candidates
 
         statements += model_statements(score_candidates(load_base(arguments.model, "float32"), arguments.seed))

@@ -11,7 +11,7 @@ from sempa.captions.render import render
 from sempa.captions.sample import OPTIONAL, sample_scene
 from sempa.captions.scene import Count, Scene, Slot, Statement, value_clashes, value_entails
 from sempa.captions.talk import TALK
-from sempa.data import ScoredPair, Triplet
+from sempa.data.examples import ScoredPair, Triplet
 
 SPLITS = ("train", "heldout")
 # The share of captions; the other registers divide the rest.

@@ -27,9 +27,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Fit the map, write it, and print what it is worth."""
     from sempa.amortised import amortise, save_amortised
-    from sempa.corpus import read_sentences
+    from sempa.embedding.corpus import read_sentences
     from sempa.errors import SempaError
-    from sempa.statistics import spearman
+    from sempa.evaluation.statistics import spearman
 
     prompts = list(read_sentences(arguments.prompts, arguments.field))
     if arguments.map.is_dir():

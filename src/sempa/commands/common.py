@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sempa.embedder import Embedder
+    from sempa.embedding.embedder import Embedder
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def seed_number(text: str) -> int:
 
 def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
-    from sempa.embedder import Embedder
+    from sempa.embedding.embedder import Embedder
 
     arguments.model = base_name(arguments.model, arguments.adapter)
     options |= {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
@@ -74,8 +74,8 @@ def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder
 
 def base_name(model: str, adapter: Path | None) -> str:
     """The base model that is meant: the one that is named, else the adapter's own, else the default."""
-    from sempa.lora import read_adapter
-    from sempa.sources import DEFAULT_MODEL
+    from sempa.model.lora import read_adapter
+    from sempa.model.resolve import DEFAULT_MODEL
 
     if not model and adapter:
         model = read_adapter(adapter)[0].get("base_model_name_or_path", "")

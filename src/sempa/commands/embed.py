@@ -52,8 +52,8 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Embed the input's lines and write the vectors."""
-    from sempa.corpus import read_sentences
-    from sempa.vectors import check_vectors_name, write_vectors
+    from sempa.embedding.corpus import read_sentences
+    from sempa.embedding.files import check_vectors_name, write_vectors
 
     if arguments.sparse is not None:
         _run_sparse(arguments)
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_sparse(arguments: argparse.Namespace) -> None:
-    from sempa.corpus import read_sentences
+    from sempa.embedding.corpus import read_sentences
     from sempa.sparse import encode_sparse, write_codes
 
     given = (arguments.readout, arguments.layer, arguments.shard_rows, arguments.normalize)
@@ -85,7 +85,7 @@ def _run_sparse(arguments: argparse.Namespace) -> None:
 
 
 def _run_sharded(arguments: argparse.Namespace) -> None:
-    from sempa.corpus import embed_corpus
+    from sempa.embedding.corpus import embed_corpus
 
     if arguments.input == "-":
         raise SempaError("input -: shards are made from a file, which can be read again after an interruption")

@@ -34,10 +34,10 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure with the adapter off and on, and print the table."""
-    from sempa.evaluation import builtin_task, gsm8k_sample, measure_generation, measure_sts
-    from sempa.files import write_json
-    from sempa.report import terminal_table
-    from sempa.sts import left_out, read_sts
+    from sempa.evaluation.measure import builtin_task, gsm8k_sample, measure_generation, measure_sts
+    from sempa.evaluation.sts import left_out, read_sts
+    from sempa.io.files import write_json
+    from sempa.report.run_report import terminal_table
 
     tasks = [builtin_task(arguments.builtin_pairs, 2)] if arguments.builtin_pairs else []
     if arguments.sts:

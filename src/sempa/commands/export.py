@@ -29,7 +29,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Merge and write."""
-    from sempa.export import adapter_folder, export_merged, export_sentence_transformers
+    from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers
 
     write = export_sentence_transformers if arguments.sentence_transformers else export_merged
     model = base_name(arguments.model, adapter_folder(arguments.adapter))

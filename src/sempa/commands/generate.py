@@ -20,6 +20,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the greedy answer."""
-    from sempa.retention import generate
+    from sempa.evaluation.drift import generate
 
     print(generate(load_embedder(arguments).base, arguments.prompt, arguments.max_new_tokens))

@@ -33,11 +33,11 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure every task, print the tables, and write the page."""
-    from sempa.evaluation import builtin_task
-    from sempa.page import text_table
-    from sempa.space import measure_tasks
-    from sempa.space_report import space_tables, write_space
-    from sempa.sts import left_out, read_sts
+    from sempa.evaluation.compare_spaces import measure_tasks
+    from sempa.evaluation.measure import builtin_task
+    from sempa.evaluation.sts import left_out, read_sts
+    from sempa.report.geometry import space_tables, write_space
+    from sempa.report.html import text_table
 
     if arguments.sts:
         tasks = read_sts(arguments.sts, arguments.splits.split(","))

@@ -24,9 +24,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one table per sentence."""
-    from sempa.keytokens import key_tokens
-    from sempa.page import number, share, text_table
-    from sempa.space import embed_sides, passed_final_norm
+    from sempa.evaluation.compare_spaces import embed_sides, passed_final_norm
+    from sempa.evaluation.key_tokens import key_tokens
+    from sempa.report.html import number, share, text_table
 
     if arguments.top < 1:
         raise SempaError(f"top: found {arguments.top}, expected at least 1")

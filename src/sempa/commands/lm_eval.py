@@ -30,9 +30,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the tasks, and print base, aligned and change."""
-    from sempa.files import write_json
-    from sempa.lm_eval_harness import PAPER_TASKS, run_harness
-    from sempa.page import number, text_table
+    from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
+    from sempa.io.files import write_json
+    from sempa.report.html import number, text_table
 
     if arguments.adapter is None:
         raise SempaError("lm-eval: give --adapter RUN/adapter; it is compared with its base")

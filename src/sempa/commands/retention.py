@@ -8,7 +8,7 @@ from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
 
 if TYPE_CHECKING:
-    from sempa.models import BaseModel
+    from sempa.model.base import BaseModel
 
 _FORMS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": …}, {"question": …, "answer": …}, or
@@ -48,11 +48,11 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure with the adapter off and on, and print the tables."""
-    from sempa.choices import read_questions
-    from sempa.evaluation import measure_generation
-    from sempa.files import write_json
-    from sempa.page import number, share, text_table
-    from sempa.report import terminal_table
+    from sempa.evaluation.measure import measure_generation
+    from sempa.evaluation.multiple_choice import read_questions
+    from sempa.io.files import write_json
+    from sempa.report.html import number, share, text_table
+    from sempa.report.run_report import terminal_table
 
     if arguments.limit is not None and arguments.limit < 1:
         raise SempaError(f"limit: found {arguments.limit}, expected at least 1")
@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
-    from sempa.records import numbered_lines
-    from sempa.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
+    from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
+    from sempa.io.rows import numbered_lines
 
     if not arguments.max_new_tokens:
         return []
@@ -100,16 +100,16 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _texts(base: "BaseModel", arguments: argparse.Namespace) -> list[dict]:
-    from sempa.evaluation import measure_texts
-    from sempa.texts import encode_file
+    from sempa.evaluation.eval_texts import encode_file
+    from sempa.evaluation.measure import measure_texts
 
     limits = arguments.limit, arguments.window, arguments.stride
     return measure_texts(base, {str(path): encode_file(base, path, *limits) for path in arguments.texts})
 
 
 def _answers(base: "BaseModel", prompts: list[str], max_new_tokens: int) -> list[dict]:
-    from sempa.progress import bar
-    from sempa.retention import generate_side_by_side
+    from sempa.evaluation.drift import generate_side_by_side
+    from sempa.io.progress import bar
 
     with bar(2 * len(prompts), "greedy answers", "answer") as progress:
         return generate_side_by_side(base, prompts, max_new_tokens, progress)
@@ -118,8 +118,8 @@ def _answers(base: "BaseModel", prompts: list[str], max_new_tokens: int) -> list
 def _choices(base: "BaseModel", path: Path, questions: list) -> dict:
     import dataclasses
 
-    from sempa.choices import measure_choices
-    from sempa.progress import bar
+    from sempa.evaluation.multiple_choice import measure_choices
+    from sempa.io.progress import bar
 
     with bar(2 * len(questions), str(path), "question") as progress:
         return {"file": str(path), **dataclasses.asdict(measure_choices(base, questions, progress))}

@@ -56,12 +56,12 @@ def add(commands: "argparse._SubParsersAction") -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
     from sempa.errors import SempaError
-    from sempa.experiment import finished_report, versions
-    from sempa.models import load_base
-    from sempa.report import write_report
-    from sempa.sts import SETS, read_sts, sample_task, select_tasks
-    from sempa.table import measure_rows, parse_methods, summarise
-    from sempa.table_formats import terminal, write_table
+    from sempa.evaluation.sts import SETS, read_sts, sample_task, select_tasks
+    from sempa.evaluation.table import measure_rows, parse_methods, summarise
+    from sempa.model.base import load_base
+    from sempa.report.run_report import write_report
+    from sempa.report.table import terminal, write_table
+    from sempa.run import finished_report, versions
 
     # A report that is not there is missed before the first row, not after the last.
     finished = finished_report(arguments.report) if arguments.report else None

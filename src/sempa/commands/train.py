@@ -23,10 +23,10 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train in a new run folder, or go on in one."""
-    from sempa.checkpoints import has_checkpoint
     from sempa.config import load_config
-    from sempa.experiment import resume_run, start_run
-    from sempa.training import Interrupted
+    from sempa.run import resume_run, start_run
+    from sempa.training.checkpoints import has_checkpoint
+    from sempa.training.loop import Interrupted
 
     folder = arguments.resume
     command = shlex.join(["sempa", "train", *_given(arguments)])

@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the answers and the three scores, or the one that is foreseen."""
     from sempa.amortised import load_amortised
-    from sempa.page import text_table
+    from sempa.report.html import text_table
     from sempa.semantic_uncertainty import uncertainty
 
     if arguments.one_pass:

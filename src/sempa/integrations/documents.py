@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from sempa.embedder import Embedder
+from sempa.embedding.embedder import Embedder
 
 
 class DocumentEmbeddings:

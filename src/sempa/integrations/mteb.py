@@ -12,12 +12,12 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch.nn import functional as F
 
-from sempa.corpus import embedder_settings
-from sempa.embedder import Embedder
-from sempa.files import fingerprint
-from sempa.models import context_length
-from sempa.readouts import embedding_width
-from sempa.sts import StsTask
+from sempa.embedding.corpus import embedder_settings
+from sempa.embedding.embedder import Embedder
+from sempa.embedding.readouts import embedding_width
+from sempa.evaluation.sts import StsTask
+from sempa.io.files import fingerprint
+from sempa.model.base import context_length
 
 
 class MtebEncoder:
@@ -62,7 +62,7 @@ class MtebEncoder:
 
 
 class LocalSts(AbsTaskSTS):
-    """A task of `sempa.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
+    """A task of `sempa.evaluation.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
 
     def __init__(self, task: StsTask) -> None:
         columns = {

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow
 import ray
 
-from sempa.corpus import SHARD_ROWS, BatchEmbedder, describe, embedder_settings, write_corpus
-from sempa.embedder import Embedder
+from sempa.embedding.corpus import SHARD_ROWS, BatchEmbedder, describe, embedder_settings, write_corpus
+from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
 
 
@@ -31,7 +31,7 @@ def embed_corpus_on_ray(
 
     Each actor loads the model once; `model`, `adapter` and `options` are those of `Embedder`, and their paths must
     exist on every node. The process that calls this reads `source`, of which the sentences lie in Ray's object store
-    meanwhile, and writes `folder`: shards and manifest are those of `sempa.corpus.embed_corpus`, whose interrupted work
+    meanwhile, and writes `folder`: shards and manifest are those of `corpus.embed_corpus`, whose interrupted work
     this continues and the other way round. When a worker dies Ray embeds its chunks anew elsewhere; the row numbers
     that travel with the sentences are checked, so that no row is written twice or not at all.
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_responses
 from sempa.captions import make_triplets
-from sempa.logprobs import sentence_logprobs
-from sempa.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.losses import plackett_luce_loss
-from sempa.models import BaseModel
-from sempa.packing import pack_preferences
-from sempa.prompts import encode_responses
+from sempa.model.base import BaseModel
+from sempa.model.logprobs import sentence_logprobs
+from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.theory.candidates import Candidates
 from sempa.theory.ranking import STATEMENTS, implicit_reward, pair_loss
 from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from sempa import plots
 from sempa.errors import SempaError
-from sempa.files import replace_atomically
+from sempa.io.files import replace_atomically
 from sempa.losses import infonce_loss, plackett_luce_loss
+from sempa.report import plots
 from sempa.theory.candidates import draw_candidates
 from sempa.theory.information import best_critic, draw_channel, hard_negatives
 from sempa.theory.sphere import uniform_sphere

@@ -1,0 +1,1 @@
+"""From text to packed rows: prompts, token ids, packing, batches."""

@@ -1,0 +1,255 @@
+"""Many sequences in one row without padding: shared prefixes stand once, and a mask keeps the branches apart.
+
+A row is a forest of *segments*. Each segment continues its parent: its tokens see the parent's chain of tokens and
+their own past, nothing else, and positions count along that chain. So the instructions that all prompts begin with run
+once per row, a prompt runs once for all its responses, and every hidden state equals that of the separate sequence.
+
+    template ─┬─ sentence 1 ─┬─ chosen 1
+              │              └─ rejected 1
+              └─ sentence 2 ─┬─ chosen 2
+                             └─ rejected 2
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sempa.batching.prompts import Preference, common_prefix
+from sempa.kernels import Families, make_families
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Row:
+    """Token ids of one packed row with, for each token, its position in its own sequence and its segment."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def add(self, tokens: Sequence[int], parent: int = -1) -> int:
+        """Append a segment that continues segment `parent` (−1: a fresh start) and return its number."""
+        before = self.ends[parent] if parent >= 0 else -1
+        begin = self.positions[before] + 1 if before >= 0 else 0
+        segment = len(self.parents)
+        self.parents.append(parent)
+        self.tokens.extend(tokens)
+        self.positions.extend(range(begin, begin + len(tokens)))
+        self.segments.extend([segment] * len(tokens))
+        # An empty segment ends where its parent does.
+        self.ends.append(len(self.tokens) - 1 if tokens else before)
+        return segment
+
+    def attention_mask(self) -> Tensor:
+        """`[length, length]` boolean, true where the query (row) may see the key (column)."""
+        sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
+        for segment, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[segment] = sees[parent]
+            sees[segment, segment] = True
+        owner = torch.tensor(self.segments)
+        return sees[owner][:, owner].tril_()
+
+    def families(self) -> tuple[Families, ...]:
+        """The row cut into its trees, and each into the prefix that all of it share and the families below that.
+
+        Neighbours that share nothing with anybody are families without a prefix. Raises `ValueError` when the tokens of
+        a tree or family do not stand together.
+        """
+        tree: list[int] = []
+        family: list[int] = []
+        for segment, parent in enumerate(self.parents):
+            tree.append(tree[parent] if parent >= 0 else segment)
+            family.append(family[parent] if parent >= 0 and parent != tree[segment] else segment)
+        if tree != sorted(tree) or family != sorted(family):
+            raise ValueError("the segments of a family must be added one after another")
+        branching = {tree[segment] for segment, parent in enumerate(self.parents) if parent >= 0}
+        tops = [top if top in branching else -1 for top in tree]
+        mask, begin, parts = self.attention_mask(), 0, []
+        for top, segments in groupby(self.segments, tops.__getitem__):
+            owners = [family[segment] for segment in segments]
+            prefix = owners.count(top)
+            sizes = [len(list(members)) for _, members in groupby(owners[prefix:])]
+            own = slice(begin, begin := begin + len(owners))
+            parts.append(make_families(prefix, sizes, mask[own, own]))
+        return tuple(parts)
+
+    def separate(self) -> tuple[Tensor, Tensor]:
+        """The row's sequences unpacked, padded on the right: token ids `[sequences, longest]`, and for each token of
+        the row its place in them, flattened, `[length]` (the first of several for a shared token).
+        """
+        mask = self.attention_mask()
+        leaves = sorted(set(range(len(self.parents))) - set(self.parents))
+        chains = [mask[self.ends[leaf]].nonzero()[:, 0] for leaf in leaves if self.ends[leaf] >= 0]
+        longest = max(map(len, chains))
+        row = torch.tensor(self.tokens)
+        tokens = torch.zeros(len(chains), longest, dtype=torch.int64)
+        places = torch.zeros(len(row), dtype=torch.int64)
+        for number, chain in reversed(list(enumerate(chains))):
+            tokens[number, : len(chain)] = row[chain]
+            places[chain] = number * longest + torch.arange(len(chain))
+        return tokens, places
+
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | tuple[Families, ...]]:
+        """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and families."""
+        tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
+        mask = self.attention_mask()[None, None].to(device)
+        families = tuple(part.to(device) for part in self.families())
+        return {"tokens": tokens, "positions": positions, "mask": mask, "families": families}
+
+
+def join_rows(rows: Sequence[Row]) -> Row:
+    """Several rows as one, in which no token sees another row's: a pass over it costs less than one over each."""
+    joined = Row()
+    for row in rows:
+        offset, first = len(joined.tokens), len(joined.parents)
+        joined.tokens += row.tokens
+        joined.positions += row.positions
+        joined.segments += [first + segment for segment in row.segments]
+        joined.parents += [first + parent if parent >= 0 else -1 for parent in row.parents]
+        joined.ends += [offset + end if end >= 0 else -1 for end in row.ends]
+    return joined
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A packed row of preferences, and which hidden states predict which response tokens.
+
+    `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the
+    hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
+    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the states
+    at `prompt_ends` `[m]` have each seen one of the row's m ≤ n distinct prompts as a whole, and nothing else.
+    """
+
+    row: Row
+    examples: tuple[int, ...]
+    source: Tensor
+    target: Tensor
+    owner: Tensor
+    lengths: Tensor
+    answer: Tensor
+    prompt_ends: Tensor
+
+
+@dataclass(frozen=True)
+class SentenceRow:
+    """A packed row of prompts to embed: the states at row offsets `ends` `[m]` stand for the sequences `members`."""
+
+    row: Row
+    ends: Tensor
+    members: tuple[int, ...]
+
+
+def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
+    """Pack the preferences at `indices` into rows of at most `row_tokens` tokens (one alone may exceed that).
+
+    Deterministic. All preferences need the same number of responses.
+    """
+    if not indices:
+        return []
+    root = shared_prefix([preferences[i].prompt for i in indices])
+
+    def size(index: int) -> int:
+        preference = preferences[index]
+        return len(preference.prompt) - len(root) + sum(len(response) - 1 for response in preference.responses)
+
+    bins = fill_bins(indices, size, row_tokens - len(root))
+    return [_preference_row(preferences, members, root) for members in bins]
+
+
+def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
+    """Every item in exactly one bin, no bin of two or more items above `capacity`: next-fit decreasing.
+
+    Items of like size share a bin, so that families of a row need little padding beside each other. The bins are about
+    equally full: as many as it takes, and none fuller than it must be.
+    """
+    sized = sorted(((size(item), item) for item in items), key=lambda pair: -pair[0])
+    bins = _next_fit(sized, capacity)
+    # Below their mean no capacity would do.
+    least, most = sum(need for need, _ in sized) // max(1, len(bins)) - 1, capacity
+    while most - least > 1:
+        tried = (least + most) // 2
+        if len(found := _next_fit(sized, tried)) == len(bins):
+            bins, most = found, tried
+        else:
+            least = tried
+    return bins
+
+
+def _next_fit(sized: Sequence[tuple[int, Item]], capacity: int) -> list[list[Item]]:
+    bins: list[list[Item]] = []
+    room = 0
+    for need, item in sized:
+        if not bins or need > room:
+            bins.append([])
+            room = capacity
+        bins[-1].append(item)
+        room -= need
+    return bins
+
+
+def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
+    """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
+    prefix = len(shared_prefix(sequences))
+    bins = fill_bins(range(len(sequences)), lambda i: len(sequences[i]) - prefix, row_tokens - prefix)
+    rows = []
+    for members in bins:
+        # Fewer sequences may share more.
+        shared = shared_prefix([sequences[i] for i in members])
+        row = Row()
+        root = row.add(shared)
+        ends = [row.ends[row.add(sequences[i][len(shared) :], root)] for i in members]
+        rows.append(SentenceRow(row, torch.tensor(ends), tuple(members)))
+    return rows
+
+
+def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Row]:
+    """Texts in rows of at most `row_tokens` tokens; a longer text is continued in a row of its own, nothing is lost."""
+    pieces = [s[begin : begin + row_tokens] for s in sequences for begin in range(0, len(s), row_tokens)]
+    rows = []
+    for members in fill_bins(range(len(pieces)), lambda i: len(pieces[i]), row_tokens):
+        rows.append(Row())
+        for member in members:
+            rows[-1].add(pieces[member])
+    return rows
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
+    length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), min(map(len, sequences)) - 1)
+    return sequences[0][: max(0, length)]
+
+
+def _preference_row(preferences: Sequence[Preference], members: Sequence[int], root: Sequence[int]) -> PreferenceRow:
+    row = Row()
+    shared = row.add(root)
+    source: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    answer: list[bool] = []
+    lengths = []
+    prompt_ends: dict[tuple[int, ...], int] = {}
+    for place, index in enumerate(members):
+        preference = preferences[index]
+        prompt = row.add(preference.prompt[len(root) :], shared)
+        prompt_ends.setdefault(tuple(preference.prompt), row.ends[prompt])
+        for k, response in enumerate(preference.responses):
+            begin = len(row.tokens)
+            # The last token is predicted and predicts nothing; the first of every branch is the prompt's to predict.
+            row.add(response[:-1], prompt)
+            source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
+            target += response
+            owner += [place * len(preference.responses) + k] * len(response)
+            answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
+        lengths.append([len(response) for response in preference.responses])
+    tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
+    counts = (torch.tensor(values) for values in (lengths, answer, list(prompt_ends.values())))
+    return PreferenceRow(row, tuple(members), *tensors, *counts)

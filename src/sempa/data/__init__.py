@@ -1,0 +1,1 @@
+"""What a model is trained and scored on: triplets, scored pairs, the built-in captions."""

@@ -1,0 +1,1 @@
+"""Sentence embeddings: the embedder, its readouts, corpora of any size."""

@@ -1,0 +1,254 @@
+"""The geometry of embeddings: how near paraphrases lie, and how evenly all vectors fill their space.
+
+Every measure is a function of float arrays, computed in float64 and block by block where it looks at pairs, so that
+memory stays flat. `measure_geometry` takes them all of unit vectors, because similarity is the cosine: none of its
+figures then depends on the vectors' lengths.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy.special import entr, hyp0f1, logsumexp
+from scipy.stats import skew
+
+from sempa.data.examples import ScoredPair
+from sempa.errors import SempaError
+
+NEIGHBOURS = 10
+# Elements of a block of pairs: 32 MB in float64.
+_BLOCK_ELEMENTS = 1 << 22
+# Positives are pairs in the top fifth of the gold scale: SimCSE's "score above 4" on the scale of STS-B, 0 to 5.
+_POSITIVE_SHARE = 0.8
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Each row of `[n, D]` divided by its Euclidean length, float64; raises `SempaError` for a zero or NaN row."""
+    vectors = _matrix(vectors)
+    # Divided by the largest entry first: a square could leave the range of floats.
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    bad = np.flatnonzero(~((largest > 0) & np.isfinite(largest)))
+    if len(bad):
+        raise SempaError(f"vector {bad[0]}: is zero or not finite, so it has no direction")
+    scaled = vectors / largest
+    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+
+
+def alignment(first: np.ndarray, second: np.ndarray, power: float = 2.0) -> float:
+    """ℓ_align = E ‖x − x⁺‖^α over positive pairs, rows of two `[m, D]`; 0 when each pair is one point.
+
+    Wang & Isola 2020 (arXiv 2005.10242), § 4.1; α = `power`.
+    """
+    first, second = _matrix(first, 1), _matrix(second, 1)
+    return float(np.mean(np.linalg.norm(first - second, axis=1) ** power))
+
+
+def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
+    """ℓ_uniform = log E e^{−t‖x − y‖²} over the distinct pairs of `[n, D]`, by log-sum-exp; lower is more uniform.
+
+    Wang & Isola 2020 (arXiv 2005.10242), § 4.1.
+    """
+    vectors = _matrix(vectors)
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    sums = []
+    for rows in _blocks(len(vectors), len(vectors)):
+        # A block of rows against itself and all later rows: each pair once, where the column is right of the diagonal.
+        later = slice(rows.start, None)
+        distances = squares[rows, None] + squares[None, later] - 2 * (vectors[rows] @ vectors[later].T)
+        exponents = -t * np.maximum(distances, 0)
+        exponents[np.tril_indices(len(exponents), m=exponents.shape[1])] = -np.inf
+        largest = exponents.max()
+        if largest > -np.inf:
+            sums.append(largest + np.log(np.exp(exponents - largest).sum()))
+    pairs = len(vectors) * (len(vectors) - 1) / 2
+    return float(logsumexp(sums) - np.log(pairs))
+
+
+def least_uniformity(dimension: int, t: float = 2.0) -> float:
+    """ℓ_uniform of the uniform distribution on the unit sphere, which no other comes below: −2t + log ₀F₁(D/2; t²).
+
+    E e^{2t x·y} is a Bessel function of the sphere's dimension; Wang & Isola 2020, proposition 1, for the minimum.
+    """
+    return float(np.log(hyp0f1(dimension / 2, t**2)) - 2 * t)
+
+
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Mean cosine of the distinct pairs of `[n, D]`: 0 when isotropic, 1 when all point the same way.
+
+    (‖Σ u‖² − n) / (n (n − 1)) for unit vectors u; the anisotropy measure of Ethayarajh 2019 (arXiv 1909.00512), § 3.3.
+    """
+    units = unit_vectors(vectors)
+    total = units.sum(axis=0)
+    return float((total @ total - len(units)) / (len(units) * (len(units) - 1)))
+
+
+def partition_ratio(vectors: np.ndarray) -> float:
+    """I(V) = min_c Z(c) / max_c Z(c), Z(c) = Σ e^{c·v} over the rows v of `[n, D]`: 1 when isotropic, near 0 when not.
+
+    c runs over the unit eigenvectors of VᵀV as in Mu & Viswanath 2018 (arXiv 1702.01417), eq. 6, after the partition
+    function of Arora et al. 2016 (arXiv 1502.03520). Their signs are arbitrary, so c and −c both count.
+    """
+    vectors = _matrix(vectors)
+    _, axes = np.linalg.eigh(vectors.T @ vectors)
+    logs = []
+    for columns in _blocks(axes.shape[1], len(vectors)):
+        projections = vectors @ axes[:, columns]
+        for signed in (projections, -projections):
+            largest = signed.max(axis=0)
+            logs.append(largest + np.log(np.exp(signed - largest).sum(axis=0)))
+    found = np.concatenate(logs)
+    return float(np.exp(found.min() - found.max()))
+
+
+def isoscore(vectors: np.ndarray) -> float:
+    """ι = (r − 1) / (D − 1) with r = (Σ λ)² / Σ λ², λ the eigenvalues of the covariance of `[n, D]`.
+
+    1 when the variance is equal in all directions, 0 when it lies in one; roughly the share of dimensions in use.
+    IsoScore of Rudman et al. 2022 (arXiv 2108.07344), algorithm 1: its steps 4 to 7 come to this ratio. No more than
+    (n − 2) / (D − 1) for n ≤ D points. Raises `SempaError` for D = 1 and for vectors that are all equal.
+    """
+    centred = _centred(vectors)
+    n, width = centred.shape
+    if width < 2:
+        raise SempaError("IsoScore: found vectors of one dimension, expected at least 2")
+    # Fourth powers of the scale would leave the range of floats.
+    centred = centred / np.abs(centred).max()
+    # Both products have the same eigenvalues but for zeros; the two traces need no eigenvalue at all.
+    gram = centred.T @ centred if n > width else centred @ centred.T
+    ratio = np.trace(gram) ** 2 / np.sum(gram**2)
+    return float((ratio - 1) / (width - 1))
+
+
+def singular_spectrum(vectors: np.ndarray) -> np.ndarray:
+    """Singular values of the centred `[n, D]` over √n, falling, `[min(n, D)]`: standard deviation along each axis."""
+    centred = _centred(vectors)
+    return np.linalg.svd(centred, compute_uv=False) / np.sqrt(len(centred))
+
+
+def effective_rank(singular_values: np.ndarray) -> float:
+    """erank = e^{H(p)}, p = σ / Σ σ, H Shannon's entropy: r when r singular values are equal and the others are 0.
+
+    Roy & Vetterli 2007, *The effective rank: A measure of effective dimensionality*, definition 1.
+    """
+    values = np.asarray(singular_values, dtype=np.float64)
+    return float(np.exp(entr(values / values.sum()).sum()))
+
+
+def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """N_k of each row of `[n, D]`: in how many other rows' k nearest neighbours by cosine it is, int `[n]`.
+
+    The mean is k. With n ≤ k, every row is a neighbour of all others.
+    """
+    units = unit_vectors(vectors)
+    count = min(neighbours, len(units) - 1)
+    occurrences = np.zeros(len(units), dtype=np.int64)
+    for rows in _blocks(len(units), len(units)):
+        cosines = units[rows] @ units.T
+        inside = np.arange(len(cosines))
+        cosines[inside, rows.start + inside] = -np.inf
+        # Several times as fast as NumPy's argpartition.
+        nearest = torch.from_numpy(cosines).topk(count, sorted=False).indices
+        occurrences += np.bincount(nearest.numpy().ravel(), minlength=len(units))
+    return occurrences
+
+
+def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
+    """Skewness of N_k, E (N − μ)³ / σ³: 0 without hubs, large when a few vectors are everybody's neighbours.
+
+    Radovanović et al. 2010, *Hubs in Space* (JMLR 11), eq. 1, for cosine.
+    """
+    occurrences = k_occurrences(vectors, neighbours)
+    if (occurrences == occurrences[0]).all():
+        return 0.0
+    return float(skew(occurrences))
+
+
+def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two directions of most variance: coordinates `[n, 2]`, and the two shares of the variance, `[2]`.
+
+    PCA by the singular value decomposition of the centred `[n, D]`; each axis has the sign that makes its largest
+    coordinate positive.
+    """
+    left, values, _ = np.linalg.svd(_centred(vectors), full_matrices=False)
+    coordinates = left[:, :2] * values[:2]
+    extreme = coordinates[np.abs(coordinates).argmax(axis=0), range(coordinates.shape[1])]
+    return coordinates * np.where(extreme < 0, -1, 1), values[:2] ** 2 / (values**2).sum()
+
+
+def measure_geometry(vectors: np.ndarray, positives: np.ndarray) -> dict:
+    """All measures of embeddings `[n, D]` scaled to length 1; `positives` `[m, 2]` are the rows of positive pairs.
+
+    Keys: `alignment` (α = 2), `uniformity` (t = 2), `mean_cosine`, `partition_ratio`, `isoscore`, `effective_rank`,
+    `hubness` (k = 10), and `spectrum`, the singular spectrum as a list.
+    """
+    units = unit_vectors(vectors)
+    spectrum = singular_spectrum(units)
+    return {
+        "alignment": alignment(units[positives[:, 0]], units[positives[:, 1]]),
+        "uniformity": uniformity(units),
+        "mean_cosine": mean_cosine(units),
+        "partition_ratio": partition_ratio(units),
+        "isoscore": isoscore(units),
+        "effective_rank": effective_rank(spectrum),
+        "hubness": hubness(units),
+        "spectrum": spectrum.tolist(),
+    }
+
+
+def compare_geometry(
+    task: str, pairs: Sequence[ScoredPair], sentences: Sequence[str], sides: Mapping[str, np.ndarray]
+) -> dict:
+    """`measure_geometry` of each side (`base`, `aligned`): embeddings `[n, D]` of a task's n distinct sentences.
+
+    Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
+    """
+    try:
+        positives = positive_pairs(pairs, sentences)
+        measured = {side: measure_geometry(vectors, positives) for side, vectors in sides.items()}
+    except SempaError as error:
+        raise SempaError(f"{task}: {error}") from error
+    dimension = next(iter(sides.values())).shape[1]
+    return {
+        "task": task,
+        "sentences": len(sentences),
+        "positives": len(positives),
+        "dimension": dimension,
+        "least_uniformity": least_uniformity(dimension),
+        **measured,
+    }
+
+
+def positive_pairs(pairs: Sequence[ScoredPair], sentences: Sequence[str]) -> np.ndarray:
+    """Rows in `sentences` of the pairs whose gold score lies in the top fifth of the scores' range, int `[m, 2]`.
+
+    On STS-B these are the scores above 4, the positives of SimCSE's alignment (Gao et al. 2021, arXiv 2104.08821, § 3).
+    """
+    scores = np.array([pair.score for pair in pairs])
+    least = scores.min() + _POSITIVE_SHARE * (scores.max() - scores.min())
+    row = {sentence: i for i, sentence in enumerate(sentences)}
+    chosen = [(row[pair.first], row[pair.second]) for pair in pairs if pair.score > least]
+    if not chosen:
+        raise SempaError(
+            f"gold scores: all {len(pairs)} are {scores.max():g}, so no pair counts as more alike than others"
+        )
+    return np.array(chosen)
+
+
+def _matrix(vectors: np.ndarray, least: int = 2) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) < least or vectors.shape[1] == 0:
+        raise SempaError(f"vectors: found shape {vectors.shape}, expected [n, D] with n ≥ {least}")
+    return vectors
+
+
+def _centred(vectors: np.ndarray) -> np.ndarray:
+    vectors = _matrix(vectors)
+    if (vectors == vectors[0]).all():
+        raise SempaError(f"vectors: all {len(vectors)} are equal, so they have no spread to measure")
+    return vectors - vectors.mean(axis=0)
+
+
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows, each of which holds at most so many rows of `width` that the block stays small."""
+    step = max(1, _BLOCK_ELEMENTS // width)
+    return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))

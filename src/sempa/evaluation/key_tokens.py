@@ -1,0 +1,133 @@
+"""Key tokens: the tokens of the vocabulary that an embedding is closest to when the language-model head reads it.
+
+Nie et al. 2025, *A Text is Worth Several Tokens* (arXiv 2406.17378): the embeddings of language models point at the
+words that matter in their sentence. The logits are E h, E the head's matrix, with the model's own scaling and soft cap.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sempa.batching.prompts import encode_texts
+from sempa.errors import SempaError
+from sempa.model.base import BaseModel
+from sempa.model.layers import blocks
+from sempa.model.lm_head import head_logits
+
+TOP = 10
+# Enough for a share to ±2 %, at a second per side; and some of them to be shown.
+_SAMPLE, _EXAMPLES = 500, 5
+# Logits held at one time, in elements.
+_CHUNK_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class KeyTokens:
+    """What the head makes of n embeddings: the `k` most probable tokens of each, the best first.
+
+    `ids` int `[n, k]`, their text in `tokens` (a blank before a word included) and their `probabilities`, float32
+    `[n, k]`; `entropy`, float32 `[n]`, is −Σ p log p over the whole vocabulary, in nats. `by_id` `[n, k]` tells whether
+    the token is one of the sentence's own, `by_word` whether it spells one of its words, blanks and case aside: a
+    prompt that ends in a quotation mark asks for `Dog` where the sentence has ` dog`.
+    """
+
+    ids: np.ndarray
+    tokens: list[list[str]]
+    probabilities: np.ndarray
+    entropy: np.ndarray
+    by_id: np.ndarray
+    by_word: np.ndarray
+
+
+@torch.inference_mode()
+def key_tokens(
+    base: BaseModel, sentences: Sequence[str], vectors: np.ndarray, top: int = TOP, normed: bool = True
+) -> KeyTokens:
+    """The `top` tokens of each of n sentences' embeddings `[n, D]`, and the entropy of all.
+
+    `normed` says that the embeddings have passed the final norm, as the last layer's have; others pass it here.
+    Raises `SempaError` when `top` is not from 1 to the size of the vocabulary, or there is no final norm to be found.
+    """
+    model = base.model.eval()
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if not 1 <= top <= vocabulary:
+        raise SempaError(f"top: found {top}, expected 1 to {vocabulary}, the size of the vocabulary")
+    norm = nn.Identity() if normed else final_norm(model)
+    ids = np.empty((len(vectors), top), dtype=np.int64)
+    probabilities = np.empty((len(vectors), top), dtype=np.float32)
+    entropy = np.empty(len(vectors), dtype=np.float32)
+    rows = max(1, _CHUNK_ELEMENTS // vocabulary)
+    for begin in range(0, len(vectors), rows):
+        chunk = slice(begin, begin + rows)
+        hidden = torch.from_numpy(vectors[chunk]).to(model.device, model.dtype)
+        distribution = head_logits(model, norm(hidden)).softmax(-1)
+        best = distribution.topk(top, dim=-1)
+        ids[chunk], probabilities[chunk] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+        entropy[chunk] = torch.special.entr(distribution).sum(-1).cpu().numpy()
+    text = _texts(base.tokenizer, ids)
+    by_id, by_word = np.zeros(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=bool)
+    for row, (sentence, own) in enumerate(zip(sentences, encode_texts(base.tokenizer, list(sentences)), strict=True)):
+        by_id[row] = np.isin(ids[row], own)
+        words = set(re.findall(r"\w+", sentence.lower()))
+        by_word[row] = [text[i].strip().lower() in words for i in ids[row]]
+    return KeyTokens(ids, [[text[i] for i in row] for row in ids.tolist()], probabilities, entropy, by_id, by_word)
+
+
+def summarise(tokens: KeyTokens) -> dict:
+    """Means over the sentences, as plain numbers.
+
+    `share_by_id`, `share_by_word`: of the top k tokens, those present in the sentence; `hit_by_id` (Hit@k of the paper,
+    § 3) and `hit_by_word`: sentences with at least one; `by_rank` `[k]`: sentences whose token of that rank spells one
+    of their words; `entropy` in nats, and the sentences' own `entropies`.
+    """
+    return {
+        "share_by_id": float(tokens.by_id.mean()),
+        "share_by_word": float(tokens.by_word.mean()),
+        "hit_by_id": float(tokens.by_id.any(1).mean()),
+        "hit_by_word": float(tokens.by_word.any(1).mean()),
+        "by_rank": tokens.by_word.mean(0).tolist(),
+        "entropy": float(tokens.entropy.mean(dtype=np.float64)),
+        "entropies": [round(value, 4) for value in tokens.entropy.tolist()],
+    }
+
+
+def compare_key_tokens(
+    base: BaseModel, sentences: Sequence[str], sides: dict[str, np.ndarray], top: int = TOP, normed: bool = True
+) -> dict:
+    """The summary of each side's embeddings (`base`, `aligned`) of an even sample of sentences, and a few examples.
+
+    `sides` holds `[n, D]` embeddings of the n sentences; the other arguments and errors are those of `key_tokens`.
+    """
+    step = -(-len(sentences) // _SAMPLE)
+    sample = sentences[::step]
+    read = {side: key_tokens(base, sample, vectors[::step], top, normed) for side, vectors in sides.items()}
+    examples = [
+        {"sentence": sample[i], **{side: tokens.tokens[i] for side, tokens in read.items()}}
+        for i in range(0, len(sample), -(-len(sample) // _EXAMPLES))
+    ]
+    summaries = {side: summarise(tokens) for side, tokens in read.items()}
+    return {"sentences": len(sample), "top": top, **summaries, "examples": examples}
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm between the last decoder block and the head, whatever the architecture calls it.
+
+    Raises `SempaError` when there is none outside the blocks.
+    """
+    inside = set(blocks(model).modules())
+    norms = [m for m in model.base_model.modules() if "Norm" in type(m).__name__ and m not in inside]
+    if not norms:
+        raise SempaError(f"{type(model).__name__}: no final norm found behind its decoder blocks")
+    # Some models norm their input too (BLOOM): the final one comes last.
+    return norms[-1]
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> dict[int, str]:
+    """The text of every distinct id, special tokens included."""
+    distinct = np.unique(ids).tolist()
+    return dict(zip(distinct, tokenizer.batch_decode([[i] for i in distinct]), strict=True))

@@ -1,0 +1,137 @@
+"""lm-evaluation-harness on a model with its adapter off and on: the paper's five benchmarks, or any of its tasks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yaml import YAMLError
+
+from sempa.errors import SempaError
+from sempa.model.base import BaseModel
+from sempa.model.lora import adapter_disabled
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+# The paper's benchmarks by the harness's names, and their few-shot examples (SemPA, arXiv 2601.05075).
+PAPER_TASKS = {"mmlu": 5, "gsm8k_cot": 8, "hellaswag": 0, "truthfulqa_mc1": 0, "drop": 3}
+
+
+def run_harness(
+    base: BaseModel,
+    adapter: str,
+    output: Path,
+    tasks: Sequence[str] = tuple(PAPER_TASKS),
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> list[dict]:
+    """Run each task on the base model and with its adapter, by the harness's own model class and rules.
+
+    Args:
+        base: the model, holding the adapter.
+        adapter: the adapter's folder, for the harness's records.
+        output: folder for the harness's result and sample files: `base/` and `aligned/`.
+        tasks: names of the harness, or paths of YAML files that describe a task. The paper's five get the paper's
+            number of few-shot examples, any other its own.
+        limit: only the first problems of each task, to try things out.
+        batch_size: sequences at a time.
+
+    Returns:
+        One row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
+        `aligned_stderr` (None where the harness gives none), in the harness's units.
+
+    Raises:
+        SempaError: the harness is not installed, a task is unknown, or its data cannot be loaded.
+    """
+    try:
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise SempaError(
+            f"lm-evaluation-harness is missing ({error}); install it with: pip install 'sempa[lm-eval]'"
+        ) from error
+    # The harness's own 14,000 task files take ten seconds to index, and a task of the user's needs none of them.
+    manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in tasks))
+    # All data first: a missing set is better found now than after hours on the others.
+    loaded = {name: _load(manager, name) for name in tasks}
+    harness = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=batch_size)
+    rows = []
+    for name, task in loaded.items():
+        shots = PAPER_TASKS.get(name)
+        with adapter_disabled(base.model):
+            before = _evaluate(harness, manager, task, shots, limit, {"pretrained": base.source}, output / "base")
+        names = {"pretrained": base.source, "peft": adapter}
+        after = _evaluate(harness, manager, task, shots, limit, names, output / "aligned")
+        rows += _compare(before, after)
+    return rows
+
+
+def _load(manager: "TaskManager", name: str) -> list:
+    """A task, a group of tasks, or the tasks of a tag, with their data."""
+    try:
+        found = manager.load([name])
+    except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
+        reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
+        raise SempaError(f"task {name!r}: cannot be loaded: {reason}") from error
+    inner = {child for children in found["group_map"].values() for child in children}
+    tops = [group for key, group in found["groups"].items() if key not in inner]
+    return tops + [task for key, task in found["tasks"].items() if not tops and key not in inner]
+
+
+def _evaluate(
+    harness: "HFLM",
+    manager: "TaskManager",
+    task: list,
+    shots: int | None,
+    limit: int | None,
+    names: dict[str, str],
+    output: Path,
+) -> dict:
+    """The harness's results for one task, which it also writes below `output`."""
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(output))
+    results = lm_eval.simple_evaluate(
+        model=harness,
+        model_args=names,
+        tasks=task,
+        num_fewshot=shots,
+        limit=limit,
+        task_manager=manager,
+        evaluation_tracker=tracker,
+    )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for name, answered in samples.items():
+        tracker.save_results_samples(task_name=name, samples=answered)
+    return results
+
+
+def _compare(before: dict, after: dict) -> list[dict]:
+    """Rows of two results of the harness; of a group of tasks its own figures alone."""
+    tops = before.get("groups") or before["results"]
+    children = {child for group in before.get("group_subtasks", {}).values() for child in group}
+    rows = []
+    for task in [name for name in tops if name not in children]:
+        one, two = before["results"][task], after["results"][task]
+        for key, value in one.items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            deviations = (result.get(f"{metric}_stderr,{filtered}") for result in (one, two))
+            base_stderr, aligned_stderr = (d if isinstance(d, int | float) else None for d in deviations)
+            rows.append(
+                {
+                    "task": task,
+                    "shots": before["n-shot"].get(task),
+                    "metric": metric if filtered == "none" else f"{metric} ({filtered})",
+                    "base": value,
+                    "aligned": two[key],
+                    "change": two[key] - value,
+                    "base_stderr": base_stderr,
+                    "aligned_stderr": aligned_stderr,
+                }
+            )
+    return rows

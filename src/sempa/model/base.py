@@ -1,0 +1,353 @@
+"""Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
+
+import contextlib
+import hashlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sempa.batching.packing import Row, join_rows
+from sempa.errors import SempaError
+from sempa.io.files import fingerprint
+from sempa.kernels import Families, packed_attention
+from sempa.model.lm_head import head_logits
+from sempa.model.norms import replace_norms
+from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
+
+_ATTENTION = "sempa"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
+_CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+_NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal language model, its tokenizer, and the folder or hub id that transformers can open."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
+    """Load a causal language model for evaluation, with every parameter frozen.
+
+    Args:
+        name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
+        dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32.
+        device: a torch device; by default CUDA when there is one, else the CPU.
+        emulate: keep to bfloat16 on such a CPU: half the memory, but many times the seconds.
+
+    Raises:
+        SempaError: missing package, path or weights; a model that sempa cannot run (encoder-only, recurrent, with code
+            of its own); a tokenizer of another model; an unknown dtype or device.
+    """
+    if dtype not in DTYPES:
+        raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    target = pick_device(device)
+    source = resolve_model(name)
+    config = open_config(name, source)
+    attention = attention_kind(config)
+    precision = DTYPES[dtype]
+    if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
+        # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
+        precision = torch.float32
+    try:
+        with quiet():
+            # None of transformers' questions whether to run a model's own code: it is never run.
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            # Nor is a pickle opened: weights are safetensors.
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=precision,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # tokenizers raises the bare class
+        raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
+    check_loaded(name, model, loading)
+    model.requires_grad_(False)
+    base = BaseModel(model.to(target).eval(), tokenizer, source)
+    replace_norms(model)
+    check_vocabulary(base)
+    model.takes_block_mask = check_forward(model) and attention is not None
+    model.draws_chance = _draws_chance(model)
+    return base
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices itself; a CPU needs AVX-512, AMX or ARM's BF16 for it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+    families: Sequence[Families] | None = None,
+) -> Tensor:
+    """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
+
+    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `families`; without
+    them every token sees all before it.
+    """
+    packed = {} if positions is None else {"position_ids": positions}
+    if mask is not None and model.config._attn_implementation == "eager":
+        packed |= {"attention_mask": _additive(mask, model.dtype)}
+    elif mask is not None:
+        # An architecture that does not hand `families` on to its attention still has the mask.
+        packed |= {"attention_mask": mask, "families": families}
+    return model.base_model(input_ids=tokens, use_cache=False, **packed).last_hidden_state
+
+
+def row_states(model: PreTrainedModel, row: Row) -> Tensor:
+    """Last hidden states `[length, D]` of a packed row's tokens, each as in its own sequence.
+
+    Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
+    sequences run separately: slower, the same result. A warning says so.
+    """
+    if can_pack(model, row):
+        return hidden_states(model, **row.inputs(model.device))[0]
+    if getattr(model, "takes_block_mask", True):
+        reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
+    else:
+        reason = f"{type(model).__name__} takes no block mask, so all its sequences"
+    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
+    tokens, places = row.separate()
+    return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model runs without dropout; afterwards it trains on if it was training."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def states_of_rows(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
+    """`row_states` of several rows from one pass: less work for processor and launches than a pass for each."""
+    return list(row_states(model, join_rows(rows)).split([len(row.tokens) for row in rows])) if rows else []
+
+
+def can_pack(model: PreTrainedModel, row: Row) -> bool:
+    """Whether the model gives each token of the packed row the state that it has in its own sequence.
+
+    A model that `load_base` did not load, and so did not check, is taken to do so.
+    """
+    return getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model)
+
+
+def attention_window(model: PreTrainedModel) -> int:
+    """How many tokens back the narrowest attention layer sees (Mistral, Gemma), itself included."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
+    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
+    return min(filter(None, windows), default=sys.maxsize)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    families: Sequence[Families] | None = None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
+    # Latent attention (DeepSeek) has narrower values than keys, which the family path has no need to know.
+    if families is None or value.shape[-1] != key.shape[-1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = scaling or query.shape[-1] ** -0.5
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(*rows, families, scale)[None], None
+
+
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def weights_fingerprint(base: BaseModel) -> str:
+    """A short digest of the base's weights, config and tokenizer, to key what is computed from them."""
+    weights = hashlib.sha256()
+    for name, parameter in base.model.named_parameters():
+        if "lora_" not in name:
+            # Under an adapter a layer's own weight stands one step deeper.
+            name = name.replace(".base.", ".")
+            weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            weights.update(_whole(parameter.detach()).flatten().cpu().view(torch.uint8).numpy())
+    # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
+    config = {key: value for key, value in base.model.config.to_dict().items() if key not in _NO_PART_OF_THE_MODEL}
+    vocabulary = sorted(base.tokenizer.get_vocab().items())
+    return fingerprint(weights.hexdigest(), config, base.tokenizer.chat_template, vocabulary)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor whose shares may lie with several processes; all of them ask for it then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def check_vocabulary(base: BaseModel) -> None:
+    """Whether the tokenizer can be this model's.
+
+    Raises `SempaError` when a text or its template gets ids that the model has no embedding for; warns when only added
+    tokens that none needs (such as padding) have such ids, and when over a tenth of the embeddings has no token.
+    """
+    tokenizer, rows = base.tokenizer, base.model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    largest = max(vocabulary.values(), default=-1)
+    told = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
+    beyond = {token for token, number in vocabulary.items() if number >= rows}
+    needed = {token for token in beyond if token in str(tokenizer.chat_template)}
+    needed |= (beyond & {tokenizer.bos_token, tokenizer.eos_token}) | (beyond - set(tokenizer.get_added_vocab()))
+    if needed:
+        raise SempaError(f"{told}; the two belong to different models, or the embeddings were not resized")
+    if beyond:
+        warnings.warn(f"{told}; {', '.join(sorted(beyond))} cannot stand in a text", stacklevel=2)
+    if largest + 1 < 0.9 * rows:
+        warnings.warn(f"{told}: is it this model's tokenizer?", stacklevel=2)
+
+
+@torch.no_grad()
+def check_forward(model: PreTrainedModel) -> bool:
+    """Run nine tokens in three ways; returns whether a packed row gives what separate sequences give.
+
+    Equal means to the square root of the dtype's precision: rounding stays far below it, a token that sees what it
+    should not far above. Raises `SempaError` when hidden states depend on later tokens, when logits are not what
+    `head_logits` makes of them, or when they are not finite.
+    """
+    name, ids = f"{model.name_or_path}: {type(model).__name__}", _few_tokens(model)
+    start, answer, other = ids[:3], ids[3:7], ids[7:]
+    row = Row()
+    root = row.add(start)
+    row.add(other, root)
+    row.add(answer, root)
+    try:
+        logits = model(torch.tensor([start + answer], device=model.device), use_cache=False).logits[0].float()
+        states = hidden_states(model, torch.tensor([start + answer + other], device=model.device))[0, : logits.shape[0]]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise SempaError(f"{name} cannot be run: {first_line(error)}") from error
+    if not states.isfinite().all():
+        raise SempaError(f"{name} has hidden states that are not finite; are the weights damaged?")
+    if not _close(head_logits(model, states), logits, model.dtype):
+        raise SempaError(
+            f"{name} has logits other than its head's product with the last hidden states of the tokens so far; "
+            "sempa needs a causal model with a plain head"
+        )
+    try:
+        packed = hidden_states(model, **row.inputs(model.device))[0, -len(answer) :]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    return _close(packed, states[-len(answer) :], model.dtype)
+
+
+@torch.no_grad()
+def _draws_chance(model: PreTrainedModel) -> bool:
+    """Whether the model in training draws lots, as dropout and some routers of experts do."""
+    device, tokens = model.device, torch.tensor([_few_tokens(model)], device=model.device)
+    sources = [torch, *([torch.get_device_module(device)] if device.type != "cpu" else [])]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        before = [source.get_rng_state() for source in sources]
+        model.train()
+        hidden_states(model, tokens)
+        after = [source.get_rng_state() for source in sources]
+    model.eval()
+    return any(not torch.equal(*states) for states in zip(before, after, strict=True))
+
+
+def _few_tokens(model: PreTrainedModel) -> list[int]:
+    return [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
+
+
+def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    errors = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
+    # The median, because a mixture of experts may send one token elsewhere for a rounding.
+    return bool(errors.median() <= torch.finfo(dtype).eps ** 0.5)
+
+
+def open_config(name: str, source: str) -> PreTrainedConfig:
+    """The config of a decoder-only attention model; a `SempaError` says what else it is."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        where = "" if Path(source).is_dir() else " (it is no local path, and the model hub did not deliver it)"
+        if "trust_remote_code" in str(error):
+            where = ": it comes with code of its own, which sempa does not run"
+        raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
+    architectures = config.architectures or []
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    found = ", ".join(architectures) or config.model_type
+    if not known or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
+        raise SempaError(
+            f"model {name!r}: is {found}, not a decoder-only language model; "
+            "SemPA needs one that generates text (…ForCausalLM)"
+        )
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if AutoModelForCausalLM._model_mapping[type(config)]._is_stateful and not (kinds and kinds <= _ATTENTION_LAYERS):
+        raise SempaError(
+            f"model {name!r}: is {found}, with recurrent or linear-attention layers, which hand a state from one token "
+            "to the next past any mask; SemPA needs attention in every layer"
+        )
+    return config
+
+
+def attention_kind(config: PreTrainedConfig) -> str | None:
+    """Our attention where the architecture leaves it open; None for the few that have it built in."""
+    architecture = AutoModelForCausalLM._model_mapping[type(config)]
+    if not architecture._supports_attention_backend:
+        return None
+    # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) exist in transformers' eager implementation only.
+    eager = not architecture._supports_sdpa or getattr(config, "attn_logit_softcapping", None)
+    return "eager" if eager else _ATTENTION
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device of that name, or CUDA when there is one, else the CPU; raises `SempaError` for one not to be had."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise SempaError(f"device: {device!r} cannot be used here: {first_line(error)}") from error
+    return target

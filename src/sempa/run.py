@@ -1,0 +1,232 @@
+"""One run from config to report: data, adapter, training, evaluation, and a folder that holds it all."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from sempa.batching.dataset import Dataset, load_dataset
+from sempa.config import CAPTIONS, Config, dump_config, load_config
+from sempa.data.examples import ScoredPair
+from sempa.embedding.embedder import embed
+from sempa.errors import SempaError
+from sempa.evaluation.compare_spaces import measure_space
+from sempa.evaluation.measure import (
+    builtin_task,
+    check_room,
+    development_tasks,
+    gsm8k_sample,
+    measure_generation,
+    measure_preference,
+    measure_sts,
+)
+from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
+from sempa.io.files import read_json, write_atomic, write_json
+from sempa.model.base import BaseModel, context_length, load_base
+from sempa.model.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
+from sempa.report.run_report import terminal_table, write_report
+from sempa.training.checkpoints import has_checkpoint
+from sempa.training.loop import train
+from sempa.training.metrics import read_metrics
+from sempa.training.processes import World, join_world, local_device
+from sempa.training.sharding import shard_base
+
+# Development pairs of the built-in set are drawn with another seed than the report's.
+_DEV_SEED, _REPORT_SEED = 1, 2
+_PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def start_run(config: Config, command: str) -> dict:
+    """Train and evaluate in a new run folder `config.output`; returns the report.
+
+    Under torchrun all processes train, and the first alone writes and reports; it evaluates alone, too, unless the base
+    is sharded. Raises `SempaError` when the folder already holds a run, and whatever loading, training and evaluation
+    raise.
+    """
+    run, world = Path(config.output), join_world(config.shard)
+    if world.leads and ((run / "report.json").exists() or has_checkpoint(run)):
+        raise SempaError(
+            f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
+            "or give another output=…"
+        )
+    if world.leads:
+        write_atomic(run / "config.yaml", dump_config(config))
+    return _run(config, run, command, world)
+
+
+def resume_run(run: Path, command: str) -> dict:
+    """Go on with an interrupted run where its latest checkpoint stands, to the same result as without the break.
+
+    Raises `SempaError` when the folder holds no run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
+    config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
+    return _run(config, run, command, join_world(config.shard))
+
+
+def _run(config: Config, run: Path, command: str, world: World) -> dict:
+    began = time.perf_counter()
+    if world.leads:
+        write_json(run / "environment.json", {"command": command, **origin(config.device)})
+    # Everything that can be wrong with the input is found before the first minute of work.
+    tasks, notes = development_tasks(config.sts_dir) if config.sts_dir else ([], [])
+    problems = gsm8k_sample(config.gsm8k)
+    device = config.device or local_device()
+    # A base that is too large for a device is loaded beside it, and comes to it in shares.
+    base = load_base(config.model, config.dtype, "cpu" if world.sharded else device)
+    # What the model cannot read at once is too long whatever the config says.
+    longest = min(config.max_length, context_length(base.model))
+    dataset = load_dataset(dataclasses.replace(config, max_length=longest), base.tokenizer)
+    if world.leads:
+        for note in (*notes, *dataset.notes):
+            print(note, flush=True)
+        print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
+    add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+    if world.sharded:
+        shard_base(base.model, device)
+
+    dev = _dev_task(config, tasks)
+    check_room(base, config.generation_tokens)
+
+    def score_dev() -> float:
+        (result,) = evaluate_sts(lambda sentences: embed(base, sentences), [dev])
+        return result.score
+
+    loaded = time.perf_counter()
+    state = train(config, base, dataset.train, run, score_dev)
+    trained = time.perf_counter()
+    if not world.evaluates:
+        return {}
+
+    _, best = read_adapter(run / "adapter")
+    set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
+    with interpolated(base.model, config.interpolation):
+        report = _evaluate(config, base, dataset, tasks, problems)
+    finished = time.perf_counter()
+    if not world.leads:
+        return {}
+    # What an interrupted process had spent on training before this one took over.
+    spent = state["seconds"] - (trained - loaded)
+    report |= {
+        "model": config.model,
+        "base_source": base.source,
+        "config": dataclasses.asdict(config),
+        "notes": notes,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "machine": {**machine(config.device), "dtype": str(base.model.dtype).removeprefix("torch.")},
+        "seconds": {
+            "total": finished - began + spent,
+            "training": state["seconds"],
+            "evaluation": finished - trained,
+        },
+        "peak_memory_gib": _peak_memory(),
+        "training": {
+            "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
+            "used": len(dataset.train),
+            "held_out": len(dataset.held_out),
+            "skipped_too_long": dataset.too_long,
+            "steps": state["step"],
+            "best_step": state["best_step"],
+            "source": "built-in captions" if config.triplets == CAPTIONS else config.triplets,
+        },
+    }
+    write_report(run, report, read_metrics(run / "metrics.jsonl"))
+    print(terminal_table(report), flush=True)
+    print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)
+    return report
+
+
+def finished_report(run: Path) -> tuple[dict, list[dict]]:
+    """The report and the metrics of a finished run; raises `SempaError` when the folder holds none."""
+    try:
+        report = read_json(run / "report.json")
+        if not isinstance(report, dict):
+            raise ValueError("report.json is no object")
+        return report, read_metrics(run / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise SempaError(f"{run}: holds no report of a finished run ({error})") from error
+
+
+def _evaluate(
+    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
+) -> dict:
+    tasks = [builtin_task(config.builtin_pairs, config.seed + _REPORT_SEED), *tasks]
+    table, scatter, sides = measure_sts(base, tasks)
+    preference = {}
+    if dataset.held_out:
+        preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
+    retention, generations = measure_generation(base, problems, config.generation_tokens)
+    return {
+        "sts": table,
+        "preference": preference,
+        "retention": retention,
+        "generations": generations,
+        "scatter": scatter,
+        **measure_space(base, tasks[-1], sides),
+    }
+
+
+def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
+    """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
+    task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
+    drawn = dataclasses.replace(sample_task(task, config.dev_pairs, config.seed), subtasks={})
+    _check_order(f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it", drawn.pairs)
+    for one in tasks:
+        _check_order(f"{one.name}: its {len(one.pairs)} pairs", one.pairs)
+    return drawn
+
+
+def _check_order(told: str, pairs: list[ScoredPair]) -> None:
+    if len({pair.score for pair in pairs}) < 2:
+        raise SempaError(
+            f"{told} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
+            "give another sts_dir"
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, sempa and the packages that its figures depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def origin(device: str = "") -> dict:
+    """What a stored figure must say of where it comes from: `date`, `versions` and `machine`."""
+    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": machine(device)}
+
+
+def machine(device: str = "") -> dict:
+    """Processor, cores, threads, memory in GiB, and the name of the device (by default the one that is there)."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": memory,
+        "device": device,
+    }
+
+
+def _peak_memory() -> float:
+    """The process's largest resident memory, or on CUDA the device's, in GiB."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
