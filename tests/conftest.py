@@ -31,8 +31,8 @@ PEOPLE, ANIMALS = ("man", "woman", "girl", "boy"), ("dog", "cat", "horse", "bird
 def _private_cache(tmp_path_factory, monkeypatch):
     """Reference log-probabilities of tests do not land in the user's cache; the converted default model stays there."""
     if "SEMPA_CACHE" not in os.environ:
-        for module in ("reference", "neutral"):
-            monkeypatch.setattr(f"sempa.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        for module in ("reference", "base_samples"):
+            monkeypatch.setattr(f"sempa.training.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
 
 
 def load_script(path):
