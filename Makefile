@@ -12,7 +12,7 @@ help:
 	@echo "make test     install, then run the test suite with coverage"
 	@echo "make fuzz     install, then throw 100,000 broken inputs at every reader ($(FUZZ_OUTCOME)); goes on where it stopped"
 	@echo "make lint     check style and formatting"
-	@echo "make bench    install the peers, then race them: gatherer, training step, embedding, lanes, growth (short form)"
+	@echo "make bench    install the peers, then race them: gatherer, training step, embedding, threads, growth (short form)"
 	@echo "make docs     install, then build the documents' pages (site/index.html)"
 	@echo "make install  create .venv with pinned packages"
 
@@ -57,7 +57,7 @@ bench: .venv/bench
 	$(BIN)/python experiments/benchmarks/gatherer.py --short --growth
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
-	$(BIN)/python experiments/benchmarks/lanes.py --short
+	$(BIN)/python experiments/benchmarks/threads.py --short
 	$(BIN)/python experiments/benchmarks/growth.py --short
 	$(BIN)/python experiments/benchmarks/kept.py --short
 

@@ -29,10 +29,11 @@ PEOPLE, ANIMALS = ("man", "woman", "girl", "boy"), ("dog", "cat", "horse", "bird
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory, monkeypatch):
-    """Reference log-probabilities of tests do not land in the user's cache; the converted default model stays there."""
+    """Samples of tiny models do not land in the user's cache; the converted default model stays there."""
     if "SEMPA_CACHE" not in os.environ:
-        for module in ("reference", "base_samples"):
-            monkeypatch.setattr(f"sempa.training.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+        monkeypatch.setattr(
+            "sempa.training.base_samples.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache"
+        )
 
 
 def load_script(path):
@@ -179,7 +180,23 @@ def triplets_file(tmp_path):
     return path
 
 
-SETTINGS = {"batch_size": 4, "epochs": 2.0, "eval_every": 3, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.2}
+# The preference loss on whole batches with an anchor, and nothing beside it.
+PREFERENCE_ONLY = {
+    "preference": 1.0,
+    "preference_fraction": 1.0,
+    "anchor": 1.0,
+    "contrast": 0.0,
+    "retention": 0.0,
+    "interpolation": 1.0,
+}
+SETTINGS = PREFERENCE_ONLY | {
+    "batch_size": 4,
+    "epochs": 2.0,
+    "eval_every": 3,
+    "lora_rank": 2,
+    "learning_rate": 1e-2,
+    "lora_dropout": 0.2,
+}
 
 
 @pytest.fixture
@@ -191,27 +208,28 @@ def setting(tiny_folder, triplets, tmp_path):
     from sempa.model.lora import add_lora
     from sempa.training.loop import train
 
-    def start(run="run", score=None, judge=None, **changes):
+    def start(run="run", score=None, **changes):
         config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
         base = load_base(config.model, config.dtype, config.device)
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        kinds = {"ranking": config.objective in RANKINGS, "words": config.contrast > 0 or config.sparse > 0}
+        kinds = {"ranking": config.objective in RANKINGS, "words": config.contrast > 0}
         preferences = [encode_triplet(base.tokenizer, t, **kinds) for t in triplets]
         scores = iter(score or range(1000))
         (tmp_path / run).mkdir(exist_ok=True)
-        return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)), judge)
+        return base, train(config, base, preferences, tmp_path / run, lambda: float(next(scores)))
 
     return start
 
 
 @pytest.fixture
-def few_words(monkeypatch):
-    """Neutral text of a few short samples: the tiny model says nothing worth hearing at length."""
-    from sempa.training import base_samples as neutral
+def few_samples(monkeypatch):
+    """A few short samples of the base, in rows of 64 tokens: a tiny model says nothing worth hearing at length."""
+    from sempa.training import base_samples
 
-    monkeypatch.setattr(neutral, "QUESTIONS", neutral.QUESTIONS[:2])
-    monkeypatch.setattr(neutral, "OPENINGS", neutral.OPENINGS[:2])
-    monkeypatch.setattr(neutral, "LONGEST", 8)
+    monkeypatch.setattr(base_samples, "QUESTIONS", base_samples.QUESTIONS[:2])
+    monkeypatch.setattr(base_samples, "OPENINGS", base_samples.OPENINGS[:2])
+    monkeypatch.setattr(base_samples, "LONGEST", 8)
+    monkeypatch.setattr(base_samples, "ROW_TOKENS", 64)
 
 
 def weights(base):

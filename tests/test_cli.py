@@ -9,12 +9,9 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from scipy.sparse import load_npz
 
 from sempa.cli import _parser, main
 from sempa.embedding.embedder import Embedder
-from sempa.model.base import load_base
-from sempa.sparse import encode_sparse
 
 COMMANDS = (
     "train",
@@ -39,7 +36,7 @@ def config(tiny_folder, triplets_file, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
         f"model: {tiny_folder}\ndtype: float32\ndevice: cpu\ntriplets: {triplets_file}\nheld_out: 3\nbatch_size: 4\n"
-        f"lora_rank: 2\neval_every: 2\ndev_pairs: 10\nbuiltin_pairs: 12\ngeneration_tokens: 4\n"
+        f"lora_rank: 2\neval_every: 2\ndev_pairs: 10\nretention: 0\n"
         f"output: {tmp_path / 'run'}\n"
     )
     return path
@@ -128,21 +125,6 @@ def test_embed_similarity_and_generate_use_the_adapter_and_find_its_base(run, tm
     assert main(["generate", *options, "--max-new-tokens", "3", "Hello?"]) == 0
 
 
-def test_embed_writes_sparse_codes_that_scipy_reads(tiny_folder, tmp_path, capsys):
-    source = tmp_path / "sentences.txt"
-    source.write_text("A man runs.\nTwo dogs sleep.\n")
-    embed = ["embed", "--model", str(tiny_folder), "--dtype", "float32", str(source)]
-    assert main([*embed, str(tmp_path / "codes.npz"), "--sparse", "16"]) == 0
-    assert "2 embeddings of 16 tokens" in capsys.readouterr().out
-    codes = load_npz(tmp_path / "codes.npz")
-    expected = encode_sparse(load_base(str(tiny_folder), "float32"), source.read_text().splitlines(), 16)
-    np.testing.assert_array_equal(codes.toarray(), expected.toarray())
-    assert "ends in .npz" in fails(capsys, *embed, tmp_path / "codes.npy", "--sparse", "16")
-    for other in (["--readout", "mean"], ["--layer", "-2"], ["--normalize"], ["--shard-rows", "5"]):
-        assert "--sparse: goes with PromptEOL" in fails(capsys, *embed, tmp_path / "x.npz", "--sparse", "16", *other)
-    assert "k: found 0, expected 1" in fails(capsys, *embed, tmp_path / "x.npz", "--sparse", "0")
-
-
 def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_texts):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text(
@@ -166,9 +148,7 @@ def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_
         ("triplets=/nowhere.csv", "/nowhere.csv"),
         ("sts_dir=/nowhere", "/nowhere"),
         ("gsm8k=/nowhere", "/nowhere: no such file"),
-        ("max_length=10", "none is left to train on"),
         ("dtype=half", "dtype is 'half'"),
-        ("generation_tokens=3000", "generation_tokens is 3,000, expected at most 1,"),
     ],
 )
 def test_bad_settings_end_with_one_sentence_and_code_2(config, capsys, change, message, short_texts):
@@ -235,11 +215,11 @@ def test_responses_and_prompts_that_are_too_long_are_skipped_counted_and_told_ap
 ):
     long = tmp_path / "long.csv"
     lines = ["sent0,sent1,hard_neg", *(f"A man runs {i}.,He runs {i}.,He sits {i}." for i in range(12))]
-    lines += [f"A man runs.,{'very ' * 400}long.,He sits.", f"{'Very ' * 400}long.,He runs.,He sits."]
+    lines += [f"A man runs.,{'very ' * 1200}long.,He sits.", f"{'Very ' * 1200}long.,He runs.,He sits."]
     long.write_text("\n".join(lines) + "\n")
-    assert main(["train", str(config), f"triplets={long}", "max_length=300", "held_out=0"]) == 0
+    assert main(["train", str(config), f"triplets={long}", "held_out=0"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"skipped 2 triplets of more than max_length = 300 tokens, first on line 1[45] \(", out)
+    assert re.search(r"skipped 2 triplets of more than 1,024 tokens, first on line 1[45] \(", out)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["training"]["skipped_too_long"] == 2
     assert report["training"]["used"] == 12

@@ -8,8 +8,9 @@ import torch
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
-from sempa.model.base import load_base
-from sempa.model.logprobs import response_logprobs, scale_for_head, sentence_logprobs, sum_by_response
+from sempa.model.base import load_base, row_states
+from sempa.model.lm_head import scale_for_head
+from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
 
 
 def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, tokenizer, triplets, tmp_path):
@@ -50,7 +51,7 @@ def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, to
         model.set_attn_implementation("sempa")
         (packed,) = pack_preferences(preferences, range(len(preferences)), 100_000)
         with torch.no_grad():
-            ours[name] = sentence_logprobs(model.eval(), packed)
+            ours[name] = sequence_logprobs(model.eval(), packed)
     losses, chosen, rejected = dpo_loss(*ours["policy"].unbind(1), *ours["reference"].unbind(1), 0.3)
     assert losses.mean().item() == pytest.approx(theirs, rel=1e-4)
     log_ratios = ours["policy"] - ours["reference"]
@@ -93,11 +94,11 @@ def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
     answer = packed.answer.float()
     counts = dict(zip(packed.examples, sum_by_response(answer, packed).tolist(), strict=True))
     assert counts == {0: [3, 1], 1: [1, 2]}
-    whole = response_logprobs(tiny_llama, packed)
-    torch.testing.assert_close(sum_by_response(whole, packed), sentence_logprobs(tiny_llama, packed))
+    whole = response_token_logprobs(tiny_llama, row_states(tiny_llama, packed.row), packed)
+    torch.testing.assert_close(sum_by_response(whole, packed), sequence_logprobs(tiny_llama, packed))
     # The sum over the answer alone is that of the sequences without their closing tokens.
     open_ended = [Preference(p.prompt, tuple(r[:-2] for r in p.responses)) for p in preferences]
     (shorter,) = pack_preferences(open_ended, [0, 1], 100)
     own = dict(zip(packed.examples, sum_by_response(whole * answer, packed), strict=True))
-    for example, expected in zip(shorter.examples, sentence_logprobs(tiny_llama, shorter), strict=True):
+    for example, expected in zip(shorter.examples, sequence_logprobs(tiny_llama, shorter), strict=True):
         torch.testing.assert_close(own[example], expected)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batching.packing import Row, fill_bins, join_rows, pack_preferences, pack_sentence_rows, shared_prefix
+from sempa.batching.packing import Row, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
 from sempa.batching.prompts import Preference
 from sempa.kernels import packed_attention
 
@@ -106,13 +106,21 @@ def test_bins_are_as_few_and_then_as_equally_full_as_in_this_order_they_can_be(s
     assert (len(bins), max(map(sum, bins))) == best
 
 
-def draw_row(prefix, families):
-    row = Row()
+def draw_row(prefix, families, row=None):
+    row = row or Row()
     root = row.add([0] * prefix)
     for family in families:
         top = row.add([1] * family[0], root)
         for branch in family[1:]:
             row.add([2] * branch, top)
+    return row
+
+
+def draw_forest(trees):
+    """Several trees in one row, none of which sees another."""
+    row = Row()
+    for tree in trees:
+        draw_row(*tree, row)
     return row
 
 
@@ -129,7 +137,7 @@ forests = st.lists(trees, min_size=1, max_size=4).filter(lambda drawn: any(a or 
 )
 @example(drawn=[(2, [[1, 2], [3]]), (3, []), (2, []), (0, [[2], [1]])], groups=2, seed=0)
 def test_attention_by_families_equals_dense_attention_under_the_rows_mask(drawn, groups, seed):
-    row = join_rows([draw_row(*tree) for tree in drawn])
+    row = draw_forest(drawn)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(heads):
@@ -217,9 +225,9 @@ def test_a_tree_whose_tokens_are_torn_apart_is_refused():
 
 
 @given(drawn=forests)
-def test_joined_rows_are_the_rows_side_by_side_and_see_nothing_of_each_other(drawn):
+def test_trees_of_one_row_stand_side_by_side_and_see_nothing_of_each_other(drawn):
     rows = [draw_row(*tree) for tree in drawn]
-    joined = join_rows(rows)
+    joined = draw_forest(drawn)
     assert joined.tokens == [token for row in rows for token in row.tokens]
     assert joined.positions == [position for row in rows for position in row.positions]
     masks = (row.attention_mask() for row in rows if row.tokens)
@@ -231,7 +239,7 @@ def test_joined_rows_are_the_rows_side_by_side_and_see_nothing_of_each_other(dra
 
 def test_texts_that_share_nothing_stand_side_by_side_and_each_tree_apart():
     """Not one family as long as a whole tree: attention would pad every text to it."""
-    row = join_rows([draw_row(3, []), draw_row(2, []), draw_row(5, [[4], [3, 1]]), draw_row(2, [])])
+    row = draw_forest([(3, []), (2, []), (5, [[4], [3, 1]]), (2, [])])
     parts = row.families()
     assert [(part.prefix, tuple(part.place.shape), part.length) for part in parts] == [
         (0, (2, 3), 5),

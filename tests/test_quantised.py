@@ -12,7 +12,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.config import Config
 from sempa.model.base import BaseModel, load_base
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, block_linears
 from sempa.model.sampling import Sample, sample
 from sempa.quantised import GROUPS, align_quantised, diverging_pairs, flip_rate, quantise, quantise_model
@@ -168,7 +168,7 @@ def test_the_shared_beginning_makes_no_difference_to_the_log_ratio(models, promp
         for one in (pair, whole):
             (row,) = pack_preferences([one], [0], 1024)
             with torch.no_grad():
-                ratios = sentence_logprobs(rounded.model, row) - sentence_logprobs(full.model, row)
+                ratios = sequence_logprobs(rounded.model, row) - sequence_logprobs(full.model, row)
             margins.append((ratios[0, 0] - ratios[0, 1]).item())
         assert margins[0] == pytest.approx(margins[1], abs=1e-4)
 
@@ -182,7 +182,7 @@ def test_alignment_starts_at_the_quantised_models_own_margin_and_brings_the_answ
         margins = []
         for pair in pairs:
             (row,) = pack_preferences([pair], [0], 1024)
-            ratios = (sentence_logprobs(rounded.model, row) - sentence_logprobs(full.model, row))[0]
+            ratios = (sequence_logprobs(rounded.model, row) - sequence_logprobs(full.model, row))[0]
             margins.append((ratios[0] - ratios[1]).item())
     add_lora(rounded.model, 4, 16)
     config = Config(objective="dpo", anchor=0.0, learning_rate=5e-3, epochs=20.0, batch_size=8, beta=0.1)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
 from sempa.captions import make_pairs
 from sempa.embedding.embedder import Embedder
-from sempa.model.lanes import count_lanes, in_lanes
 from sempa.model.layers import blocks
 from sempa.model.resolve import resolve_model
+from sempa.model.threads import parallel_map
 
 _PEER_BATCHES = (4, 8, 16, 32)
 _PLAIN_TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
@@ -116,7 +116,7 @@ def _bare_products(given: argparse.Namespace, sentences: list[str]) -> Callable[
 
     @torch.inference_mode()
     def run() -> None:
-        list(in_lanes(products, lengths, count_lanes(embedder.base.model, len(lengths))))
+        list(parallel_map(embedder.base.model, products, lengths))
 
     return run
 

@@ -15,7 +15,7 @@ from training import OPTIONS, prepare, read_or_make
 
 from sempa.batching.packing import PreferenceRow
 from sempa.model.base import BaseModel
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 
 
 def main() -> None:
@@ -53,9 +53,8 @@ def kept_bytes(base: BaseModel, row: PreferenceRow) -> "Counter[str]":
             kept[_line()] += tensor.untyped_storage().nbytes()
         return tensor
 
-    base.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sentence_logprobs(base.model, row)
+        sequence_logprobs(base.model, row)
     return kept
 
 

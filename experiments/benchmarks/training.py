@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import race
@@ -18,12 +19,11 @@ from sempa.config import Config
 from sempa.data.examples import Triplet
 from sempa.data.triplets import read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
-from sempa.model.lanes import in_lanes
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.training.loop import Fixed, lanes_for, train_step
+from sempa.model.threads import parallel_map
 from sempa.training.processes import World
-from sempa.training.reference import Reference
+from sempa.training.step import train_step
 
 # What every benchmark that trains takes.
 OPTIONS = {
@@ -116,33 +116,31 @@ def prepare(
     given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
 ) -> tuple[BaseModel, Config, list[Batch]]:
     """The model with an adapter, and the triplets packed."""
-    numbers = {"learning_rate": 1e-4, "anchor": 0.0, "lora_rank": RANK, "lora_alpha": _ALPHA}
-    config = Config(model=given.model, row_tokens=row_tokens, **numbers)
+    dpo_alone = {"preference": 1.0, "preference_fraction": 1.0, "contrast": 0.0, "retention": 0.0, "batch_size": 32}
+    numbers = {"learning_rate": 1e-4, "lora_rank": RANK, "lora_alpha": _ALPHA}
+    config = Config(model=given.model, row_tokens=row_tokens, **dpo_alone, **numbers)
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, RANK, _ALPHA)
+    for parameter in lora_parameters(base.model).values():
+        parameter.requires_grad_(True)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
 def sempa_contestants(
     given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
 ) -> dict[str, Callable[[], None]]:
-    """A forward pass over all triplets, and training steps over them, reference log-probs known before."""
+    """A forward pass over all triplets, and training steps over them: policy, reference, gradient, update."""
     base, config, batches = prepare(given, triplets, row_tokens)
     rows = [row for batch in batches for row in batch.rows]
-    lanes = lanes_for(config, base.model, batches[0])
-    reference = Reference(base, rows, len(triplets), lanes=lanes)
-    for row in rows:
-        reference(row)
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base, optimizer, Fixed(reference, lanes=lanes), batch, 0, 1000, World())
+            train_step(config, base.model, optimizer, batch, [], 0, 1000, World())
 
     @torch.no_grad()
     def forward() -> None:
-        base.model.eval()
-        list(in_lanes(lambda row: sentence_logprobs(base.model, row), rows, lanes))
+        list(parallel_map(base.model, partial(sequence_logprobs, base.model), rows))
 
     return {"forward": forward, "step": step}
 
@@ -150,7 +148,7 @@ def sempa_contestants(
 def trl_step(
     given: argparse.Namespace, triplets: Sequence[Triplet], batch: int, padding_free: bool
 ) -> Callable[[], None] | None:
-    """TRL's own training step on the same triplets, prompt, LoRA and dtype, its reference log-probs precomputed."""
+    """TRL's own training step on the same triplets, prompt, LoRA and dtype; its reference is a pass without adapter."""
     import datasets
     import peft
     import trl
@@ -174,8 +172,6 @@ def trl_step(
             args=trl.DPOConfig(
                 output_dir=tempfile.mkdtemp(),
                 per_device_train_batch_size=batch,
-                precompute_ref_log_probs=True,
-                precompute_ref_batch_size=batch,
                 padding_free=padding_free,
                 gradient_checkpointing=False,
                 bf16=race.dtype(given) == "bfloat16",

@@ -37,12 +37,12 @@ RECIPE = HERE.parent / "smollm2_nli.yaml"
 RESULTS = HERE.parent / "results" / "frontier"
 # What the points share unless they say otherwise, and what another recipe would change for all.
 SHARED = (
-    *("learning_rate", "batch_size", "beta", "preference", "preference_share", "contrast"),
+    *("learning_rate", "batch_size", "beta", "preference", "preference_fraction", "contrast"),
     *("contrast_candidates", "temperature"),
-    *("retention", "neutral_tokens", "lora_rank", "lora_alpha", "warmup"),
+    *("retention", "lora_rank", "lora_alpha"),
 )
 # One objective alone, on whole batches; the contrast beside it is off.
-ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_share": 1.0}
+ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_fraction": 1.0}
 ANCHORED = {**ALONE, "anchor": 1.0}
 CONTRAST = {"objective": "none"}
 RESPONSES = {"contrast_candidates": "responses"}
@@ -58,16 +58,12 @@ POINTS: dict[str, dict[str, object]] = {
     "DPO": ALONE,
     "ranking + anchor": {**ANCHORED, "objective": "plackett-luce"},
     "SFT": {**ANCHORED, "objective": "none"},
-    "mixed + SPOD": {"sparse": 0.1},
-    "DPO + anchor + uniformity": {**ANCHORED, "uniformity": 0.1},
     "IPO + anchor": {**ANCHORED, "objective": "ipo"},
     "ranking top-1 + anchor": {**ANCHORED, "objective": "plackett-luce-top1"},
     "DPO + anchor, rate 3e-4": {**ANCHORED, "learning_rate": 3e-4},
     "DPO + anchor, β 0.5": {**ANCHORED, "beta": 0.5},
     "DPO + anchor 0.3": {**ALONE, "anchor": 0.3},
-    "DPO, conservative, + anchor": {**ANCHORED, "objective": "conservative-dpo", "label_smoothing": 0.1},
-    "DPO + anchor + isotropy": {**ANCHORED, "isotropy": 0.1},
-    "DPO + SPOD + anchor": {**ANCHORED, "sparse": 0.1},
+    "DPO, conservative, + anchor": {**ANCHORED, "objective": "conservative-dpo"},
     "mixed with ranking": {"objective": "plackett-luce"},
     "DPO + retention 10": {**ALONE, "retention": 10.0},
     "ranking + retention 10": {**ALONE, "objective": "plackett-luce", "retention": 10.0},
@@ -77,21 +73,15 @@ POINTS: dict[str, dict[str, object]] = {
     "SFT, rate 3e-4": {**ANCHORED, "objective": "none", "learning_rate": 3e-4},
     "IPO + anchor, rate 3e-4": {**ANCHORED, "objective": "ipo", "learning_rate": 3e-4},
     "IPO + anchor, β 0.5": {**ANCHORED, "objective": "ipo", "beta": 0.5},
-    "DPO + anchor + uniformity 1": {**ANCHORED, "uniformity": 1.0},
-    "DPO + anchor + isotropy 1": {**ANCHORED, "isotropy": 1.0},
-    "DPO + retention 10 + isotropy 1": {**ALONE, "retention": 10.0, "isotropy": 1.0},
-    "DPO + retention 10 + uniformity 1": {**ALONE, "retention": 10.0, "uniformity": 1.0},
     "mixed, retention 30": {"retention": 30.0},
     "mixed, rate 3e-4": {"learning_rate": 3e-4},
     "mixed, half the triplets twice": {"triplet_limit": 160, "epochs": 2.0},
-    "IPO online + anchor": {**ANCHORED, "objective": "online-ipo"},
-    "IPO-MD online + anchor": {**ANCHORED, "objective": "ipo-md"},
-    "mixed, batches of 16": {"batch_size": 16, "neutral_tokens": 256},
+    "mixed, batches of 16": {"batch_size": 16},
     "contrast + retention 30": {**CONTRAST, "retention": 30.0},
-    "mixed, batches of 32": {"batch_size": 32, "neutral_tokens": 512},
+    "mixed, batches of 32": {"batch_size": 32},
 }
 COLOURS = {
-    **{"DPO": "#0072b2", "IPO": "#56b4e9", "IPO-MD": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
+    **{"DPO": "#0072b2", "IPO": "#56b4e9", "ranking": "#009e73", "SFT": "#999999"},
     **{"contrast": "#e69f00", "mixed": "#d55e00"},
 }
 # The paper's recipe, and ours.

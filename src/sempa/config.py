@@ -12,102 +12,86 @@ from pathlib import Path
 import yaml
 
 from sempa.errors import SempaError
-from sempa.model.base import DTYPES
-from sempa.model.resolve import DEFAULT_MODEL
 
+DEFAULT_MODEL = "smollm2-135m"
+DTYPES = ("bfloat16", "float32")
 CAPTIONS = "captions"
-# Those that sample their own responses, those that rank a neutral one, too, and all.
-ONLINE = ("online-ipo", "ipo-md")
 RANKINGS = ("plackett-luce", "plackett-luce-top1")
-OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, *ONLINE, "none")
+OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
 CANDIDATES = ("responses", "all")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result; the comments give units and the paper's words."""
+    """Everything that decides a run's result. The defaults are the default recipe; a file holds what differs."""
 
-    # The base model: an alias, a folder, a .gguf file or a hub id; dtype of its frozen weights (bfloat16 is
-    # float32 on a CPU that would only emulate it); "" picks the device.
+    # The base model: an alias, a folder, a .gguf file or a hub id; the dtype of its frozen weights (bfloat16 becomes
+    # float32 on a CPU without bfloat16 arithmetic); "" picks the device.
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""
-    # Under torchrun, keep but a share of the decoder blocks in each process: for a base too large for one device.
-    shard: bool = False
-    # Data: a triplets file, or "captions" for the built-in grammar; at most so many triplets (0: all of the file's).
+    # A file of triplets, or "captions" for the built-in ones; all combinations of a premise's sentences, or one
+    # triplet each; at most so many triplets (0: all); about so many set aside for the report.
     triplets: str = CAPTIONS
     combinations: bool = False
     triplet_limit: int = 0
-    max_bad_share: float = 0.01
-    held_out: int = 200
-    # Evaluation data beside the built-in set: a folder or file of scored pairs, and a file of GSM8K problems.
+    held_out: int = 60
+    # For development score and report: a folder or file of scored pairs, and a file of GSM8K problems.
     sts_dir: str = ""
     gsm8k: str = ""
     output: str = "runs/sempa"
     seed: int = 0
-    # The preference objective by name, its weight, the share of a batch that it sees, β of the implicit reward, and
-    # conservative DPO's share of flipped labels; the weight of the chosen sentence's NLL per token (0: plain DPO).
+    # The preference loss by name, its weight, the fraction of a batch that it ranks, and β of the implicit reward; the
+    # weight of the chosen sentence's NLL per token.
     objective: str = "dpo"
-    preference: float = 1.0
-    preference_share: float = 1.0
+    preference: float = 0.5
+    preference_fraction: float = 0.25
     beta: float = 0.1
-    label_smoothing: float = 0.1
-    anchor: float = 1.0
-    # InfoNCE on the one-word embeddings of a batch (0: none): a sentence's paraphrase told from the batch's responses,
-    # or from all its texts and in both directions; its temperature.
-    contrast: float = 0.0
-    contrast_candidates: str = "responses"
+    anchor: float = 0.0
+    # The weight of InfoNCE on one-word embeddings; its candidates: the batch's responses, or all texts in both
+    # directions; its temperature τ.
+    contrast: float = 1.0
+    contrast_candidates: str = "all"
     temperature: float = 0.05
-    # KL(base ‖ policy) on the base's own words (0: none), so many tokens of them a step.
-    retention: float = 0.0
-    neutral_tokens: int = 512
-    # Regularisers of the prompts' own states: uniformity, isotropy.
-    uniformity: float = 0.0
-    isotropy: float = 0.0
-    # Sparse codes of the sentences' embeddings over so many vocabulary tokens.
-    sparse: float = 0.0
-    sparse_tokens: int = 64
-    # Online objectives: the longest sampled paraphrase in tokens, and the reference's share of the sampling mixture.
-    online_tokens: int = 32
-    reference_share: float = 0.5
-    # LoRA.
+    # The weight of KL(base ‖ policy) per token on samples of the base model.
+    retention: float = 10.0
+    # LoRA; and how far from the base (0) to the trained weights (1) the saved adapter goes.
     lora_rank: int = 8
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
-    # How far from the base (0) to the trained weights (1) the saved adapter goes.
-    interpolation: float = 1.0
-    # Optimisation: AdamW, linear warm-up over a share of the steps, cosine decay to zero.
-    learning_rate: float = 3e-4
+    interpolation: float = 0.7
+    # AdamW; the rate warms up, then falls to zero along a cosine.
+    learning_rate: float = 1e-3
     epochs: float = 1.0
-    batch_size: int = 32
-    warmup: float = 0.05
+    batch_size: int = 8
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    # Tokens: of one conversation (longer ones are skipped and counted), and of one packed row.
-    max_length: int = 1024
+    beta2: float = 0.999
+    # Tokens of a packed row.
     row_tokens: int = 512
     # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
     eval_every: int = 20
-    dev_pairs: int = 300
-    # The report: pairs of the built-in set, and new tokens per prompt of the generations side by side.
-    builtin_pairs: int = 600
-    generation_tokens: int = 48
+    dev_pairs: int = 100
 
 
-_AT_LEAST_ONE = (
-    *("batch_size", "max_length", "row_tokens", "eval_every"),
-    *("neutral_tokens", "sparse_tokens", "online_tokens"),
-)
-_AT_LEAST_ZERO = (
-    *("triplet_limit", "held_out", "preference", "anchor", "weight_decay", "generation_tokens", "seed"),
-    *("contrast", "retention", "uniformity", "isotropy", "sparse"),
-)
-_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "max_grad_norm", "temperature")
-_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES}
+_AT_LEAST_ONE = ("batch_size", "row_tokens", "eval_every")
+_AT_LEAST_ZERO = ("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "weight_decay", "seed")
+_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "temperature")
+_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES, "dtype": DTYPES}
 # Beyond the width of any model's layers a higher rank says nothing new.
 _LARGEST_RANK = 65_536
-_SHARES = ("max_bad_share", "lora_dropout", "warmup")
+_BELOW_ONE = ("lora_dropout", "beta2")
 _TEXTS = {field.name for field in dataclasses.fields(Config) if field.type is str}
+_PATHS = ("triplets", "sts_dir", "gsm8k", "output")
+# Keys of version 0.1, and where their subject is now.
+_GONE = {
+    "preference_share": "it is called preference_fraction",
+    "shard": "sharded bases are gone",
+    **dict.fromkeys(("reference_share", "online_tokens"), "online preferences are in experiments/online"),
+    **dict.fromkeys(("sparse", "sparse_tokens", "uniformity", "isotropy"), "sparse codes are in experiments/spod"),
+    **dict.fromkeys(("warmup", "max_length", "max_bad_share", "max_grad_norm"), "its default is a constant now"),
+    **dict.fromkeys(("label_smoothing", "neutral_tokens"), "its default is a constant now"),
+    **dict.fromkeys(("builtin_pairs", "generation_tokens"), "its default is a constant now"),
+}
 
 
 # PyYAML's own constructors of numbers and dates raise other errors, and deep nests end the interpreter's stack.
@@ -148,30 +132,25 @@ def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
     for key, value in values.items():
         where = source.get(key, "config")
         if key not in fields:
+            if key in _GONE:
+                raise SempaError(
+                    f"{where}: {key} is a key of version 0.1 ({_GONE[key]}); take it out and train anew: an adapter "
+                    "that 0.1 trained is loaded as before"
+                )
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
             raise SempaError(f"{where}: unknown key {_shown(key)}; the nearest known key is {near!r}")
         checked[key] = _typed(key, value, fields[key].type, where)
     config = Config(**checked)
     for key in fields:
         _check_range(key, getattr(config, key), source.get(key, "config"))
-    _check_terms(config, source)
+    _check_learns(config, source)
     return config
 
 
-def _check_terms(config: Config, source: dict[str, str]) -> None:
-    """Terms that lean on others, and an objective without any term."""
-    ranks = config.anchor or config.objective != "none"
-    for key in ("uniformity", "isotropy"):
-        if getattr(config, key) and not ranks:
-            where = source.get(key, "config")
-            raise SempaError(
-                f"{where}: {key} is {getattr(config, key)!r}, which shapes the states of paraphrase prompts, but "
-                "objective and anchor are off, so that there are none"
-            )
-    learns = config.contrast or config.sparse or config.anchor or (config.preference and config.objective != "none")
-    if not learns:
+def _check_learns(config: Config, source: dict[str, str]) -> None:
+    if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
         where = source.get("objective", "config")
-        raise SempaError(f"{where}: objective, anchor, contrast and sparse are all off, so there is nothing to learn")
+        raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
 
 
 def dump_config(config: Config) -> str:
@@ -240,6 +219,7 @@ def _typed(key: str, value: object, kind: type, where: str) -> object:
         return ""
     if kind is str and isinstance(value, str):
         _check_text(key, value, where)
+        return str(Path(value).expanduser()) if key in _PATHS and value.startswith("~/") else value
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise SempaError(f"{where}: {key} is {_shown(value)}, expected {names[kind]}")
@@ -271,27 +251,21 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "at least 0"
     elif key in _ABOVE_ZERO and not 0 < value < math.inf:
         expected = "a number above 0"
-    elif key in ("interpolation", "preference_share") and not 0 < value <= 1:
-        expected = "a share above 0, at most 1"
-    elif key == "reference_share" and not 0 <= value <= 1:
-        expected = "a share from 0 to 1"
-    elif key == "label_smoothing" and not 0 <= value < 0.5:
-        expected = "a share from 0 to below 0.5"
+    elif key in ("interpolation", "preference_fraction") and not 0 < value <= 1:
+        expected = "a number above 0, at most 1"
     elif key in _CHOICES and value not in _CHOICES[key]:
         near = difflib.get_close_matches(value, _CHOICES[key], n=1, cutoff=0.0)[0]
         expected = f"one of {', '.join(_CHOICES[key])}; the nearest is {near!r}"
-    elif key in _SHARES and not 0 <= value < 1:
-        expected = "a share from 0 to below 1"
+    elif key in _BELOW_ONE and not 0 <= value < 1:
+        expected = "a number from 0 to below 1"
     elif key == "seed" and value >= 2**31:
         expected = "below 2,147,483,648"
-    elif key in ("dev_pairs", "builtin_pairs") and value < 2:
+    elif key == "dev_pairs" and value < 2:
         expected = "at least 2"
     elif key == "epochs" and not 0 < value <= 1_000_000:
         expected = "a number above 0, at most 1,000,000"
     elif key == "lora_rank" and not 1 <= value <= _LARGEST_RANK:
         expected = f"1 to {_LARGEST_RANK:,}"
-    elif key == "dtype" and value not in DTYPES:
-        expected = f"one of {', '.join(DTYPES)}"
     elif key in ("model", "triplets", "output") and not value:
         expected = "a name or a path"
     if expected:

@@ -25,7 +25,7 @@ from sempa.config import ONLINE, Config
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel, hidden_states
 from sempa.model.lm_head import head_logits
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import block_linears, lora_parameters
 from sempa.model.sampling import Sample
 from sempa.training.loop import Fixed, train_step
@@ -133,7 +133,7 @@ def align_quantised(
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     batches = Batches(config, pairs)
     with torch.no_grad():
-        known = {row.examples: sentence_logprobs(full.eval(), row) for batch in batches for row in batch.rows}
+        known = {row.examples: sequence_logprobs(full.eval(), row) for batch in batches for row in batch.rows}
 
     def reference(row: PreferenceRow) -> Tensor:
         return known[row.examples]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sempa.batching.dataset import Dataset, load_dataset
+from sempa.batching.dataset import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
 from sempa.data.examples import ScoredPair
 from sempa.embedding.embedder import embed
@@ -36,27 +36,27 @@ from sempa.training.checkpoints import has_checkpoint
 from sempa.training.loop import train
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import World, join_world, local_device
-from sempa.training.sharding import shard_base
 
 # Development pairs of the built-in set are drawn with another seed than the report's.
 _DEV_SEED, _REPORT_SEED = 1, 2
+# In the report: pairs of the built-in set, and new tokens of each answer shown side by side.
+BUILTIN_PAIRS, GENERATION_TOKENS = 400, 24
 _PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def start_run(config: Config, command: str) -> dict:
     """Train and evaluate in a new run folder `config.output`; returns the report.
 
-    Under torchrun all processes train, and the first alone writes and reports; it evaluates alone, too, unless the base
-    is sharded. Raises `SempaError` when the folder already holds a run, and whatever loading, training and evaluation
-    raise.
+    Under torchrun all processes train; the first alone evaluates, writes and reports. Raises `SempaError` when the
+    folder already holds a run, and whatever loading, training and evaluation raise.
     """
-    run, world = Path(config.output), join_world(config.shard)
-    if world.leads and ((run / "report.json").exists() or has_checkpoint(run)):
+    run, world = Path(config.output), join_world()
+    if world.is_first and ((run / "report.json").exists() or has_checkpoint(run)):
         raise SempaError(
             f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
             "or give another output=…"
         )
-    if world.leads:
+    if world.is_first:
         write_atomic(run / "config.yaml", dump_config(config))
     return _run(config, run, command, world)
 
@@ -69,32 +69,26 @@ def resume_run(run: Path, command: str) -> dict:
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
-    return _run(config, run, command, join_world(config.shard))
+    return _run(config, run, command, join_world())
 
 
 def _run(config: Config, run: Path, command: str, world: World) -> dict:
     began = time.perf_counter()
-    if world.leads:
+    if world.is_first:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks, notes = development_tasks(config.sts_dir) if config.sts_dir else ([], [])
     problems = gsm8k_sample(config.gsm8k)
-    device = config.device or local_device()
-    # A base that is too large for a device is loaded beside it, and comes to it in shares.
-    base = load_base(config.model, config.dtype, "cpu" if world.sharded else device)
-    # What the model cannot read at once is too long whatever the config says.
-    longest = min(config.max_length, context_length(base.model))
-    dataset = load_dataset(dataclasses.replace(config, max_length=longest), base.tokenizer)
-    if world.leads:
+    base = load_base(config.model, config.dtype, config.device or local_device())
+    dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
+    if world.is_first:
         for note in (*notes, *dataset.notes):
             print(note, flush=True)
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-    if world.sharded:
-        shard_base(base.model, device)
 
     dev = _dev_task(config, tasks)
-    check_room(base, config.generation_tokens)
+    check_room(base, GENERATION_TOKENS)
 
     def score_dev() -> float:
         (result,) = evaluate_sts(lambda sentences: embed(base, sentences), [dev])
@@ -103,7 +97,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
-    if not world.evaluates:
+    if not world.is_first:
         return {}
 
     _, best = read_adapter(run / "adapter")
@@ -111,8 +105,6 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     with interpolated(base.model, config.interpolation):
         report = _evaluate(config, base, dataset, tasks, problems)
     finished = time.perf_counter()
-    if not world.leads:
-        return {}
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
     report |= {
@@ -160,12 +152,12 @@ def finished_report(run: Path) -> tuple[dict, list[dict]]:
 def _evaluate(
     config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
 ) -> dict:
-    tasks = [builtin_task(config.builtin_pairs, config.seed + _REPORT_SEED), *tasks]
+    tasks = [builtin_task(BUILTIN_PAIRS, config.seed + _REPORT_SEED), *tasks]
     table, scatter, sides = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
-    retention, generations = measure_generation(base, problems, config.generation_tokens)
+    retention, generations = measure_generation(base, problems, GENERATION_TOKENS)
     return {
         "sts": table,
         "preference": preference,

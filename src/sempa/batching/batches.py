@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sempa.batching.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
 from sempa.batching.prompts import Preference
-from sempa.config import ONLINE, Config
+from sempa.config import Config
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Batch:
     texts: Tensor
 
     @property
+    def ranked(self) -> int:
+        """How many examples the preference loss ranks."""
+        return sum(len(row.examples) for row in self.rows)
+
+    @property
     def size(self) -> int:
         """How many examples the batch has."""
         return len(self.preferences)
@@ -40,8 +45,7 @@ class Batch:
 class Batches(Sequence[Batch]):
     """Preferences shuffled once into batches of `batch_size`; epochs differ in the order of the batches.
 
-    A batch is packed when it is asked for, to the same rows every time: a reference log-probability is computed once,
-    in the same row as the policy's, for all epochs, and no more rows are in memory than a step takes.
+    A batch is packed when it is asked for, to the same rows every time: no more rows are in memory than a step takes.
     """
 
     def __init__(self, config: Config, preferences: list[Preference]) -> None:
@@ -59,29 +63,24 @@ class Batches(Sequence[Batch]):
         return _make_batch(self.config, self.preferences, self.order[start : start + self.config.batch_size])
 
 
-def count_ranked(config: Config, size: int) -> int:
-    """How many examples of a batch of `size` are ranked: the configured share, rounded up."""
-    return rounded_up(config.preference_share, size)
-
-
-def rounded_up(share: float, count: int) -> int:
-    """`share · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
-    return math.ceil(Fraction(str(share)) * count)
+def rounded_up(fraction: float, count: int) -> int:
+    """`fraction · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
+    return math.ceil(Fraction(str(fraction)) * count)
 
 
 def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
     sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
-    if config.contrast or config.sparse:
-        # All sentences, then all their best responses, and so on; a sparse code alone is one of the sentences.
-        kinds = list(zip(*(preferences[i].words for i in members), strict=True))
-        words = [prompt for kind in (kinds if config.contrast else kinds[:1]) for prompt in kind]
+    if config.contrast:
+        # All sentences, then all their best responses, and so on.
+        kinds = zip(*(preferences[i].words for i in members), strict=True)
+        words = [prompt for kind in kinds for prompt in kind]
         sentences = pack_sentence_rows(words, config.row_tokens)
         numbers: dict[tuple[int, ...], int] = {}
         texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])
         texts = texts.view(-1, len(members))
     rows = []
-    if config.objective not in ONLINE and (config.objective != "none" or config.anchor):
+    if config.objective != "none" or config.anchor:
         # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-        ranked = members[: count_ranked(config, len(members))]
+        ranked = members[: rounded_up(config.preference_fraction, len(members))]
         rows = pack_preferences(preferences, ranked, config.row_tokens)
     return Batch([preferences[i] for i in members], rows, sentences, texts)

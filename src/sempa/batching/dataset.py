@@ -15,6 +15,8 @@ from sempa.errors import SempaError
 
 # What the built-in grammar makes when no limit is set.
 DEFAULT_CAPTIONS = 960
+# Tokens of a conversation, as published.
+MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Dataset:
     notes: list[str]
 
 
-def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Read or make the triplets, set some aside by premise, encode them, and skip what exceeds `max_length`.
+def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: int = MAX_LENGTH) -> Dataset:
+    """Read the triplets, set some aside by premise, encode them, and skip conversations of over `longest` tokens.
 
     Raises `SempaError` for an unusable file, or when nothing is left to train on.
     """
@@ -38,9 +40,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         held_out = make_triplets(config.held_out, config.seed, "heldout") if config.held_out else []
         notes = [f"{count:,} triplets from the built-in grammar"]
     else:
-        triplets, counts = read_triplets(
-            Path(config.triplets), combinations=config.combinations, max_bad_share=config.max_bad_share
-        )
+        triplets, counts = read_triplets(Path(config.triplets), combinations=config.combinations)
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
         notes = [counts.describe()]
@@ -55,16 +55,13 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         if lost := len(train) + len(held_out) - sum(map(len, ranked)):
             notes.append(f"left out {lost:,} triplets without a neutral sentence")
         train, held_out = ranked
-    encoded = [_encode(tokenizer, part, config) for part in (train, held_out)]
+    encoded = [_encode(tokenizer, part, config, longest) for part in (train, held_out)]
     too_long = [skipped for _, skipped in encoded]
     for skipped in filter(None, too_long):
-        notes.append(
-            f"skipped {len(skipped)} triplets of more than max_length = {config.max_length} tokens, first {skipped[0]}"
-        )
+        notes.append(f"skipped {len(skipped)} triplets of more than {longest:,} tokens, first {skipped[0]}")
     if not encoded[0][0]:
         raise SempaError(
-            f"triplets {config.triplets}: none is left to train on; "
-            f"all {len(train)} exceed max_length = {config.max_length} tokens"
+            f"triplets {config.triplets}: none is left to train on; all {len(train)} have more than {longest:,} tokens"
             if train
             else f"triplets {config.triplets}: all are held out; lower held_out = {config.held_out}"
         )
@@ -81,19 +78,17 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, triplets: list[Triplet], config: Config
+    tokenizer: PreTrainedTokenizerBase, triplets: list[Triplet], config: Config, limit: int
 ) -> tuple[list[Preference], list[str]]:
     kept: list[Preference] = []
     skipped: list[str] = []
     for triplet in triplets:
-        ranking, words = config.objective in RANKINGS, config.contrast > 0 or config.sparse > 0
+        ranking, words = config.objective in RANKINGS, config.contrast > 0
         preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=words)
         prompt, longest = len(preference.prompt), max(map(len, preference.responses))
-        if prompt + longest <= config.max_length:
+        if prompt + longest <= limit:
             kept.append(preference)
         else:
-            what = "prompt alone" if prompt >= config.max_length else "prompt and response"
-            skipped.append(
-                f"on line {triplet.line} ({what}: {prompt if prompt >= config.max_length else prompt + longest} tokens)"
-            )
+            what = "prompt alone" if prompt >= limit else "prompt and response"
+            skipped.append(f"on line {triplet.line} ({what}: {prompt if prompt >= limit else prompt + longest} tokens)")
     return kept, skipped

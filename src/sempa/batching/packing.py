@@ -106,27 +106,13 @@ class Row:
         return {"tokens": tokens, "positions": positions, "mask": mask, "families": families}
 
 
-def join_rows(rows: Sequence[Row]) -> Row:
-    """Several rows as one, in which no token sees another row's: a pass over it costs less than one over each."""
-    joined = Row()
-    for row in rows:
-        offset, first = len(joined.tokens), len(joined.parents)
-        joined.tokens += row.tokens
-        joined.positions += row.positions
-        joined.segments += [first + segment for segment in row.segments]
-        joined.parents += [first + parent if parent >= 0 else -1 for parent in row.parents]
-        joined.ends += [offset + end if end >= 0 else -1 for end in row.ends]
-    return joined
-
-
 @dataclass(frozen=True)
 class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
     `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
-    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response; the states
-    at `prompt_ends` `[m]` have each seen one of the row's m ≤ n distinct prompts as a whole, and nothing else.
+    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
     """
 
     row: Row
@@ -136,7 +122,6 @@ class PreferenceRow:
     owner: Tensor
     lengths: Tensor
     answer: Tensor
-    prompt_ends: Tensor
 
 
 @dataclass(frozen=True)
@@ -236,11 +221,9 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
     owner: list[int] = []
     answer: list[bool] = []
     lengths = []
-    prompt_ends: dict[tuple[int, ...], int] = {}
     for place, index in enumerate(members):
         preference = preferences[index]
         prompt = row.add(preference.prompt[len(root) :], shared)
-        prompt_ends.setdefault(tuple(preference.prompt), row.ends[prompt])
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
             # The last token is predicted and predicts nothing; the first of every branch is the prompt's to predict.
@@ -251,5 +234,5 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
         lengths.append([len(response) for response in preference.responses])
     tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
-    counts = (torch.tensor(values) for values in (lengths, answer, list(prompt_ends.values())))
+    counts = (torch.tensor(values) for values in (lengths, answer))
     return PreferenceRow(row, tuple(members), *tensors, *counts)

@@ -13,9 +13,9 @@ from sempa.embedding.readouts import check_readout, embedding_width, make_prompt
 from sempa.errors import SempaError
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel, context_length, load_base
-from sempa.model.lanes import count_lanes, in_lanes
 from sempa.model.layers import depth
 from sempa.model.lora import load_adapter
+from sempa.model.threads import parallel_map
 
 # Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.
 _ROW_TOKENS = 1024
@@ -141,7 +141,7 @@ def embed_readings(
         return read(readings, model, [prompts[i] for i in batch])
 
     with shown as progress:
-        for batch, found in zip(batches, in_lanes(run, batches, count_lanes(model, len(batches))), strict=True):
+        for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
             for result, states in zip(results, found, strict=True):
                 result[batch] = states.cpu().numpy()
             if progress is not None:

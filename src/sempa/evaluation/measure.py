@@ -30,9 +30,9 @@ from sempa.evaluation.sts import StsTask, draw_scores, evaluate_sts, left_out, r
 from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel, context_length
-from sempa.model.lanes import count_lanes, in_lanes
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
+from sempa.model.threads import parallel_map
 
 BUILTIN = "built-in"
 # A sample is enough for a perplexity to three digits, and a report should not take longer than the training.
@@ -108,8 +108,7 @@ def measure_preference(
 
         def logprobs() -> Tensor:
             result, model = torch.empty(len(preferences), 2), base.model.eval()
-            lanes = count_lanes(model, len(rows))
-            for row, found in zip(rows, in_lanes(partial(sentence_logprobs, model), rows, lanes), strict=True):
+            for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
                 # Of a ranking, its best and its worst.
                 result[list(row.examples)] = found[:, [0, -1]].float().cpu()
                 progress.update(len(row.examples))

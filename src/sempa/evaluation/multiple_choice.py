@@ -15,7 +15,7 @@ from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import text_field
 from sempa.io.rows import json_object, numbered_lines
 from sempa.model.base import BaseModel, context_length
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 
 ROW_TOKENS = 1024
@@ -92,7 +92,7 @@ def choice_logprobs(base: BaseModel, preferences: Sequence[Preference], progress
     order = sorted(range(len(preferences)), key=lambda i: len(preferences[i].responses))
     for _, members in groupby(order, key=lambda i: len(preferences[i].responses)):
         for packed in pack_preferences(preferences, list(members), ROW_TOKENS):
-            for index, scores in zip(packed.examples, sentence_logprobs(model, packed).cpu(), strict=True):
+            for index, scores in zip(packed.examples, sequence_logprobs(model, packed).cpu(), strict=True):
                 result[index] = scores
             if progress is not None:
                 progress.update(len(packed.examples))

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
+from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.export.model_card import model_card
 from sempa.io.files import replace_folder, write_atomic, write_json
-from sempa.model.base import DTYPES, BaseModel, context_length, load_base, open_config
+from sempa.model.base import BaseModel, context_length, load_base, open_config
 from sempa.model.lora import CONFIG_FILE, load_adapter, merge_adapter
 from sempa.model.resolve import quiet, resolve_model
 
@@ -108,8 +109,8 @@ def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
     stored = open_config(model, resolve_model(model)).dtype
     base = load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu", emulate=True)
     load_adapter(base.model, adapter)
-    merge_adapter(base.model, DTYPES[dtype])
-    base.model.to(DTYPES[dtype])
+    merge_adapter(base.model, getattr(torch, dtype))
+    base.model.to(getattr(torch, dtype))
     return base
 
 

@@ -1,16 +1,14 @@
 """Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
 
-import contextlib
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -24,7 +22,8 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sempa.batching.packing import Row, join_rows
+from sempa.batching.packing import Row
+from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
 from sempa.kernels import Families, packed_attention
@@ -33,7 +32,6 @@ from sempa.model.norms import replace_norms
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
 
 _ATTENTION = "sempa"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 _NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -68,7 +66,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     source = resolve_model(name)
     config = open_config(name, source)
     attention = attention_kind(config)
-    precision = DTYPES[dtype]
+    precision = getattr(torch, dtype)
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
         # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
         precision = torch.float32
@@ -93,7 +91,6 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     replace_norms(model)
     check_vocabulary(base)
     model.takes_block_mask = check_forward(model) and attention is not None
-    model.draws_chance = _draws_chance(model)
     return base
 
 
@@ -140,22 +137,6 @@ def row_states(model: PreTrainedModel, row: Row) -> Tensor:
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
     tokens, places = row.separate()
     return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
-
-
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model runs without dropout; afterwards it trains on if it was training."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def states_of_rows(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
-    """`row_states` of several rows from one pass: less work for processor and launches than a pass for each."""
-    return list(row_states(model, join_rows(rows)).split([len(row.tokens) for row in rows])) if rows else []
 
 
 def can_pack(model: PreTrainedModel, row: Row) -> bool:
@@ -211,16 +192,11 @@ def weights_fingerprint(base: BaseModel) -> str:
             # Under an adapter a layer's own weight stands one step deeper.
             name = name.replace(".base.", ".")
             weights.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            weights.update(_whole(parameter.detach()).flatten().cpu().view(torch.uint8).numpy())
+            weights.update(parameter.detach().flatten().cpu().view(torch.uint8).numpy())
     # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
     config = {key: value for key, value in base.model.config.to_dict().items() if key not in _NO_PART_OF_THE_MODEL}
     vocabulary = sorted(base.tokenizer.get_vocab().items())
     return fingerprint(weights.hexdigest(), config, base.tokenizer.chat_template, vocabulary)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor whose shares may lie with several processes; all of them ask for it then."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def check_vocabulary(base: BaseModel) -> None:
@@ -275,20 +251,6 @@ def check_forward(model: PreTrainedModel) -> bool:
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
     return _close(packed, states[-len(answer) :], model.dtype)
-
-
-@torch.no_grad()
-def _draws_chance(model: PreTrainedModel) -> bool:
-    """Whether the model in training draws lots, as dropout and some routers of experts do."""
-    device, tokens = model.device, torch.tensor([_few_tokens(model)], device=model.device)
-    sources = [torch, *([torch.get_device_module(device)] if device.type != "cpu" else [])]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        before = [source.get_rng_state() for source in sources]
-        model.train()
-        hidden_states(model, tokens)
-        after = [source.get_rng_state() for source in sources]
-    model.eval()
-    return any(not torch.equal(*states) for states in zip(before, after, strict=True))
 
 
 def _few_tokens(model: PreTrainedModel) -> list[int]:

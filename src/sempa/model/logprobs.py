@@ -1,4 +1,4 @@
-"""Sentence log-probabilities log π(y|x) of packed preferences: the head runs only where a response is predicted."""
+"""Sequence log-probabilities log π(y|x) of packed preferences; the head runs only where a response is predicted."""
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,24 +9,19 @@ from sempa.model.base import row_states
 from sempa.model.lm_head import head_parts, scale_for_head
 
 
-def sentence_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
-    """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each preference in a row: `[examples, responses]` float32, nats."""
-    return sum_by_response(response_logprobs(model, packed), packed)
+def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
+    """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each example's responses: `[examples, responses]` float32, nats."""
+    hidden = row_states(model, row.row)
+    return sum_by_response(response_token_logprobs(model, hidden, row), row)
 
 
-def response_logprobs(model: PreTrainedModel, packed: PreferenceRow) -> Tensor:
-    """log π(y_kt | x, y_k<t) of every response token of a row: `[M]` float32, nats."""
-    return target_logprobs(model, row_states(model, packed.row), packed)
+def response_token_logprobs(model: PreTrainedModel, hidden: Tensor, row: PreferenceRow) -> Tensor:
+    """log π(y_kt | x, y_k<t) of every response token, `[M]` float32 nats, from hidden states `[length, D]`."""
+    states = scale_for_head(model, hidden[row.source.to(hidden.device)])
+    return token_logprobs(states, targets=row.target.to(hidden.device), **head_parts(model))
 
 
-def target_logprobs(model: PreTrainedModel, hidden: Tensor, packed: PreferenceRow) -> Tensor:
-    """The same from the row's last hidden states `[length, D]`, where a caller needs these as well."""
-    device = model.device
-    states = scale_for_head(model, hidden[packed.source.to(device)])
-    return token_logprobs(states, targets=packed.target.to(device), **head_parts(model))
-
-
-def sum_by_response(values: Tensor, packed: PreferenceRow) -> Tensor:
-    """Add values of response tokens, `[M]`, up by response: `[examples, responses]`."""
-    sums = values.new_zeros(packed.lengths.numel())
-    return sums.index_add(0, packed.owner.to(values.device), values).view(packed.lengths.shape)
+def sum_by_response(values: Tensor, row: PreferenceRow) -> Tensor:
+    """Sum values of response tokens `[M]` over each response: `[examples, responses]`."""
+    sums = values.new_zeros(row.lengths.numel())
+    return sums.index_add(0, row.owner.to(values.device), values).view(row.lengths.shape)

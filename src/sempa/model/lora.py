@@ -5,6 +5,7 @@ B starts at zero, so the policy starts as the reference; switching the second te
 """
 
 import contextlib
+import contextvars
 import hashlib
 import math
 import reprlib
@@ -45,6 +46,8 @@ _PLAIN_SETTINGS = {
 _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 # PEFT wraps the model twice, hence its prefix.
 _PEFT_PREFIX = "base_model.model."
+# Whether the adapters are off: a context variable, so that other threads may run the policy at the same time.
+_disabled: contextvars.ContextVar[bool] = contextvars.ContextVar("adapter_disabled", default=False)
 
 
 class LoraLinear(nn.Module):
@@ -59,14 +62,14 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
         self.scale = alpha / rank
         self.dropout = dropout
-        self.enabled = True
+        self.dropout_active = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
-        if not self.enabled:
+        if _disabled.get():
             return self.base(x)
         rows = in_autocast_dtype(x.flatten(0, -2))
-        dropped = F.dropout(rows, self.dropout) if self.training and self.dropout else None
+        dropped = F.dropout(rows, self.dropout) if self.dropout_active and self.dropout else None
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
         weight, bias = (None if w is None else in_autocast_dtype(w) for w in (weight, self.base.bias))
         y = _LoraProduct.apply(rows, dropped, weight, bias, self.lora_A, self.lora_B, self.scale)
@@ -125,7 +128,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
         raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
     generator = torch.Generator().manual_seed(seed)
     for name, linear in targets.items():
-        wrapped = LoraLinear(linear, rank, alpha, dropout).train(linear.training)
+        wrapped = LoraLinear(linear, rank, alpha, dropout)
         bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
         with torch.no_grad():
             start = torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator)
@@ -154,30 +157,39 @@ def adapter_fingerprint(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is the frozen reference; outside, the policy again."""
-    layers = list(_lora_layers(model).values())
-    before = [layer.enabled for layer in layers]
+    """Inside, and in this thread alone, `model` is the frozen reference; outside it is the policy again."""
+    before = _disabled.set(True)
     try:
-        for layer in layers:
-            layer.enabled = False
         yield
     finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+        _disabled.reset(before)
 
 
 @contextlib.contextmanager
-def interpolated(model: nn.Module, share: float) -> Iterator[None]:
-    """Inside, the weights lie between base and policy: W + share · (α / r) B A.
+def adapter_dropout(model: nn.Module) -> Iterator[None]:
+    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
+    layers = _lora_layers(model).values()
+    for layer in layers:
+        layer.dropout_active = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.dropout_active = False
 
-    A part of the way keeps more of the language model than it costs in similarity (weight-space interpolation, Wortsman
-    et al. 2022, arXiv 2109.01903). An adapter saved inside holds the smaller α.
+
+@contextlib.contextmanager
+def interpolated(model: nn.Module, fraction: float) -> Iterator[None]:
+    """Inside, the weights lie between base and policy: W + fraction · (α / r) B A.
+
+    Part of the update keeps more of the language model than it costs in similarity (WiSE-FT, Wortsman et al. 2022,
+    arXiv 2109.01903). An adapter saved inside holds the smaller α.
     """
     layers = list(_lora_layers(model).values())
     before = [layer.scale for layer in layers]
     try:
         for layer in layers:
-            layer.scale *= share
+            layer.scale *= fraction
         yield
     finally:
         for layer, scale in zip(layers, before, strict=True):
@@ -234,7 +246,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     # The model is left alone until all fits.
     for name, linear in linears.items():
         wrapped = LoraLinear(linear, config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
-        model.set_submodule(name, wrapped.train(linear.training))
+        model.set_submodule(name, wrapped)
     try:
         set_lora(model, tensors, folder / WEIGHTS_FILE)
     except SempaError:

@@ -13,10 +13,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
 from sempa.io.files import cache_folder, explain_os_errors, replace_folder
 
-DEFAULT_MODEL = "smollm2-135m"
 # A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
 _BLOCK_COUNT, _GGUF_UINT32 = b".block_count", 4
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.errors import SempaError
-from sempa.model.base import BaseModel, context_length, evaluating
+from sempa.model.base import BaseModel, context_length
 from sempa.model.lm_head import head_logits
 from sempa.model.lora import adapter_disabled
 
@@ -78,19 +78,18 @@ def sample(
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     answers = [(prompt, k) for prompt in order for k in range(n)]
     results: list[list[Sample]] = [[] for _ in sequences]
-    with evaluating(base.model):
-        for start in range(0, len(answers), batch_size):
-            batch = answers[start : start + batch_size]
-            # A prompt is read once, whatever the number of its answers.
-            read = sorted({prompt for prompt, _ in batch}, key=order.index)
-            owners = torch.tensor([read.index(prompt) for prompt, _ in batch])
-            chances = torch.stack([draws[answer] for answer in batch])
-            streams = _streams(base.model, reference_share)
-            grown = _grow(base, streams, [sequences[i] for i in read], owners, chances, temperature, top_p)
-            for (prompt, _), one in zip(batch, grown, strict=True):
-                results[prompt].append(one)
-                if progress is not None:
-                    progress.update()
+    for start in range(0, len(answers), batch_size):
+        batch = answers[start : start + batch_size]
+        # A prompt is read once, whatever the number of its answers.
+        read = sorted({prompt for prompt, _ in batch}, key=order.index)
+        owners = torch.tensor([read.index(prompt) for prompt, _ in batch])
+        chances = torch.stack([draws[answer] for answer in batch])
+        streams = _streams(base.model, reference_share)
+        grown = _grow(base, streams, [sequences[i] for i in read], owners, chances, temperature, top_p)
+        for (prompt, _), one in zip(batch, grown, strict=True):
+            results[prompt].append(one)
+            if progress is not None:
+                progress.update()
     return results
 
 

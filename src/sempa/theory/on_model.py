@@ -11,7 +11,7 @@ from sempa.batching.prompts import encode_responses
 from sempa.captions import make_triplets
 from sempa.losses import plackett_luce_loss
 from sempa.model.base import BaseModel
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.theory.candidates import Candidates
 from sempa.theory.ranking import STATEMENTS, implicit_reward, pair_loss
@@ -64,9 +64,9 @@ def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, 
     answers = [text for triplet in triplets for text in (triplet.chosen, triplet.rejected)]
     preference = encode_responses(base.tokenizer, triplets[0].sentence, answers)
     (row,) = pack_preferences([preference], [0], row_tokens=1)
-    logprobs = sentence_logprobs(base.model, row)
+    logprobs = sequence_logprobs(base.model, row)
     with torch.no_grad(), adapter_disabled(base.model):
-        reference = sentence_logprobs(base.model, row)
+        reference = sequence_logprobs(base.model, row)
     drawn = Candidates(logprobs.detach().double(), reference.double(), row.lengths.double(), _BETA)
     scored = Scored(drawn, logprobs, parameters, torch.zeros(0))
     unit = torch.eye(logprobs.shape[1], dtype=torch.float64)

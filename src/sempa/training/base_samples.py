@@ -1,10 +1,10 @@
-"""Neutral text that holds a policy to its base: the base model's own words, sampled once and kept.
+"""Samples of the base model's own text, which the retention loss holds the policy to.
 
-What a model says by itself is the text that it is most at home in, and costs no file. It is drawn behind questions of
-many kinds and behind mere openings, so that conversation and running text are both there.
+What a model says by itself is the text that it is most at home in, and needs no file. It is sampled behind questions of
+many kinds and behind short openings, so that conversation and running text are both there.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +16,10 @@ from sempa.errors import SempaError
 from sempa.io.files import cache_folder, fingerprint
 from sempa.io.progress import bar
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.base import BaseModel, evaluating, row_states, weights_fingerprint
+from sempa.model.base import BaseModel, row_states, weights_fingerprint
 from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import sample
-from sempa.training.processes import ALONE, World, any_sharing
+from sempa.model.threads import parallel_map
 
 QUESTIONS = (
     "How do I bake bread?",
@@ -61,45 +61,39 @@ OPENINGS = (
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
+# Tokens of a packed row: one row is compared in each step.
+ROW_TOKENS = 128
 
 
-class NeutralText:
-    """Packed rows of neutral text and the base's hidden states on them, each row computed on first use."""
+@dataclass(frozen=True, eq=False)
+class BaseSample:
+    """A packed row of sampled texts, and the base's last hidden states on it, `[length, D]`."""
 
-    def __init__(self, base: BaseModel, sequences: Sequence[Sequence[int]], row_tokens: int) -> None:
-        self.model = base.model
-        self.rows = pack_texts(sequences, row_tokens)
-        self.known: dict[int, Tensor] = {}
-
-    def row(self, step: int) -> Row:
-        """The row of a step."""
-        return self.rows[step % len(self.rows)]
-
-    @torch.no_grad()
-    def states(self, step: int) -> Tensor:
-        """The base's last hidden states on the row of a step, `[length, D]`."""
-        number = step % len(self.rows)
-        if number not in self.known:
-            with evaluating(self.model), adapter_disabled(self.model):
-                self.known[number] = row_states(self.model, self.rows[number])
-        return self.known[number]
+    row: Row
+    hidden: Tensor
 
 
-def neutral_texts(base: BaseModel, world: World = ALONE, seed: int = 0) -> list[list[int]]:
-    """Token ids of the base's own words, drawn at temperature 1 on first use, then read from the cache folder.
+@torch.no_grad()
+def base_samples(base: BaseModel, row_tokens: int = ROW_TOKENS) -> list[BaseSample]:
+    """Sampled texts in packed rows with the base's hidden states: some forty rows, one for each step in turn."""
+    rows = pack_texts(sample_texts(base), row_tokens)
+    with adapter_disabled(base.model):
+        states = parallel_map(base.model, lambda row: row_states(base.model, row), rows)
+        return [BaseSample(row, hidden) for row, hidden in zip(rows, states, strict=True)]
 
-    With a sharded base all processes draw when one of them finds nothing to read.
-    """
+
+def sample_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
+    """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder."""
     drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, seed)
-    path = cache_folder() / "neutral" / f"{key}.safetensors"
-    kept = _read(path)
-    if not any_sharing(kept is None, world, base.model.device):
-        return kept
+    path = cache_folder() / "base_samples" / f"{key}.safetensors"
+    cached = _read(path)
+    if cached is not None:
+        return cached
     questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
     openings = encode_plain(base.tokenizer, OPENINGS)
     prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
-    with bar(len(prompts), "the base's own words", "text") as progress:
+    with bar(len(prompts), "samples of the base model", "text") as progress:
         # All side by side: many rows of one product cost little more than few.
         drawn = sample(
             base, prompts, 1, LONGEST, seed=seed, reference_share=1.0, batch_size=len(prompts), progress=progress
@@ -114,8 +108,8 @@ def neutral_texts(base: BaseModel, world: World = ALONE, seed: int = 0) -> list[
 
 def _read(path: Path) -> list[list[int]] | None:
     try:
-        kept = read_tensors(path)
-        return [ids.tolist() for ids in kept["tokens"].split(kept["lengths"].tolist())]
+        cached = read_tensors(path)
+        return [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
     except (SempaError, KeyError, RuntimeError):
-        # Missing or damaged: it costs the sampling again.
+        # Missing or damaged: sampling again is all it costs.
         return None

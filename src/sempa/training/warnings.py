@@ -9,15 +9,15 @@ from sempa.config import Config
 FAR = 50.0
 
 
-def watch_step(config: Config, step: int, record: Mapping[str, float], told: set[str]) -> None:
-    """Warn of what `record`, a step's metrics, shows to be wrong; `told` remembers what was said before.
+def warn_of_step(config: Config, step: int, record: Mapping[str, float], already_warned: set[str]) -> None:
+    """Warn of what `record`, a step's metrics, shows to be wrong; once for each kind of finding.
 
     A chosen sentence that training makes unlikely (likelihood displacement, arXiv 2410.08847), log-ratios that explode,
     and a gradient of zero, by which the adapter would stay as it is.
     """
     for kind, text in _findings(config, record):
-        if kind not in told:
-            told.add(kind)
+        if kind not in already_warned:
+            already_warned.add(kind)
             warnings.warn(f"step {step}: {text}", stacklevel=2)
 
 

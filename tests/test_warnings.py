@@ -1,21 +1,23 @@
-"""Trouble that does not stop a training is told in words, once."""
+"""Trouble that does not stop a training is already_warned in words, once."""
 
 import warnings
 
 import pytest
 
 from sempa.config import Config
-from sempa.training.warnings import FAR, watch_step
+from sempa.training.warnings import FAR, warn_of_step
 
 BETA = 0.1
 CALM = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "grad_norm": 1.0}
 
 
-def warned(told=None, **changes):
-    told = set() if told is None else told
+def warned(already_warned=None, **changes):
+    already_warned = set() if already_warned is None else already_warned
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        watch_step(Config(beta=BETA), 7, CALM | {name.replace("_", "/", 1): x for name, x in changes.items()}, told)
+        warn_of_step(
+            Config(beta=BETA), 7, CALM | {name.replace("_", "/", 1): x for name, x in changes.items()}, already_warned
+        )
     return [str(warning.message) for warning in caught]
 
 
@@ -39,11 +41,11 @@ def test_log_ratios_that_explode_either_way_are_named(name):
     )
 
 
-def test_a_gradient_of_zero_is_told_and_everything_only_once():
-    told = set()
+def test_a_gradient_of_zero_is_already_warned_and_everything_only_once():
+    already_warned = set()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in range(3):
-            watch_step(Config(), step, {"grad_norm": 0.0}, told)
+            warn_of_step(Config(), step, {"grad_norm": 0.0}, already_warned)
     (warning,) = caught
     assert str(warning.message).startswith("step 0: the gradient is zero")

@@ -1,11 +1,12 @@
-"""Rows side by side, each on threads of its own, against one after another, each on all threads.
+"""Passes side by side, each on threads of its own, against one after another, each on all threads.
 
-First why: the rate of the frozen layers' products for rows of several lengths, on one thread and on all. Then what it
-gives: a forward pass and a training step of DPO, the default recipe's step, and an encoder.
+First why: the rate of the frozen layers' products for rows of several lengths, on one thread and on all. Then the gain:
+a forward pass and a training step of DPO, the default recipe's step, and an encoder.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,14 +18,13 @@ import training
 from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import load_config
-from sempa.embedding import embedder
+from sempa.data.examples import Triplet
+from sempa.embedding.embedder import Embedder
 from sempa.model.base import load_base
-from sempa.model.lanes import count_lanes
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.training.base_samples import NeutralText, neutral_texts
-from sempa.training.loop import Fixed, lanes_for, train_step
-from sempa.training.processes import ALONE
-from sempa.training.reference import Reference
+from sempa.training.base_samples import base_samples
+from sempa.training.processes import World
+from sempa.training.step import train_step
 
 _RECIPE = Path(__file__).resolve().parents[1] / "smollm2_nli.yaml"
 # Inputs and outputs of SmolLM2's linear layers, and numbers of tokens in a row.
@@ -38,21 +38,27 @@ def main() -> None:
     )
     rows = _products(given)
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]), flush=True)
+    triplets = training.read_or_make(given)
+    passes = training.sempa_contestants(given, triplets)
+    runs = {
+        "forward": passes["forward"],
+        "step": passes["step"],
+        "recipe's step": _recipe(given),
+        "encode": _encode(given, triplets),
+    }
     contestants: dict[str, Callable[[], object]] = {}
-    for name, own in (("side by side", True), ("one after another", False)):
-        # What training and encoder would choose by themselves, or one lane.
-        with mock.patch("training.lanes_for", lanes_for if own else _one_lane):
-            passes = training.sempa_contestants(given, training.read_or_make(given))
-            contestants |= {f"{kind}, {name}": passes[kind] for kind in ("forward", "step")}
-            contestants[f"recipe's step, {name}"] = _recipe(given)
-        contestants[f"encode, {name}"] = _encode(given, count_lanes if own else _one_lane)
+    for kind, run in runs.items():
+        contestants[f"{kind}, side by side"] = run
+        contestants[f"{kind}, one after another"] = partial(_one_after_another, run)
     seconds = race.alternate(contestants, given.rounds)
     raced = []
-    for kind in ("forward", "step", "recipe's step", "encode"):
-        turns, lanes = (seconds[f"{kind}, {name}"] for name in ("one after another", "side by side"))
-        raced.append({"what": kind, "s one after another": turns, "s side by side": lanes, "ratio": turns / lanes})
+    for kind in runs:
+        turns, together = (seconds[f"{kind}, {name}"] for name in ("one after another", "side by side"))
+        raced.append(
+            {"what": kind, "s one after another": turns, "s side by side": together, "ratio": turns / together}
+        )
     print(race.table(list(raced[0]), [list(row.values()) for row in raced]))
-    print(race.keep("lanes", given, [*rows, *raced], picture=None))
+    print(race.keep("threads", given, [*rows, *raced], picture=None))
 
 
 def _products(given: argparse.Namespace) -> list[dict]:
@@ -76,34 +82,30 @@ def _products(given: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def _one_lane(*_: object) -> int:
-    return 1
+def _one_after_another(run: Callable[[], object]) -> None:
+    with mock.patch("sempa.model.threads._gains", lambda model: False):
+        run()
 
 
-def _recipe(given: argparse.Namespace) -> Callable[[], None]:
+def _recipe(given: argparse.Namespace) -> Callable[[], object]:
     """The default recipe's step: preferences, contrast and retention, on the first batch."""
     config = load_config(_RECIPE, [f"triplets={given.triplets}"])
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, config.lora_rank, config.lora_alpha)
+    parameters = lora_parameters(base.model).values()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     triplets = training.read_or_make(given)[: config.batch_size]
     (batch,) = Batches(config, [encode_triplet(base.tokenizer, triplet, words=True) for triplet in triplets])
-    lanes = training.lanes_for(config, base.model, batch)
-    reference = Reference(base, batch.rows, len(triplets), lanes=lanes)
-    fixed = Fixed(reference, NeutralText(base, neutral_texts(base), config.neutral_tokens), lanes=lanes)
-    optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
-    return lambda: train_step(config, base, optimizer, fixed, batch, 0, 1000, ALONE)
+    return partial(
+        train_step, config, base.model, torch.optim.AdamW(parameters), batch, base_samples(base), 0, 1000, World()
+    )
 
 
-def _encode(given: argparse.Namespace, lanes: Callable[..., int]) -> Callable[[], None]:
+def _encode(given: argparse.Namespace, triplets: Sequence[Triplet]) -> Callable[[], object]:
     """All sentences of the triplets, in batches of 32."""
-    encoder = embedder.Embedder(given.model, dtype=race.dtype(given), device=given.device)
-    sentences = [text for one in training.read_or_make(given) for text in (one.sentence, one.chosen, one.rejected)]
-
-    def run() -> None:
-        with mock.patch("sempa.embedding.embedder.count_lanes", lanes):
-            encoder.encode(sentences)
-
-    return run
+    encoder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
+    return partial(encoder.encode, [text for one in triplets for text in (one.sentence, one.chosen, one.rejected)])
 
 
 if __name__ == "__main__":

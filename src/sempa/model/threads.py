@@ -1,0 +1,73 @@
+"""Independent passes of one model on several threads of a processor.
+
+PyTorch runs one operation after another, each on all threads. Float32 products use them well; most bfloat16 products of
+a packed row run on a single thread while the others wait. Passes that run side by side fill the processor instead.
+"""
+
+import contextvars
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_making_a_pool = threading.Lock()
+
+
+def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`run` of each item, in their order; side by side where the model computes in bfloat16 on a processor.
+
+    Each pass then has its share of the threads. It sees the caller's gradient mode and context variables, so that
+    `adapter_disabled` holds inside. The first exception is raised, and passes that have not begun are dropped.
+    """
+    workers = min(len(items), torch.get_num_threads()) if _gains(model) else 1
+    if workers < 2:
+        yield from map(run, items)
+        return
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def run_as_the_caller(context: contextvars.Context, item: Item) -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return context.run(run, item)
+
+    contexts = [contextvars.copy_context() for _ in items]
+    with _making_a_pool:
+        pool = _pool(workers, torch.get_num_threads())
+    yield from pool.map(run_as_the_caller, contexts, items)
+
+
+def _gains(model: PreTrainedModel) -> bool:
+    if model.device.type != "cpu" or model.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    # These position embeddings change with the longest text read and keep that length in the model.
+    kinds = {getattr(module, "rope_type", "") for module in model.modules()}
+    return not kinds & {"dynamic", "longrope"}
+
+
+@functools.lru_cache
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that live on, each with its share of the `threads` that an operation may use."""
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, threads // workers))
+        # A thread's number is its own from when it is first asked for.
+        torch.get_num_threads()
+
+    pool = ThreadPoolExecutor(workers, "sempa", initializer=begin)
+    all_started = threading.Barrier(workers + 1)
+    for _ in range(workers):
+        pool.submit(all_started.wait)
+    all_started.wait()
+    # Until then it is the number that was set last, whichever thread set it.
+    torch.set_num_threads(threads)
+    return pool
+
+
+# A child process inherits the pool but none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)

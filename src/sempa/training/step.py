@@ -1,0 +1,220 @@
+"""One optimiser step: log-probabilities of policy and reference -> losses -> gradient -> AdamW.
+
+preference   rank the responses to a paraphrase prompt, measured against the frozen base (DPO, the paper's objective)
+contrast     tell a sentence's paraphrase from the batch's other texts by their embeddings
+retention    stay close to the base on samples of its own text
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sempa.batching.batches import Batch
+from sempa.batching.packing import PreferenceRow, SentenceRow
+from sempa.config import Config
+from sempa.errors import SempaError
+from sempa.kernels import token_kl
+from sempa.losses import (
+    all_pairs_infonce_loss,
+    ches_score,
+    conservative_dpo_loss,
+    dpo_loss,
+    embedding_infonce_loss,
+    ipo_loss,
+    nll_per_token,
+    plackett_luce_loss,
+)
+from sempa.model.base import row_states
+from sempa.model.lm_head import head_parts, scale_for_head
+from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
+from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
+from sempa.model.threads import parallel_map
+from sempa.training.base_samples import BaseSample
+from sempa.training.processes import World, gather_rows, of_this_process, sum_gradients, sum_metrics
+
+Metrics = dict[str, float]
+Loss = Callable[[], tuple[Tensor, Metrics]]
+
+PREFERENCE_METRICS = (
+    *("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+    *("logps/chosen", "logps/rejected", "nll_loss", "ches"),
+)
+CONTRAST_METRICS = ("loss", "contrast_loss", "contrast_accuracy")
+RETENTION_METRICS = ("loss", "neutral_kl")
+MAX_GRAD_NORM = 1.0
+# The fraction of the steps in which the learning rate rises.
+WARMUP = 0.05
+# Conservative DPO: the fraction of labels taken to be flipped.
+LABEL_SMOOTHING = 0.1
+
+
+def train_step(
+    config: Config,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    samples: Sequence[BaseSample],
+    step: int,
+    total: int,
+    world: World,
+) -> Metrics:
+    """Update the adapter once on a batch; returns the step's metrics, under TRL's names where TRL has one.
+
+    Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
+    """
+    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in of_this_process(batch.rows, world)]
+    if batch.sentences:
+        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts, world))
+    if samples and world.is_last:
+        losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
+    # Dropout follows from the step, so that a resumed run draws the same.
+    torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + world.rank)
+    parameters = list(lora_parameters(model).values())
+    try:
+        with adapter_dropout(model):
+            metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
+    except ValueError as error:  # the losses refuse NaN
+        raise _diverged(config, batch, step, str(error)) from error
+    metrics = sum_metrics(metrics, metric_names(config, batch), world, model.device)
+    sum_gradients(parameters, world)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item()
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+        found = f"the loss is {metrics['loss']} and the gradient norm {norm}, expected finite numbers"
+        raise _diverged(config, batch, step, found)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step, total)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**metrics, "learning_rate": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+
+
+def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequence[Tensor], in_order: bool) -> Metrics:
+    """Add the gradient of every loss to the parameters' `.grad`; returns the sum of the losses' metrics.
+
+    Losses may run side by side (`parallel_map`), unless they draw from one random generator and must run `in_order`.
+    """
+
+    def gradient(loss: Loss) -> tuple[Sequence[Tensor | None], Metrics]:
+        value, metrics = loss()
+        return torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else (), metrics
+
+    total: Counter[str] = Counter()
+    for gradients, metrics in map(gradient, losses) if in_order else parallel_map(model, gradient, losses):
+        total.update(metrics)
+        # In the losses' order, whichever was ready first: equal runs give equal bits.
+        for parameter, grad in zip(parameters, gradients):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    return dict(total)
+
+
+def preference_loss(config: Config, model: PreTrainedModel, row: PreferenceRow, ranked: int) -> tuple[Tensor, Metrics]:
+    """Rank each example's responses, best first: one packed row's part of the mean over the batch's `ranked` examples.
+
+    DPO and its relatives (SemPA § 3.2), times `config.preference`, plus `config.anchor` times the NLL per token of the
+    chosen sentence. Losses of pairs compare the best response with the worst. Log-probabilities are in nats.
+    """
+    hidden = row_states(model, row.row)  # [length, D]
+    logprobs = response_token_logprobs(model, hidden, row)  # [M]
+    policy = sum_by_response(logprobs, row)  # [n, responses]
+    with torch.no_grad(), adapter_disabled(model):
+        reference = sequence_logprobs(model, row)  # the same pass of the frozen base
+    pairs = policy[:, 0], policy[:, -1], reference[:, 0], reference[:, -1]
+    rewards = config.beta * (policy - reference)
+    match config.objective:
+        case "dpo":
+            losses, *_ = dpo_loss(*pairs, config.beta)
+        case "conservative-dpo":
+            losses, *_ = conservative_dpo_loss(*pairs, config.beta, LABEL_SMOOTHING)
+        case "ipo":
+            losses, *_ = ipo_loss(*pairs, config.beta)
+        case "plackett-luce":
+            losses = plackett_luce_loss(rewards)
+        case "plackett-luce-top1":
+            losses = plackett_luce_loss(rewards, top=1)
+        case "none":
+            losses = torch.zeros_like(policy[:, 0])
+    # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
+    answer = row.answer.to(logprobs)
+    nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
+    loss = (config.preference * losses + config.anchor * nll).sum() / ranked
+    return loss, _preference_metrics(loss, rewards, policy, nll, hidden, row, ranked)
+
+
+def contrast_loss(
+    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], texts: Tensor, world: World
+) -> tuple[Tensor, Metrics]:
+    """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
+
+    Jiang et al. 2023 (arXiv 2307.16645), § 3.3. The rows' members count all sentences first, then all best responses,
+    and so on; `texts` `[kinds, size]` has equal numbers where two members are the same text. Under several processes
+    each embeds its rows, and all compare the whole batch.
+    """
+    own = of_this_process(rows, world)
+    ends = [row_states(model, row.row)[row.ends.to(model.device)] for row in own]
+    members = [member for row in own for member in row.members]
+    embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)
+    sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
+    chosen, rejected = responses[0], responses[-1]
+    if config.contrast_candidates == "all":
+        compared = texts[[0, 1, -1]].flatten().to(model.device)
+        losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
+    else:
+        losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
+    loss = config.contrast * losses.mean()
+    with torch.no_grad():
+        cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
+        found = cosines.argmax(1).cpu() == torch.arange(len(cosines))
+    # Every process has the metrics of the whole batch; their sum should count it once.
+    values = loss.item(), losses.mean().item(), found.double().mean().item()
+    return loss, {name: value / world.size for name, value in zip(CONTRAST_METRICS, values, strict=True)}
+
+
+def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
+    """KL(base ‖ policy) of the next token, mean over a packed row of the base's samples, in nats per token."""
+    policy, base = (scale_for_head(model, hidden) for hidden in (row_states(model, sample.row), sample.hidden))
+    divergence = token_kl(policy, base, **head_parts(model)).mean()
+    loss = config.retention * divergence
+    return loss, dict(zip(RETENTION_METRICS, (loss.item(), divergence.item()), strict=True))
+
+
+def learning_rate(config: Config, step: int, total: int) -> float:
+    """Linear warm-up over the first 5 % of the steps, then half a cosine to zero; `step` counts from 0."""
+    warm = round(WARMUP * total)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+
+
+def metric_names(config: Config, batch: Batch) -> list[str]:
+    """The metrics that a batch's losses have together, on whichever process each of them runs."""
+    names = ["loss"]
+    names += PREFERENCE_METRICS if batch.rows else ()
+    names += CONTRAST_METRICS if batch.sentences else ()
+    names += RETENTION_METRICS if config.retention else ()
+    return list(dict.fromkeys(names))
+
+
+def _preference_metrics(
+    loss: Tensor, rewards: Tensor, policy: Tensor, nll: Tensor, hidden: Tensor, row: PreferenceRow, ranked: int
+) -> Metrics:
+    """A row's part of the batch's means, and of the loss; `ches` warns of likelihood displacement."""
+    margins = rewards[:, 0] - rewards[:, -1]
+    states, owner, lengths = hidden[row.source.to(hidden.device)], row.owner, row.lengths
+    ches = ches_score(states, owner.to(hidden.device), lengths.to(hidden.device), length_normalised=True)[:, -1]
+    values = (rewards[:, 0], rewards[:, -1], margins > 0, margins, policy[:, 0], policy[:, -1], nll, ches)
+    means = (value.detach().cpu().double().sum().item() / ranked for value in values)
+    return dict(zip(PREFERENCE_METRICS, (loss.item(), *means), strict=True))
+
+
+def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:
+    return SempaError(
+        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, batch.lines))} of {config.triplets}; "
+        f"the last checkpoint is intact: lower learning_rate ({config.learning_rate:g}) or fix the data"
+    )

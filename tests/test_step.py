@@ -1,0 +1,189 @@
+"""The step's losses in the loop: each does what it is for, and their weighted sum is what is minimised."""
+
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import weights
+
+from sempa.batching.batches import Batches, rounded_up
+from sempa.batching.packing import pack_preferences
+from sempa.batching.prompts import encode_triplet
+from sempa.config import Config
+from sempa.data.examples import Triplet
+from sempa.embedding.embedder import embed
+from sempa.errors import SempaError
+from sempa.evaluation.drift import measure_retention
+from sempa.evaluation.eval_texts import Scored
+from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
+from sempa.model.logprobs import sequence_logprobs
+from sempa.model.lora import adapter_disabled, read_adapter, set_lora
+from sempa.training.base_samples import sample_texts
+from sempa.training.loop import Interrupted
+from sempa.training.metrics import read_metrics
+from sempa.training.processes import World
+from sempa.training.step import contrast_loss
+
+ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "contrast_candidates": "responses", "retention": 5.0}
+
+
+@pytest.mark.parametrize("objective", ["conservative-dpo", "ipo"])
+def test_every_offline_objective_raises_the_margin(setting, tmp_path, objective):
+    setting(objective=objective, epochs=4.0, lora_dropout=0.0, beta=0.05)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert records[0]["rewards/margins"] == 0.0
+    assert records[-1]["rewards/margins"] > 0.1
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(setting, tmp_path, few_samples):
+    weights = {"preference": 0.5, "anchor": 2.0, "contrast": 0.25, "retention": 3.0}
+    setting(**ALL_LOSSES | weights | {"lora_dropout": 0.0})
+    for r in (r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r):
+        rest = 2.0 * r["nll_loss"] + 0.25 * r["contrast_loss"] + 3.0 * r["neutral_kl"]
+        # What is left is the preference loss: log 2 at first, and a convex function's mean lies above its value there.
+        left = (r["loss"] - rest) / 0.5
+        assert left >= math.log1p(math.exp(-r["rewards/margins"])) - 1e-5
+        if r["step"] == 1:
+            assert left == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_contrast_draws_paraphrases_together_and_retention_holds_the_model(setting, tmp_path, few_samples):
+    free = {"objective": "none", "anchor": 0.0, "contrast": 1.0, "epochs": 6.0, "lora_dropout": 0.0}
+    setting("free", **free)
+    base, _ = setting("held", **free, retention=50.0)
+    runs = {
+        name: [r for r in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in r] for name in ("free", "held")
+    }
+    for records in runs.values():
+        assert records[-1]["contrast_loss"] < 0.7 * records[0]["contrast_loss"]
+    texts = sample_texts(base)
+    adapter = {name: read_adapter(tmp_path / name / "adapter")[1] for name in runs}
+    kl = {}
+    for name, tensors in adapter.items():
+        set_lora(base.model, tensors, tmp_path)
+        kl[name] = measure_retention(base.model, [Scored(ids, list(range(1, len(ids)))) for ids in texts], name).kl
+    assert kl["held"] < 0.5 * kl["free"]
+
+
+def test_all_losses_together_resume_bit_exactly(setting, few_samples, monkeypatch):
+    settings = ALL_LOSSES
+    whole, _ = setting("whole", **settings)
+    real_step, calls = torch.optim.AdamW.step, []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Interrupted):
+        setting("broken", **settings)
+    resumed, _ = setting("broken", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+
+
+def test_a_ranking_puts_the_neutral_sentence_between(setting, tmp_path, tokenizer):
+    triplet = Triplet("A man pets a dog.", "A dog is petted.", "A dog is ignored.", 3, "A man is happy.")
+    preference = encode_triplet(tokenizer, triplet, ranking=True, words=True)
+    texts = [tokenizer.decode(ids) for ids in preference.responses]
+    assert [t.split("<|im_end|>")[0] for t in texts] == [triplet.chosen, triplet.neutral, triplet.rejected]
+    assert [tokenizer.decode(ids) for ids in preference.words] == [
+        f'This sentence : "{text}" means in one word:"'
+        for text in (triplet.sentence, triplet.chosen, triplet.neutral, triplet.rejected)
+    ]
+
+
+NEUTRAL = [
+    Triplet(f"A man pets {i} dogs.", f"{i} dogs are petted.", f"{i} dogs are ignored.", i, f"A man has {i} cats.")
+    for i in range(8)
+]
+
+
+@pytest.mark.parametrize("triplets", [NEUTRAL], ids=["with neutral"])
+@pytest.mark.parametrize("objective", ["plackett-luce", "plackett-luce-top1"])
+def test_rankings_learn_from_all_three_responses(setting, tmp_path, objective):
+    base, _ = setting(objective=objective, epochs=4.0, lora_dropout=0.0, anchor=0.0)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    # Of three equal candidates: log 3 for the first place, log 2 more for the second.
+    assert records[0]["loss"] == pytest.approx(math.log(3) + (objective == "plackett-luce") * math.log(2), rel=1e-5)
+    assert records[-1]["loss"] < records[0]["loss"]
+    preferences = [encode_triplet(base.tokenizer, t, ranking=True) for t in NEUTRAL]
+    (row,) = pack_preferences(preferences, range(len(preferences)), 1 << 20)
+    with torch.no_grad():
+        policy = sequence_logprobs(base.model, row)
+        with adapter_disabled(base.model):
+            reference = sequence_logprobs(base.model, row)
+    # The neutral one is a candidate that loses ground to the best: DPO of best and worst would not know it.
+    change = (policy - reference).mean(0)
+    assert change[0] > change[1]
+
+
+def longest(sentences, candidates):
+    return np.array([[len(text) for text in few] for few in candidates], dtype=float)
+
+
+def test_a_development_score_that_is_no_number_is_refused(setting):
+    with pytest.raises(SempaError, match="step 1: the development score is nan, expected a finite number"):
+        setting(score=[math.nan], eval_every=1)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "expected"), [(1.1, 110, 121), (0.07, 100, 7), (0.55, 100, 55), (0.5, 3, 2)]
+)
+def test_a_fraction_is_rounded_up_as_written(fraction, count, expected):
+    assert rounded_up(fraction, count) == expected
+    assert rounded_up(1.0, count) == count
+
+
+def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    config = Config(batch_size=6, preference_fraction=0.4, contrast=1.0)
+    for batch in Batches(config, preferences):
+        ranked = sorted(i for row in batch.rows for i in row.examples)
+        assert len(ranked) == math.ceil(0.4 * batch.size)
+        embedded = sorted(member for row in batch.sentences for member in row.members)
+        assert embedded == list(range(3 * batch.size))
+        assert [preferences[i] for i in ranked] == sorted(batch.preferences[: len(ranked)], key=preferences.index)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "loss"), [("responses", embedding_infonce_loss), ("all", all_pairs_infonce_loss)]
+)
+def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets, candidates, loss):
+    base, _ = setting(epochs=1.0)
+    config = Config(batch_size=6, contrast=1.0, contrast_candidates=candidates)
+    batch = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
+    _, found = contrast_loss(config, base.model, batch.sentences, batch.texts, World())
+    by_line = {triplet.line: triplet for triplet in triplets}
+    chosen = [by_line[preference.line] for preference in batch.preferences]
+    columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))
+    expected = loss(*(torch.from_numpy(embed(base, texts)) for texts in columns), config.temperature)
+    assert found["contrast_loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
+
+
+def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    batches = Batches(Config(batch_size=6, contrast=1.0, anchor=1.0), preferences)
+    assert len(batches) == len(list(batches)) == 3
+    once, again = batches[1], batches[1]
+    assert once is not again
+    assert once.preferences == again.preferences
+    for kind in ("rows", "sentences"):
+        tokens = [[row.row.tokens for row in getattr(batch, kind)] for batch in (once, again)]
+        assert tokens[0] == tokens[1] != []
+    with pytest.raises(IndexError):
+        batches[3]
+
+
+def test_equal_texts_of_a_batch_have_one_number(tokenizer):
+    triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
+    config = Config(batch_size=2, contrast=1.0)
+    (batch,) = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])
+    assert batch.texts.shape == (3, 2)
+    assert batch.texts[0, 0] == batch.texts[0, 1]
+    assert len(batch.texts.unique()) == 5
