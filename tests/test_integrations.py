@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sempa import Embedder, SempaError
-from sempa.captions import make_pairs
+from sempa.data.captions import caption_pairs
 from sempa.evaluation.sts import StsTask, evaluate_sts
 from sempa.integrations.documents import DocumentEmbeddings
 from sempa.model import base as models
@@ -55,7 +55,7 @@ def wrapper():
 
 
 def test_mteb_runs_a_local_task_to_the_score_of_our_own_protocol_and_writes_its_files(embedder, wrapper, tmp_path):
-    tasks = [StsTask("my pairs", make_pairs(30, 0, "heldout")), StsTask("others", make_pairs(20, 1, "heldout"))]
+    tasks = [StsTask("my pairs", caption_pairs("test", 30)), StsTask("others", caption_pairs("dev", 20))]
     scores = wrapper.evaluate_mteb(embedder, tasks, tmp_path, "me/tiny", batch_size=7)
     ours = evaluate_sts(embedder.encode, tasks)
     assert list(scores) == ["my-pairs", "others"]
@@ -65,12 +65,13 @@ def test_mteb_runs_a_local_task_to_the_score_of_our_own_protocol_and_writes_its_
     folder = tmp_path / "results" / "me__tiny" / revision
     written = json.loads((folder / "my-pairs.json").read_text())
     assert written["task_name"] == "my-pairs"
-    assert written["scores"]["test"][0]["main_score"] == pytest.approx(scores["my-pairs"])
+    # The file holds six digits.
+    assert written["scores"]["test"][0]["main_score"] == pytest.approx(scores["my-pairs"], abs=1e-6)
     assert json.loads((folder / "model_meta.json").read_text())["embed_dim"] == 32
 
 
 def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, monkeypatch):
-    tasks = [StsTask("pairs", make_pairs(20, 0, "heldout"))]
+    tasks = [StsTask("pairs", caption_pairs("test", 20))]
     first = wrapper.evaluate_mteb(embedder, tasks, tmp_path)
     monkeypatch.setattr(wrapper.MtebEncoder, "encode", lambda *a, **k: pytest.fail("was run again"))
     # The file holds six digits.
@@ -78,7 +79,7 @@ def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, 
 
 
 def test_mteb_runs_again_when_the_file_of_that_name_holds_other_pairs(embedder, wrapper, tmp_path):
-    before, after = (StsTask("pairs", make_pairs(20, seed, "heldout")) for seed in (0, 1))
+    before, after = (StsTask("pairs", caption_pairs(split, 20)) for split in ("test", "dev"))
     wrapper.evaluate_mteb(embedder, [before], tmp_path)
     (fresh,) = wrapper.evaluate_mteb(embedder, [after], tmp_path / "other").values()
     (again,) = wrapper.evaluate_mteb(embedder, [after], tmp_path).values()
@@ -86,7 +87,7 @@ def test_mteb_runs_again_when_the_file_of_that_name_holds_other_pairs(embedder, 
 
 
 def test_mtebs_old_result_stays_until_the_new_one_is_there(embedder, wrapper, tmp_path, monkeypatch):
-    before, after = (StsTask("pairs", make_pairs(20, seed, "heldout")) for seed in (0, 1))
+    before, after = (StsTask("pairs", caption_pairs(split, 20)) for split in ("test", "dev"))
     wrapper.evaluate_mteb(embedder, [before], tmp_path)
     (kept,) = tmp_path.rglob("pairs.json")
     old = kept.read_bytes()

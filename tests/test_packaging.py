@@ -80,6 +80,15 @@ def test_type_hints_are_announced_by_all_three_roots():
         assert "py.typed" in data[name].split()
 
 
+def test_every_data_file_of_the_package_is_installed():
+    data = settings()["options.package_data"]
+    files = [path for path in (ROOT / "src/sempa").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert len(files) > 1
+    for path in files:
+        package = ".".join(("sempa", *path.parent.relative_to(ROOT / "src/sempa").parts))
+        assert any(path.match(pattern) for pattern in data.get(package, "").split()), path
+
+
 def test_the_version_is_the_same_everywhere():
     import sempa
 
@@ -122,7 +131,7 @@ def test_no_other_trainer_is_imported():
     """They are destinations, peers in a benchmark or witnesses in a test: no step of training leans on one."""
     for path in python_files():
         assert not imports(path)[1] & TRAINERS, path
-    assert "matplotlib" in imports(ROOT / "src" / "sempa" / "plots.py")[1]
+    assert "matplotlib" in imports(ROOT / "src" / "sempa" / "report" / "plots.py")[1]
 
 
 def test_losses_and_kernels_name_no_device():

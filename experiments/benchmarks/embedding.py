@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
-from sempa.captions import make_pairs
+from sempa.data.captions import caption_pairs
 from sempa.embedding.embedder import Embedder
 from sempa.model.layers import blocks
 from sempa.model.resolve import resolve_model
@@ -33,7 +33,7 @@ def main() -> None:
     given = race.arguments(
         __doc__,
         model={"default": "smollm2-135m"},
-        sentences={"default": "", "help": "text file with one sentence per line (default: the built-in grammar's)"},
+        sentences={"default": "", "help": "text file with one sentence per line (default: of the built-in pairs)"},
         count={"type": int, "default": 192, "help": "sentences, evenly spread over the file (default %(default)s)"},
         memory={"choices": ("sempa", "plain", "template"), "help": "measure the peak memory of this contestant only"},
         batch={"type": int, "default": 32},
@@ -73,7 +73,7 @@ def _sentences(given: argparse.Namespace) -> list[str]:
     if given.sentences:
         lines = Path(given.sentences).read_text(encoding="utf-8").splitlines()
     else:
-        lines = [text for pair in make_pairs(given.count // 2) for text in (pair.first, pair.second)]
+        lines = [text for pair in caption_pairs("test", given.count // 2) for text in (pair.first, pair.second)]
     return [lines[i * len(lines) // given.count] for i in range(min(given.count, len(lines)))]
 
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sempa.batching.batches import Batch, Batches
 from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
-from sempa.captions import make_triplets
 from sempa.config import Config
+from sempa.data.captions import caption_triplets
 from sempa.data.examples import Triplet
 from sempa.data.triplets import read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
@@ -28,7 +28,7 @@ from sempa.training.step import train_step
 # What every benchmark that trains takes.
 OPTIONS = {
     "model": {"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
-    "triplets": {"default": "captions", "help": "triplets file, or captions for the built-in grammar"},
+    "triplets": {"default": "captions", "help": "triplets file, or captions for the built-in ones"},
 }
 RANK, _ALPHA = 8, 32
 # Tokens of a packed row, the default first: longer rows can be faster, shorter ones take less memory.
@@ -91,9 +91,9 @@ def random_model(source: str, folder: Path, width: int, depth: int) -> None:
 
 
 def read_or_make(given: argparse.Namespace) -> list[Triplet]:
-    """The first `given.count` triplets of the file `given.triplets`, or of the built-in grammar."""
+    """The first `given.count` triplets of the file `given.triplets`, or of the built-in captions."""
     if given.triplets == "captions":
-        return make_triplets(given.count)
+        return caption_triplets("train", given.count)
     return read_triplets(Path(given.triplets))[0][: given.count]
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=60, help="of each set (default %(default)s)")
     given = parser.parse_args()
     config = Config(dtype="float32", objective="dpo", anchor=0.0, learning_rate=2e-4, batch_size=4, epochs=given.epochs)
-    tasks = [builtin_task(given.pairs, 0)]
+    tasks = [builtin_task(given.pairs)]
     if given.sts:
         tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     full = load_base(config.model, config.dtype)

@@ -206,9 +206,9 @@ def _ranked(config: Config, triplets: int) -> int:
 
 def _triplets(config: Config) -> int:
     if config.triplets == CAPTIONS:
-        from sempa.batching.dataset import DEFAULT_CAPTIONS
+        from sempa.data.captions import caption_triplets
 
-        return config.triplet_limit or DEFAULT_CAPTIONS
+        return len(caption_triplets("train", config.triplet_limit or None))
     if Path(config.triplets).exists():
         from sempa.batching.dataset import hold_out
         from sempa.data.triplets import read_triplets

@@ -37,8 +37,6 @@ from sempa.training.loop import train
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import World, join_world, local_device
 
-# Development pairs of the built-in set are drawn with another seed than the report's.
-_DEV_SEED, _REPORT_SEED = 1, 2
 # In the report: pairs of the built-in set, and new tokens of each answer shown side by side.
 BUILTIN_PAIRS, GENERATION_TOKENS = 400, 24
 _PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
@@ -152,7 +150,7 @@ def finished_report(run: Path) -> tuple[dict, list[dict]]:
 def _evaluate(
     config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
 ) -> dict:
-    tasks = [builtin_task(BUILTIN_PAIRS, config.seed + _REPORT_SEED), *tasks]
+    tasks = [builtin_task(BUILTIN_PAIRS), *tasks]
     table, scatter, sides = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
@@ -170,7 +168,7 @@ def _evaluate(
 
 def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
-    task = tasks[0] if tasks else builtin_task(config.dev_pairs, config.seed + _DEV_SEED)
+    task = tasks[0] if tasks else builtin_task(config.dev_pairs, "dev")
     drawn = dataclasses.replace(sample_task(task, config.dev_pairs, config.seed), subtasks={})
     _check_order(f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it", drawn.pairs)
     for one in tasks:

@@ -7,14 +7,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import Preference, encode_triplet
-from sempa.captions import make_triplets
 from sempa.config import CAPTIONS, RANKINGS, Config
+from sempa.data.captions import caption_triplets
 from sempa.data.examples import Triplet
 from sempa.data.triplets import read_triplets
 from sempa.errors import SempaError
 
-# What the built-in grammar makes when no limit is set.
-DEFAULT_CAPTIONS = 960
 # Tokens of a conversation, as published.
 MAX_LENGTH = 1024
 
@@ -35,10 +33,9 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
     Raises `SempaError` for an unusable file, or when nothing is left to train on.
     """
     if config.triplets == CAPTIONS:
-        count = config.triplet_limit or DEFAULT_CAPTIONS
-        train = make_triplets(count, config.seed, "train")
-        held_out = make_triplets(config.held_out, config.seed, "heldout") if config.held_out else []
-        notes = [f"{count:,} triplets from the built-in grammar"]
+        train = caption_triplets("train", config.triplet_limit or None, config.seed)
+        held_out = caption_triplets("heldout", config.held_out, config.seed)
+        notes = [f"{len(train):,} built-in triplets"]
     else:
         triplets, counts = read_triplets(Path(config.triplets), combinations=config.combinations)
         train, held_out = hold_out(triplets, config.held_out, config.seed)

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
 
-    tasks = [builtin_task(arguments.builtin_pairs, 2)] if arguments.builtin_pairs else []
+    tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
     notes = left_out(tasks)

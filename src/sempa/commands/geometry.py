@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.sts:
         tasks = read_sts(arguments.sts, arguments.splits.split(","))
     else:
-        tasks = [builtin_task(arguments.builtin_pairs, 2)]
+        tasks = [builtin_task(arguments.builtin_pairs)]
     embedder = load_embedder(arguments)
     aligned = arguments.adapter is not None
     report = {"model": arguments.model, "adapter": str(arguments.adapter or "")}

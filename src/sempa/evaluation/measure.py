@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference, encode_texts, render_prompt
-from sempa.captions import make_pairs
+from sempa.data.captions import caption_pairs
 from sempa.data.examples import distinct_sentences
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
@@ -39,14 +40,14 @@ BUILTIN = "built-in"
 GSM8K_PROBLEMS = 40
 
 
-def builtin_task(pairs: int, seed: int) -> StsTask:
-    """The built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds.
+def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
+    """The first of the built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds.
 
-    Raises `SempaError` for fewer than two pairs, which have no order.
+    Raises `SempaError` for fewer than two pairs, which have no order, and for more than there are.
     """
     if pairs < 2:
         raise SempaError(f"built-in pairs: found {pairs}, expected at least 2")
-    return StsTask(BUILTIN, make_pairs(pairs, seed, "heldout"))
+    return StsTask(BUILTIN, caption_pairs(split, pairs))
 
 
 def development_tasks(sts_dir: str) -> tuple[list[StsTask], list[str]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_responses
-from sempa.captions import make_triplets
+from sempa.data.captions import caption_triplets
 from sempa.losses import plackett_luce_loss
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
@@ -56,7 +56,7 @@ def score_candidates(base: BaseModel, seed: int) -> list[Scored]:
     with torch.no_grad():
         for parameter in parameters[1::2]:
             parameter.copy_(0.01 * torch.randn(parameter.shape, generator=generator))
-    triplets = make_triplets(_TRIPLETS, seed)
+    triplets = caption_triplets("train", _TRIPLETS, seed)
     return [_score(base, triplets[place:] + triplets[:place], parameters) for place in range(PROMPTS)]
 
 

@@ -4,7 +4,7 @@ import zlib
 from dataclasses import dataclass
 from random import Random
 
-from sempa.captions.grammar import sentence
+from caption_grammar.grammar import sentence
 
 Option = str | tuple[str, ...]
 """What fills a slot; a tuple lists ways to say the same."""

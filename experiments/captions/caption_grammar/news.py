@@ -1,6 +1,6 @@
 """The news register: markets, weather, matches, votes, accidents and courts, all invented."""
 
-from sempa.captions.frames import Frame
+from caption_grammar.frames import Frame
 
 DAYS = ("on Monday", "on Tuesday", "on Wednesday", "on Thursday", "on Friday")
 PERCENT = ("2 percent", "3 percent", "5 percent", "8 percent", "12 percent")

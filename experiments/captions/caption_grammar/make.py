@@ -3,18 +3,18 @@
 import zlib
 from random import Random
 
-from sempa.captions.derive import change, derive, generalise
-from sempa.captions.facts import FACTS
-from sempa.captions.frames import derive_frame, sample_fill
-from sempa.captions.news import NEWS
-from sempa.captions.render import render
-from sempa.captions.sample import OPTIONAL, sample_scene
-from sempa.captions.scene import Count, Scene, Slot, Statement, value_clashes, value_entails
-from sempa.captions.talk import TALK
+from caption_grammar.derive import change, derive, generalise
+from caption_grammar.facts import FACTS
+from caption_grammar.frames import derive_frame, sample_fill
+from caption_grammar.news import NEWS
+from caption_grammar.render import render
+from caption_grammar.sample import OPTIONAL, sample_scene
+from caption_grammar.scene import Count, Scene, Slot, Statement, value_clashes, value_entails
+from caption_grammar.talk import TALK
 from sempa.data.examples import ScoredPair, Triplet
 
 SPLITS = ("train", "heldout")
-# The share of captions; the other registers divide the rest.
+# The fraction of captions; the other registers divide the rest.
 _CAPTIONS = 0.7
 _SAME_VOICE = 0.7
 _TRIES = 3
@@ -67,7 +67,7 @@ def triplet_with_kinds(random: Random, split: str) -> tuple[tuple[str, str, str]
 
 
 def shared_words(premise: str, hypothesis: str) -> float:
-    """The share of the hypothesis' distinct words that the premise has too, from 0 to 1."""
+    """The fraction of the hypothesis' distinct words that the premise has too, from 0 to 1."""
     words, own = (set(text.lower().rstrip(".?").replace(",", "").split()) for text in (premise, hypothesis))
     return len(words & own) / len(own)
 
@@ -104,7 +104,7 @@ def _misleading_pair(random: Random, first: Statement, second: Statement, alike:
 
 
 def scene_similarity(first: Statement, second: Statement) -> float:
-    """The share of two scenes' meaning that they have in common, from 0 to 5.
+    """How much of their meaning two scenes have in common, from 0 to 5.
 
     Σ w·s / Σ w over the slots that either fills, w the slot's weight and s from 1 (the same) over 0.8 (one entails the other)
     and less (the same general kind) to 0; a detail that only one mentions counts half. A negation halves the whole.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from random import Random
 
-from sempa.captions.actions import Verb
-from sempa.captions.grammar import article, ing, number, participle, past, plural, sentence, third
-from sempa.captions.lexicon import Noun, Phrase
-from sempa.captions.scene import ONE, Count, Scene, Statement
+from caption_grammar.actions import Verb
+from caption_grammar.grammar import article, ing, number, participle, past, plural, sentence, third
+from caption_grammar.lexicon import Noun, Phrase
+from caption_grammar.scene import ONE, Count, Scene, Statement
 
 _AFTER = ("in ", "with ", "wearing ")
 # A verb phrase that ends in one of these takes its object behind it; other phrases take it behind their first word.

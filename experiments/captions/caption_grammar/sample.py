@@ -4,10 +4,10 @@ import zlib
 from functools import cache
 from random import Random
 
-from sempa.captions.actions import ACTIONS, GENERAL_ACTIONS, OPPOSITES, Verb
-from sempa.captions.lexicon import AGENT_MODIFIERS, AGENTS, COMPANY, MANNERS, PLACES, TIMES, Noun, Phrase
-from sempa.captions.scene import MANY, ONE, Count, Scene, Slot, Value, value_clashes, value_entails
-from sempa.captions.things import LOOKS, OBJECTS
+from caption_grammar.actions import ACTIONS, GENERAL_ACTIONS, OPPOSITES, Verb
+from caption_grammar.lexicon import AGENT_MODIFIERS, AGENTS, COMPANY, MANNERS, PLACES, TIMES, Noun, Phrase
+from caption_grammar.scene import MANY, ONE, Count, Scene, Slot, Value, value_clashes, value_entails
+from caption_grammar.things import LOOKS, OBJECTS
 
 SCENE = "scene"
 SOME = Count(2, MANY)

@@ -6,8 +6,8 @@ A feature is `name=general/special`. The first word of a line is the name of the
 
 from dataclasses import dataclass
 
-from sempa.captions.grammar import plural
-from sempa.captions.scene import Features, Value
+from caption_grammar.grammar import plural
+from caption_grammar.scene import Features, Value
 
 
 @dataclass(frozen=True)

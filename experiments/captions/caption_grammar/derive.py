@@ -2,9 +2,9 @@
 
 from random import Random
 
-from sempa.captions.actions import Verb
-from sempa.captions.sample import OPTIONAL, SOME, agents_of, candidates, general_values
-from sempa.captions.scene import Count, Scene, Slot, Statement, Value, contradicts, entails, value_clashes
+from caption_grammar.actions import Verb
+from caption_grammar.sample import OPTIONAL, SOME, agents_of, candidates, general_values
+from caption_grammar.scene import Count, Scene, Slot, Statement, Value, contradicts, entails, value_clashes
 
 # How often each way of contradicting is tried first, by the slot that it changes.
 _CHANGES = {

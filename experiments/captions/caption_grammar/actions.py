@@ -6,8 +6,8 @@ peel and saw at once (both need the hands) while one may well sing and walk.
 
 from dataclasses import dataclass
 
-from sempa.captions.lexicon import features, rows
-from sempa.captions.scene import Value
+from caption_grammar.lexicon import features, rows
+from caption_grammar.scene import Value
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What is acted on, as plain data: objects by kind, and the looks they can have."""
 
-from sempa.captions.lexicon import COLOURS, Phrase, nouns, phrases
+from caption_grammar.lexicon import COLOURS, Phrase, nouns, phrases
 
 # Groups name the classes that verbs choose by; looks: hued, sized, built (made of wood, metal or plastic).
 OBJECTS = nouns("""

@@ -1,6 +1,6 @@
 """The register of reference books: definitions, comparisons, causes and instructions."""
 
-from sempa.captions.frames import Frame
+from caption_grammar.frames import Frame
 
 MATERIALS = ("wood", "steel", "glass", "paper", "cotton", "plastic", "copper", "clay")
 ANIMALS = ("the otter", "the hedgehog", "the owl", "the salmon", "the bat", "the mole", "the stork", "the lizard")

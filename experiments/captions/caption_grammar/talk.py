@@ -1,6 +1,6 @@
 """The register of forums and everyday talk: advice, opinions, plans, questions and requests."""
 
-from sempa.captions.frames import Frame
+from caption_grammar.frames import Frame
 
 DAYS = ("tomorrow", "on Sunday", "next week", "this evening")
 FOOD = ("the bread", "the soup", "the rice", "the cake", "the fish", "the stew", "the pasta")
