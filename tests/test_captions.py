@@ -13,6 +13,7 @@ from sempa.config import Config
 from sempa.data import captions
 from sempa.data.captions import caption_pairs, caption_triplets
 from sempa.errors import SempaError
+from sempa.run import BUILTIN_PAIRS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "captions" / "make_captions.py"
 DATA = Path(captions.__file__).parent
@@ -87,15 +88,15 @@ def test_the_files_hold_what_the_default_config_asks_for():
     assert len(caption_triplets("train", config.triplet_limit or None, config.seed)) == 960
     assert len(caption_triplets("heldout", config.held_out, config.seed)) == config.held_out
     assert len(caption_pairs("dev", config.dev_pairs)) == config.dev_pairs
-    assert len(caption_pairs("test", config.builtin_pairs)) == config.builtin_pairs
+    assert len(caption_pairs("test", BUILTIN_PAIRS)) == BUILTIN_PAIRS
 
 
 def test_a_run_trains_on_the_captions_that_its_config_asks_for(tokenizer):
-    found = load_dataset(Config(triplet_limit=5, held_out=3, seed=2, max_length=4096), tokenizer)
+    found = load_dataset(Config(triplet_limit=5, held_out=3, seed=2), tokenizer, 4096)
     assert [row.sentence for row in found.train] == [t.sentence for t in caption_triplets("train", 5, 2)]
     assert [row.sentence for row in found.held_out] == [t.sentence for t in caption_triplets("heldout", 3, 2)]
     assert found.notes == ["5 built-in triplets"]
-    everything = load_dataset(Config(held_out=0, max_length=4096), tokenizer)
+    everything = load_dataset(Config(held_out=0), tokenizer, 4096)
     assert (len(everything.train), everything.held_out) == (960, [])
     with pytest.raises(SempaError, match="961 built-in captions asked for, expected 0 to 960"):
         load_dataset(Config(triplet_limit=961), tokenizer)
