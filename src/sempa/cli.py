@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 from sempa.commands import (
-    amortise,
     embed,
     evaluate,
     export,
@@ -20,7 +19,6 @@ from sempa.commands import (
     similarity,
     table,
     train,
-    uncertainty,
 )
 from sempa.errors import SempaError
 
@@ -80,8 +78,6 @@ def _parser() -> argparse.ArgumentParser:
         geometry,
         keytokens,
         generate,
-        uncertainty,
-        amortise,
         export,
     ):
         command.add(commands)

@@ -19,7 +19,7 @@ from sempa.data.examples import Triplet
 settings.register_profile("sempa", deadline=None)
 settings.load_profile("sempa")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[1] / "shared" / "data"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -32,7 +32,9 @@ def _private_cache(tmp_path_factory, monkeypatch):
     """Reference log-probabilities of tests do not land in the user's cache; the converted default model stays there."""
     if "SEMPA_CACHE" not in os.environ:
         for module in ("reference", "base_samples"):
-            monkeypatch.setattr(f"sempa.training.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+            monkeypatch.setattr(
+                f"sempa.training.{module}.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache"
+            )
 
 
 def load_script(path):
