@@ -18,7 +18,6 @@ from sempa.sparse import encode_sparse
 
 COMMANDS = (
     "train",
-    "plan",
     "embed",
     "similarity",
     "evaluate",
@@ -200,15 +199,6 @@ def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tin
             main(["table", "--sts", "x", f"--seed={seed}"])
         assert caught.value.code == 2
         assert f"found '{seed}', expected a number from 0 to 2147483647" in capsys.readouterr().err
-
-
-def test_settings_may_stand_on_both_sides_of_an_option(config, capsys):
-    assert main(["plan", str(config), "held_out=0", "--efficiency", "0.5", "epochs=2"]) == 0
-    assert "time at 50% of peak" in capsys.readouterr().out
-    for strange in ("--held=1", "stray"):
-        with pytest.raises(SystemExit):
-            main(["plan", str(config), "--efficiency", "0.5", strange])
-        assert f"unrecognized arguments: {strange}" in capsys.readouterr().err
 
 
 def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):
