@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TRAIN_RUN := runs/smollm2_captions
 FUZZ_OUTCOME := runs/fuzz.json
-CODE := src losses kernels experiments examples docs tests
+CODE := src losses kernels experiments examples docs tests conftest.py
 
 .PHONY: help install train test fuzz lint bench docs
 

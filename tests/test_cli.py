@@ -15,7 +15,6 @@ from sempa.embedding.embedder import Embedder
 
 COMMANDS = (
     "train",
-    "plan",
     "embed",
     "similarity",
     "evaluate",
@@ -25,8 +24,6 @@ COMMANDS = (
     "geometry",
     "keytokens",
     "generate",
-    "uncertainty",
-    "amortise",
     "export",
 )
 
@@ -178,20 +175,10 @@ def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tin
     assert "top: found 0, expected at least 1" in fails(capsys, "keytokens", *model, "a dog", "--top", 0)
     assert "max_new_tokens: found -1" in fails(capsys, "retention", *model, "--max-new-tokens", -1)
     for seed in ("-1", "10000000000000000000000", str(2**31), "x"):
-        for command in (["table", "--sts", "x"], ["uncertainty", "Why?"]):
-            with pytest.raises(SystemExit) as caught:
-                main([*command, f"--seed={seed}"])
-            assert caught.value.code == 2
-            assert f"found '{seed}', expected a number from 0 to 2147483647" in capsys.readouterr().err
-
-
-def test_settings_may_stand_on_both_sides_of_an_option(config, capsys):
-    assert main(["plan", str(config), "held_out=0", "--efficiency", "0.5", "epochs=2"]) == 0
-    assert "time at 50% of peak" in capsys.readouterr().out
-    for strange in ("--held=1", "stray"):
-        with pytest.raises(SystemExit):
-            main(["plan", str(config), "--efficiency", "0.5", strange])
-        assert f"unrecognized arguments: {strange}" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as caught:
+            main(["table", "--sts", "x", f"--seed={seed}"])
+        assert caught.value.code == 2
+        assert f"found '{seed}', expected a number from 0 to 2147483647" in capsys.readouterr().err
 
 
 def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("experiments/*/*.md")]
 LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)")
 sys.path.insert(0, str(DOCS))
 try:

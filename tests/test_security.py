@@ -207,8 +207,7 @@ def test_a_model_folders_own_code_is_not_run(mark, tiny_folder, tmp_path, monkey
     with pytest.raises(SempaError) as caught:
         load_base(str(folder), "float32", "cpu")
     assert len(str(caught.value).splitlines()) == 1
-    (tmp_path / "c.yaml").write_text(f"model: {folder}\n")
-    assert main(["plan", str(tmp_path / "c.yaml")]) == 2
+    assert main(["similarity", "--model", str(folder), "A man runs.", "A dog runs."]) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from pathlib import Path
 import race
 import torch
 from training import OPTIONS, random_model, read_or_make, sempa_contestants
+from transformers import AutoModelForCausalLM
 
-from sempa.plan import empty_model, model_config
+from sempa.model.base import open_config
+from sempa.model.resolve import quiet, resolve_model
 from sempa.report.plots import ALIGNED, INK, make_figure, standalone, svg
 
 _TRIPLETS = (16, 32, 64, 128)
@@ -54,10 +56,16 @@ def _measure(given: argparse.Namespace, runs: Sequence[tuple[str, str, int]]) ->
     for over, model, count in runs:
         options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
         risen = race.in_fresh_process(__file__, *options, f"{model},{count}")["bytes"]
-        empty = empty_model(model_config(model), torch.float32, "meta")
-        size = {"triplets": count, "parameters": sum(p.numel() for p in empty.parameters())}
+        size = {"triplets": count, "parameters": _parameters(model)}
         rows.append({"over": over, **size, "seconds": seconds[over, model, count], "peak MiB": risen / 2**20})
     return rows
+
+
+def _parameters(model: str) -> int:
+    """How many a model has, counted without storage."""
+    with torch.device("meta"), quiet():
+        empty = AutoModelForCausalLM.from_config(open_config(model, resolve_model(model)))
+    return sum(parameter.numel() for parameter in empty.parameters())
 
 
 def _memory(given: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from sempa.model.lora import add_lora
 from sempa.model.resolve import quiet
 from sempa.training.loop import train
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from conftest import make_llama, make_tokenizer, tiny_texts, write_gguf  # noqa: F401
 
 SETTINGS = {"batch_size": 4, "eval_every": 2, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.1}

@@ -1,14 +1,15 @@
-"""Does a score of uncertainty know when the greedy answer is wrong? AUROC of each, on questions with known answers.
+"""Which score of uncertainty is higher when the greedy answer is wrong? AUROC of each, on questions with known answers.
 
     python experiments/uncertainty/auroc.py [--questions 64] [--answers 10] [--max-new-tokens 24] [--adapter FOLDER]
 
-An answer is right when it holds one of the known answers as whole words, whatever their case. The uncertainty comes
-from sampled answers alone; the greedy answer is not among them. `amortised` is what a map fitted to the other questions
-foresees for each from the state before its answer. Writes figures, settings and answers as JSON.
+An answer is right when it holds one of the known answers as whole words, whatever their case. The scores come from
+sampled answers; the greedy answer is not among them. `amortised` is the prediction for each question by a map fitted to
+all the others. Writes figures, settings and answers as JSON.
 """
 
 import argparse
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -16,18 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from amortised import leave_one_out, prompt_states
+from semantic_uncertainty import uncertainties
 
-from sempa.amortised import foreseen, prompt_states
-from sempa.embedding.embedder import Embedder
-from sempa.evaluation.statistics import auroc, bootstrap_auroc, compare, interval, spearman
+from sempa import Embedder, SempaError
+from sempa.evaluation.statistics import compare, interval, spearman
 from sempa.io.files import write_json
 from sempa.model.resolve import DEFAULT_MODEL
 from sempa.model.sampling import sample
 from sempa.run import origin
-from sempa.semantic_uncertainty import uncertainties
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results"
 SUM = re.compile(r"\d|half of|square root")
 SCORES = ("semantic", "amortised", "length_normalised", "entropy")
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=64, help="the first so many")
     parser.add_argument("--answers", type=int, default=10, help="sampled answers per question")
     parser.add_argument("--max-new-tokens", type=int, default=24)
-    parser.add_argument("--adapter", type=Path, help="its figures get a file of their own: uncertainty-aligned.json")
+    parser.add_argument("--adapter", type=Path, help="its figures go to uncertainty-aligned.json")
     given = parser.parse_args()
     lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines[: given.questions]]
@@ -46,7 +46,7 @@ def main() -> None:
     greedy = [few[0].text for few in sample(embedder.base, questions, 1, given.max_new_tokens, temperature=0)]
     found = uncertainties(embedder, questions, given.answers, max_new_tokens=given.max_new_tokens)
     semantic = np.array([one.semantic for one in found])
-    amortised = foreseen(prompt_states(embedder.base, questions), semantic)
+    amortised = leave_one_out(prompt_states(embedder.base, questions), semantic)
     wrong = [not is_right(answer, one["answers"]) for answer, one in zip(greedy, asked, strict=True)]
     settings = {
         "model": DEFAULT_MODEL,
@@ -65,10 +65,10 @@ def main() -> None:
             "question": one["question"],
             "greedy": answer,
             "wrong": is_wrong,
-            "amortised": float(ahead),
+            "amortised": float(predicted),
             **{name: getattr(scores, name) for name in SCORES if name != "amortised"},
         }
-        for one, answer, is_wrong, scores, ahead in zip(asked, greedy, wrong, found, amortised, strict=True)
+        for one, answer, is_wrong, scores, predicted in zip(asked, greedy, wrong, found, amortised, strict=True)
     ]
     result = {
         "settings": settings,
@@ -79,7 +79,7 @@ def main() -> None:
         "without_sums": without_sums(rows),
     }
     name = "uncertainty-aligned.json" if given.adapter else "uncertainty.json"
-    write_json(RESULTS / name, {**origin(), **result, "rows": rows})
+    write_json(HERE / name, {**origin(), **result, "rows": rows})
     print(json.dumps(result, indent=1))
 
 
@@ -90,12 +90,12 @@ def is_right(answer: str, known: Sequence[str]) -> bool:
 
 def without_sums(rows: list[dict]) -> dict:
     """The same figures without the sums, whose answers often end before they come to the result."""
-    kept = [row for row in rows if not SUM.search(row["question"])]
-    return {"questions": len(kept), "wrong": sum(row["wrong"] for row in kept), "auroc": measure(kept)}
+    rest = [row for row in rows if not SUM.search(row["question"])]
+    return {"questions": len(rest), "wrong": sum(row["wrong"] for row in rest), "auroc": measure(rest)}
 
 
 def measure(rows: list[dict]) -> dict[str, dict]:
-    """Each score's AUROC with its 95 % interval, and what `semantic` is ahead of it on the same draws."""
+    """Each score's AUROC with its 95 % interval, and by how much `semantic` exceeds it on the same draws."""
     wrong = [row["wrong"] for row in rows]
     values = {name: [row[name] for row in rows] for name in SCORES}
     draws = {name: bootstrap_auroc(scores, wrong) for name, scores in values.items()}
@@ -106,6 +106,47 @@ def measure(rows: list[dict]) -> dict[str, dict]:
         table[name]["semantic_ahead_by"] = ahead.difference
         table[name]["semantic_ahead_interval"] = ahead.interval
     return table
+
+
+def auroc(scores: Sequence[float] | np.ndarray, positive: Sequence[bool] | np.ndarray) -> float:
+    """The area under the ROC curve of scores `[n]` as a detector of the positive cases: 0.5 is chance, 1 perfect.
+
+    It is P(s⁺ > s⁻) + P(s⁺ = s⁻) / 2 over all pairs of a positive and a negative, counted exactly: the Mann–Whitney U
+    over n⁺ n⁻ (Hanley & McNeil 1982, *The Meaning and Use of the Area under a ROC Curve*).
+
+    Raises `SempaError` when the lengths differ, a score is NaN, or one of the two classes is missing.
+    """
+    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if scores.ndim != 1 or scores.shape != positive.shape:
+        raise SempaError(f"AUROC of shapes {scores.shape} and {positive.shape}, expected two series of one length")
+    if np.isnan(scores).any():
+        raise SempaError("AUROC of a series with NaN, expected numbers")
+    if positive.all() or not positive.any():
+        raise SempaError(f"AUROC of {positive.sum():,} positives among {len(positive):,}, expected some and not all")
+    above, below = scores[positive], np.sort(scores[~positive])
+    # Twice the number of negatives below each positive, a tied one counted once.
+    wins = np.searchsorted(below, above, "left") + np.searchsorted(below, above, "right")
+    return float(wins.sum() / (2 * len(above) * len(below)))
+
+
+def bootstrap_auroc(
+    scores: Sequence[float] | np.ndarray,
+    positive: Sequence[bool] | np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """The AUROC of `resamples` draws of n cases from n, with replacement: float64 `[resamples]`.
+
+    The draws depend on n and `seed` alone, so that `compare` of two scores of the same cases is a paired test. A draw
+    without both classes has no AUROC; it is NaN, which `interval` and `compare` leave out. Raises `SempaError` as
+    `auroc` does.
+    """
+    auroc(scores, positive)
+    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    chosen = np.random.default_rng(seed).integers(0, len(scores), (resamples, len(scores)))
+    return np.array(
+        [auroc(scores[c], positive[c]) if 0 < positive[c].sum() < len(c) else math.nan for c in chosen],
+    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ from sempa.errors import SempaError
 
 if TYPE_CHECKING:
     from sempa.embedding.embedder import Embedder
-    from sempa.semantic_uncertainty import uncertainty
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "SempaError", "__version__", "uncertainty"]
+__all__ = ["Embedder", "SempaError", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -18,8 +17,4 @@ def __getattr__(name: str) -> object:
         from sempa.embedding.embedder import Embedder
 
         return Embedder
-    if name == "uncertainty":
-        from sempa.semantic_uncertainty import uncertainty
-
-        return uncertainty
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 from sempa.commands import (
-    amortise,
     embed,
     evaluate,
     export,
@@ -15,12 +14,10 @@ from sempa.commands import (
     geometry,
     keytokens,
     lm_eval,
-    plan,
     retention,
     similarity,
     table,
     train,
-    uncertainty,
 )
 from sempa.errors import SempaError
 
@@ -31,13 +28,7 @@ Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse closes a list of values at the first option: `plan CONFIG --efficiency 0.4 key=value`.
-    if rest and not ("overrides" in arguments and all("=" in one and one[0] != "-" for one in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    arguments = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -70,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (
         train,
-        plan,
         embed,
         similarity,
         evaluate,
@@ -80,8 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         geometry,
         keytokens,
         generate,
-        uncertainty,
-        amortise,
         export,
     ):
         command.add(commands)

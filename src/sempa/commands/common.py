@@ -46,16 +46,6 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_draw_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--answers`, `--max-new-tokens`, `--temperature` and `--seed`."""
-    parser.add_argument("--answers", type=int, default=10, help="answers to draw, 2 or more (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws, above 0 (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=seed_number, default=0, help="another one draws other answers (default %(default)s)"
-    )
-
-
 def seed_number(text: str) -> int:
     """A seed that every generator takes."""
     if not (text.isdecimal() and len(text) <= len(str(2**31)) and int(text) < 2**31):

@@ -1,11 +1,10 @@
-"""How alike two series of numbers are ordered, how well one tells two kinds apart, and how far that would move.
+"""How alike two series of numbers are ordered, and how far that would move with other pairs.
 
 Correlations are × 100, as in the papers' tables. The bootstrap draws whole pairs (cosine and gold score together) with
 replacement and computes the correlation of each draw anew, ranks included (Efron & Tibshirani, *An Introduction to the
 Bootstrap*, 1993, chapters 13 and 16).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -73,7 +72,8 @@ def bootstrap(
     """
     # The whole series' figure is not needed, but what has none has no draws of it either.
     (spearman if ranks else pearson)(x, y)
-    _check_resamples(resamples)
+    if resamples < 1:
+        raise SempaError(f"resamples: found {resamples}, expected at least 1")
     x, y = _series(x, y)
     size = len(x)
     rng = np.random.default_rng(seed)
@@ -107,53 +107,6 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> C
     differences = differences[~np.isnan(differences)]
     p = (1 + np.count_nonzero(differences <= 0)) / (1 + len(differences))
     return Comparison(a - b, interval(differences), float(p))
-
-
-def auroc(scores: Sequence[float] | np.ndarray, positive: Sequence[bool] | np.ndarray) -> float:
-    """The area under the ROC curve of scores `[n]` for telling the positive from the others: 0.5 is chance, 1 perfect.
-
-    It is P(s⁺ > s⁻) + P(s⁺ = s⁻) / 2 over all pairs of a positive and a negative, counted exactly: the Mann–Whitney U
-    over n⁺ n⁻ (Hanley & McNeil 1982, *The Meaning and Use of the Area under a ROC Curve*).
-
-    Raises `SempaError` when the lengths differ, a score is NaN, or one of the two kinds is missing.
-    """
-    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
-    if scores.ndim != 1 or scores.shape != positive.shape:
-        raise SempaError(f"AUROC of shapes {scores.shape} and {positive.shape}, expected two series of one length")
-    if np.isnan(scores).any():
-        raise SempaError("AUROC of a series with NaN, expected numbers")
-    if positive.all() or not positive.any():
-        raise SempaError(f"AUROC of {positive.sum():,} positives among {len(positive):,}, expected some and not all")
-    above, below = scores[positive], np.sort(scores[~positive])
-    # Twice the number of negatives below each positive, a tied one counted once.
-    wins = np.searchsorted(below, above, "left") + np.searchsorted(below, above, "right")
-    return float(wins.sum() / (2 * len(above) * len(below)))
-
-
-def bootstrap_auroc(
-    scores: Sequence[float] | np.ndarray,
-    positive: Sequence[bool] | np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
-    """The AUROC of `resamples` draws of n cases from n, with replacement, kinds and all: float64 `[resamples]`.
-
-    The draws depend on n and `seed` alone, so that `compare` of two scores of the same cases is a paired test. A draw
-    without both kinds has no AUROC; it is NaN and passed over later. Raises `SempaError` as `auroc` does, and for fewer
-    than one draw.
-    """
-    auroc(scores, positive)
-    _check_resamples(resamples)
-    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
-    chosen = np.random.default_rng(seed).integers(0, len(scores), (resamples, len(scores)))
-    return np.array(
-        [auroc(scores[c], positive[c]) if 0 < positive[c].sum() < len(c) else math.nan for c in chosen],
-    )
-
-
-def _check_resamples(resamples: int) -> None:
-    if resamples < 1:
-        raise SempaError(f"resamples: found {resamples}, expected at least 1")
 
 
 class _Ranks:

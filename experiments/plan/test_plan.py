@@ -2,21 +2,21 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import efficiency
 import pytest
-import torch
+from plan import GPUS, _saved_bytes, describe_plan, main, make_plan
 from test_architectures import ARCHITECTURES
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
 
-from sempa import efficiency
-from sempa.cli import main
+from sempa import SempaError
 from sempa.config import Config
-from sempa.errors import SempaError
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.plan import GPUS, _saved_bytes, describe_plan, make_plan
 
+EXPERIMENTS = Path(__file__).resolve().parents[1]
 PAPER_DATA = {"triplets": "nli_for_simcse.csv", "held_out": 0}
 
 
@@ -183,27 +183,42 @@ def test_measured_efficiency_counts_the_operations_that_run(shape, tmp_path, mon
     measured = efficiency.measure_efficiency(Config(model=str(tmp_path), row_tokens=512, device="cpu"))
     assert measured.products == 1
     # Attention's own products are counted in neither plan nor share, nor is the first layers' missing input gradient.
-    assert measured.share == pytest.approx(1, abs=0.12)
+    assert measured.fraction == pytest.approx(1, abs=0.12)
 
 
 def test_measured_efficiency_is_a_share_of_what_bare_products_reach(tiny_folder, capsys):
     measured = efficiency.measure_efficiency(Config(model=str(tiny_folder), row_tokens=512, device="cpu"))
-    assert 0 < measured.share < 1 and measured.products > 1e6
-    assert main(["plan", "experiments/smollm2_captions.yaml", f"model={tiny_folder}", "--measure"]) == 0
+    assert 0 < measured.fraction < 1 and measured.products > 1e6
+    main([str(EXPERIMENTS / "smollm2_captions.yaml"), f"model={tiny_folder}", "--measure"])
     first, *rest = capsys.readouterr().out.splitlines()
     assert f"time at {first.split()[1]} of peak" in rest
 
 
 @pytest.mark.parametrize("name", ["paper_llama2_7b", "paper_llama3_8b", "smollm2_nli", "smollm2_captions"])
 def test_every_experiment_can_be_planned(name, capsys):
-    path = f"{__file__.rpartition('/tests/')[0]}/experiments/{name}.yaml"
-    assert main(["plan", path]) == 0
-    told = capsys.readouterr().out
-    assert "H200" in told and "GB" in told
-    assert re.search(r"A100 80GB +\d[\d.]* (h|min|s)\b", told)
+    main([str(EXPERIMENTS / f"{name}.yaml")])
+    printed = capsys.readouterr().out
+    assert "H200" in printed and "GB" in printed
+    assert re.search(r"A100 80GB +\d[\d.]* (h|min|s)\b", printed)
 
 
-def test_a_share_of_the_peak_that_is_none_is_refused(capsys):
-    assert main(["plan", "experiments/paper.yaml", "--efficiency", "0"]) == 2
-    assert "--efficiency" in capsys.readouterr().err
-    assert torch.get_default_device().type == "cpu"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--efficiency", "0"], "--efficiency: found 0.0, expected a fraction above 0, at most 1"),
+        (["held_out=many"], "held_out"),
+        (["--held=1"], "unrecognized arguments: --held=1"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_exit_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(EXPERIMENTS / "paper.yaml"), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(tiny_folder, triplets_file, capsys):
+    data = [f"model={tiny_folder}", f"triplets={triplets_file}", "batch_size=4"]
+    main([str(EXPERIMENTS / "paper.yaml"), *data, "held_out=0", "--efficiency", "0.5", "epochs=2"])
+    printed = capsys.readouterr().out
+    assert "16 triplets as long as SNLI's, 8 steps" in printed and "time at 50% of peak" in printed

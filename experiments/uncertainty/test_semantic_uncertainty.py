@@ -1,21 +1,20 @@
-"""Uncertainty from sampled answers: every score against a float64 calculation by other means, and its bounds."""
+"""Uncertainty of sampled answers: every score against whole forward passes in float64, and its bounds."""
 
 import itertools
 
 import numpy as np
 import pytest
+import semantic_uncertainty
 import torch
 from conftest import make_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from semantic_uncertainty import score_answers, uncertainties
+from uncertainty import main
 
-import sempa
-from sempa import SempaError, semantic_uncertainty
+from sempa import Embedder, SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
-from sempa.cli import main
-from sempa.embedding.embedder import Embedder
-from sempa.model.sampling import Sample
-from sempa.semantic_uncertainty import score_answers, uncertainties
+from sempa.model.sampling import Sample, sample
 
 PROMPTS = ["What is a dog?", "Who pets the cat?"]
 
@@ -41,7 +40,7 @@ def disagreement(vectors):
 def test_all_three_scores_are_those_of_whole_forwards_in_float64(embedder):
     for prompt, found in zip(PROMPTS, uncertainties(embedder, PROMPTS, 5, max_new_tokens=6, seed=3), strict=True):
         base = embedder.base
-        drawn = sempa.model.sampling.sample(base, PROMPTS, 5, 6, seed=3)[PROMPTS.index(prompt)]
+        drawn = sample(base, PROMPTS, 5, 6, seed=3)[PROMPTS.index(prompt)]
         assert found.answers == tuple(one.text for one in drawn)
         assert len(set(found.answers)) > 1
         (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])
@@ -106,25 +105,11 @@ def test_answers_without_a_word_are_compared_too(embedder, monkeypatch):
     assert found.semantic > 0
 
 
-def test_sempa_uncertainty_is_a_function_and_takes_the_embedded_model_by_default(embedder, monkeypatch):
-    assert callable(sempa.uncertainty)
-    assert sempa.uncertainty is semantic_uncertainty.uncertainty
-    (expected,) = uncertainties(embedder, PROMPTS[:1], 3, max_new_tokens=4, seed=5)
-    assert sempa.uncertainty(PROMPTS[0], 3, embedder, max_new_tokens=4, seed=5) == expected
-    semantic_uncertainty._default_embedder.cache_clear()
-    loads = []
-    monkeypatch.setattr(semantic_uncertainty, "Embedder", lambda name: (loads.append(name), embedder)[1])
-    for _ in range(2):
-        assert sempa.uncertainty(PROMPTS[0], n=3, max_new_tokens=4, seed=5) == expected
-    assert loads == ["smollm2-135m"]
-    semantic_uncertainty._default_embedder.cache_clear()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 1}, "n: found 1, expected at least 2 answers"),
-        ({"n": 0}, "n: found 0, expected at least 2 answers"),
+        ({"n": 1}, "n: found 1, expected at least 2 answers to compare"),
+        ({"n": 0}, "n: found 0, expected at least 2 answers to compare"),
         ({"temperature": 0}, "temperature: found 0, expected more than 0"),
         ({"temperature": float("nan")}, "temperature: found nan, expected more than 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
@@ -132,18 +117,28 @@ def test_sempa_uncertainty_is_a_function_and_takes_the_embedded_model_by_default
 )
 def test_draws_that_cannot_be_compared_are_refused(embedder, change, message):
     with pytest.raises(SempaError, match=message):
-        sempa.uncertainty(PROMPTS[0], embedder=embedder, **change)
+        uncertainties(embedder, PROMPTS, **change)
 
 
 def test_the_command_prints_the_answers_and_the_three_scores(tiny_folder, embedder, capsys):
     options = ["--model", str(tiny_folder), "--dtype", "float32", "--answers", "3", "--max-new-tokens", "4"]
-    assert main(["uncertainty", *options, "--seed", "2", PROMPTS[0]]) == 0
+    main(["ask", *options, "--seed", "2", PROMPTS[0]])
     out = capsys.readouterr().out
-    found = sempa.uncertainty(PROMPTS[0], 3, embedder, max_new_tokens=4, seed=2)
+    (found,) = uncertainties(embedder, PROMPTS[:1], 3, max_new_tokens=4, seed=2)
     answers, table = out.split("\n\nUncertainty\n")
     assert answers.split("\n") == [" ".join(answer.split()) for answer in found.answers]
     printed = [float(line.split()[-1]) for line in table.splitlines()[1:]]
     expected = [found.semantic, found.length_normalised, found.entropy]
     assert printed == pytest.approx(expected, abs=1e-4)
-    assert main(["uncertainty", *options[:4], "--answers", "1", PROMPTS[0]]) == 2
-    assert "n: found 1, expected at least 2 answers" in capsys.readouterr().err
+
+
+def test_bad_input_ends_with_one_sentence_and_exit_code_2(tiny_folder, capsys):
+    model = ["--model", str(tiny_folder), "--dtype", "float32"]
+    for options, message in (
+        (["--answers", "1"], "n: found 1, expected at least 2 answers to compare\n"),
+        (["--seed", "-1"], "expected a number from 0 to 2147483647\n"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["ask", *model, *options, PROMPTS[0]])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err.endswith(message)

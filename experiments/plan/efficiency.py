@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from shapes import empty_model, example_row, explain_failures, model_config
 
 from sempa.config import Config
 from sempa.model.base import DTYPES, computes_bfloat16, pick_device, row_states
 from sempa.model.lora import add_lora, block_linears, lora_parameters
 from sempa.model.norms import replace_norms
-from sempa.plan import empty_model, example_row, explain_failures, model_config
 
 # Blocks that run: what a token costs is the same in each, and a large model's few fit where the whole does not.
 _BLOCKS = 2
@@ -21,9 +21,9 @@ _ROUNDS, _PATIENCE = 5, 20.0
 
 @dataclass(frozen=True)
 class Efficiency:
-    """`share` of the rate of bare matrix products, `products` FLOP/s, that forward and backward of a row reach."""
+    """`fraction` of the rate of bare matrix products, `products` FLOP/s, that forward and backward of a row reach."""
 
-    share: float
+    fraction: float
     products: float
     device: str
     dtype: str
@@ -33,7 +33,7 @@ def measure_efficiency(config: Config) -> Efficiency:
     """Time one packed row's forward and backward through blocks of the config's model, with random weights and LoRA.
 
     In turn with it runs a bare product of as many states and a block's largest matrix; medians of several rounds, warm.
-    The share is the row's operations, (4P + 6L) per token as `make_plan` counts them, per second, over the product's.
+    The fraction is the row's rate of operations, (4P + 6L) per token as `make_plan` counts them, over the product's.
 
     Raises `SempaError` as `make_plan` does.
     """
@@ -73,7 +73,7 @@ def measure_efficiency(config: Config) -> Efficiency:
 def describe_efficiency(measured: Efficiency) -> str:
     """The measurement as a line of the plan."""
     return (
-        f"efficiency        {measured.share:.0%} of the rate of bare matrix products, which is "
+        f"efficiency        {measured.fraction:.0%} of the rate of bare matrix products, which is "
         f"{measured.products / 1e12:.3g} TFLOP/s here ({measured.device}, {measured.dtype})"
     )
 

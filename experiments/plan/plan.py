@@ -1,26 +1,35 @@
-"""What a training run will take before it is started: parameters, memory, FLOPs, tokens, hours on named GPUs.
+"""What a training run will take: parameters, memory, FLOPs, tokens and hours on named GPUs, before it is started.
 
-Parameters and saved activations are counted on a model without storage (PyTorch's meta device), not guessed from a
-formula: the very blocks, adapter and packed row of the real run.
+    python experiments/plan/plan.py CONFIG.yaml [key=value ...] [--efficiency 0.4 | --measure]
+
+Parameters and saved activations are counted on a model without storage (PyTorch's meta device) with the blocks, the
+adapter and the packed row of the real run. No weights are loaded.
 """
 
-import contextlib
+import argparse
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from efficiency import describe_efficiency, measure_efficiency
+from shapes import (
+    PROMPT_TOKENS,
+    RESPONSE_TOKENS,
+    SHARED_TOKENS,
+    empty_model,
+    example_row,
+    explain_failures,
+    model_config,
+)
+from transformers import PreTrainedModel
 
+from sempa import SempaError
 from sempa.batching.batches import count_ranked, rounded_up
-from sempa.batching.packing import Row, pack_preferences
-from sempa.batching.prompts import Preference
-from sempa.config import CAPTIONS, RANKINGS, Config
-from sempa.errors import SempaError
-from sempa.model.base import attention_kind, open_config, row_states
+from sempa.config import CAPTIONS, RANKINGS, Config, load_config
+from sempa.model.base import row_states
 from sempa.model.lora import add_lora, block_linears, lora_parameters
-from sempa.model.resolve import first_line, quiet, resolve_model
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
 GPUS = {
@@ -29,15 +38,8 @@ GPUS = {
     "H100 SXM": (989e12, 80e9),
     "H200": (989e12, 141e9),
 }
-# Shapes of the paper's two models, whose repositories ask for a licence before they hand out a config.
-_SHAPES = {
-    "meta-llama/Llama-2-7b-chat-hf": {"vocab_size": 32000, "intermediate_size": 11008, "num_key_value_heads": 32},
-    "meta-llama/Meta-Llama-3-8B-Instruct": {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8},
-}
 # Rows of nli_for_simcse.csv, for a plan before the file is there.
 _NLI_FILE, _NLI_ROWS = "nli_for_simcse.csv", 275_601
-# Tokens of a triplet in a packed row: prompt and responses, instructions shared (SmolLM2's tokenizer on SNLI).
-_PROMPT_TOKENS, _RESPONSE_TOKENS, _SHARED_TOKENS = 29, 10, 28
 # The longest row that is run to count what it keeps; longer ones keep in proportion.
 _MEASURED_TOKENS = 4096
 # Of one of a triplet's one-word prompts.
@@ -73,7 +75,7 @@ class Plan:
         return self.weight_bytes + self.adapter_bytes + self.saved_bytes
 
     def hours(self, gpu: str, efficiency: float) -> float:
-        """Hours on one GPU at a share `efficiency` of its dense bfloat16 peak."""
+        """Hours on one GPU at a fraction `efficiency` of its dense bfloat16 peak."""
         return self.flops / (GPUS[gpu][0] * efficiency) / 3600
 
 
@@ -96,11 +98,11 @@ def make_plan(config: Config) -> Plan:
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     adapter = sum(p.numel() for p in lora_parameters(model).values())
     responses_each = 3 if config.objective in RANKINGS else 2
-    answers = responses_each * _RESPONSE_TOKENS
+    answers = responses_each * RESPONSE_TOKENS
     # An answer's last token is predicted and never read.
-    own = _PROMPT_TOKENS + answers - responses_each
+    own = PROMPT_TOKENS + answers - responses_each
     triplets, rows = _triplets(config), max(1, config.row_tokens // own)
-    per_triplet = own + _SHARED_TOKENS / rows
+    per_triplet = own + SHARED_TOKENS / rows
     steps = rounded_up(config.epochs, math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
     ranked = config.epochs * _ranked(config, triplets)
@@ -169,33 +171,6 @@ def _duration(hours: float) -> str:
     return f"{hours * 3600:.3g} s"
 
 
-def model_config(name: str) -> PreTrainedConfig:
-    """The config of a model that need not be at hand if it is one of the paper's two; else as `open_config`."""
-    if name in _SHAPES:
-        common = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
-        return LlamaConfig(**common, **_SHAPES[name])
-    with quiet():
-        return open_config(name, resolve_model(name))
-
-
-def empty_model(shape: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
-    """A frozen model with random weights, or none on the meta device, that attends as `load_base` would let it."""
-    attention = attention_kind(shape)
-    with torch.device(device), quiet():
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
-    model.takes_block_mask = attention is not None
-    return model.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def explain_failures(name: str) -> Iterator[None]:
-    """Inside, whatever an unusual architecture's own code raises becomes a `SempaError` that names the model."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise SempaError(f"model {name!r}: cannot be planned: {first_line(error)}") from error
-
-
 def _ranked(config: Config, triplets: int) -> int:
     """How many of an epoch's triplets are ranked, batch by batch."""
     if config.objective == "none" and not config.anchor:
@@ -225,17 +200,6 @@ def _triplets(config: Config) -> int:
     raise SempaError(f"triplets {config.triplets}: no such file; a plan counts its rows")
 
 
-def example_row(row_tokens: int) -> Row:
-    """A packed row of about `row_tokens` tokens, of triplets as long as SNLI's are with SmolLM2's tokenizer."""
-    example = Preference([0] * (_SHARED_TOKENS + _PROMPT_TOKENS), ([0] * _RESPONSE_TOKENS,) * 2)
-    # All but the shared instructions differ, or the prompts would be one.
-    count = max(1, row_tokens // (_PROMPT_TOKENS + 2 * (_RESPONSE_TOKENS - 1)))
-    examples = [
-        replace(example, prompt=[0] * _SHARED_TOKENS + [1 + i % 7] * _PROMPT_TOKENS) for i in range(max(2, count))
-    ]
-    return pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
-
-
 def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
     """Bytes a token that autograd keeps between forward and backward of a packed row in bfloat16."""
     for parameter in lora_parameters(model).values():
@@ -256,3 +220,38 @@ def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         row_states(model, row)
     return sum(seen.values()) / len(row.tokens)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the plan; bad input ends with one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="flat YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        default=0.4,
+        help="fraction of the GPU's dense bfloat16 peak that training reaches (default %(default)s)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure the efficiency here: a packed row through two blocks of the model's width, random weights",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        if not 0 < arguments.efficiency <= 1:
+            raise SempaError(f"--efficiency: found {arguments.efficiency}, expected a fraction above 0, at most 1")
+        config, efficiency = load_config(arguments.config, arguments.overrides), arguments.efficiency
+        plan = make_plan(config)
+        if arguments.measure:
+            measured = measure_efficiency(config)
+            efficiency = measured.fraction
+            print(describe_efficiency(measured))
+        print(describe_plan(plan, efficiency))
+    except SempaError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
