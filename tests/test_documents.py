@@ -1,5 +1,7 @@
 """The documents: links lead somewhere, the API page names all that is public, equations are typeset and code is not."""
 
+import contextlib
+import io
 import re
 import sys
 from importlib import import_module
@@ -70,3 +72,20 @@ def test_code_is_left_alone():
         '<pre class="equation"><code>σ(r<sub>j</sub>)</code></pre>'
     )
     assert on_page_content("<code>σ(r_j)</code>", page) == "<code>σ(r<sub>j</sub>)</code>"
+
+
+def test_the_maps_program_prints_what_the_page_says():
+    program, printed = re.findall(r"```(?:python)?\n(.*?)```", (DOCS / "map.md").read_text(encoding="utf-8"), re.DOTALL)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(program, "docs/map.md", "exec"), {})
+    assert output.getvalue() == printed
+
+
+def test_the_documents_are_short():
+    """A page that grows beyond this wants to be two, or a table of it to be a file among the results."""
+    words = {page: len(page.read_text(encoding="utf-8").split()) for page in (ROOT / "README.md", *DOCS.glob("*.md"))}
+    assert sum(words.values()) < 11_000
+    lines = {page: page.read_text(encoding="utf-8").count("\n") for page in words}
+    assert lines[ROOT / "README.md"] <= 120
+    assert max(lines.values()) <= 300

@@ -5,7 +5,7 @@
 Trains each of POINTS on the same triplets with the same batches and LoRA, scores samples of STS12–16, STS-B dev and
 SICK trial, and measures KL and perplexity on text that no training saw; the default recipe's adapter also part of
 the way (`interpolated`). Table and plot take the 16 passages for these. A finished point is kept: a second call goes on
-where the first stopped. Writes the figures as JSON, the plot as SVG.
+where the first stopped. Writes the figures as JSON, the table as Markdown, the plot as SVG.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs per point (default %(default)s)")
     parser.add_argument("--only", default="", help="only points whose name holds this text")
     parser.add_argument("--dtype", default="bfloat16", help="float32 goes on with a result of a CPU without bfloat16")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where .json and .svg go")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where .json, .md and .svg go")
     given = parser.parse_args()
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
     problems = gsm8k_sample(given.gsm8k)
@@ -133,6 +133,7 @@ def main() -> None:
             result["rows"] += [{**row, "changes": changes} for row in measured]
             write_json(given.out.with_suffix(".json"), result)
             write_atomic(given.out.with_suffix(".svg"), plot(result))
+    write_atomic(given.out.with_suffix(".md"), f"{table(result)}\n")
     print(table(result))
 
 
@@ -217,13 +218,13 @@ def development(row: dict) -> float:
 
 
 def table(result: dict) -> str:
-    """The points as Markdown, a row each: mean over the seeds, and lowest to highest where there are several."""
+    """The points as Markdown, the best first: mean over the seeds, and lowest to highest where there are several."""
     base, base_development = result["base"]["average"], development(result["base"])
     lines = [
-        "| objective | share | seeds | seven sets | STS-B dev, SICK trial | KL, nats | perplexity, % |",
+        "| objective | interpolation | seeds | seven sets | STS-B dev, SICK trial | KL, nats | perplexity, % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for point in points(result):
+    for point in sorted(points(result), key=lambda point: -statistics.mean(point.average)):
         gains = [value - base for value in point.average], [value - base_development for value in point.development]
         cells = (
             *(_spread(gain, "+.2f") for gain in gains),
