@@ -14,7 +14,8 @@ from conftest import make_llama
 from sempa import SempaError
 from sempa.io.files import remove_leftovers, replace_atomically, replace_folder, sha256, write_atomic
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import WEIGHTS_FILE, add_lora, load_adapter, lora_parameters, read_adapter, save_adapter
+from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.checkpoints import (
     FILES,
     MANIFEST_FILE,

@@ -26,7 +26,8 @@ from sempa.embedding.corpus import (
     write_corpus,
 )
 from sempa.model import base as models
-from sempa.model.lora import add_lora, lora_parameters, save_adapter
+from sempa.model.adapter_files import save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = [f"{'Very ' * (i % 4)}small dog number {i}." for i in range(23)]
 

@@ -13,8 +13,9 @@ import sempa
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import clean_sentence
 from sempa.embedding.corpus import describe
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters, save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the park", "Hi", "A man runs.", "Who is it?"]
 

@@ -17,8 +17,9 @@ from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encod
 from sempa.cli import main
 from sempa.export import folders as export
 from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers, sentence_template
+from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, load_adapter, lora_parameters, save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = [
     "A man runs",

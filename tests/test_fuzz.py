@@ -21,7 +21,8 @@ from sempa.embedding.corpus import read_sentences
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
 from sempa.evaluation.sts import read_sts
 from sempa.io.tensors import write_tensors
-from sempa.model.lora import CONFIG_FILE, add_lora, read_adapter, save_adapter
+from sempa.model.adapter_files import CONFIG_FILE, read_adapter, save_adapter
+from sempa.model.lora import add_lora
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
 READERS = (read_triplets, read_sts, read_texts, read_gsm8k, lambda path: list(read_sentences(path)), load_config)
@@ -131,7 +132,7 @@ def test_any_value_in_an_adapters_config_is_used_or_refused(adapter, key, value)
 def test_an_adapter_of_a_strange_size_is_refused_before_anything_of_that_size_is_made(adapter, tmp_path):
     import torch
 
-    from sempa.model.lora import WEIGHTS_FILE, load_adapter
+    from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter
 
     _, config = adapter
     rank = 50_000_000

@@ -13,7 +13,8 @@ from sempa.cli import main
 from sempa.evaluation.multiple_choice import choice_logprobs, encode_question, measure_choices, read_questions
 from sempa.integrations import lm_eval as lm_eval_harness
 from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
-from sempa.model.lora import adapter_disabled, save_adapter
+from sempa.model.adapter_files import save_adapter
+from sempa.model.lora import adapter_disabled
 
 lm_eval = pytest.importorskip("lm_eval")
 

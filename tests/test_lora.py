@@ -10,15 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import (
-    LoraLinear,
-    adapter_disabled,
-    add_lora,
-    load_adapter,
-    lora_parameters,
-    read_adapter,
-    save_adapter,
-)
+from sempa.model.adapter_files import load_adapter, read_adapter, save_adapter
+from sempa.model.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters
 
 # Separate and fused projections, tied and untied heads, transposed layers.
 CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sempa import SempaError
-from sempa.model.lora import read_adapter
+from sempa.model.adapter_files import read_adapter
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import World, gather_rows, join_world, of_this_process
 

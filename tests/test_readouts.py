@@ -35,9 +35,10 @@ from sempa.embedding.readouts import READOUTS, make_prompts, read, same_pass
 from sempa.embedding.readouts.pooling import last, mean, weighted_mean
 from sempa.embedding.readouts.prompt import Prompt, encode_spans
 from sempa.errors import SempaError
+from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import hidden_states, load_base
 from sempa.model.layers import blocks, output_projection
-from sempa.model.lora import add_lora, load_adapter, lora_parameters, save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
 CLEAN = ["A man runs.", "He said 'two very small dogs' are chasing a red ball.", "Hi.", "Who is it.", "A man runs."]

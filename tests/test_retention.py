@@ -13,8 +13,9 @@ from sempa.cli import main
 from sempa.evaluation import drift as module
 from sempa.evaluation.drift import generate, generate_side_by_side, measure_retention
 from sempa.evaluation.eval_texts import Scored
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
-from sempa.model.lora import adapter_disabled, add_lora, lora_parameters, save_adapter
+from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.model.sampling import Sample
 
 SEQUENCES = [

@@ -24,8 +24,9 @@ from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import read_vectors
 from sempa.io.tensors import read_tensors
+from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import WEIGHTS_FILE, add_lora, load_adapter, save_adapter
+from sempa.model.lora import add_lora
 from sempa.report.run_report import page
 from sempa.training.reference import Reference
 

@@ -25,8 +25,9 @@ from sempa.evaluation.key_tokens import key_tokens
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.sts import StsTask
 from sempa.evaluation.topics import GROUPS
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters, save_adapter
+from sempa.model.lora import add_lora, lora_parameters
 from sempa.report import geometry_plots, plots
 from sempa.report.run_report import page, terminal_table
 

@@ -19,8 +19,9 @@ from sempa.errors import SempaError
 from sempa.evaluation.drift import measure_retention
 from sempa.evaluation.eval_texts import Scored
 from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
+from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.logprobs import sequence_logprobs
-from sempa.model.lora import adapter_disabled, read_adapter, set_lora
+from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
 from sempa.training.loop import Interrupted
 from sempa.training.metrics import read_metrics

@@ -23,8 +23,9 @@ from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
 from sempa.evaluation.sts import SETS, StsTask, evaluate_sts, select_tasks
 from sempa.evaluation.table import BASELINE, Method, Row, measure_rows, parse_methods, summarise
+from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import adapter_disabled, add_lora, load_adapter, save_adapter
+from sempa.model.lora import adapter_disabled, add_lora
 from sempa.report.run_report import tables
 from sempa.report.table import (
     PUBLISHED,

@@ -18,7 +18,7 @@ from sempa import SempaError
 from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.model.lora import read_adapter
+from sempa.model.adapter_files import read_adapter
 from sempa.training.loop import Interrupted
 from sempa.training.metrics import read_metrics
 from sempa.training.step import learning_rate

@@ -41,8 +41,9 @@ from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
 from sempa.evaluation.sts import read_sts
 from sempa.io.files import read_json, write_json
+from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel
-from sempa.model.lora import add_lora, load_adapter, remove_adapter, save_adapter
+from sempa.model.lora import add_lora, remove_adapter
 from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
 
 # Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock, whose ticks a

@@ -26,8 +26,8 @@ from tiny import load, make_folder, one_thread, train_tiny
 
 from sempa.errors import SempaError
 from sempa.io.files import write_json
+from sempa.model.adapter_files import read_adapter
 from sempa.model.base import BaseModel
-from sempa.model.lora import read_adapter
 from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
 from sempa.training.metrics import read_metrics
 

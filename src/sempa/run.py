@@ -29,8 +29,9 @@ from sempa.evaluation.measure import (
 )
 from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
 from sempa.io.files import read_json, write_atomic, write_json
+from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
 from sempa.model.base import BaseModel, context_length, load_base
-from sempa.model.lora import WEIGHTS_FILE, add_lora, interpolated, read_adapter, set_lora
+from sempa.model.lora import add_lora, interpolated
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import has_checkpoint
 from sempa.training.loop import train

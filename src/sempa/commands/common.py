@@ -64,7 +64,7 @@ def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder
 
 def base_name(model: str, adapter: Path | None) -> str:
     """The base model that is meant: the one that is named, else the adapter's own, else the default."""
-    from sempa.model.lora import read_adapter
+    from sempa.model.adapter_files import read_adapter
     from sempa.model.resolve import DEFAULT_MODEL
 
     if not model and adapter:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read, same_pass
 from sempa.errors import SempaError
 from sempa.io.progress import bar
+from sempa.model.adapter_files import load_adapter
 from sempa.model.base import BaseModel, context_length, load_base
 from sempa.model.layers import depth
-from sempa.model.lora import load_adapter
 from sempa.model.threads import parallel_map
 
 # Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.

@@ -26,9 +26,10 @@ from sempa.evaluation.statistics import compare, interval
 from sempa.evaluation.sts import StsResult, StsTask, draw_scores, left_out, score_sts, vector_cosines
 from sempa.io.files import fingerprint, sha256, write_json
 from sempa.io.progress import bar
+from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.layers import depth
-from sempa.model.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter, remove_adapter
+from sempa.model.lora import remove_adapter
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.export.model_card import model_card
 from sempa.io.files import replace_folder, write_atomic, write_json
+from sempa.model.adapter_files import CONFIG_FILE, load_adapter
 from sempa.model.base import BaseModel, context_length, load_base, open_config
-from sempa.model.lora import CONFIG_FILE, load_adapter, merge_adapter
+from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
 
 # Larger folders are cut into files of this size.

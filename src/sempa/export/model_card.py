@@ -7,7 +7,7 @@ import yaml
 
 from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
-from sempa.model.lora import read_adapter
+from sempa.model.adapter_files import read_adapter
 from sempa.report.html import markdown_table
 from sempa.report.run_report import tables
 

@@ -10,7 +10,8 @@ from torch import nn
 from sempa.errors import SempaError
 from sempa.io.files import read_json, remove_folder, remove_leftovers, replace_folder, sha256, write_json
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import CONFIG_FILE, WEIGHTS_FILE, lora_parameters, read_adapter, save_adapter, set_lora
+from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, save_adapter, set_lora
+from sempa.model.lora import lora_parameters
 
 OPTIMIZER_FILE, STATE_FILE, MANIFEST_FILE = "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE)

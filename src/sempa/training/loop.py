@@ -17,8 +17,9 @@ from sempa.batching.prompts import Preference
 from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.io.files import explain_os_errors, fingerprint
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.lora import interpolated, lora_parameters, save_adapter
+from sempa.model.lora import interpolated, lora_parameters
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import log_metrics, open_metrics
