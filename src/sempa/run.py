@@ -1,5 +1,6 @@
 """One run from config to report: data, adapter, training, evaluation, and a folder that holds it all."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -8,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from sempa.evaluation.measure import (
 )
 from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
 from sempa.io.files import read_json, write_atomic, write_json
+from sempa.io.lock import folder_lock
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
 from sempa.model.base import BaseModel, context_length, load_base
 from sempa.model.lora import add_lora, interpolated
@@ -50,25 +53,32 @@ def start_run(config: Config, command: str) -> dict:
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
     run, world = Path(config.output), join_world()
-    if world.is_first and ((run / "report.json").exists() or has_checkpoint(run)):
-        raise SempaError(
-            f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
-            "or give another output=…"
-        )
-    if world.is_first:
-        write_atomic(run / "config.yaml", dump_config(config))
-    return _run(config, run, command, world)
+    with _only_writer(run, world):
+        if world.is_first and ((run / "report.json").exists() or has_checkpoint(run)):
+            raise SempaError(
+                f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
+                "or give another output=…"
+            )
+        if world.is_first:
+            write_atomic(run / "config.yaml", dump_config(config))
+        return _run(config, run, command, world)
 
 
 def resume_run(run: Path, command: str) -> dict:
-    """Go on with an interrupted run where its latest checkpoint stands, to the same result as without the break.
+    """Continue an interrupted run from its latest checkpoint, bit-exactly as if it had never stopped.
 
     Raises `SempaError` when the folder holds no run.
     """
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
-    return _run(config, run, command, join_world())
+    world = join_world()
+    with _only_writer(run, world):
+        return _run(config, run, command, world)
+
+
+def _only_writer(run: Path, world: World) -> AbstractContextManager[None]:
+    return folder_lock(run) if world.is_first else contextlib.nullcontext()
 
 
 def _run(config: Config, run: Path, command: str, world: World) -> dict:
@@ -177,10 +187,10 @@ def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
     return drawn
 
 
-def _check_order(told: str, pairs: list[ScoredPair]) -> None:
+def _check_order(name: str, pairs: list[ScoredPair]) -> None:
     if len({pair.score for pair in pairs}) < 2:
         raise SempaError(
-            f"{told} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
+            f"{name} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
             "give another sts_dir"
         )
 
