@@ -1,7 +1,7 @@
-"""Attention inside a packed row: each family of tokens sees a shared prefix and itself, never its neighbours.
+"""Attention inside a packed row: each branch of tokens sees a shared prefix and itself, never its neighbours.
 
 A dense `[length, length]` mask makes the row's cost grow with the square of its length, though nearly all of it is
-masked. Here the row is cut into its families, which stand side by side as a small padded batch: cost grows with length.
+masked. Here the row is cut into its branches, which stand side by side as a small padded batch: cost grows with length.
 Rows that run together, each with a prefix of its own, are cut apart first.
 """
 
@@ -19,13 +19,13 @@ _VECTOR = 32
 
 
 @dataclass(frozen=True)
-class Families:
-    """A row, or a part of one, of `prefix` shared tokens followed by families of tokens that stand together.
+class PrefixGroup:
+    """A row, or a part of one, of `prefix` shared tokens followed by branches of tokens that stand together.
 
-    `place` `[families, widest]` is the row offset of each family's tokens (`length` where there is padding), `slot`
+    `place` `[branches, widest]` is the row offset of each branch's tokens (`length` where there is padding), `slot`
     `[length − prefix]` the way back: where in the flattened `place` each token went. `mask`
-    `[families, widest, prefix + widest]` is true where a family's token (middle) may see a token of the prefix or of
-    its own family (last); padding sees the prefix or, without one, the family's first place.
+    `[branches, widest, prefix + widest]` is true where a branch's token (middle) may see a token of the prefix or of
+    its own branch (last); padding sees the prefix or, without one, the branch's first place.
     """
 
     prefix: int
@@ -38,28 +38,28 @@ class Families:
         """How many tokens it spans."""
         return self.prefix + len(self.slot)
 
-    def to(self, device: torch.device | str) -> "Families":
+    def to(self, device: torch.device | str) -> "PrefixGroup":
         """The same on another device."""
-        return Families(self.prefix, self.place.to(device), self.slot.to(device), self.mask.to(device))
+        return PrefixGroup(self.prefix, self.place.to(device), self.slot.to(device), self.mask.to(device))
 
 
-def make_families(prefix: int, sizes: Sequence[int], sees: Tensor) -> Families:
-    """Cut a row of `prefix` tokens and families of `sizes` tokens; `sees` `[length, length]` is its boolean mask."""
+def make_prefix_group(prefix: int, sizes: Sequence[int], sees: Tensor) -> PrefixGroup:
+    """Cut a row of `prefix` tokens and branches of `sizes` tokens; `sees` `[length, length]` is its boolean mask."""
     length, widest = prefix + sum(sizes), max(sizes, default=0)
     place = torch.full((len(sizes), widest), length)
     mask = torch.zeros(len(sizes), widest, prefix + widest, dtype=torch.bool)
     mask[:, :, 0] = True
     begin = prefix
-    for family, size in enumerate(sizes):
+    for branch, size in enumerate(sizes):
         own = slice(begin, begin + size)
-        place[family, :size] = torch.arange(begin, begin + size)
-        mask[family, :size, :prefix] = sees[own, :prefix]
-        mask[family, :size, prefix : prefix + size] = sees[own, own]
+        place[branch, :size] = torch.arange(begin, begin + size)
+        mask[branch, :size, :prefix] = sees[own, :prefix]
+        mask[branch, :size, prefix : prefix + size] = sees[own, own]
         begin += size
-    return Families(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
+    return PrefixGroup(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Families], scale: float) -> Tensor:
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[PrefixGroup], scale: float) -> Tensor:
     """Softmax attention of a packed row: products in the inputs' dtype, the softmax inside in float32 or better.
 
     Args:
@@ -74,26 +74,26 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[
     """
     lengths = [part.length for part in parts]
     outputs: list[Tensor] = []
-    for families, *own in zip(parts, *(x.split(lengths) for x in (query * scale, key, value)), strict=True):
-        outputs += _attend_part(*own, families)
+    for group, *own in zip(parts, *(x.split(lengths) for x in (query * scale, key, value)), strict=True):
+        outputs += _attend_part(*own, group)
     return torch.cat(outputs)
 
 
-def _attend_part(query: Tensor, key: Tensor, value: Tensor, families: Families) -> list[Tensor]:
-    """Attention of a part of the row, its queries scaled: the prefix's outputs, then the families'."""
-    prefix, count = families.prefix, len(families.place)
+def _attend_part(query: Tensor, key: Tensor, value: Tensor, group: PrefixGroup) -> list[Tensor]:
+    """Attention of a part of the row, its queries scaled: the prefix's outputs, then the branches'."""
+    prefix, count = group.prefix, len(group.place)
     outputs = []
     if prefix:
         outputs.append(_attend_causally(query[:prefix], key[:prefix], value[:prefix]))
     if count:
         # Rows of the flattened place and of the row without its prefix are each other's permutation.
-        place, slot = families.place.flatten() - prefix, families.slot
+        place, slot = group.place.flatten() - prefix, group.slot
         own = [_Take.apply(x[prefix:], place, slot).view(count, -1, *x.shape[1:]) for x in (query, key, value)]
         keys, values = (
             torch.cat([x[None, :prefix].expand(count, -1, -1, -1), o], 1)
             for x, o in zip((key, value), own[1:], strict=True)
         )
-        attended = _attend(own[0], keys, values, families.mask)
+        attended = _attend(own[0], keys, values, group.mask)
         outputs.append(_Take.apply(attended.flatten(0, 1), slot, place))
     return outputs
 

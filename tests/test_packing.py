@@ -65,8 +65,8 @@ def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
     rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], range(28), 140)
     assert len(rows) == 2
-    families = [part for row in rows for part in row.row.families()]
-    slots = sum(family.place.numel() for family in families)
+    groups = [group for row in rows for group in row.row.prefix_groups()]
+    slots = sum(group.place.numel() for group in groups)
     assert slots == sum(len(prompt) - 1 + 2 for prompt in prompts)
 
 
@@ -106,13 +106,13 @@ def test_bins_are_as_few_and_then_as_equally_full_as_in_this_order_they_can_be(s
     assert (len(bins), max(map(sum, bins))) == best
 
 
-def draw_row(prefix, families, row=None):
+def draw_row(prefix, branches, row=None):
     row = row or Row()
     root = row.add([0] * prefix)
-    for family in families:
-        top = row.add([1] * family[0], root)
-        for branch in family[1:]:
-            row.add([2] * branch, top)
+    for trunk, *leaves in branches:
+        top = row.add([1] * trunk, root)
+        for leaf in leaves:
+            row.add([2] * leaf, top)
     return row
 
 
@@ -124,7 +124,7 @@ def draw_forest(trees):
     return row
 
 
-# A prefix and what stands below it, as sizes; without families it is a text alone.
+# A prefix and what stands below it, as sizes; without branches it is a text alone.
 trees = st.tuples(st.integers(0, 4), st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=5))
 forests = st.lists(trees, min_size=1, max_size=4).filter(lambda drawn: any(a or b for a, b in drawn))
 
@@ -145,7 +145,7 @@ def test_attention_by_families_equals_dense_attention_under_the_rows_mask(drawn,
         return values.requires_grad_()
 
     inputs = query, key, value = draw(4), draw(groups), draw(groups)
-    ours = packed_attention(query, key, value, row.families(), 0.3)
+    ours = packed_attention(query, key, value, row.prefix_groups(), 0.3)
     q, k, v = (x.transpose(0, 1) for x in inputs)
     k, v = (x.repeat_interleave(4 // groups, 0) for x in (k, v))
     dense = F.scaled_dot_product_attention(q, k, v, row.attention_mask(), scale=0.3).transpose(0, 1)
@@ -181,7 +181,7 @@ def test_a_long_prefix_is_attended_to_without_all_its_scores_at_once(monkeypatch
         monkeypatch.setattr(importlib.import_module("sempa.kernels.packed_attention"), "_LONG_PREFIX", limit)
         sizes.clear()
         with Sizes():
-            attended = packed_attention(*inputs, row.families(), 0.3)
+            attended = packed_attention(*inputs, row.prefix_groups(), 0.3)
         assert (max(sizes) < length**2) == (limit < length)
         results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
     for ours, dense in zip(*results, strict=True):
@@ -198,8 +198,8 @@ def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, s
         row.add([2] * 2, row.add([1] * size, root))
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(len(row.tokens), heads, 8, generator=generator).to(dtype) for heads in (4, 2, 2))
-    ours = packed_attention(query, key, value, row.families(), scale).double()
-    exact = packed_attention(query.double(), key.double(), value.double(), row.families(), scale)
+    ours = packed_attention(query, key, value, row.prefix_groups(), scale).double()
+    exact = packed_attention(query.double(), key.double(), value.double(), row.prefix_groups(), scale)
     # The scores are rounded to the dtype, too: a large scale makes that an absolute error before the softmax.
     rounding = max(1.0, scale * 8)
     assert (ours - exact).norm() < tolerance * rounding * exact.norm()
@@ -212,7 +212,7 @@ def test_a_family_whose_tokens_are_torn_apart_is_refused():
     row.add([3], root)
     row.add([4], first)
     with pytest.raises(ValueError, match="one after another"):
-        row.families()
+        row.prefix_groups()
 
 
 def test_a_tree_whose_tokens_are_torn_apart_is_refused():
@@ -221,7 +221,7 @@ def test_a_tree_whose_tokens_are_torn_apart_is_refused():
     row.add([2])
     row.add([3], first)
     with pytest.raises(ValueError, match="one after another"):
-        row.families()
+        row.prefix_groups()
 
 
 @given(drawn=forests)
@@ -238,9 +238,9 @@ def test_trees_of_one_row_stand_side_by_side_and_see_nothing_of_each_other(drawn
 
 
 def test_texts_that_share_nothing_stand_side_by_side_and_each_tree_apart():
-    """Not one family as long as a whole tree: attention would pad every text to it."""
+    """Not one branch as long as a whole tree: attention would pad every text to it."""
     row = draw_forest([(3, []), (2, []), (5, [[4], [3, 1]]), (2, [])])
-    parts = row.families()
+    parts = row.prefix_groups()
     assert [(part.prefix, tuple(part.place.shape), part.length) for part in parts] == [
         (0, (2, 3), 5),
         (5, (2, 4), 13),

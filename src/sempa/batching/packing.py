@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sempa.batching.prompts import Preference, common_prefix
-from sempa.kernels import Families, make_families
+from sempa.kernels import PrefixGroup, make_prefix_group
 
 Item = TypeVar("Item")
 
@@ -58,28 +58,28 @@ class Row:
         owner = torch.tensor(self.segments)
         return sees[owner][:, owner].tril_()
 
-    def families(self) -> tuple[Families, ...]:
-        """The row cut into its trees, and each into the prefix that all of it share and the families below that.
+    def prefix_groups(self) -> tuple[PrefixGroup, ...]:
+        """The row cut into its trees, and each into the prefix that all of it share and the branches below that.
 
-        Neighbours that share nothing with anybody are families without a prefix. Raises `ValueError` when the tokens of
-        a tree or family do not stand together.
+        Neighbours that share nothing with anybody are branches without a prefix. Raises `ValueError` when the tokens of
+        a tree or of a branch do not stand together.
         """
         tree: list[int] = []
-        family: list[int] = []
+        branch: list[int] = []
         for segment, parent in enumerate(self.parents):
             tree.append(tree[parent] if parent >= 0 else segment)
-            family.append(family[parent] if parent >= 0 and parent != tree[segment] else segment)
-        if tree != sorted(tree) or family != sorted(family):
-            raise ValueError("the segments of a family must be added one after another")
+            branch.append(branch[parent] if parent >= 0 and parent != tree[segment] else segment)
+        if tree != sorted(tree) or branch != sorted(branch):
+            raise ValueError("the segments of a branch must be added one after another")
         branching = {tree[segment] for segment, parent in enumerate(self.parents) if parent >= 0}
         tops = [top if top in branching else -1 for top in tree]
         mask, begin, parts = self.attention_mask(), 0, []
         for top, segments in groupby(self.segments, tops.__getitem__):
-            owners = [family[segment] for segment in segments]
+            owners = [branch[segment] for segment in segments]
             prefix = owners.count(top)
             sizes = [len(list(members)) for _, members in groupby(owners[prefix:])]
             own = slice(begin, begin := begin + len(owners))
-            parts.append(make_families(prefix, sizes, mask[own, own]))
+            parts.append(make_prefix_group(prefix, sizes, mask[own, own]))
         return tuple(parts)
 
     def separate(self) -> tuple[Tensor, Tensor]:
@@ -98,12 +98,12 @@ class Row:
             places[chain] = number * longest + torch.arange(len(chain))
         return tokens, places
 
-    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | tuple[Families, ...]]:
-        """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and families."""
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | tuple[PrefixGroup, ...]]:
+        """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and prefix groups."""
         tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
         mask = self.attention_mask()[None, None].to(device)
-        families = tuple(part.to(device) for part in self.families())
-        return {"tokens": tokens, "positions": positions, "mask": mask, "families": families}
+        prefix_groups = tuple(part.to(device) for part in self.prefix_groups())
+        return {"tokens": tokens, "positions": positions, "mask": mask, "prefix_groups": prefix_groups}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], 
 def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
     """Every item in exactly one bin, no bin of two or more items above `capacity`: next-fit decreasing.
 
-    Items of like size share a bin, so that families of a row need little padding beside each other. The bins are about
+    Items of like size share a bin, so that branches of a row need little padding beside each other. The bins are about
     equally full: as many as it takes, and none fuller than it must be.
     """
     sized = sorted(((size(item), item) for item in items), key=lambda pair: -pair[0])

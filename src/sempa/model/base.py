@@ -26,7 +26,7 @@ from sempa.batching.packing import Row
 from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
-from sempa.kernels import Families, packed_attention
+from sempa.kernels import PrefixGroup, packed_attention
 from sempa.model.lm_head import head_logits
 from sempa.model.norms import replace_norms
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
@@ -106,19 +106,19 @@ def hidden_states(
     tokens: Tensor,
     positions: Tensor | None = None,
     mask: Tensor | None = None,
-    families: Sequence[Families] | None = None,
+    prefix_groups: Sequence[PrefixGroup] | None = None,
 ) -> Tensor:
     """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
 
-    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `families`; without
-    them every token sees all before it.
+    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `prefix_groups`;
+    without them every token sees all before it.
     """
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
         packed |= {"attention_mask": _additive(mask, model.dtype)}
     elif mask is not None:
-        # An architecture that does not hand `families` on to its attention still has the mask.
-        packed |= {"attention_mask": mask, "families": families}
+        # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
+        packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
     return model.base_model(input_ids=tokens, use_cache=False, **packed).last_hidden_state
 
 
@@ -168,16 +168,16 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    families: Sequence[Families] | None = None,
+    prefix_groups: Sequence[PrefixGroup] | None = None,
     **options: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
-    # Latent attention (DeepSeek) has narrower values than keys, which the family path has no need to know.
-    if families is None or value.shape[-1] != key.shape[-1]:
+    # Latent attention (DeepSeek) has narrower values than keys, which packed attention does not know.
+    if prefix_groups is None or value.shape[-1] != key.shape[-1]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = scaling or query.shape[-1] ** -0.5
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(*rows, families, scale)[None], None
+    return packed_attention(*rows, prefix_groups, scale)[None], None
 
 
 AttentionInterface.register(_ATTENTION, _attend)
