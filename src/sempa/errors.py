@@ -1,10 +1,10 @@
-"""The one exception a user can cause: bad input, told in a sentence."""
+"""The one exception a user can cause: bad input, said in one sentence."""
 
 _LONGEST = 2000
 
 
 class SempaError(Exception):
-    """Bad input that the user can mend; the message names the file, line or key, what was found and what was expected.
+    """Bad input that the user can fix; the message names the file, line or key, what was found and what was expected.
 
     The command line prints the message alone and exits with code 2. What a file may have put into it, line ends and
     control characters that a terminal would obey, is escaped, and more than 2,000 characters are cut.

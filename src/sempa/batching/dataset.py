@@ -77,15 +77,15 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 def _encode(
     tokenizer: PreTrainedTokenizerBase, triplets: list[Triplet], config: Config, limit: int
 ) -> tuple[list[Preference], list[str]]:
-    kept: list[Preference] = []
+    encoded: list[Preference] = []
     skipped: list[str] = []
     for triplet in triplets:
         ranking, words = config.objective in RANKINGS, config.contrast > 0
         preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=words)
         prompt, longest = len(preference.prompt), max(map(len, preference.responses))
         if prompt + longest <= limit:
-            kept.append(preference)
+            encoded.append(preference)
         else:
             what = "prompt alone" if prompt >= limit else "prompt and response"
             skipped.append(f"on line {triplet.line} ({what}: {prompt if prompt >= limit else prompt + longest} tokens)")
-    return kept, skipped
+    return encoded, skipped

@@ -208,16 +208,16 @@ def check_vocabulary(base: BaseModel) -> None:
     tokenizer, rows = base.tokenizer, base.model.get_input_embeddings().weight.shape[0]
     vocabulary = tokenizer.get_vocab()
     largest = max(vocabulary.values(), default=-1)
-    told = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
+    found = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
     beyond = {token for token, number in vocabulary.items() if number >= rows}
     needed = {token for token in beyond if token in str(tokenizer.chat_template)}
     needed |= (beyond & {tokenizer.bos_token, tokenizer.eos_token}) | (beyond - set(tokenizer.get_added_vocab()))
     if needed:
-        raise SempaError(f"{told}; the two belong to different models, or the embeddings were not resized")
+        raise SempaError(f"{found}; the two belong to different models, or the embeddings were not resized")
     if beyond:
-        warnings.warn(f"{told}; {', '.join(sorted(beyond))} cannot stand in a text", stacklevel=2)
+        warnings.warn(f"{found}; {', '.join(sorted(beyond))} cannot stand in a text", stacklevel=2)
     if largest + 1 < 0.9 * rows:
-        warnings.warn(f"{told}: is it this model's tokenizer?", stacklevel=2)
+        warnings.warn(f"{found}: is it this model's tokenizer?", stacklevel=2)
 
 
 @torch.no_grad()
@@ -273,9 +273,9 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
             where = ": it comes with code of its own, which sempa does not run"
         raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
     architectures = config.architectures or []
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    is_causal = type(config) in AutoModelForCausalLM._model_mapping
     found = ", ".join(architectures) or config.model_type
-    if not known or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
+    if not is_causal or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
         raise SempaError(
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"

@@ -22,8 +22,8 @@ def open_metrics(path: Path, step: int) -> TextIO:
     """Open the metrics for appending, less what was logged beyond the checkpoint that training resumes from."""
     with explain_os_errors(path):
         if path != Path(os.devnull):
-            kept = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
-            write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+            records = [r for r in read_metrics(path) if r["step"] <= step] if path.is_file() and step else []
+            write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
         # Line by line, so that a full disk is met where a line is written.
         return path.open("a", encoding="utf-8", buffering=1)
 

@@ -1,19 +1,19 @@
-"""What goes wrong without stopping a training: seen in a step's metrics, and told in words once a run."""
+"""Warnings of what goes wrong without stopping a run, read from a step's metrics and given once."""
 
 import warnings
 from collections.abc import Iterator, Mapping
 
 from sempa.config import Config
 
-# Nats by which a sentence's log-probability has left the base's: e⁵⁰ is some four nats for each of a dozen tokens.
+# Nats between a sentence's log-probability and the base's: some four nats for each of a dozen tokens.
 FAR = 50.0
 
 
 def warn_of_step(config: Config, step: int, record: Mapping[str, float], already_warned: set[str]) -> None:
     """Warn of what `record`, a step's metrics, shows to be wrong; once for each kind of finding.
 
-    A chosen sentence that training makes unlikely (likelihood displacement, arXiv 2410.08847), log-ratios that explode,
-    and a gradient of zero, by which the adapter would stay as it is.
+    The kinds: a chosen sentence that becomes less likely (likelihood displacement, arXiv 2410.08847), log-ratios that
+    explode, and a gradient of zero.
     """
     for kind, text in _findings(config, record):
         if kind not in already_warned:
@@ -28,10 +28,10 @@ def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str
         yield (
             "displaced",
             f"the chosen sentences' log-ratio to the base is {ratios['chosen']:.0f} nats, so training makes them less "
-            "likely, too: raise anchor or retention, or lower preference or learning_rate",
+            "likely too: raise anchor or retention, or lower preference or learning_rate",
         )
     for name, ratio in ratios.items():
-        # What is pushed away goes far by design; further than this nothing of the language model is left behind it.
+        # Rejected sentences move far by design; beyond this the language model is lost.
         if abs(ratio) > 10 * FAR:
             yield (
                 "exploded",
@@ -39,4 +39,4 @@ def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str
                 "either way: lower learning_rate or raise beta",
             )
     if record["grad_norm"] == 0:
-        yield "still", "the gradient is zero, so this step leaves the adapter as it is: does the loss depend on it?"
+        yield "still", "the gradient is zero, so this step does not change the adapter: does the loss depend on it?"
