@@ -15,7 +15,7 @@ from sempa.batching.prompts import encode_triplet
 from sempa.embedding.embedder import embed
 from sempa.losses import dpo_loss
 from sempa.model.base import load_base
-from sempa.model.logprobs import sentence_logprobs
+from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 
 PATH = Path(__file__).resolve().parents[1] / "examples" / "minimal_sempa.py"
@@ -74,9 +74,9 @@ def test_its_first_gradients_are_those_of_the_package(both, triplets):
     expected_policy, expected_reference = torch.empty(2, len(triplets)), torch.empty(2, len(triplets))
     total = expected_margin = 0.0
     for row in rows:
-        packed_policy = sentence_logprobs(base.model, row)
+        packed_policy = sequence_logprobs(base.model, row)
         with torch.no_grad(), adapter_disabled(base.model):
-            packed_reference = sentence_logprobs(base.model, row)
+            packed_reference = sequence_logprobs(base.model, row)
         losses, chosen, rejected = dpo_loss(*packed_policy.T, *packed_reference.T, minimal.BETA)
         (losses.sum() / len(triplets)).backward()
         total += losses.sum().item() / len(triplets)
