@@ -3,7 +3,7 @@
     python experiments/qdpo/qdpo.py [--sts STS] [--pairs 60] [--new-tokens 32] [--epochs 2]
 
 The pairs of answers come from the built-in questions, the figures from prompts and texts that gave none. JSON is
-written after every row: what an interrupt leaves is whole as far as it goes.
+written after every model, so an interrupt loses nothing that was measured.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
 
 from sempa.batching.prompts import encode_texts, render_prompt
-from sempa.config import Config
 from sempa.embedding.embedder import embed
 from sempa.evaluation.eval_texts import encode_conversations
 from sempa.evaluation.measure import builtin_task, measure_texts
@@ -25,12 +25,13 @@ from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
 from sempa.io.files import write_json
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
+from sempa.model.resolve import DEFAULT_MODEL
 from sempa.model.sampling import Sample, sample
-from sempa.quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
 from sempa.run import origin
 from sempa.training.base_samples import QUESTIONS
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "qdpo.json"
+RESULTS = Path(__file__).resolve().with_name("qdpo.json")
+RANK, ALPHA = 8, 32.0
 HELD_OUT = (*GENERATION_PROMPTS, *(question for question, _ in CONVERSATIONS))
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen")
 
@@ -42,17 +43,18 @@ def main() -> None:
     parser.add_argument("--sts", default="", help="folder of STS sets (default: the built-in pairs)")
     parser.add_argument("--pairs", type=int, default=60, help="of each set (default %(default)s)")
     given = parser.parse_args()
-    config = Config(dtype="float32", objective="dpo", anchor=0.0, learning_rate=2e-4, batch_size=4, epochs=given.epochs)
+    training = {"beta": 0.1, "learning_rate": 2e-4, "batch_size": 4, "epochs": given.epochs}
     tasks = [builtin_task(given.pairs)]
     if given.sts:
         tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
-    full = load_base(config.model, config.dtype)
+    full = load_base(DEFAULT_MODEL, "float32")
     asked, held_out = (prompts_of(full, texts) for texts in (QUESTIONS, HELD_OUT))
     answers = greedy(full, held_out, given.new_tokens)
     result = {
         "settings": {
-            **{"model": config.model, "dtype": config.dtype, "threads": torch.get_num_threads()},
-            **{name: getattr(config, name) for name in ("beta", "learning_rate", "batch_size", "epochs", "lora_rank")},
+            **{"model": DEFAULT_MODEL, "dtype": "float32", "threads": torch.get_num_threads()},
+            **training,
+            "lora_rank": RANK,
             **{"prompts": len(asked), "held_out_prompts": len(held_out)},
             **{"new_tokens": given.new_tokens, "pairs": given.pairs, "sets": [task.name for task in tasks]},
         },
@@ -70,12 +72,12 @@ def main() -> None:
     keep("full precision", full)
     wanted = greedy(full, asked, given.new_tokens)
     for bits in (4, 8):
-        name, quantised = f"int{bits}", load_base(config.model, config.dtype)
+        name, quantised = f"int{bits}", load_base(DEFAULT_MODEL, "float32")
         quantise_model(quantised.model, bits)
         keep(name, quantised)
         pairs = diverging_pairs(asked, wanted, greedy(quantised, asked, given.new_tokens))
-        add_lora(quantised.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        steps = align_quantised(config, quantised, full.model, pairs)
+        add_lora(quantised.model, RANK, ALPHA)
+        steps = align_quantised(quantised.model, full.model, pairs, **training)
         result["pairs"][name] = len(pairs)
         result["steps"][name] = [{key: step[key] for key in SHOWN} for step in steps]
         keep(f"{name} + QDPO", quantised)
