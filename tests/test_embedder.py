@@ -1,6 +1,9 @@
 """Embeddings: the state at each sentence's own last token, independent of its company, padding and order."""
 
 import csv
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +15,14 @@ from transformers import OPTConfig, OPTForCausalLM
 import sempa
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import clean_sentence
+from sempa.embedding import embedder as embedding
 from sempa.embedding.corpus import describe
+from sempa.embedding.embedder import embed
+from sempa.embedding.readouts import READOUTS, make_prompts
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters
+from sempa.model.lora import add_lora, lora_parameters, merge_adapter
+from sempa.model.sampling import sample
 
 SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the park", "Hi", "A man runs.", "Who is it?"]
 
@@ -89,12 +96,129 @@ def test_wrong_arguments_are_named(tiny_folder, embedder):
         Embedder(str(tiny_folder), readout="median")
     with pytest.raises(SempaError, match="layer: found 7, expected -3 to 2"):
         Embedder(str(tiny_folder), layer=7)
-    with pytest.raises(SempaError, match="batch_size: found 0"):
-        embedder.encode(["a"], batch_size=0)
+    with pytest.raises(SempaError, match="layer: found None, expected a whole number"):
+        Embedder(str(tiny_folder), layer=None)
     with pytest.raises(SempaError, match="sentence 1: found int, expected a string"):
         embedder.encode(["a", 3])
     with pytest.raises(SempaError, match="sentence 1: is empty"):
         embedder.encode(["a", " \n"])
+
+
+class Column:
+    """What numpy and pandas hold strings in: of one dimension, iterating as its values."""
+
+    ndim = 1
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+class Table(Column):
+    """A data frame: of two dimensions, iterating as its column names."""
+
+    ndim = 2
+
+
+@pytest.mark.parametrize("container", [tuple, iter, np.array, lambda values: Column(*values)])
+def test_containers_of_one_dimension_are_their_strings(embedder, container):
+    sentences = ["A dog runs.", "A cat sleeps."]
+    assert np.array_equal(embedder.encode(container(sentences)), embedder.encode(sentences))
+
+
+@pytest.mark.parametrize(
+    ("container", "kind"),
+    [
+        (Table("text", "label"), "Table"),
+        ({"text": ["A dog."]}, "dict"),
+        (None, "NoneType"),
+        (b"A dog.", "bytes"),
+        ({"A dog.", "A cat."}, "set"),
+        (np.array([["A dog.", "A cat."]]), "ndarray"),
+        (np.array("A dog."), "ndarray"),
+        (7, "int"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_iterates_as_something_else_is_refused(embedder, container, kind):
+    with pytest.raises(SempaError, match=f"sentences: found {kind}, expected strings in a list"):
+        embedder.encode(container)
+
+
+def test_one_string_is_a_sentence_for_encode_and_no_sequence_for_embed(embedder):
+    assert embedder.encode("Hello").shape == (32,)
+    with pytest.raises(SempaError, match="sentences: found str, expected strings in a list"):
+        embed(embedder.base, "Hello")
+
+
+def test_a_lone_surrogate_is_named(embedder):
+    with pytest.raises(SempaError, match=r"sentence 1: holds the lone surrogate U\+D83D"):
+        embedder.encode(["A dog.", "A \ud83d dog."])
+
+
+@pytest.mark.parametrize("size", [None, 0, -1, 2.5, "32"])
+def test_a_batch_size_that_is_no_count_is_named(embedder, size):
+    with pytest.raises(SempaError, match=f"batch_size: found {size!r}, expected a whole number of at least 1"):
+        embedder.encode(["a"], batch_size=size)
+
+
+def test_texts_are_tokenized_in_slices_and_kept_as_small_numbers(embedder, monkeypatch):
+    """A tokenizer hands out kilobytes a text; what stays is a few bytes a token."""
+    sentences = [f"A {'very ' * (i % 5)}small dog runs number {i}." for i in range(9000)]
+    expected = embedder.encode(sentences[5000:5040])
+    asked, make = [], make_prompts
+    monkeypatch.setattr(embedding, "make_prompts", lambda *a: asked.append(len(a[-1])) or make(*a))
+    tracemalloc.start()
+    prompts = embedding._encode(embedder.base, "prompteol", sentences)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max(asked) <= 4096
+    assert sum(asked) == len(prompts) == len(sentences)
+    assert kept < 500 * len(sentences)
+    assert peak < 10_000 * 4096 + kept
+    monkeypatch.setattr(embedding, "_TOKENIZED_AT_ONCE", 7)
+    np.testing.assert_allclose(embedder.encode(sentences[5000:5040]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_threads_embed_and_generate_with_one_model_as_each_would_alone(tiny_folder):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    jobs = [partial(embed, base, SENTENCES, 2, readout=readout) for readout in READOUTS]
+    jobs.append(lambda: [one.tokens for few in sample(base, ["A dog.", "A man runs."], 2, 12) for one in few])
+    alone = [job() for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            for job, found, expected in zip(jobs, pool.map(lambda job: job(), jobs), alone, strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=str(job))
+
+
+def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    for parameter in lora_parameters(base.model).values():
+        parameter.data.fill_(0.1)
+    save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
+    ours, run = (
+        Embedder(str(tiny_folder), folder, dtype="float32", device="cpu").encode(SENTENCES)
+        for folder in (tmp_path / "run" / "adapter", str(tmp_path / "run"))
+    )
+    assert np.array_equal(ours, run)
+    with pytest.raises(
+        SempaError, match=r"adapter '.*': holds no adapter_config.json, neither itself nor in its folder"
+    ):
+        Embedder(str(tiny_folder), tmp_path)
+
+
+def test_merging_an_adapter_leaves_every_readout_as_it_is(tiny_folder):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    for i, parameter in enumerate(lora_parameters(base.model).values()):
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    expected = {readout: embed(base, SENTENCES, readout=readout) for readout in READOUTS}
+    merge_adapter(base.model, torch.float32)
+    for readout, vectors in expected.items():
+        np.testing.assert_allclose(embed(base, SENTENCES, readout=readout), vectors, rtol=1e-4, atol=1e-5)
 
 
 def test_progress_is_shown_only_when_asked_for(embedder, capsys):

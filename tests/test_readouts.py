@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -29,21 +28,23 @@ from transformers import (
     Qwen3Config,
 )
 
+from sempa.batching.packing import pack_sentence_rows
 from sempa.cli import main
-from sempa.embedding.embedder import Embedder, embed, embed_readings
-from sempa.embedding.readouts import READOUTS, make_prompts, read, same_pass
-from sempa.embedding.readouts.pooling import last, mean, weighted_mean
-from sempa.embedding.readouts.prompt import Prompt, encode_spans
+from sempa.embedding.embedder import Embedder, embed
+from sempa.embedding.readouts import READOUTS, make_prompts, read
+from sempa.embedding.readouts.prompts import Prompt, encode_spans
 from sempa.errors import SempaError
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import hidden_states, load_base
-from sempa.model.layers import blocks, output_projection
+from sempa.model.layers import attention_sum, blocks, output_projections
 from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
 CLEAN = ["A man runs.", "He said 'two very small dogs' are chasing a red ball.", "Hi.", "Who is it.", "A man runs."]
 BARE = ["A man runs", 'He said "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
 EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
+
+HOOKED = ("contrastive-prompting", "token-prepending", "attention-sum")
 
 SMALL = {
     "vocab_size": 320,
@@ -136,6 +137,7 @@ def oracle_of(folder, stack="model.layers", projection="self_attn.o_proj", adapt
         tokenizer=make_tokenizer(),
         stack=plain.get_submodule(stack),
         heads=lambda block: block.get_submodule(projection),
+        attention=projection.rpartition(".")[0],
         depth=len(plain.get_submodule(stack)),
     )
 
@@ -166,7 +168,7 @@ def expected(oracle, readout, place, layer=None):
     """The embedding of sentence `place` in float64; `layer` counts from 0, None is the readout's own."""
     tokenizer, plain, depth = oracle.tokenizer, oracle.plain, oracle.depth
     published = int(27 / 32 * depth + 0.5) if readout in ("contrastive-prompting", "token-prepending") else depth
-    layer = published if layer is None else layer
+    layer = published if layer is None else layer % (depth + 1)
     bare, clean = BARE[place], CLEAN[place]
     if readout in ("mean", "weighted-mean", "last"):
         hidden = states(plain, ids_of(tokenizer, bare), layer)
@@ -184,9 +186,35 @@ def expected(oracle, readout, place, layer=None):
     if readout in ("prompteol", "prompteol-icl"):
         before = EXAMPLE if readout == "prompteol-icl" else ""
         return states(plain, ids_of(tokenizer, eol(clean, before=before)), layer)[-1]
+    if readout == "attention-sum":
+        return summed(oracle, eol(clean))
     if readout == "contrastive-prompting":
         return contrastive(oracle, clean, layer)
     return prepended(oracle, clean, layer)
+
+
+@torch.no_grad()
+def summed(oracle, text):
+    return summed_with_gradient(oracle, text)
+
+
+def summed_with_gradient(oracle, text):
+    """Σ_l of what each block's attention module puts out at the last position."""
+    outputs = []
+
+    def keep(_, inputs, kwargs, output):
+        output = output[0] if isinstance(output, tuple) else output
+        # Bloom's attention adds the residual itself.
+        residual = inputs[1] if "Bloom" in type(oracle.plain).__name__ else 0
+        outputs.append((output - residual)[0, -1])
+
+    modules = [block.get_submodule(oracle.attention) for block in oracle.stack]
+    hooks = [module.register_forward_hook(keep, with_kwargs=True) for module in modules]
+    oracle.plain(torch.tensor([ids_of(oracle.tokenizer, text)]))
+    for hook in hooks:
+        hook.remove()
+    assert len(outputs) == oracle.depth
+    return sum(outputs)
 
 
 def contrastive(oracle, clean, layer):
@@ -240,8 +268,8 @@ def test_a_readout_is_what_its_paper_says_in_any_architecture(made, name, readou
     check(made(name), readout)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("layer", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize("readout", [readout for readout in READOUTS if readout != "attention-sum"])
+@pytest.mark.parametrize("layer", [0, 1, 2, -2, 4, 5])
 def test_any_layer_can_be_read(made, readout, layer):
     check(made("Llama"), readout, layer)
 
@@ -316,30 +344,6 @@ def test_neither_batch_size_nor_order_nor_neighbours_matter(made, name, readout)
     np.testing.assert_allclose(vectors, wanted[order], rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Bloom (ALiBi)"])
-def test_readings_of_one_pass_are_what_each_gives_alone(made, name, readout):
-    base = made(name).base
-    companions = [other for other in READOUTS if same_pass(readout, other)]
-    bare = ["mean", "weighted-mean", "last"]
-    assert companions == (bare if readout in bare else [readout])
-    readings = [(other, layer) for other in companions for layer in (2, -1, 0, DEPTH, -2, 2)]
-    runs = []
-    hook = blocks(base.model)[0].mlp.register_forward_hook(lambda *_: runs.append(1))
-    together = embed_readings(base, SENTENCES, readings, batch_size=3)
-    hook.remove()
-    # Contrastive Prompting's second prompt passes the first blocks, too.
-    assert len(runs) == (4 if readout == "contrastive-prompting" else 2)
-    for (other, layer), vectors in zip(readings, together, strict=True):
-        wanted = embed(base, SENTENCES, layer=layer, readout=other)
-        np.testing.assert_allclose(vectors, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
-
-
-def test_readings_of_different_prompts_are_no_pass(made):
-    with pytest.raises(SempaError, match="readings: prompteol and echo have different prompts, expected one pass"):
-        embed_readings(made("Llama").base, SENTENCES, [("prompteol", -1), ("echo", -1)])
-
-
 texts = st.text(min_size=1, max_size=30).filter(lambda text: text.strip())
 
 
@@ -355,7 +359,8 @@ def test_any_text_embeds_as_it_does_alone(made, sentences, size, readout):
 
 @given(texts, texts)
 def test_a_span_is_the_text_behind_its_head(tokenizer, head, text):
-    ((ids, size),) = encode_spans(tokenizer, [head], [text])
+    (prompt,) = encode_spans(tokenizer, [head], [text])
+    ids, size = list(prompt.tokens), prompt.span
     assert tokenizer.decode(ids) == head + text
     assert 1 <= size <= len(ids)
     # Whole tokens of the head stay outside, at most the one that reaches into the text goes with it.
@@ -372,34 +377,33 @@ def test_a_begin_of_text_token_is_seen_but_not_averaged():
     for readout in READOUTS:
         (prompt,) = make_prompts(readout, tokenizer, ["A man"])
         assert prompt.tokens[0] == tokenizer.bos_token_id
-        others = [token for place, token in enumerate(prompt.tokens[1:], 1) if place != prompt.placeholder]
+        # The placeholder of Token Prepending has id 0, as the begin-of-text token here, and opens the span.
+        placeholder = len(prompt.tokens) - prompt.span if readout == "token-prepending" else None
+        others = [token for place, token in enumerate(prompt.tokens[1:], 1) if place != placeholder]
         assert tokenizer.bos_token_id not in others
         assert prompt.span < len(prompt.tokens)
 
 
-@pytest.mark.parametrize("pooling", [mean, weighted_mean, last])
-def test_the_weights_of_a_span_sum_to_one_and_belong_to_its_last_tokens(pooling):
-    for size in (1, 2, 7, 300):
-        weights = pooling(size)
-        assert sum(weights) == pytest.approx(1)
-        assert 1 <= len(weights) <= size
-    assert weights[-1] == max(weights)
+def count_hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_steering_leaves_no_hook_behind(made):
+def test_readouts_leave_no_hook_behind(made):
     base = made("Llama").base
     before = embed(base, SENTENCES)
-    for readout in READOUTS:
-        embed(base, SENTENCES, readout=readout, layer=3)
-    with pytest.raises(IndexError):
-        # An id that the table does not have, in the middle of a steered pass.
-        read([("token-prepending", -1)], base.model, [Prompt([9999, 0, 1], placeholder=1)])
-    hooks = [m._forward_hooks | m._forward_pre_hooks for m in base.model.modules()]
-    assert not any(hooks)
+    # transformers' own, which hand out the layers' states, stay.
+    embed(base, SENTENCES, layer=3)
+    hooks = count_hooks(base.model)
+    for readout in HOOKED:
+        embed(base, SENTENCES, readout=readout)
+        with pytest.raises(IndexError):
+            # An id that the table does not have, in the middle of a pass.
+            read(readout, base.model, [Prompt([9999, 0, 1], span=2, auxiliary=[1])])
+    assert count_hooks(base.model) == hooks
     np.testing.assert_array_equal(embed(base, SENTENCES), before)
 
 
-@pytest.mark.parametrize("readout", ["contrastive-prompting", "token-prepending", "prompteol"])
+@pytest.mark.parametrize("readout", [*HOOKED, "prompteol"])
 def test_threads_that_share_a_model_do_not_meet_in_its_hooks(made, readout):
     base = made("Llama").base
     texts = [[f"A {animal} and {count} more." for animal in ("dog", "cat", "bird")] for count in range(16)]
@@ -410,7 +414,7 @@ def test_threads_that_share_a_model_do_not_meet_in_its_hooks(made, readout):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("readout", ["contrastive-prompting", "token-prepending", "prompteol"])
+@pytest.mark.parametrize("readout", [*HOOKED, "prompteol"])
 def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(made, readout, monkeypatch):
     """Another thread's pass in the middle of ours, when all hooks are in place, is as without them."""
     base = made("Llama").base
@@ -423,10 +427,10 @@ def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(made
             found.append(pool.submit(hidden_states, model, tokens).result())
         return hidden_states(model, **inputs)
 
-    expected = embed(base, SENTENCES, readout=readout)
-    for module in ("layers", "contrastive_prompting"):
-        monkeypatch.setattr(sys.modules[f"sempa.embedding.readouts.{module}"], "hidden_states", meanwhile)
-    np.testing.assert_array_equal(embed(base, SENTENCES, readout=readout), expected)
+    expected = embed(base, SENTENCES, layer=-1 if readout == "attention-sum" else DEPTH, readout=readout)
+    monkeypatch.setattr("sempa.model.layers.hidden_states", meanwhile)
+    layer = -1 if readout == "attention-sum" else DEPTH
+    np.testing.assert_array_equal(embed(base, SENTENCES, layer=layer, readout=readout), expected)
     assert found
     assert all(torch.equal(states, plain) for states in found)
 
@@ -444,16 +448,64 @@ def test_the_longer_of_two_prompts_must_fit_the_model(made):
         embed(oracle.base, [sentence], readout="contrastive-prompting")
 
 
-def test_an_architecture_without_a_place_to_steer_is_named(made):
-    model = copy.deepcopy(made("Llama").base.model)
-    for block in blocks(model):
+def test_an_architecture_without_a_place_to_hook_is_named_with_the_readouts_that_it_has(made):
+    base = dataclasses.replace(made("Llama").base, model=copy.deepcopy(made("Llama").base.model))
+    for block in blocks(base.model):
         block.self_attn.mixer = block.self_attn.o_proj
         del block.self_attn.o_proj
-    with pytest.raises(SempaError, match="LlamaForCausalLM: no output projection of the attention heads found"):
-        output_projection(model, 0)
-    model.model.layers = model.model.layers[:-1]
+    assert output_projections(base.model) == []
+    others = "mean, weighted-mean, last, echo, prompteol, prompteol-icl, token-prepending"
+    for readout in ("contrastive-prompting", "attention-sum"):
+        told = f"{readout} needs .* none are found in LlamaForCausalLM; expected one of {others}$"
+        with pytest.raises(SempaError, match=told):
+            embed(base, SENTENCES, readout=readout)
+    row, ends = packed_row(base, CLEAN)
+    with pytest.raises(SempaError, match="LlamaForCausalLM: no output projections of the attention found"):
+        attention_sum(base.model, row, ends)
+    base.model.model.layers = base.model.model.layers[:-1]
     with pytest.raises(SempaError, match="LlamaForCausalLM: no list of 5 decoder blocks found"):
-        blocks(model)
+        blocks(base.model)
+
+
+def test_the_attention_sum_has_no_layer_to_choose():
+    with pytest.raises(SempaError, match="layer: found 3, expected none: attention-sum adds up the outputs of all"):
+        Embedder("/nowhere", readout="attention-sum", layer=3)
+
+
+def packed_row(base, texts):
+    """PromptEOL's prompts behind their shared beginning in one row, and the row offsets of their ends."""
+    prompts = [ids_of(base.tokenizer, eol(text)) for text in texts]
+    (packed,) = pack_sentence_rows(prompts, 10_000)
+    order = torch.tensor(packed.members).argsort()
+    return packed.row, packed.ends[order]
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma2", "Bloom (ALiBi)"])
+def test_the_attention_sum_of_a_row_has_the_gradient_of_separate_passes(made, name):
+    """In training: the gradient of a loss of e = Σ_l o_l to the weights of every block, against plain autograd."""
+    oracle = made(name)
+    row, ends = packed_row(oracle.base, CLEAN)
+    model = copy.deepcopy(oracle.base.model).requires_grad_(True)
+    direction = torch.randn(len(CLEAN), 32, generator=torch.Generator().manual_seed(2))
+    found = attention_sum(model, row, ends)
+    assert found.dtype == torch.float32
+    (found * direction).sum().backward()
+    plain = copy.deepcopy(oracle)
+    plain.stack = plain.plain.get_submodule(MODELS[name][1])
+    loss = sum(summed_with_gradient(plain, eol(text)) @ own for text, own in zip(CLEAN, direction.double()))
+    loss.backward()
+    wanted = dict(plain.plain.named_parameters())
+    reached = 0
+    for parameter_name, parameter in model.named_parameters():
+        other = wanted[parameter_name].grad
+        if other is None:
+            # The last block's MLP and norms, and the head.
+            assert parameter.grad is None
+            continue
+        reached += 1
+        error = (parameter.grad.double() - other).abs().max()
+        assert error <= 1e-4 * other.abs().max() + 1e-9, parameter_name
+    assert reached > 8 * (DEPTH - 1)
 
 
 def rows_into(modules, run):
@@ -479,17 +531,6 @@ def test_a_shared_prefix_runs_once_a_batch_and_nothing_is_padded(made):
     for size, batches in ((100, 1), (2, 3)):
         counts = rows_into(blocks(oracle.base.model), lambda size=size: embed(oracle.base, SENTENCES, batch_size=size))
         assert counts == [sum(lengths) - prefix * (len(lengths) - batches)] * DEPTH
-
-
-def test_nothing_runs_that_the_read_states_do_not_depend_on(made):
-    oracle = made("Llama")
-    projections = [block.mlp.down_proj for block in blocks(oracle.base.model)]
-    own = sum(len(ids_of(oracle.tokenizer, text)) for text in BARE)
-    for layer, blocks_run in ((5, 5), (2, 2), (-2, 4), (1, 1), (0, 0)):
-        counts = rows_into(projections, lambda layer=layer: embed(oracle.base, SENTENCES, readout="last", layer=layer))
-        # In the last block that runs, the MLP works for the states that are read.
-        wanted = [own] * max(0, blocks_run - 1) + [len(SENTENCES)] * min(1, blocks_run)
-        assert counts == wanted + [0] * (DEPTH - blocks_run)
 
 
 def test_a_row_of_long_sentences_is_cut_before_it_grows_large(made):

@@ -34,8 +34,8 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readout",
         default="prompteol",
-        help="mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting or token-prepending "
-        "(default %(default)s)",
+        help="mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting, token-prepending or "
+        "attention-sum (default %(default)s)",
     )
     parser.add_argument(
         "--layer",

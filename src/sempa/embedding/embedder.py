@@ -1,7 +1,11 @@
-"""Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word."""
+"""Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word.
+
+sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
+"""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read, same_pass
+from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
+from sempa.embedding.readouts.prompts import Prompt
 from sempa.errors import SempaError
 from sempa.io.progress import bar
-from sempa.model.adapter_files import load_adapter
+from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import BaseModel, context_length, load_base
-from sempa.model.layers import depth
 from sempa.model.threads import parallel_map
 
 # Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.
 _ROW_TOKENS = 1024
+# Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
+_TOKENIZED_AT_ONCE = 4096
 
 
 class Embedder:
@@ -28,16 +34,18 @@ class Embedder:
 
     Args:
         model: what `sempa.model.base.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
-        adapter: folder of a LoRA adapter, from sempa or PEFT; None embeds with the base model.
+        adapter: folder of a LoRA adapter, from sempa or PEFT, or a run folder; None embeds with the base model.
         readout: one of `sempa.embedding.readouts.READOUTS`.
         layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
             after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
             for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
+            `attention-sum` reads all layers and takes no other value.
         dtype: `bfloat16` or `float32`.
         device: a torch device; by default CUDA when there is one, else the CPU.
 
     Raises:
-        SempaError: a model or adapter that cannot be loaded, an unknown readout, a layer the model does not have.
+        SempaError: a model or adapter that cannot be loaded, an unknown readout or one that the model's architecture
+            cannot give, a layer the model does not have.
     """
 
     def __init__(
@@ -49,11 +57,12 @@ class Embedder:
         dtype: str = "bfloat16",
         device: str | None = None,
     ) -> None:
-        check_readout(readout)
+        check_readout(readout, layer)
+        folder = None if adapter is None else adapter_folder(Path(adapter))
         self.base = load_base(model, dtype, device)
-        if adapter is not None:
-            load_adapter(self.base.model, Path(adapter))
-        check_readout(readout, layer, depth(self.base.model))
+        if folder is not None:
+            load_adapter(self.base.model, folder)
+        check_readout(readout, layer, self.base.model)
         self.readout, self.layer = readout, layer
 
     def encode(
@@ -76,6 +85,7 @@ class Embedder:
         return vectors[0] if single else vectors
 
 
+@torch.inference_mode()
 def embed(
     base: BaseModel,
     sentences: Iterable[str],
@@ -88,65 +98,27 @@ def embed(
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
     `layer` and `readout` are those of `Embedder`; `progress` is a bar to advance by one for every sentence. Raises
-    `SempaError` for an unknown readout, a batch size below 1, a sentence that is not a string, is empty, or is longer
-    than the model can read.
+    `SempaError` for an unknown readout, a batch size below 1, and a sentence that is not a string, is empty, cannot be
+    written as UTF-8, or is longer than the model can read.
     """
-    (vectors,) = embed_readings(base, sentences, [(readout, layer)], batch_size, show_progress, progress)
-    return vectors
-
-
-@torch.inference_mode()
-def embed_readings(
-    base: BaseModel,
-    sentences: Iterable[str],
-    readings: Sequence[tuple[str, int]],
-    batch_size: int = 32,
-    show_progress: bool = False,
-    progress: tqdm | None = None,
-) -> list[np.ndarray]:
-    """What `embed` gives for each of `readings`, a readout and a layer, from one pass of the model over the sentences.
-
-    Their readouts are of the `same_pass`: one at several layers, or `mean`, `weighted-mean` and `last`. Raises
-    `SempaError` for others, too.
-    """
-    for readout, layer in readings:
-        check_readout(readout, layer, depth(base.model))
-        if not same_pass(readout, readings[0][0]):
-            raise SempaError(f"readings: {readings[0][0]} and {readout} have different prompts, expected one pass")
-    if batch_size < 1:
-        raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
-    # More than one look at them: an iterator has but one.
-    sentences = list(sentences)
-    for place, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
-        if not sentence.strip():
-            raise SempaError(f"sentence {place}: is empty")
+    check_readout(readout, layer, base.model)
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise SempaError(f"batch_size: found {batch_size!r}, expected a whole number of at least 1")
     model = base.model.eval()
-    words = [" ".join(sentence.split()) for sentence in sentences]
-    prompts = make_prompts(readings[0][0], base.tokenizer, words)
-    limit = context_length(model)
-    for place, prompt in enumerate(prompts):
-        if (longest := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
-            raise SempaError(
-                f"sentence {place}: has {longest:,} tokens in its prompt, expected at most the "
-                f"{limit:,} that the model can read at once"
-            )
-    widths = [embedding_width(readout, model, layer) for readout, layer in readings]
-    results = [np.empty((len(prompts), width), dtype=np.float32) for width in widths]
+    prompts = _encode(base, readout, _check_sentences(sentences))
+    batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
+    vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
+
+    def run(batch: list[int]) -> Tensor:
+        return read(readout, model, [prompts[i] for i in batch], layer)
+
     shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
-    batches = list(token_batches([len(prompt.tokens) for prompt in prompts], batch_size))
-
-    def run(batch: list[int]) -> list[Tensor]:
-        return read(readings, model, [prompts[i] for i in batch])
-
     with shown as progress:
         for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
-            for result, states in zip(results, found, strict=True):
-                result[batch] = states.cpu().numpy()
+            vectors[batch] = found.cpu().numpy()
             if progress is not None:
                 progress.update(len(batch))
-    return results
+    return vectors
 
 
 def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -164,3 +136,40 @@ def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         tokens += sizes[index]
     if batch:
         yield batch
+
+
+def _check_sentences(sentences: Iterable[str]) -> list[str]:
+    """The sentences as a list; what iterates as something else, such as a table's column names, is refused."""
+    ordered = isinstance(sentences, Iterable) and not isinstance(sentences, str | bytes | Mapping | set | frozenset)
+    if not ordered or getattr(sentences, "ndim", 1) != 1:
+        raise SempaError(
+            f"sentences: found {type(sentences).__name__}, expected strings in a list, or in another sequence of one "
+            "dimension"
+        )
+    sentences = list(sentences)
+    for place, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
+        if not sentence.strip():
+            raise SempaError(f"sentence {place}: is empty")
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(sentence[error.start]):04X}"
+            raise SempaError(f"sentence {place}: holds the lone surrogate {code}, which is no character") from error
+    return sentences
+
+
+def _encode(base: BaseModel, readout: str, sentences: Sequence[str]) -> list[Prompt]:
+    """Every sentence's prompt; raises `SempaError` for one that is longer than the model can read."""
+    prompts: list[Prompt] = []
+    for begin in range(0, len(sentences), _TOKENIZED_AT_ONCE):
+        prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
+    limit = context_length(base.model)
+    for place, prompt in enumerate(prompts):
+        if (longest := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
+            raise SempaError(
+                f"sentence {place}: has {longest:,} tokens in its prompt, expected at most the "
+                f"{limit:,} that the model can read at once"
+            )
+    return prompts

@@ -6,13 +6,12 @@ import numpy as np
 
 from sempa.data.examples import distinct_sentences
 from sempa.embedding.embedder import embed
-from sempa.embedding.readouts import layer_read
+from sempa.embedding.readouts import passes_final_norm
 from sempa.evaluation.geometry import compare_geometry, principal_plane, unit_vectors
 from sempa.evaluation.key_tokens import compare_key_tokens
 from sempa.evaluation.sts import StsTask, vector_cosines
 from sempa.evaluation.topics import GROUPS
 from sempa.model.base import BaseModel
-from sempa.model.layers import depth
 from sempa.model.lora import adapter_disabled
 
 
@@ -72,5 +71,4 @@ def measure_tasks(
 
 def passed_final_norm(base: BaseModel, readout: str, layer: int) -> bool:
     """Whether a readout's embeddings from this layer have passed the final norm: only the last layer's have."""
-    last = depth(base.model)
-    return layer_read(readout, layer, last) == last
+    return passes_final_norm(readout, layer, base.model)

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from sempa import __version__
 from sempa.data.examples import ScoredPair, distinct_sentences
-from sempa.embedding.embedder import embed_readings
-from sempa.embedding.readouts import READOUTS, check_readout, same_pass
+from sempa.embedding.embedder import embed
+from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval
 from sempa.evaluation.sts import StsResult, StsTask, draw_scores, left_out, score_sts, vector_cosines
@@ -28,7 +28,6 @@ from sempa.io.files import fingerprint, sha256, write_json
 from sempa.io.progress import bar
 from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.layers import depth
 from sempa.model.lora import remove_adapter
 
 
@@ -82,7 +81,7 @@ def measure_rows(
 ) -> list[Row]:
     """Measure the methods on all tasks, one row each in their order; `base` holds no adapter, before and after.
 
-    Rows of one pass, those that differ in layer or pooling alone, are measured together. A finished row is written to
+    Rows that differ in their layer alone are measured together. A finished row is written to
     `folder` atomically, under a fingerprint of all that decides its cosines (but their rounding, which its companions
     in the pass may change): weights, dtype, kind of device, adapter, readout, layer, sentences and versions. A row that
     is there is read, not measured.
@@ -93,7 +92,7 @@ def measure_rows(
     for place, method in enumerate(methods):
         if method in methods[:place]:
             raise SempaError(f"row {method.label}: is there twice")
-        check_readout(method.readout, method.layer, depth(base.model))
+        check_readout(method.readout, method.layer, base.model)
         if method.adapter:
             # Before the first minute of work, not after the last row that needs none.
             read_adapter(Path(method.adapter))
@@ -167,16 +166,8 @@ def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 10
 
 
 def _passes(methods: Sequence[Method]) -> list[list[Method]]:
-    """The methods, in their order, with those that one pass of the model serves together."""
-    passes: list[list[Method]] = []
-    for method in methods:
-        for together in passes:
-            if together[0].adapter == method.adapter and same_pass(together[0].readout, method.readout):
-                together.append(method)
-                break
-        else:
-            passes.append([method])
-    return passes
+    """One pass of the model for each method."""
+    return [[method] for method in methods]
 
 
 def _measure_pass(
@@ -184,11 +175,10 @@ def _measure_pass(
 ) -> list[Row]:
     began, pairs = time.perf_counter(), _pairs(tasks)
     sentences = distinct_sentences(pairs)
-    readings = [(method.readout, method.layer) for method in methods]
     try:
         if methods[0].adapter:
             load_adapter(base.model, Path(methods[0].adapter))
-        vectors = embed_readings(base, sentences, readings, batch_size, progress=progress)
+        vectors = [embed(base, sentences, batch_size, m.layer, readout=m.readout, progress=progress) for m in methods]
     finally:
         remove_adapter(base.model)
     cosines = [vector_cosines(own, sentences, pairs) for own in vectors]

@@ -16,7 +16,7 @@ from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.export.model_card import model_card
 from sempa.io.files import replace_folder, write_atomic, write_json
-from sempa.model.adapter_files import CONFIG_FILE, load_adapter
+from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import BaseModel, context_length, load_base, open_config
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
@@ -32,17 +32,6 @@ _CLEAN = """\
 {%- set sentence = sentence | replace('"', "'") -%}
 {%- if sentence.endswith('?') -%}{%- set sentence = sentence[:-1] ~ '.' -%}{%- endif -%}
 """
-
-
-def adapter_folder(path: Path) -> Path:
-    """The adapter in `path`, which is a run folder or an adapter folder itself.
-
-    Raises `SempaError` when it is neither.
-    """
-    for folder in (path / "adapter", path):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise SempaError(f"adapter {str(path)!r}: holds no {CONFIG_FILE}, neither itself nor in its folder `adapter`")
 
 
 def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat16") -> None:

@@ -65,6 +65,17 @@ def save_adapter(model: nn.Module, folder: Path, base_source: str) -> None:
     write_json(folder / CONFIG_FILE, config)
 
 
+def adapter_folder(path: Path) -> Path:
+    """The adapter in `path`, which is a run folder or an adapter folder itself.
+
+    Raises `SempaError` when it is neither.
+    """
+    for folder in (path / "adapter", path):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise SempaError(f"adapter {str(path)!r}: holds no {CONFIG_FILE}, neither itself nor in its folder `adapter`")
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add the adapter saved in `folder` (by sempa or by PEFT's plain LoRA) to a bare base model.
 

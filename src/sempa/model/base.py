@@ -107,11 +107,12 @@ def hidden_states(
     positions: Tensor | None = None,
     mask: Tensor | None = None,
     prefix_groups: Sequence[PrefixGroup] | None = None,
+    layer: int | None = None,
 ) -> Tensor:
     """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
 
     A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `prefix_groups`;
-    without them every token sees all before it.
+    without them every token sees all before it. With `layer` they are the states before that block, counted from 0.
     """
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
@@ -119,7 +120,8 @@ def hidden_states(
     elif mask is not None:
         # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
         packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
-    return model.base_model(input_ids=tokens, use_cache=False, **packed).last_hidden_state
+    output = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer is not None, **packed)
+    return output.last_hidden_state if layer is None else output.hidden_states[layer]
 
 
 def row_states(model: PreTrainedModel, row: Row) -> Tensor:
@@ -135,8 +137,18 @@ def row_states(model: PreTrainedModel, row: Row) -> Tensor:
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
-    tokens, places = row.separate()
-    return hidden_states(model, tokens.to(model.device)).flatten(0, 1)[places.to(model.device)]
+    return hidden_states(model, **row_inputs(model, row)).flatten(0, 1)[output_places(model, row)]
+
+
+def row_inputs(model: PreTrainedModel, row: Row) -> dict[str, object]:
+    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own."""
+    return row.inputs(model.device) if can_pack(model, row) else {"tokens": row.separate()[0].to(model.device)}
+
+
+def output_places(model: PreTrainedModel, row: Row) -> Tensor:
+    """Where the row's tokens lie in the flattened output of a pass over its `row_inputs`: `[length]`, int64."""
+    places = torch.arange(len(row.tokens)) if can_pack(model, row) else row.separate()[1]
+    return places.to(model.device)
 
 
 def can_pack(model: PreTrainedModel, row: Row) -> bool:

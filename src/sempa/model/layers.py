@@ -1,29 +1,22 @@
-"""The places inside a decoder that readouts touch: its blocks, the heads' outputs, and the state after any layer."""
+"""Inside a decoder: its blocks, the states between them, and the attention outputs that they add to the residual."""
 
 import contextlib
-import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from sempa.batching.packing import Row
 from sempa.errors import SempaError
-from sempa.model.base import hidden_states
+from sempa.model.base import hidden_states, output_places, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
-# PyTorch numbers hooks one after another: two threads at once might get the same number, and one hook would be gone.
-_NUMBERED = threading.Lock()
-
-
-class _ReachedError(Exception):
-    """Carries a hidden state out of a forward pass whose rest nobody needs."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
+# PyTorch numbers hooks by a plain counter: two threads that register at once could get the same number.
+_REGISTRATION = threading.Lock()
 
 
 def depth(model: PreTrainedModel) -> int:
@@ -32,7 +25,7 @@ def depth(model: PreTrainedModel) -> int:
 
 
 def scaled(index: int, depth: int) -> int:
-    """A block or layer that a paper gives for LLaMA2-7B's 32 blocks, at the same share of `depth`, rounded half up."""
+    """A block or layer published for LLaMA2-7B's 32 blocks, at the same fraction of `depth`, rounded half up."""
     return (2 * index * depth + 32) // 64
 
 
@@ -41,101 +34,71 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth(model):
             return module
-    raise SempaError(f"{type(model).__name__}: no list of {depth(model)} decoder blocks found to read or steer")
+    raise SempaError(f"{type(model).__name__}: no list of {depth(model)} decoder blocks found")
 
 
-def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The linear layer of block `layer` whose input is the attention heads' outputs, concatenated.
+def output_projections(model: PreTrainedModel) -> list[nn.Module]:
+    """Each block's linear layer from the attention heads' concatenated outputs to the residual, first to last.
 
-    Raises `SempaError` for an architecture that has none by a known name.
+    Empty for an architecture that has none by a known name.
     """
-    for name, module in blocks(model)[layer].named_modules():
-        *parents, own = name.split(".")
-        # `Conv1D` of GPT-2 goes by the same name in attention and MLP.
-        if own in _OUTPUT_PROJECTIONS and any("att" in parent for parent in parents):
-            return module
-    raise SempaError(f"{type(model).__name__}: no output projection of the attention heads found to steer")
+    found = []
+    for block in blocks(model):
+        for name, module in block.named_modules():
+            *parents, own = name.split(".")
+            # `Conv1D` of GPT-2 goes by the same name in attention and MLP.
+            if own in _OUTPUT_PROJECTIONS and any("att" in parent for parent in parents):
+                found.append(module)
+                break
+    return found if len(found) == depth(model) else []
 
 
-def states_at(model: PreTrainedModel, layers: Sequence[int], places: Tensor, **inputs: object) -> list[Tensor]:
-    """`hidden_states[layer]` of transformers' count at the flat offsets `places` `[m]`, for each layer: `[m, D]` each.
+def layer_states(model: PreTrainedModel, row: Row, layer: int) -> Tensor:
+    """Hidden states `[length, D]` of a packed row's tokens after a layer, in the model's dtype.
 
-    Only what these states depend on runs: no block behind the highest layer, and in the last block before it the MLP
-    for them alone. `inputs` are those of `hidden_states`; a layer counts from 0, the embedding output, to
-    the model's depth, the last one, which alone has passed the final norm.
+    Layer 0 is the embedding output; the model's depth is the last layer, whose states alone have passed the final norm.
     """
-    stack, highest = blocks(model), max(layers)
-    states: dict[int, Tensor] = {}
+    states = hidden_states(model, **row_inputs(model, row), layer=None if layer == depth(model) else layer)
+    return states.flatten(0, 1)[output_places(model, row)]
 
-    def keep(hidden: Tensor, layer: int) -> Tensor:
-        states[layer] = hidden.flatten(0, 1)[places]
-        return hidden
 
-    with contextlib.ExitStack() as hooks:
-        for layer in {*layers} - {highest}:
-            hooks.enter_context(edited_input(stack[layer], functools.partial(keep, layer=layer)))
-        if highest and hasattr(stack[highest - 1], "mlp"):
-            hooks.enter_context(only_at(stack[highest - 1].mlp, places))
-        if highest == len(stack):
-            keep(hidden_states(model, **inputs), highest)
-        else:
-            with input_of(stack[highest]) as reached:
-                hidden_states(model, **inputs)
-            keep(reached[0], highest)
-    return [states[layer] for layer in layers]
+def attention_sum(model: PreTrainedModel, row: Row, ends: Tensor) -> Tensor:
+    """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
+
+    o_l is the attention output of block l, after the output projection and before it is added to the residual
+    (AlignedWVA over all layers, arXiv 2602.01572). Raises `SempaError` for an architecture whose output projections
+    are not found.
+    """
+    projections = output_projections(model)
+    if not projections:
+        raise SempaError(f"{type(model).__name__}: no output projections of the attention found to add up")
+    places = output_places(model, row)[ends]
+    outputs: list[Tensor] = []
+
+    def collect(_: nn.Module, __: tuple, output: Tensor) -> None:
+        outputs.append(output.flatten(0, -2)[places].float())
+
+    with hooked(*((projection.register_forward_hook, collect) for projection in projections)):
+        hidden_states(model, **row_inputs(model, row))
+    return torch.stack(outputs).sum(0)
 
 
 @contextlib.contextmanager
-def hooked(register: Callable[[Callable], RemovableHandle], hook: Callable) -> Iterator[None]:
-    """Inside, the hook is in place for passes of this thread; those of others, which may be generating, do not meet it.
+def hooked(*hooks: tuple[Callable[[Callable], RemovableHandle], Callable]) -> Iterator[None]:
+    """Inside, hooks act on the passes of this thread; those of other threads, which may be generating, do not see them.
 
-    `register` is a module's method that takes a hook.
+    `hooks` are pairs of a module's method that registers a hook, and the hook.
     """
-    own = threading.get_ident()
-    with _NUMBERED:
-        handle = register(lambda *arguments: hook(*arguments) if threading.get_ident() == own else None)
+    thread = threading.get_ident()
+
+    def in_this_thread(hook: Callable) -> Callable:
+        return lambda *arguments: hook(*arguments) if threading.get_ident() == thread else None
+
+    with _REGISTRATION:
+        handles = [register(in_this_thread(hook)) for register, hook in hooks]
     try:
         yield
     finally:
-        with _NUMBERED:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass ends where it comes to `module`; the list then holds that module's input."""
-    found: list[Tensor] = []
-
-    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        raise _ReachedError(arguments[0])
-
-    with hooked(module.register_forward_pre_hook, stop):
-        try:
-            yield found
-        except _ReachedError as reached:
-            found.append(reached.hidden)
-
-
-def edited_input(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-    """Inside, `module` sees `edit` of its input."""
-    return hooked(module.register_forward_pre_hook, lambda _, arguments: (edit(arguments[0]), *arguments[1:]))
-
-
-@contextlib.contextmanager
-def only_at(module: nn.Module, places: Tensor) -> Iterator[None]:
-    """Inside, `module`, which treats each token alone, runs for those at the flat offsets `places`; others get 0."""
-    shape: list[int] = []
-
-    def narrow(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        shape[:] = arguments[0].shape[:2]
-        return tuple(argument.flatten(0, 1)[None, places] for argument in arguments)
-
-    def widen(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        # Some mixtures of experts hand out their router's scores too.
-        narrow, *rest = output if isinstance(output, tuple) else (output,)
-        wide = narrow.new_zeros(*shape, narrow.shape[-1])
-        wide.flatten(0, 1)[places] = narrow[0]
-        return (wide, *rest) if rest else wide
-
-    with hooked(module.register_forward_pre_hook, narrow), hooked(module.register_forward_hook, widen):
-        yield
+        with _REGISTRATION:
+            for handle in handles:
+                handle.remove()

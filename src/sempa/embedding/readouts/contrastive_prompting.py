@@ -1,24 +1,25 @@
 """Contrastive Prompting: what a prompt for the irrelevant says too is taken out of the heads' outputs, early on.
 
 Cheng et al., *Contrastive Prompting Enhances Sentence Embeddings in LLMs through Inference-Time Steering*
-(arXiv 2505.12831). Beside PromptEOL runs an auxiliary prompt up to block s. There, at the last position, with a the
-heads' outputs (concatenated, before the output projection) of the one and b those of the other,
+(arXiv 2505.12831). Beside PromptEOL runs an auxiliary prompt. At block s, at the last position, with a the heads'
+outputs (concatenated, before the output projection) of the one and b those of the other,
 
     a ← c (a − b)
 
 and PromptEOL goes on with that to the layer that is read. Below block s the readout is PromptEOL's.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import encode_one_word
-from sempa.embedding.readouts.prompt import Batch, Prompt, make_batch
-from sempa.model.base import hidden_states
-from sempa.model.layers import depth, edited_input, input_of, output_projection, scaled
+from sempa.embedding.readouts.prompteol import last
+from sempa.embedding.readouts.prompts import Prompt, PromptRow
+from sempa.model.base import output_places
+from sempa.model.layers import depth, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
 # s for LLaMA2-7B, counted from 0.
@@ -27,26 +28,22 @@ _BLOCK = 4
 _STRENGTH = 0.5
 
 
-def contrastive_prompting(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
     """The PromptEOL prompt, and beside it `The irrelevant information of this sentence : "…" means in one word:"`."""
     pairs = zip(encode_one_word(tokenizer, sentences), encode_one_word(tokenizer, sentences, _AUXILIARY), strict=True)
-    return [Prompt(main, auxiliary=tuple(auxiliary)) for main, auxiliary in pairs]
+    return [Prompt(array("i", main), auxiliary=array("i", auxiliary)) for main, auxiliary in pairs]
 
 
-@contextlib.contextmanager
-def steering(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
-    """Inside, a forward pass over `batch` has the heads' outputs of its last positions steered."""
-    projection = output_projection(model, scaled(_BLOCK, depth(model)))
-    others = [Prompt(list(prompt.auxiliary)) for prompt in batch.prompts]
-    auxiliary = make_batch(model, others, [1] * len(others))
-    with input_of(projection) as reached:
-        hidden_states(model, **auxiliary.inputs)
-    b = reached[0].flatten(0, -2)[auxiliary.ends]
+def contrastive_prompting(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
+    places = output_places(model, packed.row)
+    ends, auxiliary_ends = places[packed.ends], places[packed.auxiliary_ends]
 
-    def steer(heads: Tensor) -> Tensor:
-        steered = heads.flatten(0, -2).clone()
-        steered[batch.ends] = _STRENGTH * (steered[batch.ends] - b)
-        return steered.view_as(heads)
+    def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        heads = arguments[0].flatten(0, -2).clone()
+        heads[ends] = _STRENGTH * (heads[ends] - heads[auxiliary_ends])
+        return (heads.view_as(arguments[0]),)
 
-    with edited_input(projection, steer):
-        yield
+    projection = output_projections(model)[scaled(_BLOCK, depth(model))]
+    with hooked((projection.register_forward_pre_hook, steer)):
+        return last(model, packed, layer)

@@ -1,33 +1,45 @@
-"""Readouts of the bare sentence: the mean of its tokens' states, the position-weighted mean, and the last one.
+"""Plain pooling: the mean of the sentence's states, and the position-weighted mean.
 
-The begin-of-text token, where a tokenizer puts one, is seen by the model but not read: it is no word of the sentence.
+`bare_prompts` and `echo_prompts` say which tokens are the sentence. The begin-of-text token, where a tokenizer puts
+one, is seen by the model but not read: it is no word of the sentence.
 """
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.embedding.readouts.prompt import Prompt, encode_spans
-
-
-def bare(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """The sentence itself: its S tokens are what is read."""
-    return [Prompt(tokens, size) for tokens, size in encode_spans(tokenizer, [""] * len(sentences), sentences)]
+from sempa.embedding.readouts.prompts import Prompt, PromptRow, encode_spans
+from sempa.model.layers import layer_states
 
 
-def mean(size: int) -> tuple[float, ...]:
-    """The weights of e = 1/S Σ hᵢ."""
-    return (1 / size,) * size
+def bare_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The sentence itself."""
+    return encode_spans(tokenizer, [""] * len(sentences), sentences)
 
 
-def weighted_mean(size: int) -> tuple[float, ...]:
-    """The weights of e = Σ i hᵢ / Σ i, i = 1 … S: a later token has seen more of the sentence, so it counts for more.
+def echo_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The sentence twice; its second occurrence, which has seen all of the first, is read.
+
+    Springer et al., *Repetition Improves Language Model Embeddings* (arXiv 2402.15449), § 3, zero-shot.
+    """
+    heads = [f"Rewrite the sentence: {sentence}, rewritten sentence:" for sentence in sentences]
+    return encode_spans(tokenizer, heads, [f" {sentence}" for sentence in sentences])
+
+
+def mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = 1/S Σ h_i over the sentence's S tokens."""
+    hidden = layer_states(model, packed.row, layer)
+    return torch.stack([span.mean(0) for span in packed.spans(hidden)])
+
+
+def weighted_mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = Σ i h_i / Σ i, i = 1 … S: a later token has seen more of the sentence, so it counts for more.
 
     Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
     """
-    return tuple(2 * i / (size * (size + 1)) for i in range(1, size + 1))
-
-
-def last(size: int) -> tuple[float, ...]:
-    """The weight of e = h_S: the only token that has seen the whole sentence."""
-    return (1.0,)
+    hidden = layer_states(model, packed.row, layer)
+    spans = packed.spans(hidden)
+    weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
+    return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])

@@ -1,24 +1,40 @@
-"""PromptEOL: the state that is about to say the sentence in one word, with or without a worked example before it."""
+"""PromptEOL: a prompt whose last state is about to say the sentence in one word, and two ways to read it."""
 
+from array import array
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_PREFIX, encode_one_word
-from sempa.embedding.readouts.prompt import Prompt
+from sempa.embedding.readouts.prompts import Prompt, PromptRow
+from sempa.model.layers import attention_sum, layer_states
 
 # The example that the authors' sweep over STS-B dev chose for the smallest model they publish one for (OPT-125M).
 _EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
 
 
-def prompteol(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """e = h at the last token of `This sentence : "…" means in one word:"`.
+def one_word_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """`This sentence : "…" means in one word:"`."""
+    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences)]
 
-    Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1; SemPA's readout.
+
+def icl_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The same behind one worked example: in-context learning, § 3.2 of PromptEOL's paper."""
+    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]
+
+
+def last(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = h at the last token, the only one that has seen all of the prompt; SemPA's readout.
+
+    Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1.
     """
-    return [Prompt(tokens) for tokens in encode_one_word(tokenizer, sentences)]
+    return layer_states(model, packed.row, layer)[packed.ends].float()
 
 
-def prompteol_icl(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """The same behind one worked example: in-context learning, § 3.2 of the same paper."""
-    return [Prompt(tokens) for tokens in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]
+def attention_outputs(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = Σ_l o_l at the last token: what attention adds to the residual there, summed over all blocks l.
+
+    AlignedWVA (arXiv 2602.01572), which chooses a range of blocks for each model; here all count, and `layer` does not.
+    """
+    return attention_sum(model, packed.row, packed.ends)

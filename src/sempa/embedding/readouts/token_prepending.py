@@ -9,16 +9,18 @@ start ≤ i < exit, with hᵢ its input and N the last position,
 The placeholder's own embedding is random and only the blocks before `start` see it.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_plain, encode_texts
-from sempa.embedding.readouts.prompt import Batch, Prompt
-from sempa.model.layers import blocks, depth, edited_input, hooked, scaled
+from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_plain
+from sempa.embedding.readouts.prompteol import last
+from sempa.embedding.readouts.prompts import Prompt, PromptRow
+from sempa.model.base import output_places
+from sempa.model.layers import blocks, depth, hooked, scaled
 
 # The prompt around <PST>; the tokenizer of the authors' code splits the text at an added token just so.
 _HEAD, _TAIL = "This sentence : ", ' "'
@@ -30,33 +32,35 @@ _EXIT = 7
 _SEED = 3407
 
 
-def token_prepending(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """The PromptEOL prompt with a placeholder (id 0, its embedding replaced) before the quoted sentence."""
-    (head,) = encode_plain(tokenizer, [_HEAD])
-    tails = encode_texts(tokenizer, [f"{_TAIL}{clean_sentence(sentence)}{EOL_SUFFIX}" for sentence in sentences])
-    return [Prompt([*head, 0, *tail], placeholder=len(head)) for tail in tails]
+def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The PromptEOL prompt with a placeholder before the quoted sentence: id 0, its embedding replaced."""
+    tails = [f"{_TAIL}{clean_sentence(sentence)}{EOL_SUFFIX}" for sentence in sentences]
+    begin_of_text, head, *tails = encode_plain(tokenizer, ["", _HEAD, *tails])
+    own = (tail[len(begin_of_text) :] for tail in tails)
+    return [Prompt(array("i", [*head, 0, *tail]), span=1 + len(tail)) for tail in own]
 
 
-@contextlib.contextmanager
-def prepending(model: PreTrainedModel, batch: Batch) -> Iterator[None]:
-    """Inside, a forward pass over `batch` has its placeholders filled."""
-    places = batch.offsets([prompt.placeholder for prompt in batch.prompts])
+def token_prepending(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+    """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
+    places = output_places(model, packed.row)
+    placeholders, ends = places[packed.starts], places[packed.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
     # Gemma's table multiplies what it hands out.
     placeholder = drawn.to(table.weight) * getattr(table, "embed_scale", 1.0)
 
     def embed(_: nn.Module, __: tuple, embedded: Tensor) -> Tensor:
-        return _put(embedded, places, placeholder)
+        return _put(embedded, placeholders, placeholder)
 
-    def prepend(hidden: Tensor) -> Tensor:
-        return _put(hidden, places, hidden.flatten(0, 1)[batch.ends])
+    def prepend(_: nn.Module, arguments: tuple) -> tuple:
+        hidden, *others = arguments
+        return (_put(hidden, placeholders, hidden.flatten(0, 1)[ends]), *others)
 
-    with contextlib.ExitStack() as hooks:
-        hooks.enter_context(hooked(table.register_forward_hook, embed))
-        for block in blocks(model)[_START : max(_START + 1, scaled(_EXIT, depth(model)))]:
-            hooks.enter_context(edited_input(block, prepend))
-        yield
+    steered = blocks(model)[_START : max(_START + 1, scaled(_EXIT, depth(model)))]
+    hooks = [(table.register_forward_hook, embed)]
+    hooks += [(block.register_forward_pre_hook, prepend) for block in steered]
+    with hooked(*hooks):
+        return last(model, packed, layer)
 
 
 def _put(hidden: Tensor, places: Tensor, rows: Tensor) -> Tensor:
