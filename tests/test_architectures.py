@@ -47,7 +47,8 @@ from sempa.config import Config
 from sempa.data.examples import Triplet
 from sempa.embedding.embedder import embed
 from sempa.kernels import packed_attention
-from sempa.model.base import attention_window, check_forward, load_base, row_states
+from sempa.model.base import check_forward, load_base
+from sempa.model.forward import attention_window, row_states
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.base_samples import base_samples
@@ -241,11 +242,11 @@ def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
     base = load_base(str(tiny_folder), "float32", "cpu")
     calls = []
     monkeypatch.setattr(
-        "sempa.model.base.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a)
+        "sempa.model.forward.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a)
     )
     (packed,) = pack_preferences(example_preferences(3), range(3), 500)
     sequence_logprobs(base.model, packed)
-    assert calls == [(len(packed.row.tokens), 4, 8)] * 2
+    assert calls == [(len(packed.packed.tokens), 4, 8)] * 2
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tm
         (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], [0], 60)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            row_states(model, packed.row)
+            row_states(model, packed.packed)
         assert bool(told) == separate
 
 

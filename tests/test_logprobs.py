@@ -8,7 +8,8 @@ import torch
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
-from sempa.model.base import load_base, row_states
+from sempa.model.base import load_base
+from sempa.model.forward import row_states
 from sempa.model.lm_head import scale_for_head
 from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
 
@@ -94,7 +95,7 @@ def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
     answer = packed.answer.float()
     counts = dict(zip(packed.examples, sum_by_response(answer, packed).tolist(), strict=True))
     assert counts == {0: [3, 1], 1: [1, 2]}
-    whole = response_token_logprobs(tiny_llama, row_states(tiny_llama, packed.row), packed)
+    whole = response_token_logprobs(tiny_llama, row_states(tiny_llama, packed.packed), packed)
     torch.testing.assert_close(sum_by_response(whole, packed), sequence_logprobs(tiny_llama, packed))
     # The sum over the answer alone is that of the sequences without their closing tokens.
     open_ended = [Preference(p.prompt, tuple(r[:-2] for r in p.responses)) for p in preferences]

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForMaskedLM
 from sempa import SempaError
 from sempa.io.files import replace_folder
 from sempa.model import base as models
-from sempa.model.base import hidden_states, load_base, resolve_model, weights_fingerprint
+from sempa.model.base import load_base, resolve_model, weights_fingerprint
+from sempa.model.forward import hidden_states
 
 ROOT = Path(__file__).resolve().parents[1]
 # Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.

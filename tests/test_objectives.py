@@ -23,7 +23,7 @@ from sempa.losses import (
     spod_loss,
     uniformity_loss,
 )
-from sempa.model.base import hidden_states
+from sempa.model.forward import hidden_states
 
 logps = st.lists(st.floats(-500, 0), min_size=4, max_size=4)
 betas = st.floats(0.01, 2)
@@ -426,7 +426,7 @@ def test_ches_reads_the_states_that_predict_the_response_from_a_packed_row(tiny_
     preferences = [Preference([5, 6], ([7, 8, 9], [4, 2])), Preference([5, 3, 9], ([7, 2], [4, 4, 2, 1]))]
     (packed,) = pack_preferences(preferences, [0, 1], 100)
     with torch.no_grad():
-        hidden = hidden_states(tiny_llama, **packed.row.inputs())[0][packed.source]
+        hidden = hidden_states(tiny_llama, **packed.packed.inputs())[0][packed.source]
         scores = ches_score(hidden, packed.owner, packed.lengths, length_normalised=True)
         for place, example in enumerate(packed.examples):
             prompt, responses = preferences[example].prompt, preferences[example].responses

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batching.packing import Row, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
+from sempa.batching.packing import PackedRow, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
 from sempa.batching.prompts import Preference
 from sempa.kernels import packed_attention
 
@@ -25,8 +25,8 @@ def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens)
     rows = pack_preferences(items, range(len(items)), row_tokens)
     assert sorted(index for row in rows for index in row.examples) == list(range(len(items)))
     for packed in rows:
-        assert len(packed.row.tokens) <= row_tokens or len(packed.examples) == 1
-        mask = packed.row.attention_mask()
+        assert len(packed.packed.tokens) <= row_tokens or len(packed.examples) == 1
+        mask = packed.packed.attention_mask()
         for place, index in enumerate(packed.examples):
             for k, response in enumerate(items[index].responses):
                 mine = (packed.owner == 2 * place + k).nonzero()[:, 0]
@@ -34,8 +34,8 @@ def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens)
                 assert packed.lengths[place, k] == len(response)
                 # What the last predicting state sees is the prompt and the response but its last token, in order.
                 seen = mask[packed.source[mine[-1]]].nonzero()[:, 0]
-                assert [packed.row.tokens[i] for i in seen] == items[index].prompt + response[:-1]
-                assert [packed.row.positions[i] for i in seen] == list(range(len(seen)))
+                assert [packed.packed.tokens[i] for i in seen] == items[index].prompt + response[:-1]
+                assert [packed.packed.positions[i] for i in seen] == list(range(len(seen)))
 
 
 @settings(max_examples=60)
@@ -45,10 +45,10 @@ def test_packed_sentences_see_exactly_themselves(sequences, row_tokens):
     rows = pack_sentence_rows(sequences, row_tokens)
     assert sorted(member for packed in rows for member in packed.members) == list(range(len(sequences)))
     for packed in rows:
-        assert len(packed.row.tokens) <= row_tokens or len(packed.members) == 1
-        mask = packed.row.attention_mask()
+        assert len(packed.packed.tokens) <= row_tokens or len(packed.members) == 1
+        mask = packed.packed.attention_mask()
         for member, end in zip(packed.members, packed.ends, strict=True):
-            assert [packed.row.tokens[i] for i in mask[end].nonzero()[:, 0]] == sequences[member]
+            assert [packed.packed.tokens[i] for i in mask[end].nonzero()[:, 0]] == sequences[member]
 
 
 def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
@@ -58,14 +58,14 @@ def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
         for kind, size, count in ((1, 9, 6), (2, 5, 8))
     )
     rows = pack_sentence_rows([*long, *short], 110)
-    assert [len(row.row.tokens) for row in rows] == [10 + 6 * 9, 10 + 8 * 5]
+    assert [len(row.packed.tokens) for row in rows] == [10 + 6 * 9, 10 + 8 * 5]
 
 
 def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
     rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], range(28), 140)
     assert len(rows) == 2
-    groups = [group for row in rows for group in row.row.prefix_groups()]
+    groups = [group for row in rows for group in row.packed.prefix_groups()]
     slots = sum(group.place.numel() for group in groups)
     assert slots == sum(len(prompt) - 1 + 2 for prompt in prompts)
 
@@ -74,15 +74,15 @@ def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
 @given(items=preferences)
 def test_a_row_taken_apart_holds_every_sequence_once_and_finds_every_token(items):
     for packed in pack_preferences(items, range(len(items)), 60):
-        tokens, places = packed.row.separate()
+        tokens, places = packed.packed.separate()
         # A response's last token is predicted, and never read.
         sequences = [items[i].prompt + response[:-1] for i in packed.examples for response in items[i].responses]
         assert len(tokens) == len(sequences)
         assert tokens.shape[1] == max(map(len, sequences))
         for row, sequence in zip(tokens.tolist(), sequences, strict=True):
             assert row[: len(sequence)] == sequence
-        assert tokens.flatten()[places].tolist() == packed.row.tokens
-        assert (places % tokens.shape[1]).tolist() == packed.row.positions
+        assert tokens.flatten()[places].tolist() == packed.packed.tokens
+        assert (places % tokens.shape[1]).tolist() == packed.packed.positions
 
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=30), capacity=st.integers(1, 60))
@@ -107,7 +107,7 @@ def test_bins_are_as_few_and_then_as_equally_full_as_in_this_order_they_can_be(s
 
 
 def draw_row(prefix, branches, row=None):
-    row = row or Row()
+    row = row or PackedRow()
     root = row.add([0] * prefix)
     for trunk, *leaves in branches:
         top = row.add([1] * trunk, root)
@@ -118,7 +118,7 @@ def draw_row(prefix, branches, row=None):
 
 def draw_forest(trees):
     """Several trees in one row, none of which sees another."""
-    row = Row()
+    row = PackedRow()
     for tree in trees:
         draw_row(*tree, row)
     return row
@@ -192,7 +192,7 @@ def test_a_long_prefix_is_attended_to_without_all_its_scores_at_once(monkeypatch
 @pytest.mark.parametrize("scale", [0.1, 30.0])
 def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, scale):
     """Against float64 arithmetic on the same rounded inputs, relative to the length of each head's output."""
-    row = Row()
+    row = PackedRow()
     root = row.add([0] * 5)
     for size in (3, 7, 4):
         row.add([2] * 2, row.add([1] * size, root))
@@ -206,7 +206,7 @@ def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, s
 
 
 def test_a_family_whose_tokens_are_torn_apart_is_refused():
-    row = Row()
+    row = PackedRow()
     root = row.add([1])
     first = row.add([2], root)
     row.add([3], root)
@@ -216,7 +216,7 @@ def test_a_family_whose_tokens_are_torn_apart_is_refused():
 
 
 def test_a_tree_whose_tokens_are_torn_apart_is_refused():
-    row = Row()
+    row = PackedRow()
     first = row.add([1])
     row.add([2])
     row.add([3], first)

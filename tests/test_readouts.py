@@ -35,7 +35,8 @@ from sempa.embedding.readouts import READOUTS, make_prompts, read
 from sempa.embedding.readouts.prompts import Prompt, encode_spans
 from sempa.errors import SempaError
 from sempa.model.adapter_files import load_adapter, save_adapter
-from sempa.model.base import hidden_states, load_base
+from sempa.model.base import load_base
+from sempa.model.forward import hidden_states
 from sempa.model.layers import attention_sum, blocks, output_projections
 from sempa.model.lora import add_lora, lora_parameters
 
@@ -477,7 +478,7 @@ def packed_row(base, texts):
     prompts = [ids_of(base.tokenizer, eol(text)) for text in texts]
     (packed,) = pack_sentence_rows(prompts, 10_000)
     order = torch.tensor(packed.members).argsort()
-    return packed.row, packed.ends[order]
+    return packed.packed, packed.ends[order]
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma2", "Bloom (ALiBi)"])

@@ -175,7 +175,7 @@ def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, tri
     assert once is not again
     assert once.preferences == again.preferences
     for kind in ("rows", "sentences"):
-        tokens = [[row.row.tokens for row in getattr(batch, kind)] for batch in (once, again)]
+        tokens = [[row.packed.tokens for row in getattr(batch, kind)] for batch in (once, again)]
         assert tokens[0] == tokens[1] != []
     with pytest.raises(IndexError):
         batches[3]

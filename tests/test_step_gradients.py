@@ -88,7 +88,7 @@ def run_step(config, base, monkeypatch, change=lambda preference: preference):
     if config.retention:
         monkeypatch.setattr(base_samples, "sample_texts", lambda base: TEXTS)
         samples = base_samples.base_samples(base, config.row_tokens)
-        row = samples[1 % len(samples)].row
+        row = samples[1 % len(samples)].packed
         for _, tokens in itertools.groupby(zip(row.segments, row.tokens), lambda pair: pair[0]):
             texts.append([token for _, token in tokens])
     monkeypatch.setattr(step, "MAX_GRAD_NORM", float("inf"))

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sempa.embedding.embedder import embed
 from sempa.model import threads
-from sempa.model.base import hidden_states, load_base
+from sempa.model.base import load_base
+from sempa.model.forward import hidden_states
 from sempa.model.lora import adapter_disabled
 from sempa.model.threads import parallel_map
 

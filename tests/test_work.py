@@ -104,7 +104,7 @@ def test_a_step_runs_the_instructions_once_every_prompt_once_and_every_answer_on
 
 
 def test_a_step_multiplies_by_each_frozen_weight_three_times_and_only_answers_meet_the_head(base, batch):
-    tokens = sum(len(row.row.tokens) for row in batch.rows)
+    tokens = sum(len(row.packed.tokens) for row in batch.rows)
     answers = sum(len(response) for p in batch.preferences for response in p.responses)
     weights, first, adapter = sizes(base)
     run = step(base, batch)
@@ -123,7 +123,7 @@ def test_a_forward_pass_multiplies_by_each_weight_once(base, batch):
     weights, *_ = sizes(base)
     with torch.no_grad(), Products() as counted:
         sequence_logprobs(base.model.eval(), row)
-    assert counted.blocks == len(row.row.tokens) * weights
+    assert counted.blocks == len(row.packed.tokens) * weights
     assert counted.head == answers * VOCABULARY * WIDTH
 
 
@@ -154,7 +154,7 @@ def test_an_encoder_s_padding_does_not_depend_on_the_order_of_the_sentences(base
 
 def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
     """What LoRA's fused products, the written-out norm's and attention's save must stay saved."""
-    tokens = sum(len(row.row.tokens) for row in batch.rows)
+    tokens = sum(len(row.packed.tokens) for row in batch.rows)
     run = step(base, batch)
     kept = {}
 

@@ -29,7 +29,7 @@ def main() -> None:
     base, _, batches = prepare(given, read_or_make(given))
     row = batches[0].rows[0]
     kept = kept_bytes(base, row)
-    tokens, total = len(row.row.tokens), sum(kept.values())
+    tokens, total = len(row.packed.tokens), sum(kept.values())
     rows = [
         {"line": line, "MiB": size / 2**20, "%": 100 * size / total, "bytes a token": size / tokens}
         for line, size in [("all", total), *kept.most_common(8)]

@@ -64,7 +64,7 @@ def _measure(given: argparse.Namespace, row_tokens: int, product: float, copy: f
     linears = block_linears(base.model).values()
     weights = sum(parameter.nbytes for linear in linears for parameter in linear.parameters())
     moved = 2 * sum(weights + sum(kept_bytes(base, row).values()) for row in packed)
-    whole, tokens = sum(milliseconds.values()), sum(len(row.row.tokens) for row in packed)
+    whole, tokens = sum(milliseconds.values()), sum(len(row.packed.tokens) for row in packed)
     floors = {"floor, operations": 1000 * operations[_LARGE] / product, "floor, bytes": 1000 * moved / copy}
     ordered = sorted(milliseconds.items(), key=lambda one: -one[1])
     return [

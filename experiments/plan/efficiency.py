@@ -9,7 +9,8 @@ import torch
 from shapes import empty_model, example_row, explain_failures, model_config
 
 from sempa.config import Config
-from sempa.model.base import DTYPES, computes_bfloat16, pick_device, row_states
+from sempa.model.base import DTYPES, computes_bfloat16, pick_device
+from sempa.model.forward import row_states
 from sempa.model.lora import add_lora, block_linears, lora_parameters
 from sempa.model.norms import replace_norms
 

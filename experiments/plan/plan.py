@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from sempa import SempaError
 from sempa.batching.batches import count_ranked, rounded_up
 from sempa.config import CAPTIONS, RANKINGS, Config, load_config
-from sempa.model.base import row_states
+from sempa.model.forward import row_states
 from sempa.model.lora import add_lora, block_linears, lora_parameters
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.

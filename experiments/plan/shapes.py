@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from sempa import SempaError
-from sempa.batching.packing import Row, pack_preferences
+from sempa.batching.packing import PackedRow, pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.model.base import attention_kind, open_config
 from sempa.model.resolve import first_line, quiet, resolve_model
@@ -49,7 +49,7 @@ def explain_failures(name: str) -> Iterator[None]:
         raise SempaError(f"model {name!r}: cannot be planned: {first_line(error)}") from error
 
 
-def example_row(row_tokens: int) -> Row:
+def example_row(row_tokens: int) -> PackedRow:
     """A packed row of about `row_tokens` tokens, of triplets as long as SNLI's are with SmolLM2's tokenizer."""
     example = Preference([0] * (SHARED_TOKENS + PROMPT_TOKENS), ([0] * RESPONSE_TOKENS,) * 2)
     # All but the shared instructions differ, or the prompts would be one.
@@ -57,4 +57,4 @@ def example_row(row_tokens: int) -> Row:
     examples = [
         replace(example, prompt=[0] * SHARED_TOKENS + [1 + i % 7] * PROMPT_TOKENS) for i in range(max(2, count))
     ]
-    return pack_preferences(examples, range(len(examples)), 1 << 40)[0].row
+    return pack_preferences(examples, range(len(examples)), 1 << 40)[0].packed

@@ -20,7 +20,8 @@ from semantic_uncertainty import uncertainties
 
 from sempa import Embedder, SempaError
 from sempa.io.files import fingerprint, read_json, write_json
-from sempa.model.base import BaseModel, evaluating, hidden_states, weights_fingerprint
+from sempa.model.base import BaseModel, evaluating, weights_fingerprint
+from sempa.model.forward import hidden_states
 from sempa.model.lora import adapter_fingerprint
 from sempa.model.sampling import encode_prompts
 

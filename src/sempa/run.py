@@ -33,7 +33,8 @@ from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
 from sempa.io.files import read_json, write_atomic, write_json
 from sempa.io.lock import folder_lock
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
-from sempa.model.base import BaseModel, context_length, load_base
+from sempa.model.base import BaseModel, load_base
+from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import has_checkpoint

@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Row:
+class PackedRow:
     """Token ids of one packed row with, for each token, its position in its own sequence and its segment."""
 
     tokens: list[int] = field(default_factory=list)
@@ -115,7 +115,7 @@ class PreferenceRow:
     `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
     """
 
-    row: Row
+    packed: PackedRow
     examples: tuple[int, ...]
     source: Tensor
     target: Tensor
@@ -128,7 +128,7 @@ class PreferenceRow:
 class SentenceRow:
     """A packed row of prompts to embed: the states at row offsets `ends` `[m]` stand for the sequences `members`."""
 
-    row: Row
+    packed: PackedRow
     ends: Tensor
     members: tuple[int, ...]
 
@@ -189,19 +189,19 @@ def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> l
     for members in bins:
         # Fewer sequences may share more.
         shared = shared_prefix([sequences[i] for i in members])
-        row = Row()
+        row = PackedRow()
         root = row.add(shared)
         ends = [row.ends[row.add(sequences[i][len(shared) :], root)] for i in members]
         rows.append(SentenceRow(row, torch.tensor(ends), tuple(members)))
     return rows
 
 
-def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Row]:
+def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[PackedRow]:
     """Texts in rows of at most `row_tokens` tokens; a longer text is continued in a row of its own, nothing is lost."""
     pieces = [s[begin : begin + row_tokens] for s in sequences for begin in range(0, len(s), row_tokens)]
     rows = []
     for members in fill_bins(range(len(pieces)), lambda i: len(pieces[i]), row_tokens):
-        rows.append(Row())
+        rows.append(PackedRow())
         for member in members:
             rows[-1].add(pieces[member])
     return rows
@@ -214,7 +214,7 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
 
 
 def _preference_row(preferences: Sequence[Preference], members: Sequence[int], root: Sequence[int]) -> PreferenceRow:
-    row = Row()
+    row = PackedRow()
     shared = row.add(root)
     source: list[int] = []
     target: list[int] = []

@@ -18,7 +18,8 @@ from sempa.embedding.readouts.prompts import Prompt
 from sempa.errors import SempaError
 from sempa.io.progress import bar
 from sempa.model.adapter_files import adapter_folder, load_adapter
-from sempa.model.base import BaseModel, context_length, load_base
+from sempa.model.base import BaseModel, load_base
+from sempa.model.forward import context_length
 from sempa.model.threads import parallel_map
 
 # Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from sempa.batching.prompts import common_prefix
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import Scored
-from sempa.model.base import BaseModel, hidden_states
+from sempa.model.base import BaseModel
+from sempa.model.forward import hidden_states
 from sempa.model.lm_head import head_logits
 from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import sample

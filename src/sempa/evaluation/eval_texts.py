@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, render_conversation, render_prompt
 from sempa.errors import SempaError
 from sempa.io.rows import json_object, many, numbered_lines
-from sempa.model.base import BaseModel, context_length
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 
 Messages = list[dict[str, str]]
 """The turns of a conversation as a chat template takes them: `role` and `content` each."""

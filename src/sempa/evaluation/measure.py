@@ -30,7 +30,8 @@ from sempa.evaluation.statistics import compare
 from sempa.evaluation.sts import StsTask, draw_scores, evaluate_sts, left_out, read_sts
 from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
 from sempa.io.progress import bar
-from sempa.model.base import BaseModel, context_length
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.model.threads import parallel_map

@@ -14,7 +14,8 @@ from sempa.batching.prompts import Preference, common_prefix, encode_plain
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import text_field
 from sempa.io.rows import json_object, numbered_lines
-from sempa.model.base import BaseModel, context_length
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 

@@ -17,7 +17,8 @@ from sempa.errors import SempaError
 from sempa.export.model_card import model_card
 from sempa.io.files import replace_folder, write_atomic, write_json
 from sempa.model.adapter_files import adapter_folder, load_adapter
-from sempa.model.base import BaseModel, context_length, load_base, open_config
+from sempa.model.base import BaseModel, load_base, open_config
+from sempa.model.forward import context_length
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
 

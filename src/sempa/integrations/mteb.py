@@ -17,7 +17,7 @@ from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
 from sempa.evaluation.sts import StsTask
 from sempa.io.files import fingerprint
-from sempa.model.base import context_length
+from sempa.model.forward import context_length
 
 
 class MtebEncoder:

@@ -1,17 +1,13 @@
 """Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
 
 import hashlib
-import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,19 +15,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from sempa.batching.packing import Row
+from sempa.batching.packing import PackedRow
 from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
-from sempa.kernels import PrefixGroup, packed_attention
+from sempa.model.forward import ATTENTION, hidden_states
 from sempa.model.lm_head import head_logits
 from sempa.model.norms import replace_norms
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
 
-_ATTENTION = "sempa"
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 _NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -101,101 +94,6 @@ def computes_bfloat16(device: torch.device) -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def hidden_states(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    positions: Tensor | None = None,
-    mask: Tensor | None = None,
-    prefix_groups: Sequence[PrefixGroup] | None = None,
-    layer: int | None = None,
-) -> Tensor:
-    """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
-
-    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `prefix_groups`;
-    without them every token sees all before it. With `layer` they are the states before that block, counted from 0.
-    """
-    packed = {} if positions is None else {"position_ids": positions}
-    if mask is not None and model.config._attn_implementation == "eager":
-        packed |= {"attention_mask": _additive(mask, model.dtype)}
-    elif mask is not None:
-        # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
-        packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
-    output = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer is not None, **packed)
-    return output.last_hidden_state if layer is None else output.hidden_states[layer]
-
-
-def row_states(model: PreTrainedModel, row: Row) -> Tensor:
-    """Last hidden states `[length, D]` of a packed row's tokens, each as in its own sequence.
-
-    Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
-    sequences run separately: slower, the same result. A warning says so.
-    """
-    if can_pack(model, row):
-        return hidden_states(model, **row.inputs(model.device))[0]
-    if getattr(model, "takes_block_mask", True):
-        reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
-    else:
-        reason = f"{type(model).__name__} takes no block mask, so all its sequences"
-    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
-    return hidden_states(model, **row_inputs(model, row)).flatten(0, 1)[output_places(model, row)]
-
-
-def row_inputs(model: PreTrainedModel, row: Row) -> dict[str, object]:
-    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own."""
-    return row.inputs(model.device) if can_pack(model, row) else {"tokens": row.separate()[0].to(model.device)}
-
-
-def output_places(model: PreTrainedModel, row: Row) -> Tensor:
-    """Where the row's tokens lie in the flattened output of a pass over its `row_inputs`: `[length]`, int64."""
-    places = torch.arange(len(row.tokens)) if can_pack(model, row) else row.separate()[1]
-    return places.to(model.device)
-
-
-def can_pack(model: PreTrainedModel, row: Row) -> bool:
-    """Whether the model gives each token of the packed row the state that it has in its own sequence.
-
-    A model that `load_base` did not load, and so did not check, is taken to do so.
-    """
-    return getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model)
-
-
-def attention_window(model: PreTrainedModel) -> int:
-    """How many tokens back the narrowest attention layer sees (Mistral, Gemma), itself included."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
-    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
-    return min(filter(None, windows), default=sys.maxsize)
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    prefix_groups: Sequence[PrefixGroup] | None = None,
-    **options: object,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
-    # Latent attention (DeepSeek) has narrower values than keys, which packed attention does not know.
-    if prefix_groups is None or value.shape[-1] != key.shape[-1]:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    scale = scaling or query.shape[-1] ** -0.5
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(*rows, prefix_groups, scale)[None], None
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-
-
 def weights_fingerprint(base: BaseModel) -> str:
     """A short digest of the base's weights, config and tokenizer, to key what is computed from them."""
     weights = hashlib.sha256()
@@ -242,7 +140,7 @@ def check_forward(model: PreTrainedModel) -> bool:
     """
     name, ids = f"{model.name_or_path}: {type(model).__name__}", _few_tokens(model)
     start, answer, other = ids[:3], ids[3:7], ids[7:]
-    row = Row()
+    row = PackedRow()
     root = row.add(start)
     row.add(other, root)
     row.add(answer, root)
@@ -308,11 +206,7 @@ def attention_kind(config: PreTrainedConfig) -> str | None:
         return None
     # Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) exist in transformers' eager implementation only.
     eager = not architecture._supports_sdpa or getattr(config, "attn_logit_softcapping", None)
-    return "eager" if eager else _ATTENTION
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return "eager" if eager else ATTENTION
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from sempa.batching.packing import Row
+from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.model.base import hidden_states, output_places, row_inputs
+from sempa.model.forward import hidden_states, output_places, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -53,7 +53,7 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
     return found if len(found) == depth(model) else []
 
 
-def layer_states(model: PreTrainedModel, row: Row, layer: int) -> Tensor:
+def layer_states(model: PreTrainedModel, row: PackedRow, layer: int) -> Tensor:
     """Hidden states `[length, D]` of a packed row's tokens after a layer, in the model's dtype.
 
     Layer 0 is the embedding output; the model's depth is the last layer, whose states alone have passed the final norm.
@@ -62,7 +62,7 @@ def layer_states(model: PreTrainedModel, row: Row, layer: int) -> Tensor:
     return states.flatten(0, 1)[output_places(model, row)]
 
 
-def attention_sum(model: PreTrainedModel, row: Row, ends: Tensor) -> Tensor:
+def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
     o_l is the attention output of block l, after the output projection and before it is added to the residual

@@ -5,13 +5,13 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PreferenceRow
 from sempa.kernels import token_logprobs
-from sempa.model.base import row_states
+from sempa.model.forward import row_states
 from sempa.model.lm_head import head_parts, scale_for_head
 
 
 def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
     """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each example's responses: `[examples, responses]` float32, nats."""
-    hidden = row_states(model, row.row)
+    hidden = row_states(model, row.packed)
     return sum_by_response(response_token_logprobs(model, hidden, row), row)
 
 

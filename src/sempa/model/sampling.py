@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.errors import SempaError
-from sempa.model.base import BaseModel, context_length
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 from sempa.model.lm_head import head_logits
 from sempa.model.lora import adapter_disabled
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sempa.batching.packing import Row, pack_texts
+from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
 from sempa.errors import SempaError
 from sempa.io.files import cache_folder, fingerprint
 from sempa.io.progress import bar
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.base import BaseModel, row_states, weights_fingerprint
+from sempa.model.base import BaseModel, weights_fingerprint
+from sempa.model.forward import row_states
 from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import sample
 from sempa.model.threads import parallel_map
@@ -69,7 +70,7 @@ ROW_TOKENS = 128
 class BaseSample:
     """A packed row of sampled texts, and the base's last hidden states on it, `[length, D]`."""
 
-    row: Row
+    packed: PackedRow
     hidden: Tensor
 
 

@@ -30,7 +30,7 @@ from sempa.losses import (
     nll_per_token,
     plackett_luce_loss,
 )
-from sempa.model.base import row_states
+from sempa.model.forward import row_states
 from sempa.model.lm_head import head_parts, scale_for_head
 from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
@@ -120,7 +120,7 @@ def preference_loss(config: Config, model: PreTrainedModel, row: PreferenceRow, 
     DPO and its relatives (SemPA § 3.2), times `config.preference`, plus `config.anchor` times the NLL per token of the
     chosen sentence. Losses of pairs compare the best response with the worst. Log-probabilities are in nats.
     """
-    hidden = row_states(model, row.row)  # [length, D]
+    hidden = row_states(model, row.packed)  # [length, D]
     logprobs = response_token_logprobs(model, hidden, row)  # [M]
     policy = sum_by_response(logprobs, row)  # [n, responses]
     with torch.no_grad(), adapter_disabled(model):
@@ -157,7 +157,7 @@ def contrast_loss(
     each embeds its rows, and all compare the whole batch.
     """
     own = of_this_process(rows, world)
-    ends = [row_states(model, row.row)[row.ends.to(model.device)] for row in own]
+    ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
     members = [member for row in own for member in row.members]
     embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)
     sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
@@ -178,7 +178,7 @@ def contrast_loss(
 
 def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
     """KL(base ‖ policy) of the next token, mean over a packed row of the base's samples, in nats per token."""
-    policy, base = (scale_for_head(model, hidden) for hidden in (row_states(model, sample.row), sample.hidden))
+    policy, base = (scale_for_head(model, hidden) for hidden in (row_states(model, sample.packed), sample.hidden))
     divergence = token_kl(policy, base, **head_parts(model)).mean()
     loss = config.retention * divergence
     return loss, dict(zip(RETENTION_METRICS, (loss.item(), divergence.item()), strict=True))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.batching.prompts import encode_one_word
 from sempa.embedding.readouts.prompteol import last
 from sempa.embedding.readouts.prompts import Prompt, PromptRow
-from sempa.model.base import output_places
+from sempa.model.forward import output_places
 from sempa.model.layers import depth, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
@@ -36,7 +36,7 @@ def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[
 
 def contrastive_prompting(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
-    places = output_places(model, packed.row)
+    places = output_places(model, packed.packed)
     ends, auxiliary_ends = places[packed.ends], places[packed.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

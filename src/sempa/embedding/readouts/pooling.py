@@ -30,7 +30,7 @@ def echo_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -
 
 def mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
     """e = 1/S Σ h_i over the sentence's S tokens."""
-    hidden = layer_states(model, packed.row, layer)
+    hidden = layer_states(model, packed.packed, layer)
     return torch.stack([span.mean(0) for span in packed.spans(hidden)])
 
 
@@ -39,7 +39,7 @@ def weighted_mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tens
 
     Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
     """
-    hidden = layer_states(model, packed.row, layer)
+    hidden = layer_states(model, packed.packed, layer)
     spans = packed.spans(hidden)
     weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
     return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])

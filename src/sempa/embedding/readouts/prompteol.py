@@ -29,7 +29,7 @@ def last(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
 
     Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1.
     """
-    return layer_states(model, packed.row, layer)[packed.ends].float()
+    return layer_states(model, packed.packed, layer)[packed.ends].float()
 
 
 def attention_outputs(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
@@ -37,4 +37,4 @@ def attention_outputs(model: PreTrainedModel, packed: PromptRow, layer: int) -> 
 
     AlignedWVA (arXiv 2602.01572), which chooses a range of blocks for each model; here all count, and `layer` does not.
     """
-    return attention_sum(model, packed.row, packed.ends)
+    return attention_sum(model, packed.packed, packed.ends)

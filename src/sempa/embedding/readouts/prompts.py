@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sempa.batching.packing import Row, shared_prefix
+from sempa.batching.packing import PackedRow, shared_prefix
 from sempa.batching.prompts import common_prefix, encode_plain
 
 
@@ -29,7 +29,7 @@ class Prompt:
 class PromptRow:
     """Prompts packed into one row, with row offsets of each prompt's last token and first token of its span `[n]`."""
 
-    row: Row
+    packed: PackedRow
     starts: Tensor
     ends: Tensor
     auxiliary_ends: Tensor
@@ -41,14 +41,14 @@ class PromptRow:
 
 def pack_prompts(prompts: Sequence[Prompt]) -> PromptRow:
     """One row of all prompts, in which what they begin with stands once; spans are each prompt's own."""
-    row = Row()
+    row = PackedRow()
     ends = _append(row, [prompt.tokens for prompt in prompts], min(len(p.tokens) - p.span for p in prompts))
     starts = ends - torch.tensor([prompt.span - 1 for prompt in prompts])
     auxiliary_ends = _append(row, [prompt.auxiliary for prompt in prompts if prompt.auxiliary])
     return PromptRow(row, starts, ends, auxiliary_ends)
 
 
-def _append(row: Row, sequences: Sequence[Sequence[int]], most: int | None = None) -> Tensor:
+def _append(row: PackedRow, sequences: Sequence[Sequence[int]], most: int | None = None) -> Tensor:
     """Add sequences behind what all begin with, `most` tokens of it at most; the row offsets of their last tokens."""
     if not sequences:
         return torch.empty(0, dtype=torch.int64)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_plain
 from sempa.embedding.readouts.prompteol import last
 from sempa.embedding.readouts.prompts import Prompt, PromptRow
-from sempa.model.base import output_places
+from sempa.model.forward import output_places
 from sempa.model.layers import blocks, depth, hooked, scaled
 
 # The prompt around <PST>; the tokenizer of the authors' code splits the text at an added token just so.
@@ -42,7 +42,7 @@ def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[s
 
 def token_prepending(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
-    places = output_places(model, packed.row)
+    places = output_places(model, packed.packed)
     placeholders, ends = places[packed.starts], places[packed.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
