@@ -23,11 +23,11 @@ from sempa.evaluation.measure import builtin_task, measure_texts
 from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
 from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
 from sempa.io.files import write_json
+from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
 from sempa.model.sampling import Sample, sample
 from sempa.quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
-from sempa.run import origin
 from sempa.training.base_samples import QUESTIONS
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "qdpo.json"

@@ -21,9 +21,9 @@ from sempa.amortised import foreseen, prompt_states
 from sempa.embedding.embedder import Embedder
 from sempa.evaluation.statistics import auroc, bootstrap_auroc, compare, interval, spearman
 from sempa.io.files import write_json
+from sempa.io.origin import origin
 from sempa.model.resolve import DEFAULT_MODEL
 from sempa.model.sampling import sample
-from sempa.run import origin
 from sempa.semantic_uncertainty import uncertainties
 
 HERE = Path(__file__).resolve().parent
