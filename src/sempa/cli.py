@@ -1,11 +1,11 @@
 """The command line: parses, runs one command, and turns errors into a sentence and an exit code."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 
+from sempa import __version__
 from sempa.commands import (
     amortise,
     embed,
@@ -23,7 +23,15 @@ from sempa.commands import (
     uncertainty,
 )
 from sempa.errors import SempaError
+from sempa.io.streams import lasting_streams
 
+COMMANDS = (
+    *(train, plan),
+    *(embed, similarity),
+    *(evaluate, retention, lm_eval, table, geometry, keytokens),
+    *(generate, uncertainty, amortise),
+    export,
+)
 _EPILOGUE = """\
 Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 """
@@ -31,14 +39,24 @@ Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
+    with lasting_streams() as output:
+        code = _run(argv)
+        output.flush()
+        if output.error is not None and not code:
+            print(f"sempa: standard output cannot be written: {output.error.strerror}", file=sys.stderr)
+            return 2
+        return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse closes a list of values at the first option: `plan CONFIG --efficiency 0.4 key=value`.
-    if rest and not ("overrides" in arguments and all("=" in one and one[0] != "-" for one in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
     try:
+        arguments, rest = parser.parse_known_args(argv)
+        # argparse closes a list of values at the first option: `plan CONFIG --efficiency 0.4 key=value`.
+        if rest and not ("overrides" in arguments and all("=" in one and one[0] != "-" for one in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            arguments.overrides += rest
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.run(arguments)
@@ -48,15 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"sempa: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has left; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
-    """A warning as one line; what libraries tell their developers is no business of the user's."""
+    """A warning as one line; warnings that libraries address to developers are left out."""
     if issubclass(category, UserWarning):
         print(f"sempa: warning: {message}", file=sys.stderr)
 
@@ -67,26 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         description="SemPA: sentence-level preference alignment makes a chat LLM a sentence encoder that still talks.",
         epilog=_EPILOGUE,
     )
+    parser.add_argument("--version", action="version", version=f"sempa {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (
-        train,
-        plan,
-        embed,
-        similarity,
-        evaluate,
-        retention,
-        lm_eval,
-        table,
-        geometry,
-        keytokens,
-        generate,
-        uncertainty,
-        amortise,
-        export,
-    ):
+    for command in COMMANDS:
         command.add(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
