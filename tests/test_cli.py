@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sempa import __version__
 from sempa.cli import _parser, main
 from sempa.embedding.embedder import Embedder
 
@@ -74,10 +75,18 @@ def test_help_explains_every_argument(command, capsys):
         assert action.help, action.dest
 
 
-def test_help_comes_at_once_without_importing_torch():
-    code = "import sys\nfrom sempa.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"]])
+def test_help_comes_at_once_without_importing_what_computes(words):
+    code = f"import sys\nfrom sempa.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
+    code += "print(*{'torch', 'transformers', 'numpy', 'scipy', 'yaml', 'tqdm'} & sys.modules.keys(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr.split() == []
+    assert words != ["--version"] or done.stdout == f"sempa {__version__}\n"
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "sempa", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"sempa {__version__}\n"
 
 
 def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, tiny_folder):

@@ -10,8 +10,9 @@ from conftest import tiny_texts
 
 from sempa import SempaError
 from sempa.cli import main
+from sempa.data.sentences import read_sentences
 from sempa.data.triplets import read_triplets
-from sempa.embedding.corpus import embed_corpus, read_sentences, read_shards
+from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import WRITERS, read_vectors, write_vectors
 from sempa.evaluation.sts import read_sts
@@ -138,7 +139,7 @@ def test_sentences_come_from_a_column_of_any_format(tmp_path):
             writer.writeheader()
             writer.writerows(made)
     for suffix in ("parquet", "jsonl", "csv", "tsv"):
-        assert list(read_sentences(tmp_path / f"s.{suffix}")) == sentences
+        assert [text for _, text in read_sentences(tmp_path / f"s.{suffix}")] == sentences
         with pytest.raises(SempaError, match="expected words"):
             list(read_sentences(tmp_path / f"s.{suffix}", "words"))
     write_parquet(tmp_path / "s.parquet", [*made, {"id": 3, "text": " "}])

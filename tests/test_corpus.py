@@ -15,16 +15,16 @@ import torch
 
 from sempa import Embedder, SempaError
 from sempa.cli import main
+from sempa.data.sentences import read_sentences
 from sempa.embedding.corpus import (
     MANIFEST_FILE,
-    BatchEmbedder,
     describe,
     embed_corpus,
     embedder_settings,
-    read_sentences,
     read_shards,
     write_corpus,
 )
+from sempa.integrations.batches import BatchEmbedder
 from sempa.model import base as models
 from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import add_lora, lora_parameters
@@ -225,7 +225,7 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
         stacked(tmp_path)
     with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
         embed_corpus(embedder, source, tmp_path)
-    with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
+    with pytest.raises(SempaError, match="is a file, expected a folder"):
         embed_corpus(embedder, source, source)
     calls, real = [], Embedder.encode
 
@@ -256,23 +256,23 @@ def test_a_source_that_changes_while_it_is_read_is_noticed(embedder, source, tmp
         return np.ones((len(texts), 4))
 
     # A file is read in blocks, so that only the end of a longer one can change in between.
-    source.write_text("\n".join(f"{sentence} {'x' * 8000}" for sentence in SENTENCES))
+    source.write_text("\n".join(f"{sentence} {'x' * 700}" for sentence in SENTENCES * 20))
     monkeypatch.setattr(Embedder, "encode", meddle)
     with pytest.raises(SempaError, match="has changed while it was being embedded"):
-        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=100)
 
 
 def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
     texts = ["A man.", "Zwei Hunde, “wirklich”", "  { not JSON", "tab\tbed"]
     plain = tmp_path / "a.txt"
     plain.write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
-    assert list(read_sentences(plain)) == texts
+    assert [text for _, text in read_sentences(plain)] == texts
     lines = tmp_path / "a.jsonl"
     lines.write_text("".join(json.dumps({"id": i, "sentence": t}) + "\n" for i, t in enumerate([*texts, "two\nlines"])))
-    assert list(read_sentences(lines, "sentence")) == [*texts, "two\nlines"]
+    assert [text for _, text in read_sentences(lines, "sentence")] == [*texts, "two\nlines"]
     zipped = tmp_path / "a.jsonl.gz"
     zipped.write_bytes(gzip.compress(lines.read_bytes()))
-    assert list(read_sentences(zipped, "sentence")) == [*texts, "two\nlines"]
+    assert [text for _, text in read_sentences(zipped, "sentence")] == [*texts, "two\nlines"]
 
 
 @pytest.mark.parametrize(
@@ -308,13 +308,13 @@ def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_many(embedder, so
             vectors = embedder.encode(chunk)
             yield from (vectors[:2], vectors[2:])
 
-    write_corpus(pieces, about, settings, source, tmp_path / "pieces", 5, "npy", "text")
+    write_corpus(pieces, lambda: iter(SENTENCES), about, settings, source, tmp_path / "pieces", 5, "npy")
     embed_corpus(embedder, source, tmp_path / "whole", shard_rows=5, shard_format="npy")
     assert np.array_equal(stacked(tmp_path / "pieces"), stacked(tmp_path / "whole"))
     with pytest.raises(SempaError, match="found more vectors than its 23 sentences"):
         write_corpus(
             lambda chunks: itertools.chain(pieces(chunks), [np.ones((1, 32))]),
-            *(about, settings, source, tmp_path / "more", 5, "npy", "text"),
+            *(lambda: iter(SENTENCES), about, settings, source, tmp_path / "more", 5, "npy"),
         )
 
 
@@ -342,7 +342,7 @@ def test_the_command_streams_resumes_and_tells(tiny_folder, source, tmp_path, ca
 
     monkeypatch.setattr(Embedder, "encode", stopped)
     assert main(command) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert main(command) == 0
     assert "23 embeddings of 32 dimensions in 3 shards" in capsys.readouterr().out
     assert len(calls) == 4
@@ -367,7 +367,7 @@ def test_a_single_file_may_come_from_standard_input(tiny_folder, source, tmp_pat
 def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
     for name, text in (("S.CSV", "id,text\n1,a b\n"), ("s.JsonL", '{"text": "a b"}\n')):
         (tmp_path / name).write_text(text)
-        assert list(read_sentences(tmp_path / name)) == ["a b"]
+        assert [text for _, text in read_sentences(tmp_path / name)] == ["a b"]
 
 
 @pytest.mark.parametrize("more", ["One more.\n", "\n"], ids=["good", "empty"])
@@ -378,5 +378,8 @@ def test_rows_that_are_added_meanwhile_are_noticed(source, tmp_path, more):
                 stream.write(more)
             yield np.zeros((len(chunk), 3), dtype=np.float32)
 
+    def sentences():
+        return (sentence for _, sentence in read_sentences(source))
+
     with pytest.raises(SempaError, match="has changed while it was being embedded"):
-        write_corpus(encode, {}, {}, source, tmp_path / "out", 5, "npy", "text")
+        write_corpus(encode, sentences, {}, {}, source, tmp_path / "out", 5, "npy")

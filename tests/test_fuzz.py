@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.config import Config, load_config
+from sempa.data.sentences import read_sentences
 from sempa.data.triplets import read_triplets
-from sempa.embedding.corpus import read_sentences
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
 from sempa.evaluation.sts import read_sts
 from sempa.io.tensors import write_tensors

@@ -15,8 +15,11 @@ from transformers import BertConfig, BertForMaskedLM
 from sempa import SempaError
 from sempa.io.files import replace_folder
 from sempa.model import base as models
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
+from sempa.model.lora import add_lora
+from sempa.model.resolve import check_loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 # Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.
@@ -111,6 +114,24 @@ def test_a_conversion_that_another_process_has_finished_meanwhile_is_left_in_pla
     source = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source
     assert [Path(source).stat().st_ino] == first
     assert not list((tmp_path / "cache" / "models").glob(".*"))
+
+
+def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_folder):
+    """As PEFT's `merge_and_unload` leaves it: with PEFT installed, transformers would apply the adapter once more."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    model = load_base(str(folder), "float32", "cpu").model
+    add_lora(model, 2, 4)
+    save_adapter(model, folder, str(tiny_folder))
+    with pytest.raises(SempaError, match=r"holds a model and an adapter_config\.json.*remove adapter_config\.json"):
+        load_base(str(folder), "float32", "cpu")
+    (folder / "adapter_config.json").unlink()
+    load_base(str(folder), "float32", "cpu")
+
+
+def test_an_adapter_that_transformers_put_on_by_itself_is_refused(tiny_llama):
+    tiny_llama._hf_peft_config_loaded = True
+    with pytest.raises(SempaError, match="model 'hub/id': holds a model and an adapter_config"):
+        check_loaded("hub/id", tiny_llama, {"missing_keys": []})
 
 
 @pytest.mark.parametrize(

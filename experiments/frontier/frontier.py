@@ -26,10 +26,10 @@ from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
 from sempa.evaluation.measure import gsm8k_sample, measure_generation
 from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
 from sempa.io.files import write_atomic, write_json
+from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, interpolated, remove_adapter
 from sempa.report.plots import INK, make_figure, standalone, svg
-from sempa.run import origin
 from sempa.training.loop import train
 
 HERE = Path(__file__).resolve().parent

@@ -17,17 +17,17 @@ import torch
 from quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
 
 from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.config import DEFAULT_MODEL
 from sempa.embedding.embedder import embed
 from sempa.evaluation.eval_texts import encode_conversations
 from sempa.evaluation.measure import builtin_task, measure_texts
 from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
 from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
 from sempa.io.files import write_json
+from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
-from sempa.model.resolve import DEFAULT_MODEL
 from sempa.model.sampling import Sample, sample
-from sempa.run import origin
 from sempa.training.base_samples import QUESTIONS
 
 RESULTS = Path(__file__).resolve().with_name("qdpo.json")

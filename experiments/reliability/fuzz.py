@@ -33,8 +33,9 @@ import pyarrow.parquet
 from tiny import load, make_folder, make_llama, train_tiny, write_gguf
 
 from sempa.config import load_config
+from sempa.data.sentences import read_sentences
 from sempa.data.triplets import read_triplets
-from sempa.embedding.corpus import FORMATS, embed_corpus, read_sentences, read_shards
+from sempa.embedding.corpus import FORMATS, embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import WRITERS, read_vectors, write_vectors
 from sempa.errors import SempaError

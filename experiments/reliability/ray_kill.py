@@ -22,9 +22,10 @@ import numpy as np
 import ray
 from tiny import make_folder, one_thread, sentences
 
-from sempa.embedding.corpus import BatchEmbedder, embed_corpus, read_shards
+from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.integrations import ray_data
+from sempa.integrations.batches import BatchEmbedder
 from sempa.io.files import write_json
 
 # Long enough that a kill finds the actor at work.

@@ -19,11 +19,11 @@ from scipy.sparse import csr_matrix
 from sempa.embedding.embedder import embed
 from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, score_sts
 from sempa.io.files import write_atomic, write_json
+from sempa.io.origin import origin
 from sempa.kernels import sparse_code, token_directions
 from sempa.model.adapter_files import load_adapter
 from sempa.model.base import load_base
 from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
-from sempa.run import origin
 from sempa.sparse import sparse_cosines, stored_bytes, to_csr
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -21,11 +21,11 @@ from amortised import leave_one_out, prompt_states
 from semantic_uncertainty import uncertainties
 
 from sempa import Embedder, SempaError
+from sempa.config import DEFAULT_MODEL
 from sempa.evaluation.statistics import compare, interval, spearman
 from sempa.io.files import write_json
-from sempa.model.resolve import DEFAULT_MODEL
+from sempa.io.origin import origin
 from sempa.model.sampling import sample
-from sempa.run import origin
 
 HERE = Path(__file__).resolve().parent
 SUM = re.compile(r"\d|half of|square root")

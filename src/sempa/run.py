@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
-import os
-import platform
 import resource
 import sys
 import time
@@ -32,6 +29,7 @@ from sempa.evaluation.measure import (
 from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
 from sempa.io.files import read_json, write_atomic, write_json
 from sempa.io.lock import folder_lock
+from sempa.io.origin import machine, origin, versions
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
@@ -44,7 +42,6 @@ from sempa.training.processes import World, join_world, local_device
 
 # In the report: pairs of the built-in set, and new tokens of each answer shown side by side.
 BUILTIN_PAIRS, GENERATION_TOKENS = 400, 24
-_PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def start_run(config: Config, command: str) -> dict:
@@ -194,36 +191,6 @@ def _check_order(name: str, pairs: list[ScoredPair]) -> None:
             f"{name} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
             "give another sts_dir"
         )
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python, sempa and the packages that its figures depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def origin(device: str = "") -> dict:
-    """What a stored figure must say of where it comes from: `date`, `versions` and `machine`."""
-    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": machine(device)}
-
-
-def machine(device: str = "") -> dict:
-    """Processor, cores, threads, memory in GiB, and the name of the device (by default the one that is there)."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": memory,
-        "device": device,
-    }
 
 
 def _peak_memory() -> float:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sempa.io.files import user_path
+
 if TYPE_CHECKING:
     from sempa.embedding.embedder import Embedder
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--adapter`, `--dtype` and `--device`."""
     add_base_arguments(parser)
-    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="LoRA adapter, such as RUN/adapter")
+    parser.add_argument("--adapter", type=user_path, metavar="FOLDER", help="LoRA adapter, such as RUN/adapter")
 
 
 def add_base_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +66,8 @@ def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder
 
 def base_name(model: str, adapter: Path | None) -> str:
     """The base model that is meant: the one that is named, else the adapter's own, else the default."""
+    from sempa.config import DEFAULT_MODEL
     from sempa.model.adapter_files import read_adapter
-    from sempa.model.resolve import DEFAULT_MODEL
 
     if not model and adapter:
         model = read_adapter(adapter)[0].get("base_model_name_or_path", "")

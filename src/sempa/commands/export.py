@@ -1,9 +1,9 @@
 """`sempa export`: an adapter merged into its base, for other tools."""
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import base_name
+from sempa.io.files import user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -20,8 +20,8 @@ def add(commands: "argparse._SubParsersAction") -> None:
     kind.add_argument(
         "--sentence-transformers", action="store_true", help="the same, ready for SentenceTransformer(OUTPUT).encode"
     )
-    parser.add_argument("adapter", type=Path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write; it must not exist yet")
+    parser.add_argument("adapter", type=user_path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
+    parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
     parser.set_defaults(run=run)

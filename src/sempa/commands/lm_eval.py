@@ -1,10 +1,10 @@
 """`sempa lm-eval`: lm-evaluation-harness on base and adapter."""
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
+from sempa.io.files import user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -23,7 +23,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first problems of each task, to try it out")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default %(default)s)")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
+        "--output", type=user_path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
     )
     parser.set_defaults(run=run)
 

@@ -2,8 +2,6 @@
 
 import argparse
 
-import numpy as np
-
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
 
 
@@ -23,7 +21,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one cosine per other sentence."""
-    vectors = load_embedder(arguments).encode([arguments.first, *arguments.others], normalize=True).astype(np.float64)
+    vectors = load_embedder(arguments).encode([arguments.first, *arguments.others], normalize=True).astype("float64")
     for other, vector in zip(arguments.others, vectors[1:], strict=True):
         cosine = float(vectors[0] @ vector)
         print(f"{cosine:.4f}" if len(arguments.others) == 1 else f"{cosine:.4f}  {other}")

@@ -58,10 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.errors import SempaError
     from sempa.evaluation.sts import SETS, read_sts, sample_task, select_tasks
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
+    from sempa.io.origin import versions
     from sempa.model.base import load_base
     from sempa.report.run_report import write_report
     from sempa.report.table import terminal, write_table
-    from sempa.run import finished_report, versions
+    from sempa.run import finished_report
 
     # A report that is not there is missed before the first row, not after the last.
     finished = finished_report(arguments.report) if arguments.report else None

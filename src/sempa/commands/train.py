@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from sempa.errors import SempaError
+from sempa.io.files import user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -15,9 +16,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
         description="Train a LoRA adapter by sentence-level DPO, evaluate it, and write adapter, metrics and report.",
         epilog="Example: sempa train experiments/smollm2_nli.yaml triplets=nli_for_simcse.csv output=runs/nli",
     )
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="flat YAML file of settings")
+    parser.add_argument("config", nargs="?", type=user_path, metavar="CONFIG.yaml", help="flat YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the interrupted run in this folder")
+    parser.add_argument("--resume", type=user_path, metavar="RUN", help="go on with the interrupted run in this folder")
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""Any number of sentences as vectors: in shards that a kill cannot spoil, or batch by batch in an engine's workers."""
+"""A corpus of any size as vectors: in shards that a kill cannot spoil, in constant memory."""
 
 import hashlib
 import itertools
@@ -9,77 +9,25 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sempa.data.sentences import read_sentences
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import check_vectors_name, read_vectors, write_vectors
-from sempa.embedding.readouts import embedding_width
+from sempa.embedding.readouts import embedding_width, make_prompts
 from sempa.errors import SempaError
-from sempa.io.files import fingerprint, read_json, remove_leftovers, sha256, write_json
-from sempa.io.parquet import is_columnar
+from sempa.io.files import check_output, fingerprint, read_json, remove_leftovers, sha256, write_json
 from sempa.io.progress import bar
-from sempa.io.rows import Layout, numbered_lines, read_records
+from sempa.io.rows import STANDARD_INPUT
 from sempa.model.base import weights_fingerprint
+from sempa.model.forward import context_length
 from sempa.model.lora import adapter_fingerprint
 
 MANIFEST_FILE = "manifest.json"
 FORMATS = ("safetensors", "npy", "parquet")
-_STRUCTURED = (".jsonl", ".ndjson", ".csv", ".tsv")
 SHARD_ROWS = 16_384
 # Embedded in one piece: sentences of like length fall into one batch, and what they take as tokens stays small.
 CHUNK_ROWS, CHUNK_CHARACTERS = 1024, 1_000_000
-
-
-class BatchEmbedder:
-    """Sentences to vectors as a callable on columns, for engines that map batches over workers, such as Ray Data.
-
-    ```
-    workers = ray.data.ActorPoolStrategy(size=2)
-    dataset.map_batches(BatchEmbedder, fn_constructor_kwargs={"model": "smollm2-135m"}, compute=workers)
-    ```
-
-    `sempa.integrations.ray_data` writes a whole corpus so.
-
-    The model is loaded once per worker. `column` holds the sentences, `output` gets their vectors, float32 `[n, D]`;
-    the other columns stay. `options` and errors are those of `Embedder`.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        adapter: str | Path | None = None,
-        column: str = "text",
-        output: str = "embedding",
-        batch_size: int = 32,
-        normalize: bool = False,
-        **options: object,
-    ) -> None:
-        self.column, self.output, self.batch_size, self.normalize = column, output, batch_size, normalize
-        self.embedder = Embedder(model, adapter, **options)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with one column more; raises `SempaError` when `column` is missing or a sentence is empty."""
-        if self.column not in batch:
-            raise SempaError(f"batch: found the columns {', '.join(batch)}, expected {self.column}")
-        sentences = list(batch[self.column])
-        return {**batch, self.output: self.embedder.encode(sentences, self.batch_size, normalize=self.normalize)}
-
-
-def read_sentences(path: Path, field: str = "text") -> Iterator[str]:
-    """The sentences of a file, streamed: one a line, or the column or field `field` of a file that has such.
-
-    Those are `.jsonl`, `.csv` and `.tsv`, as text plain or gzip, parquet files, folders of them, and folders that
-    `datasets` saved. `-` is standard input. Raises `SempaError` with file and line for an empty sentence, a row
-    without the field and what is not UTF-8 text, and for an empty file.
-    """
-    if path.name.lower().removesuffix(".gz").endswith(_STRUCTURED) or is_columnar(path):
-        _, records = read_records(path, [Layout((field,), tabs_quote=True, number_last=False)])
-    else:
-        records = ((number, (line.rstrip("\r\n"),)) for number, line in numbered_lines(path))
-    for number, values in records:
-        if isinstance(values, str):
-            raise SempaError(f"{path}:{number}: {values}")
-        if not values[0].strip():
-            raise SempaError(f"{path}:{number}: is empty, expected one sentence per line")
-        yield values[0]
+# More than any readout's prompt has beside the sentence.
+_PROMPT_TOKENS = 256
 
 
 def embed_corpus(
@@ -91,54 +39,77 @@ def embed_corpus(
     shard_format: str = "safetensors",
     batch_size: int = 32,
     normalize: bool = False,
-    field: str = "text",
+    field: str | None = None,
 ) -> dict:
     """Embed a file of any size into shards of `shard_rows` rows in `folder`, in constant memory; returns the manifest.
 
     The file is read twice: to find what is wrong with it before the work begins, then to embed. A shard is float32
     `[rows, D]`, the tensor `embeddings` of a safetensors file or an `.npy` file; `read_shards` reads them. The
     manifest, `manifest.json`, lists the finished shards with their row ranges and SHA-256, and the settings. After an
-    interruption the same call goes on behind the last whole shard, and ends with the same bytes.
+    interruption the same call continues behind the last whole shard, and ends with the same bytes.
 
-    Raises `SempaError` for bad input, a full disk, and a folder that was begun with other settings or input.
+    Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
+    pipe), a full disk, and a folder that was begun with other settings or input.
     """
     settings = {**embedder_settings(embedder), "batch_size": batch_size, "normalize": normalize}
 
     def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
         return (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
 
-    return write_corpus(encode, describe(embedder), settings, source, folder, shard_rows, shard_format, field)
+    def sentences() -> Iterator[str]:
+        return check_lengths(embedder, source, read_sentences(source, field))
+
+    return write_corpus(encode, sentences, describe(embedder), settings, source, folder, shard_rows, shard_format)
+
+
+def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """The sentences of `numbered` lines of `source`; raises `SempaError` with the line of one that is too long."""
+    tokenizer, limit = embedder.base.tokenizer, context_length(embedder.base.model)
+    for line, sentence in numbered:
+        # A token has a byte at least, and no prompt holds a sentence more than twice.
+        if 2 * len(sentence.encode()) + _PROMPT_TOKENS > limit:
+            (prompt,) = make_prompts(embedder.readout, tokenizer, [sentence])
+            if (tokens := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
+                raise SempaError(
+                    f"{source}:{line}: has {tokens:,} tokens in its prompt, expected at most the {limit:,} that the "
+                    "model can read at once"
+                )
+        yield sentence
 
 
 def write_corpus(
     encode: Callable[[Iterable[list[str]]], Iterable[np.ndarray]],
+    sentences: Callable[[], Iterator[str]],
     about: dict,
     settings: dict,
     source: Path,
     folder: Path,
     shard_rows: int,
     shard_format: str,
-    field: str,
 ) -> dict:
     """What `embed_corpus` does, with vectors from `encode` and what the manifest says `about` the model.
 
-    `encode` gets chunks of sentences, none across two shards, and gives their vectors `[n, D]` in the same order; where
-    a chunk's vectors come in several pieces, they are put together. Raises `SempaError` as `embed_corpus` does.
+    `encode` gets chunks of sentences, none across two shards, and gives their vectors `[n, D]` in the same order; a
+    chunk's vectors may come in several pieces. `sentences` reads `source` anew at each call. Raises `SempaError` as
+    `embed_corpus` does.
     """
     if shard_rows < 1:
         raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
     if shard_format not in FORMATS:
         raise SempaError(f"shard_format: found {shard_format!r}, expected one of {', '.join(FORMATS)}")
+    if source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir()):
+        raise SempaError(f"{source}: is read twice for shards, expected a file or a folder and no pipe")
     check_vectors_name(Path(_shard_name(0, shard_format)))
+    check_output(folder, folder=True)
     digest = hashlib.sha256()
-    rows = sum(1 for _ in _hashed(read_sentences(source, field), digest))
+    rows = sum(1 for _ in _hashed(sentences(), digest))
     identity = {"rows": rows, "sha256": digest.hexdigest()}
     settings = {**settings, "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
     shards = _begin(folder, about, settings)
     changed = SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
     digest = hashlib.sha256()
-    sentences = _hashed(read_sentences(source, field), digest)
-    vectors = iter(encode(_unfinished(sentences, rows, shard_rows, frozenset(shards))))
+    again = _hashed(sentences(), digest)
+    vectors = iter(encode(_unfinished(again, rows, shard_rows, frozenset(shards))))
     with bar(rows, "embedding", "sentence") as progress:
         for index, first in enumerate(range(0, rows, shard_rows)):
             count = min(shard_rows, rows - first)
@@ -155,7 +126,7 @@ def write_corpus(
     for _ in vectors:
         raise SempaError(f"{source}: found more vectors than its {rows:,} sentences")
     try:
-        more = next(sentences, None) is not None
+        more = next(again, None) is not None
     except SempaError:
         # A row behind the last that was counted, and a bad one at that.
         more = True
@@ -203,15 +174,15 @@ def describe(embedder: Embedder) -> dict:
 def _begin(folder: Path, about: dict, settings: dict) -> dict[int, dict]:
     """The shards that an earlier call finished, by number; those that are missing or damaged are left out."""
     if not (folder / MANIFEST_FILE).exists():
-        if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise SempaError(f"output {folder}: exists without a {MANIFEST_FILE}, expected a new or an empty folder")
         # Before the first shard, so that a kill behind that one finds the folder its own.
         _write_manifest(folder, about, settings, {})
     manifest = _read_manifest(folder)
     for key, value in settings.items():
         if (before := manifest["settings"].get(key)) != value:
-            told = "other sentences" if key == "input" else f"{key} = {before}, now {value}"
-            raise SempaError(f"output {folder}: was begun with {told}; give another folder")
+            other = "other sentences" if key == "input" else f"{key} = {before}, now {value}"
+            raise SempaError(f"output {folder}: was begun with {other}; give another folder")
     remove_leftovers(folder)
     shards = {shard["first_row"] // settings["shard_rows"]: shard for shard in manifest["shards"]}
     return {i: s for i, s in shards.items() if _is_whole(folder / _shard_name(i, settings["shard_format"]), s)}

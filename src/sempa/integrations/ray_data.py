@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow
 import ray
 
-from sempa.embedding.corpus import SHARD_ROWS, BatchEmbedder, describe, embedder_settings, write_corpus
+from sempa.data.sentences import read_sentences
+from sempa.embedding.corpus import SHARD_ROWS, describe, embedder_settings, write_corpus
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
+from sempa.integrations.batches import BatchEmbedder
 
 
 def embed_corpus_on_ray(
@@ -24,7 +26,7 @@ def embed_corpus_on_ray(
     shard_format: str = "safetensors",
     batch_size: int = 32,
     normalize: bool = False,
-    field: str = "text",
+    field: str | None = None,
     **options: object,
 ) -> dict:
     """Embed a file of any size on `workers` actors of the cluster that Ray is connected to; returns the manifest.
@@ -35,7 +37,8 @@ def embed_corpus_on_ray(
     this continues and the other way round. When a worker dies Ray embeds its chunks anew elsewhere; the row numbers
     that travel with the sentences are checked, so that no row is written twice or not at all.
 
-    Raises `SempaError` as `embed_corpus` does, and when rows come back other than they were sent.
+    Raises `SempaError` as `embed_corpus` does, and when rows come back other than they were sent. A sentence that is
+    too long for the model is found by its worker, not in the first reading.
     """
     resources = {"num_cpus": 1, "num_gpus": gpus_per_worker}
     arguments = {"model": model, "adapter": adapter, **options}
@@ -57,8 +60,11 @@ def embed_corpus_on_ray(
         )
         yield from _in_order(embedded.iter_batches(batch_size=None, batch_format="numpy"))
 
+    def sentences() -> Iterator[str]:
+        return (sentence for _, sentence in read_sentences(source, field))
+
     settings = {**settings, "batch_size": batch_size, "normalize": normalize}
-    return write_corpus(encode, about, settings, source, folder, shard_rows, shard_format, field)
+    return write_corpus(encode, sentences, about, settings, source, folder, shard_rows, shard_format)
 
 
 def _describe(arguments: dict) -> tuple[dict, dict]:

@@ -1,12 +1,16 @@
 """Files and folders that are whole or absent: write under a temporary name, fsync, rename."""
 
+import atexit
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +19,8 @@ from safetensors import SafetensorError
 from sempa.errors import SempaError
 
 _LARGEST_JSON = 100_000_000
+# What file systems without an fsync for folders answer: network and FUSE mounts.
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -37,6 +43,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises `SempaError` when the disk is full or the folder cannot be written; `path` then still holds its old content.
     """
     with explain_os_errors(path):
+        check_output(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -56,6 +63,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
     it is there by then.
     """
     with explain_os_errors(folder):
+        check_output(folder, folder=True)
         temporary = _temporary(folder)
         try:
             temporary.mkdir(parents=True)
@@ -128,18 +136,76 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def user_path(path: str | Path) -> Path:
+    """The path with a leading `~` replaced by the home folder, as a shell does where it sees one.
+
+    Raises `SempaError` where there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SempaError(f"{path}: there is no such home folder; write the path out") from error
+
+
+def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
+    """Raise `SempaError` unless a file, or a `folder`, can be written at `path`: before the work, not after it.
+
+    A file must not be one of the `inputs` by another name either: it would be lost.
+    """
+    found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
+    expected = "a folder" if folder else "a file"
+    if path.exists() and found != expected:
+        # A device would be replaced: files are renamed into their place.
+        raise SempaError(f"{path}: is {found}, expected {expected} to write")
+    if found == "a file" and any(source.exists() and path.samefile(source) for source in inputs):
+        raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
+    places = path.absolute().parents if not folder else (path.absolute(), *path.absolute().parents)
+    place = next(place for place in places if place.exists())
+    if not place.is_dir():
+        raise SempaError(f"{path}: cannot be written, because {place} is a file and no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise SempaError(f"{path}: cannot be written, because {place} is read-only")
+
+
 def cache_folder() -> Path:
-    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`."""
+    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`.
+
+    For a user without a home it is a temporary folder that ends with the process.
+    """
     if explicit := os.environ.get("SEMPA_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"
+        return user_path(explicit)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"
+    except RuntimeError:
+        return temporary_folder()
+
+
+@contextlib.contextmanager
+def optional_write() -> Iterator[None]:
+    """Inside, a write that fails ends in a warning instead of an error: for what only saves time, such as a cache."""
+    try:
+        yield
+    except SempaError as error:
+        warnings.warn(f"{error} (it only saves time; the work goes on)", stacklevel=3)
+
+
+@functools.cache
+def temporary_folder() -> Path:
+    """A private folder that is removed when the process ends."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="sempa-")), os.getpid()
+    # A forked child leaves through the same exit.
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 def fsync(path: Path) -> None:
-    """Force a file or a folder entry to the disk."""
+    """Force a file to the disk, or a folder's entries where the file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_FSYNC):
+            raise
     finally:
         os.close(descriptor)
 

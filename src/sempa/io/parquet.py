@@ -10,7 +10,7 @@ from typing import Any
 
 from sempa.errors import SempaError
 
-_MAGIC = b"PAR1"
+MAGIC = b"PAR1"
 _BATCH_ROWS = 4096
 
 
@@ -18,11 +18,13 @@ def is_columnar(path: Path) -> bool:
     """Whether it is a folder or, by its first bytes, a parquet file."""
     if path.is_dir():
         return True
+    # What can be read only once, such as a pipe, is left to its reader; so is what cannot be read at all.
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as stream:
-            return stream.read(len(_MAGIC)) == _MAGIC
+            return stream.read(len(MAGIC)) == MAGIC
     except OSError:
-        # Whoever goes on to read it as text says what is wrong with it.
         return False
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.parquet import column_names, column_rows, is_columnar
+from sempa.io.parquet import MAGIC, column_names, column_rows, is_columnar
 
 LONGEST_ROW = 1_000_000
+# For a table of one column, whose rows hold commas and tabs as they like: a character that text does not have.
+_NO_DELIMITER = "\x1f"
 STANDARD_INPUT = Path("-")
 
 Values = tuple[str, ...]
@@ -38,35 +40,66 @@ class Layout:
 def read_records(path: Path, layouts: Sequence[Layout]) -> tuple[Layout, Iterator[Record]]:
     """Which of `layouts` the data has, by its columns, header or first record, and its rows, streamed.
 
-    Told apart by content: CSV, TSV, JSON lines, a parquet file, a folder of those, a folder that `datasets` saved.
-    Raises `SempaError` when it has none of them and, while the rows are drawn, when the file cannot be read on.
+    The content decides, not the name: CSV, TSV, JSON lines, a parquet file, a folder of those, a folder that `datasets`
+    saved. Text is read once, front to back, so it may come from a pipe. Raises `SempaError` when the data has none of
+    the layouts and, while the rows are drawn, when the file cannot be read on.
     """
     if is_columnar(path):
         layout = _match(str(path), "columns", column_names(path), layouts)
         return layout, _field_records(column_rows(path, layout.names), layout)
-    lines = numbered_lines(path)
+    return line_records(path, numbered_lines(path), layouts)
+
+
+def line_records(
+    path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]
+) -> tuple[Layout, Iterator[Record]]:
+    """What `read_records` gives of the `numbered_lines` of `path`, all of them; errors are the same."""
     number, first = next(((number, text) for number, text in lines if text.strip()), (0, ""))
     if not first:
         raise SempaError(f"{path}: holds blank lines only, expected {_names(layouts)}")
     place = f"{path}:{number}"
-    if first.lstrip().startswith("{"):
+    if first.lstrip()[0] in "{[":
         try:
             layout = _match(place, "fields", list(json_object(first)), layouts)
         except ValueError as error:
-            raise SempaError(f"{place}: the first record is {error}") from error
+            raise SempaError(f"{place}: the first record is {error}; JSON needs one object a line here") from error
         return layout, _json_records(itertools.chain([(number, first)], lines), layout)
-    delimiter = "\t" if "\t" in first else ","
+    delimiter = next((mark for mark in "\t," if mark in first), _NO_DELIMITER)
     try:
         header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
     except csv.Error as error:
         raise SempaError(f"{place}: no header of {_names(layouts)}: {error}") from error
     layout = _match(place, "columns", header, layouts)
-    if layout.tabs_quote or delimiter == ",":
+    if layout.tabs_quote or delimiter != "\t":
         rows = _quoted_rows(path, lines, delimiter)
         return layout, _table_records(rows, header, layout, len(header))
     rows = ((number, text.rstrip("\r\n").split("\t")) for number, text in lines if text.strip())
     # In the official tables some rows stop short of the columns for further annotators' labels.
     return layout, _table_records(rows, header, layout, max(map(header.index, layout.names)) + 1)
+
+
+def has_fields(first: str, name: str) -> bool:
+    """Whether a file's first line says that a field `name` follows: a JSON value, or a table's header with that name.
+
+    A header has two columns at least and no blanks around their names: "Call, text, or write." is a sentence.
+    """
+    text = first.strip()
+    if text[:1] in ("{", "["):
+        try:
+            value = json.loads(text)
+            # A line "[1]" is a sentence still.
+            return isinstance(value, dict) or any(isinstance(item, dict | str) for item in value)
+        except RecursionError:
+            return True
+        except ValueError:
+            # An object that is cut short, or one value over several lines; but not "[Music] A band plays."
+            return text in ("{", "[") or text.startswith(('{"', "[{"))
+    delimiter = "\t" if "\t" in text else ","
+    try:
+        names = next(csv.reader([text], delimiter=delimiter), [])
+    except csv.Error:
+        return False
+    return len(names) > 1 and name in names and all(one == one.strip() for one in names)
 
 
 def _names(layouts: Sequence[Layout]) -> str:
@@ -192,15 +225,22 @@ def _quoted_rows(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, plain or gzip, with 1-based numbers; they keep their ends, and only LF ends a line.
+    """The lines of UTF-8 text, plain or gzip, with 1-based numbers; they keep their ends, and only LF ends a line.
+
+    `path` is a file, a pipe or `-`, standard input; it is opened once and read front to back.
 
     Raises `SempaError` for a file that is missing, a folder, unreadable, empty, binary, not UTF-8 or a broken gzip, and
     for a line of more than a million bytes.
     """
     number = offset = 0
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise SempaError(f"{path}: standard input is closed")
     try:
         with path.open("rb") if path != STANDARD_INPUT else contextlib.nullcontext(sys.stdin.buffer) as file:
-            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+            beginning = file.peek(len(MAGIC))
+            if beginning.startswith(MAGIC):
+                raise SempaError(f"{path}: is a parquet file, expected text here (in a pipe everywhere)")
+            zipped = beginning.startswith(b"\x1f\x8b")
             with gzip.GzipFile(fileobj=file) if zipped else contextlib.nullcontext(file) as stream:
                 while raw := stream.readline(LONGEST_ROW + 1):
                     number += 1

@@ -1,7 +1,6 @@
 """Base models by name: the embedded default, a folder, a GGUF file or a hub id, as transformers can open them."""
 
 import contextlib
-import hashlib
 import importlib.util
 import mmap
 import struct
@@ -11,12 +10,21 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
-from sempa.io.files import cache_folder, explain_os_errors, replace_folder
+from sempa.io.files import cache_folder, replace_folder, sha256, temporary_folder, user_path
 
+# With PEFT installed, transformers loads the adapter on top of its base, unasked; without PEFT, the plain weights.
+_TWO_MODELS = "holds a model and an adapter_config.json, and which of the two is meant cannot be known"
 # A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
 _BLOCK_COUNT, _GGUF_UINT32 = b".block_count", 4
 
@@ -28,7 +36,7 @@ def resolve_model(name: str) -> str:
     """
     if name == DEFAULT_MODEL:
         return str(_converted(_embedded_gguf()))
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SempaError(f"model {name!r}: no such GGUF file")
@@ -36,6 +44,11 @@ def resolve_model(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SempaError(f"model {name!r}: the folder has no config.json, so it is not a transformers model")
+        if (path / "adapter_config.json").is_file():
+            raise SempaError(
+                f"model {name!r}: {_TWO_MODELS}; remove adapter_config.json if the weights are merged already, or give "
+                "the base as the model and this folder as its adapter"
+            )
         return str(path.resolve())
     if path.exists():
         raise SempaError(f"model {name!r}: is a file, expected a folder, a .gguf file, {DEFAULT_MODEL!r} or a hub id")
@@ -57,21 +70,45 @@ def _embedded_gguf() -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The cached float32 safetensors folder of a GGUF file, made on first use (reading GGUF takes ~15 s)."""
+    """The float32 safetensors folder of a GGUF file, made on first use in the cache folder (reading takes some 15 s).
+
+    Where the cache cannot be written it is a temporary folder, made anew by every process, and a warning says so.
+    """
     with gguf.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise SempaError(f"model {str(gguf)!r}: is not a GGUF file (it does not begin with the bytes 'GGUF')")
-        stream.seek(0)
-        digest = hashlib.sha256()
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest.hexdigest()[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
+    name = f"{gguf.stem}-{sha256(gguf)[:12]}"
+    cached = cache_folder() / "models" / name
+    if (cached / "config.json").is_file():
+        return cached
+    temporary = temporary_folder() / name
+    if temporary.is_dir():
+        return temporary
+    print(f"Converting {gguf.name} once to {cached} …", flush=True)
+    model, tokenizer = _read_gguf(gguf)
+
+    def write(folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    try:
+        replace_folder(cached, write, new=True)
+        return cached
+    except SempaError as error:
+        # Another process may have been faster, and may be reading it by now.
+        if (cached / "config.json").is_file():
+            return cached
+        warnings.warn(f"{error}; {gguf.name} is converted for this process alone", stacklevel=2)
+    replace_folder(temporary, write)
+    return temporary
+
+
+def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a GGUF file with float32 weights, and its tokenizer."""
     _check_blocks(gguf)
-    print(f"Converting {gguf.name} once to {folder} …", flush=True)
-    with explain_os_errors(folder), quiet():
-        try:
+    try:
+        with quiet():
             config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
             _check_weights(gguf, config)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
@@ -83,28 +120,17 @@ def _converted(gguf: Path) -> Path:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except Exception as error:  # tokenizers raises the bare class
-            if isinstance(error, SempaError) or (isinstance(error, OSError) and error.errno):
-                raise
-            raise SempaError(f"model {str(gguf)!r}: cannot be read: {first_line(error)}") from error
-        check_loaded(str(gguf), model, loading)
-        # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
-        del model.config.quantization_config
-        plain = type(model)(model.config)
-        plain.load_state_dict(model.state_dict())
-        plain.generation_config = model.generation_config
-
-        def write(temporary: Path) -> None:
-            plain.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-
-        try:
-            replace_folder(folder, write, new=True)
-        except SempaError:
-            # Another process may have been faster, and may be reading it by now.
-            if not (folder / "config.json").is_file():
-                raise
-    return folder
+    except SempaError:
+        raise
+    except Exception as error:  # tokenizers raises the bare class
+        raise SempaError(f"model {str(gguf)!r}: cannot be read: {first_line(error)}") from error
+    check_loaded(str(gguf), model, loading)
+    # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
+    del model.config.quantization_config
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain, tokenizer
 
 
 def _check_blocks(gguf: Path) -> None:
@@ -132,7 +158,12 @@ def _check_weights(gguf: Path, config: PreTrainedConfig) -> None:
 
 
 def check_loaded(name: str, model: PreTrainedModel, loading: dict) -> None:
-    """Raise `SempaError` when a weight was not in the files: transformers would have drawn it at random."""
+    """Raise `SempaError` when a weight was not in the files, which transformers then draws at random.
+
+    Also when transformers put an adapter on the model by itself.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise SempaError(f"model {name!r}: {_TWO_MODELS}")
     missing = sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys())
     if missing:
         raise SempaError(

@@ -1,0 +1,41 @@
+"""Where a figure comes from: the date, the versions of the packages and the machine that it was computed with."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def origin(device: str = "") -> dict:
+    """What is stored beside a figure: `date`, `versions` and `machine`."""
+    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": machine(device)}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, sempa and the packages that its figures depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def machine(device: str = "") -> dict:
+    """Processor, cores, threads, memory in GiB, and the name of `device` (by default CUDA where there is one)."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": memory,
+        "device": device,
+    }

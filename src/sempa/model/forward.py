@@ -1,0 +1,116 @@
+"""The forward pass: hidden states of packed rows, each token as in its own sequence."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sempa.batching.packing import PackedRow
+from sempa.kernels import PrefixGroup, packed_attention
+
+# Our attention's name among those of transformers.
+ATTENTION = "sempa"
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+    prefix_groups: Sequence[PrefixGroup] | None = None,
+    layer: int | None = None,
+) -> Tensor:
+    """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
+
+    A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `prefix_groups`;
+    without them every token sees all before it. With `layer` they are the states before that block, counted from 0.
+    """
+    packed = {} if positions is None else {"position_ids": positions}
+    if mask is not None and model.config._attn_implementation == "eager":
+        packed |= {"attention_mask": _additive(mask, model.dtype)}
+    elif mask is not None:
+        # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
+        packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
+    output = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer is not None, **packed)
+    return output.last_hidden_state if layer is None else output.hidden_states[layer]
+
+
+def row_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
+    """Last hidden states `[length, D]` of a packed row's tokens, each as in its own sequence.
+
+    Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
+    sequences run separately: slower, the same result. A warning says so.
+    """
+    if can_pack(model, row):
+        return hidden_states(model, **row.inputs(model.device))[0]
+    if getattr(model, "takes_block_mask", True):
+        reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
+    else:
+        reason = f"{type(model).__name__} takes no block mask, so all its sequences"
+    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
+    return hidden_states(model, **row_inputs(model, row)).flatten(0, 1)[output_places(model, row)]
+
+
+def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
+    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own."""
+    return row.inputs(model.device) if can_pack(model, row) else {"tokens": row.separate()[0].to(model.device)}
+
+
+def output_places(model: PreTrainedModel, row: PackedRow) -> Tensor:
+    """Where the row's tokens lie in the flattened output of a pass over its `row_inputs`: `[length]`, int64."""
+    places = torch.arange(len(row.tokens)) if can_pack(model, row) else row.separate()[1]
+    return places.to(model.device)
+
+
+def can_pack(model: PreTrainedModel, row: PackedRow) -> bool:
+    """Whether the model gives each token of the packed row the state that it has in its own sequence.
+
+    A model that `load_base` did not load, and so did not check, is taken to do so.
+    """
+    return getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model)
+
+
+def attention_window(model: PreTrainedModel) -> int:
+    """How many tokens back the narrowest attention layer sees (Mistral, Gemma), itself included."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention", "chunked_attention")
+    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
+    return min(filter(None, windows), default=sys.maxsize)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix_groups: Sequence[PrefixGroup] | None = None,
+    **options: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `[1, heads, length, d]` in, `[1, length, heads, d]` out."""
+    # Latent attention (DeepSeek) has narrower values than keys, which packed attention does not know.
+    if prefix_groups is None or value.shape[-1] != key.shape[-1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = scaling or query.shape[-1] ** -0.5
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(*rows, prefix_groups, scale)[None], None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
