@@ -12,7 +12,7 @@ from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
-from sempa.model.sampling import choose, sample
+from sempa.model.sampling import choose, end_tokens, sample
 
 PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
 
@@ -54,47 +54,42 @@ def base(request, tokenizer):
     return BaseModel(model, tokenizer, "tiny")
 
 
-def log_mixture(base, ids, share):
-    """log π of the next token after `ids`, float64, by whole forwards of the sequence alone."""
+def next_logprobs(base, ids):
+    """log π of the next token after `ids`, float64, by a whole forward of the sequence alone."""
     with torch.no_grad():
-        policy = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
-        with adapter_disabled(base.model):
-            reference = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
-    weights = policy.exp() ** (1 - share) * reference.exp() ** share
-    return (weights / weights.sum()).log()
+        return base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_greedy_answers_and_their_logprobs_equal_full_forwards_token_by_token(base, share):
-    answers = sample(base, PROMPTS, 2, 6, temperature=0, reference_share=share, batch_size=5)
+def test_greedy_answers_and_their_logprobs_equal_full_forwards_token_by_token(base):
+    answers = sample(base, PROMPTS, 2, 6, temperature=0, batch_size=5)
     for prompt, pair in zip(PROMPTS, answers, strict=True):
         assert pair[0].tokens == pair[1].tokens
         ids = list(prompt)
         for token, logprob in zip(pair[0].tokens, pair[0].logprobs.tolist(), strict=True):
-            expected = log_mixture(base, ids, share)
+            expected = next_logprobs(base, ids)
             assert token == expected.argmax().item()
             assert logprob == pytest.approx(expected[token].item(), abs=1e-4)
             ids.append(token)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_sampled_tokens_carry_the_untempered_logprobs_of_full_forwards(base, share):
-    answers = sample(base, PROMPTS, 3, 5, temperature=1.7, top_p=0.9, seed=4, reference_share=share)
+def test_sampled_tokens_carry_the_untempered_logprobs_of_full_forwards(base):
+    answers = sample(base, PROMPTS, 3, 5, temperature=1.7, top_p=0.9, seed=4)
     assert len({tuple(one.tokens) for few in answers for one in few}) > 8
     for prompt, few in zip(PROMPTS, answers, strict=True):
         for one in few:
             ids = list(prompt)
             for token, logprob in zip(one.tokens, one.logprobs.tolist(), strict=True):
-                assert logprob == pytest.approx(log_mixture(base, ids, share)[token].item(), abs=1e-4)
+                assert logprob == pytest.approx(next_logprobs(base, ids)[token].item(), abs=1e-4)
                 ids.append(token)
 
 
-def test_policy_reference_and_mixture_are_three_things(base):
-    three = [sample(base, PROMPTS, 1, 8, temperature=0, reference_share=share) for share in (0.0, 0.5, 1.0)]
-    assert len({tuple(tuple(one.tokens) for (one,) in answers) for answers in three}) == 3
+def test_without_the_adapter_the_base_answers(base):
+    answers = sample(base, PROMPTS, 1, 8, temperature=0)
     with adapter_disabled(base.model):
         off = sample(base, PROMPTS, 1, 8, temperature=0)
-    assert [one.tokens for (one,) in off] == [one.tokens for (one,) in three[2]]
+        for prompt, (one,) in zip(PROMPTS, off, strict=True):
+            assert one.tokens[0] == next_logprobs(base, prompt).argmax().item()
+    assert [one.tokens for (one,) in off] != [one.tokens for (one,) in answers]
 
 
 def test_a_seed_fixes_the_answers_whatever_the_batch(base):
@@ -107,14 +102,14 @@ def test_a_seed_fixes_the_answers_whatever_the_batch(base):
     assert all(len({tuple(tokens) for tokens in few}) > 1 for few in whole)
 
 
-def test_an_end_of_turn_stops_its_row_and_no_other(base):
-    base.model.generation_config.eos_token_id = []
+def test_an_end_of_turn_stops_its_row_and_no_other(base, monkeypatch):
+    monkeypatch.setattr("sempa.model.sampling.end_tokens", lambda base: [])
     free = sample(base, PROMPTS, 6, 8, seed=2)
     assert not any(one.ended for few in free for one in few)
     # The token drawn most often becomes one of the two that end a turn.
     drawn = torch.tensor([token for few in free for one in few for token in one.tokens[:-1]])
     end = drawn.mode().values.item()
-    base.model.generation_config.eos_token_id = [end, 319]
+    monkeypatch.setattr("sempa.model.sampling.end_tokens", lambda base: [end, 319])
     stopped = sample(base, PROMPTS, 6, 8, seed=2)
     ended = 0
     for before, after in zip(free, stopped, strict=True):
@@ -128,6 +123,15 @@ def test_an_end_of_turn_stops_its_row_and_no_other(base):
     assert 0 < ended < 24
 
 
+def test_whatever_model_or_tokenizer_calls_an_end_is_one(base):
+    """A chat tokenizer's turn may end with another token than the model's own config says."""
+    base.model.generation_config.eos_token_id = [7, 9]
+    base.model.config.eos_token_id = 11
+    assert end_tokens(base) == sorted({7, 9, 11, base.tokenizer.eos_token_id})
+    base.model.generation_config.eos_token_id = base.model.config.eos_token_id = None
+    assert end_tokens(base) == [base.tokenizer.eos_token_id]
+
+
 def test_a_text_goes_through_the_chat_template(base):
     (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, "Hello.")])
     (text,), (tokens,) = sample(base, ["Hello.", ids], 1, 6, temperature=0)
@@ -135,14 +139,13 @@ def test_a_text_goes_through_the_chat_template(base):
     assert text.text == base.tokenizer.decode(text.tokens, skip_special_tokens=True).strip()
 
 
-def test_sampling_leaves_a_training_model_in_training_and_its_gradients_alone(base):
+def test_sampling_runs_without_dropout_and_leaves_gradients_alone(base):
     base.model.train()
     for module in base.model.modules():
         if hasattr(module, "lora_A"):
             module.dropout = 0.5
     first, second = (sample(base, PROMPTS, 1, 4, temperature=0) for _ in range(2))
     assert [one.tokens for (one,) in first] == [one.tokens for (one,) in second]
-    assert base.model.training
     assert not first[0][0].logprobs.requires_grad
     # A loss may keep them for its backward pass.
     (first[0][0].logprobs * torch.ones(4, requires_grad=True)).sum().backward()
@@ -186,7 +189,6 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
         ({"temperature": float("nan")}, "temperature: found nan"),
         ({"top_p": 0.0}, "top_p: found 0.0"),
         ({"top_p": 1.5}, "top_p: found 1.5"),
-        ({"reference_share": -0.1}, "reference_share: found -0.1"),
         ({"prompts": [[3], []]}, "prompt 1: found 0 tokens"),
         ({"max_new_tokens": 2040}, "prompt 0: found 9 tokens, expected 1 to 8"),
     ],

@@ -88,7 +88,9 @@ def generate_side_by_side(
     every answer.
     """
     options = {"max_new_tokens": max_new_tokens, "temperature": 0, "progress": progress}
-    before, after = (sample(base, prompts, reference_share=share, **options) for share in (1, 0))
+    with adapter_disabled(base.model):
+        before = sample(base, prompts, **options)
+    after = sample(base, prompts, **options)
     return [
         {
             "prompt": prompt,

@@ -1,6 +1,5 @@
-"""Answers drawn from the policy, from the reference, or from a geometric mixture of both, batched with a KV cache."""
+"""Answers sampled from the model, batched with a KV cache; under `adapter_disabled` from the base."""
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
 from sempa.model.lm_head import head_logits
-from sempa.model.lora import adapter_disabled
 
 # Answers that grow side by side: more fill the matrix products better, but their keys and values take memory.
 BATCH_SIZE = 64
@@ -26,8 +23,7 @@ class Sample:
     """An answer to a prompt.
 
     `tokens`: its ids, with the end-of-turn token where it was reached (`ended`); `logprobs` `[tokens]` float32: each
-    token's log-probability in nats under what it was drawn from, before temperature and nucleus; `text`: the answer
-    without special tokens.
+    token's log-probability in nats, before temperature and nucleus; `text`: the answer without special tokens.
     """
 
     tokens: list[int]
@@ -46,15 +42,10 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     *,
-    reference_share: float = 0.0,
     batch_size: int = BATCH_SIZE,
     progress: tqdm | None = None,
 ) -> list[list[Sample]]:
-    """Draw `n` answers to each prompt: `result[prompt][k]`.
-
-    Every token comes from the geometric mixture π ∝ π_θ^{1−λ} · π_ref^λ of the policy (adapter on) and the reference
-    (adapter off), mixed token by token: IPO-MD (Calandriello et al. 2024, arXiv 2403.08635). λ = 0 is the policy, λ = 1
-    the reference; either alone costs one model's passes, a mixture both.
+    """Sample `n` answers to each prompt: `result[prompt][k]`.
 
     Args:
         base: the model, with whatever adapter it holds.
@@ -64,14 +55,13 @@ def sample(
         temperature: 0 decodes greedily.
         top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
         seed: fixes the draws. Each answer has its own, so the batch size changes the answers by rounding alone.
-        reference_share: λ.
         batch_size: answers that grow at one time.
         progress: a bar to advance by one for every answer.
 
     Raises:
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
     """
-    _check(n, max_new_tokens, temperature, top_p, reference_share, batch_size)
+    _check(n, max_new_tokens, temperature, top_p, batch_size)
     sequences = encode_prompts(base, prompts, max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
@@ -85,8 +75,7 @@ def sample(
         read = sorted({prompt for prompt, _ in batch}, key=order.index)
         owners = torch.tensor([read.index(prompt) for prompt, _ in batch])
         chances = torch.stack([draws[answer] for answer in batch])
-        streams = _streams(base.model, reference_share)
-        grown = _grow(base, streams, [sequences[i] for i in read], owners, chances, temperature, top_p)
+        grown = _grow(base, [sequences[i] for i in read], owners, chances, temperature, top_p)
         for (prompt, _), one in zip(batch, grown, strict=True):
             results[prompt].append(one)
             if progress is not None:
@@ -120,48 +109,14 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_
 
 
 def end_tokens(base: BaseModel) -> list[int]:
-    """The token ids that end a turn: those of the model's generation config, else the tokenizer's end token."""
-    end = base.model.generation_config.eos_token_id
-    end = base.tokenizer.eos_token_id if end is None else end
-    return [end] if isinstance(end, int) else list(end or ())
-
-
-class _Stream:
-    """The model with its adapter on or off, and the keys and values of what it has read; `weight` in the mixture."""
-
-    def __init__(self, model: PreTrainedModel, weight: float, adapter: bool) -> None:
-        self.model, self.weight, self.adapter = model, weight, adapter
-        self.cache = None
-
-    def read(self, tokens: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
-        """Append tokens `[rows, length]` to each row; the hidden state of the last `[rows, D]`.
-
-        `seen` `[rows, length so far]` is 0 where a row is padded, `positions` `[rows, length]` count its own tokens.
-        """
-        with contextlib.nullcontext() if self.adapter else adapter_disabled(self.model):
-            output = self.model.base_model(
-                input_ids=tokens,
-                attention_mask=seen,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self.cache = output.past_key_values
-        return output.last_hidden_state[:, -1]
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order; a row may stand in it more than once."""
-        self.cache.batch_select_indices(rows)
-
-
-def _streams(model: PreTrainedModel, reference_share: float) -> list[_Stream]:
-    both = _Stream(model, 1 - reference_share, True), _Stream(model, reference_share, False)
-    return [stream for stream in both if stream.weight]
+    """The token ids that end a turn: all that generation config, model config or tokenizer call an end."""
+    places = (base.model.generation_config, base.model.config.get_text_config(), base.tokenizer)
+    named = [getattr(place, "eos_token_id", None) for place in places]
+    return sorted({token for end in named if end is not None for token in ([end] if isinstance(end, int) else end)})
 
 
 def _grow(
     base: BaseModel,
-    streams: Sequence[_Stream],
     prompts: Sequence[Sequence[int]],
     owners: Tensor,
     draws: Tensor,
@@ -169,14 +124,14 @@ def _grow(
     top_p: float,
 ) -> Iterator[Sample]:
     """One answer to `prompts[owners[row]]` per row, by the row's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
-    device = base.model.device
+    model, device = base.model.eval(), base.model.device
     owners = owners.to(device)
     ends = torch.tensor(end_tokens(base), dtype=torch.int64, device=device)
     prompt_tokens, seen = _pad_left(prompts, device)
     positions = (seen.cumsum(1) - 1).clamp_(min=0)
-    hidden = [stream.read(prompt_tokens, seen, positions)[owners] for stream in streams]
-    for stream in streams:
-        stream.select(owners)
+    output = model.base_model(input_ids=prompt_tokens, attention_mask=seen, position_ids=positions, use_cache=True)
+    cache, hidden = output.past_key_values, output.last_hidden_state[owners, -1]
+    cache.batch_select_indices(owners)
     seen, position = seen[owners], positions[owners, -1:]
     count, longest = draws.shape
     tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
@@ -185,21 +140,26 @@ def _grow(
     # The rows that still grow.
     rows = torch.arange(count, device=device)
     for step in range(longest):
-        log_mixture = _mix([head_logits(base.model, states) for states in hidden], [s.weight for s in streams])
-        chosen = choose(log_mixture, draws[rows.cpu(), step], temperature, top_p)
+        next_logprobs = head_logits(model, hidden).log_softmax(1)
+        chosen = choose(next_logprobs, draws[rows.cpu(), step], temperature, top_p)
         tokens[rows, step] = chosen
-        logprobs[rows, step] = log_mixture.gather(1, chosen[:, None])[:, 0]
+        logprobs[rows, step] = next_logprobs.gather(1, chosen[:, None])[:, 0]
         lengths[rows] += 1
         going = ~torch.isin(chosen, ends)
         if step + 1 == longest or not going.any():
             break
         if not going.all():
             rows, chosen, seen, position = rows[going], chosen[going], seen[going], position[going]
-            for stream in streams:
-                stream.select(going.nonzero()[:, 0])
+            cache.batch_select_indices(going.nonzero()[:, 0])
         seen = torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
         position = position + 1
-        hidden = [stream.read(chosen[:, None], seen, position) for stream in streams]
+        hidden = model.base_model(
+            input_ids=chosen[:, None],
+            attention_mask=seen,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
     for row, length in enumerate(lengths.tolist()):
         ids = tokens[row, :length].tolist()
         text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -227,12 +187,6 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
     return chosen[:, 0].clamp_(max=logprobs.shape[1] - 1).to(logprobs.device)
 
 
-def _mix(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """log π of the geometric mixture `[rows, V]`: a weighted sum of log-probabilities, normalised anew."""
-    mixed = sum(weight * one for weight, one in zip(weights, logits, strict=True))
-    return mixed.log_softmax(1)
-
-
 def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids `[rows, width]` that end together, and the mask of the same shape: 0 where there is padding."""
     width = max(map(len, sequences))
@@ -244,9 +198,7 @@ def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple
     return tokens.to(device), seen.to(device)
 
 
-def _check(
-    n: int, max_new_tokens: int, temperature: float, top_p: float, reference_share: float, batch_size: int
-) -> None:
+def _check(n: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise SempaError(f"{name}: found {value}, expected at least 1")
@@ -254,5 +206,3 @@ def _check(
         raise SempaError(f"temperature: found {temperature}, expected 0 or more")
     if not 0 < top_p <= 1:
         raise SempaError(f"top_p: found {top_p}, expected more than 0 and at most 1")
-    if not 0 <= reference_share <= 1:
-        raise SempaError(f"reference_share: found {reference_share}, expected 0 (policy) to 1 (reference)")

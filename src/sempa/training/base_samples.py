@@ -94,11 +94,9 @@ def sample_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
     openings = encode_plain(base.tokenizer, OPENINGS)
     prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
-    with bar(len(prompts), "samples of the base model", "text") as progress:
+    with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
         # All side by side: many rows of one product cost little more than few.
-        drawn = sample(
-            base, prompts, 1, LONGEST, seed=seed, reference_share=1.0, batch_size=len(prompts), progress=progress
-        )
+        drawn = sample(base, prompts, 1, LONGEST, seed=seed, batch_size=len(prompts), progress=progress)
     texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     texts = [texts[i] for i in order]
