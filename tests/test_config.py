@@ -53,7 +53,7 @@ def test_nothing_is_nothing_in_the_file_and_on_the_command_line(tmp_path, none):
 
 def test_a_name_shared_by_a_number_and_a_text_is_read_as_either_needs_it(tmp_path):
     config = load_config(write(tmp_path, "output: &n 010\nbatch_size: *n\nmodel: *n\n"))
-    assert (config.output, config.batch_size, config.model) == ("010", 8, "010")
+    assert (config.output, config.batch_size, config.model) == ("010", 10, "010")
 
 
 @pytest.mark.parametrize(
@@ -161,21 +161,21 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("learning_rat: 1", "config.yaml: unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
         ("lr: 1", "unknown key 'lr'"),
         ("beta: hello", "config.yaml: beta is 'hello', expected a number"),
-        ("beta: true", "beta is True, expected a number"),
-        ("batch_size: 3.5", "batch_size is 3.5, expected a whole number"),
-        ("batch_size: true", "batch_size is True, expected a whole number"),
+        ("beta: true", "beta is 'true', expected a number"),
+        ("batch_size: 3.5", "batch_size is '3.5', expected a whole number"),
+        ("batch_size: true", "batch_size is 'true', expected a whole number"),
         ("batch_size: 0", "batch_size is 0, expected at least 1"),
-        ("combinations: 1", "combinations is 1, expected true or false"),
+        ("combinations: 1", "combinations is '1', expected true or false"),
         ("model: [a]", "model is a list, expected text"),
-        ("seed: 0x" + "f" * 5000, "seed is a number of 20,000 bits"),
-        ("beta: " + "9" * 5000, "is not valid YAML"),
-        ("seed: 2001-99-99", "is not valid YAML"),
+        ("seed: 0x" + "f" * 5000, "seed is '0xfff.*, expected a whole number"),
+        ("beta: " + "9" * 5000, "beta is inf, expected a number above 0"),
+        ("seed: 2001-99-99", "seed is '2001-99-99', expected a whole number"),
         ("beta: " + "[" * 3000, "is not valid YAML"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: [*c, *c]", "unknown key 'a'"),
         ("beta: 1\n" * 200_000, "has over 1,000,000 bytes"),
         ("beta: 0", "beta is 0.0, expected a number above 0"),
-        ("beta: .nan", "beta is nan, expected a number above 0"),
-        ("learning_rate: .inf", "learning_rate is inf"),
+        ("beta: nan", "beta is nan, expected a number above 0"),
+        ("learning_rate: inf", "learning_rate is inf"),
         ("anchor: -1", "anchor is -1.0, expected at least 0"),
         ("dtype: float16", "dtype is 'float16', expected one of bfloat16, float32"),
         ("interpolation: 0", "interpolation is 0.0, expected a number above 0, at most 1"),
@@ -207,7 +207,7 @@ def test_wrong_overrides_and_unreadable_files_are_named(tmp_path):
         load_config(good, ["beta"])
     with pytest.raises(SempaError, match=r"command line: unknown key 'betta'.*'beta'"):
         load_config(good, ["betta=1"])
-    with pytest.raises(SempaError, match="argument 'beta=\\['"):
+    with pytest.raises(SempaError, match=r"command line: beta is '\[', expected a number"):
         load_config(good, ["beta=["])
     with pytest.raises(SempaError, match=r"nowhere.yaml: cannot be read: No such file"):
         load_config(tmp_path / "nowhere.yaml")

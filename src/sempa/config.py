@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,6 @@ _CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES, "dtype":
 # Beyond the width of any model's layers a higher rank says nothing new.
 _LARGEST_RANK = 65_536
 _BELOW_ONE = ("lora_dropout", "beta2")
-_TEXTS = {field.name for field in dataclasses.fields(Config) if field.type is str}
 _PATHS = ("triplets", "sts_dir", "gsm8k", "output")
 # Keys of version 0.1, and where their subject is now.
 _GONE = {
@@ -94,11 +94,11 @@ _GONE = {
 }
 
 
-# PyYAML's own constructors of numbers and dates raise other errors, and deep nests end the interpreter's stack.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
-_YAML_TEXT, *_YAML_GUESSES = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
-_NONE = ("null", "~")
+# A config is a page of settings; deep nests would end the interpreter's stack.
 _LARGEST_FILE = 1_000_000
+_YAML_ERRORS = (yaml.YAMLError, RecursionError)
+_EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_NOTHING = ("", "null", "~")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -113,44 +113,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals:
             raise SempaError(f"argument {override!r}: expected key=value")
-        try:
-            # A text is taken as it stands, but for YAML's words for none.
-            if key in _TEXTS:
-                values[key] = None if text in _NONE else text
-            else:
-                values[key] = yaml.safe_load(text) if text else text
-        except _YAML_ERRORS as error:
-            raise SempaError(f"argument {override!r}: the value is not valid YAML") from error
-        source[key] = "command line"
-    return make_config(values, source)
-
-
-def make_config(values: dict[str, object], source: dict[str, str]) -> Config:
-    """Check names, types and ranges; `source` says where each key stands, for the error's sentence."""
+        values[key], source[key] = text, "command line"
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    checked = {}
-    for key, value in values.items():
-        where = source.get(key, "config")
-        if key not in fields:
-            if key in _GONE:
-                raise SempaError(
-                    f"{where}: {key} is a key of version 0.1 ({_GONE[key]}); take it out and train anew: an adapter "
-                    "that 0.1 trained is loaded as before"
-                )
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
-            raise SempaError(f"{where}: unknown key {_shown(key)}; the nearest known key is {near!r}")
-        checked[key] = _typed(key, value, fields[key].type, where)
-    config = Config(**checked)
+    config = Config(**{key: _parse(key, text, fields, source[key]) for key, text in values.items()})
     for key in fields:
         _check_range(key, getattr(config, key), source.get(key, "config"))
-    _check_learns(config, source)
-    return config
-
-
-def _check_learns(config: Config, source: dict[str, str]) -> None:
     if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
         where = source.get("objective", "config")
         raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -158,28 +129,17 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's own reader takes the last of two equal keys without a word, and a folder named 010 for the number 8."""
+class _TextLoader(yaml.BaseLoader):
+    """Every value as the text it is written as: a key's type decides what it means. A repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key is not a name", key_node.start_mark)
-            if key in seen:
-                mark = key_node.start_mark
+        keys = [(self.construct_object(key), key.start_mark) for key, _ in node.value]
+        for place, (key, mark) in enumerate(keys):
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a name", mark)
+            if key in [earlier for earlier, _ in keys[:place]]:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
-            seen.add(key)
-        # A node may be shared by an anchor's name: what is text here can be a number there.
-        node.value = [(key, self._as_text(value) if key.value in _TEXTS else value) for key, value in node.value]
         return super().construct_mapping(node, deep)
-
-    @staticmethod
-    def _as_text(node: yaml.Node) -> yaml.Node:
-        if node.tag not in _YAML_GUESSES:
-            return node
-        return yaml.ScalarNode(_YAML_TEXT, node.value, node.start_mark, node.end_mark, node.style)
 
 
 def _read_yaml(path: Path) -> dict[str, object]:
@@ -188,7 +148,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
             data = stream.read(_LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
             raise SempaError(f"config {path}: has over {_LARGEST_FILE:,} bytes, expected a page of settings")
-        values = yaml.load(data.decode(), _StrictLoader)
+        values = yaml.load(data.decode(), _TextLoader)
     except UnicodeDecodeError as error:
         raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
@@ -197,50 +157,49 @@ def _read_yaml(path: Path) -> dict[str, object]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""
         raise SempaError(f"config {path}:{where} {getattr(error, 'problem', None) or 'is not valid YAML'}") from error
-    if values is None:
+    if values in (None, ""):
         return {}
     if not isinstance(values, dict):
         raise SempaError(f"config {path}: found a {type(values).__name__}, expected lines of `key: value`")
     return values
 
 
-def _typed(key: str, value: object, kind: type, where: str) -> object:
-    if isinstance(value, int) and value.bit_length() > 63:
-        raise SempaError(f"{where}: {key} is {_shown(value)}, expected a number of 63 bits at most")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text for want of a decimal point.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is str and value is None:
-        return ""
-    if kind is str and isinstance(value, str):
-        _check_text(key, value, where)
-        return str(Path(value).expanduser()) if key in _PATHS and value.startswith("~/") else value
-    if type(value) is not kind:
-        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise SempaError(f"{where}: {key} is {_shown(value)}, expected {names[kind]}")
-    return value
+def _parse(key: str, text: object, fields: dict[str, dataclasses.Field], where: str) -> object:
+    """The value of a key from its text, by the key's type."""
+    if key in _GONE:
+        raise SempaError(
+            f"{where}: {key} is a key of version 0.1 ({_GONE[key]}); take it out and train anew: an adapter that 0.1 "
+            "trained is loaded as before"
+        )
+    if key not in fields:
+        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
+        raise SempaError(f"{where}: unknown key {key!r:.100}; the nearest known key is {near!r}")
+    kind = fields[key].type
+    if not isinstance(text, str):
+        raise SempaError(f"{where}: {key} is a {type(text).__name__}, expected {_EXPECTED[kind]}")
+    if kind is str:
+        return _check_text(key, "" if text in _NOTHING else text, where)
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if kind is int and re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
+            return int(text)
+        if kind is float:
+            return float(text)
+    except ValueError:
+        pass
+    raise SempaError(f"{where}: {key} is {text!r:.100}, expected {_EXPECTED[kind]}")
 
 
-def _check_text(key: str, text: str, where: str) -> None:
-    """What no file system takes for a path, nor UTF-8 for text, is better said here than met later."""
-    # Control characters, and what stands for bytes that are no UTF-8.
+def _check_text(key: str, text: str, where: str) -> str:
+    """The text, with `~` in a path expanded; refused where no file system takes it for a path."""
+    # Control characters, and what stands for bytes that are not UTF-8.
     odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
     if odd is not None:
-        raise SempaError(f"{where}: {key} is {_shown(text)}, with the character {odd!a}, expected printable text")
+        raise SempaError(f"{where}: {key} is {text!r:.100}, with the character {odd!a}, expected printable text")
     if max(map(len, os.fsencode(text).split(b"/"))) > 255:
-        raise SempaError(f"{where}: {key} is {_shown(text)}, of {len(text):,} characters, longer than a file's name")
-
-
-def _shown(value: object) -> str:
-    """The value in an error's sentence: short, though a few lines of YAML can stand for a list without end."""
-    if isinstance(value, int) and value.bit_length() > 63:
-        return f"a number of {value.bit_length():,} bits"
-    return f"a {type(value).__name__}" if isinstance(value, list | dict | set) else f"{value!r:.100}"
+        raise SempaError(f"{where}: {key} is {text!r:.100}, of {len(text):,} characters, longer than a file's name")
+    return str(Path(text).expanduser()) if key in _PATHS and text.startswith("~/") else text
 
 
 def _check_range(key: str, value: object, where: str) -> None:
@@ -269,4 +228,4 @@ def _check_range(key: str, value: object, where: str) -> None:
     elif key in ("model", "triplets", "output") and not value:
         expected = "a name or a path"
     if expected:
-        raise SempaError(f"{where}: {key} is {_shown(value)}, expected {expected}")
+        raise SempaError(f"{where}: {key} is {value!r:.100}, expected {expected}")
