@@ -276,7 +276,7 @@ def test_yaml_builds_no_objects(mark, tmp_path):
         with pytest.raises(SempaError, match="line 1"):
             load_config(tmp_path / "c.yaml")
         with pytest.raises(SempaError, match="not valid YAML"):
-            load_config(ROOT / "experiments" / "paper.yaml", [text.replace("model: ", "beta=", 1)])
+            load_config(ROOT / "experiments" / "paper_llama2_7b.yaml", [text.replace("model: ", "beta=", 1)])
 
 
 def test_what_a_file_holds_reaches_the_terminal_without_control_characters(tiny_folder, tmp_path, capsys):
