@@ -26,10 +26,11 @@ from shapes import (
 from transformers import PreTrainedModel
 
 from sempa import SempaError
-from sempa.batching.batches import count_ranked, rounded_up
+from sempa.batching.batches import rounded_up
 from sempa.config import CAPTIONS, RANKINGS, Config, load_config
 from sempa.model.forward import row_states
-from sempa.model.lora import add_lora, block_linears, lora_parameters
+from sempa.model.lora import adapter_dropout, add_lora, block_linears, lora_parameters
+from sempa.training.base_samples import ROW_TOKENS
 
 # Dense bfloat16 FLOP/s and bytes of memory, from the makers' data sheets.
 GPUS = {
@@ -50,10 +51,10 @@ _WORD_TOKENS = 16
 class Plan:
     """Figures of one run; bytes, FLOPs and tokens are of the whole run unless said otherwise.
 
-    `tokens` go through the blocks forward and backward, `head_tokens` of them (responses, and retention's text) through
-    the head as well. `saved_bytes` are the activations kept for the backward pass of the rows that run together (one of
-    preferences, a batch's one-word prompts, neutral text), and `bound` is the setting that lowers them; `weight_bytes`
-    the frozen base in its dtype, `adapter_bytes` LoRA weights, gradients and AdamW's two moments in float32.
+    `tokens` go through the blocks forward and backward, `head_tokens` of them (responses, and retention's samples)
+    through the head as well. `saved_bytes` are the activations that the largest loss keeps for its backward pass, and
+    `bound` is the setting that lowers them. `weight_bytes` are the frozen base in its dtype, `adapter_bytes` LoRA
+    weights, gradients and AdamW's two moments in float32.
     """
 
     parameters: int
@@ -80,13 +81,14 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Count what a run of `config` takes: its preference, contrast and retention, in packed rows.
+    """Count what a run of `config` takes: its preference, contrast and retention losses, in packed rows.
 
-    FLOPs: 2 per weight and token forward, the same again for the reference's pass (once, whatever the epochs; with the
-    policy's where rows share a pass in bfloat16) and for the gradient of the activations; the head runs on response
-    tokens only, with one product more for its gradient direction, and on retention's text. Weight gradients of the
-    adapter are below 1 % and counted with its parameters. Sampling (neutral text, online objectives) and
-    evaluation are not counted.
+    FLOPs per token: 2 per weight for a forward pass, 2 for the gradient of its activations, 6 per adapter parameter.
+    Preferences add the reference's forward pass. The head runs on response tokens and on retention's samples, with one
+    product more for its gradient direction. The base's samples and evaluation are not counted.
+
+    Losses run one after another, each with its own backward pass. In bfloat16 on a CPU they run side by side: their
+    activations add up there.
 
     Raises `SempaError` for a model whose config cannot be had or that sempa cannot train, and for a missing file.
     """
@@ -106,28 +108,19 @@ def make_plan(config: Config) -> Plan:
     steps = rounded_up(config.epochs, math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
     ranked = config.epochs * _ranked(config, triplets)
-    # Sentence and responses, or the sentences alone for their sparse codes.
-    embedded = (4 if config.objective in RANKINGS else 3) if config.contrast else bool(config.sparse)
-    words = embedded * _WORD_TOKENS
-    neutral = steps * config.neutral_tokens if config.retention else 0
+    # Sentence and responses.
+    words = (1 + responses_each) * _WORD_TOKENS if config.contrast else 0
+    samples = steps * ROW_TOKENS if config.retention else 0
     preferences, responses = round(ranked * per_triplet), round(ranked * answers)
-    tokens = preferences + round(seen * words) + neutral
-    # Policy forward and backward each epoch, the reference forward once on what is ranked; but each time, and on all
-    # that shares a pass, where that would round differently.
+    tokens = preferences + round(seen * words) + samples
+    flops = tokens * (4 * blocks + 6 * adapter) + preferences * 2 * blocks
+    flops += 2 * head * 3 * (responses + samples)
+    # The preference loss runs row by row; the contrast compares the whole batch.
     row = min(config.row_tokens, round(_ranked(config, config.batch_size) * per_triplet))
-    # One-word prompts wait for one another; a row of preferences and one of neutral text run beside them.
-    together = {"row_tokens": row, "batch_size": config.batch_size * words}
-    together["neutral_tokens"] = config.neutral_tokens if config.retention else 0
-    waiting = sum(together.values())
-    one_by_one = config.shard or config.lora_dropout
-    again = config.dtype == "bfloat16" and not one_by_one and max(together.values()) < waiting
-    once = 1 / config.epochs if config.epochs > 1 else 1.0
-    alone = max(0.0, preferences - steps * row) if again else preferences
-    before = once * alone + (steps * min(waiting, 2 * config.row_tokens) if again else 0)
-    flops = 4 * tokens * blocks + 6 * tokens * adapter + 2 * blocks * before
-    flops += 2 * head * (responses * (2 + once) + neutral * 3)
+    kept = {"row_tokens": max(row, ROW_TOKENS if config.retention else 0), "batch_size": config.batch_size * words}
+    bound = max(kept, key=kept.__getitem__)
     with explain_failures(config.model):
-        saved = _saved_bytes(model, min(waiting, _MEASURED_TOKENS)) * waiting
+        saved = _saved_bytes(model, min(kept[bound], _MEASURED_TOKENS)) * kept[bound]
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,
@@ -135,13 +128,13 @@ def make_plan(config: Config) -> Plan:
         triplets=triplets,
         steps=steps,
         tokens=tokens,
-        head_tokens=responses + neutral,
+        head_tokens=responses + samples,
         row_tokens=config.row_tokens,
         flops=flops,
         weight_bytes=parameters * bytes_per_weight,
         adapter_bytes=adapter * 16,
         saved_bytes=saved * bytes_per_weight / 2,
-        bound=max(together, key=together.__getitem__),
+        bound=bound,
     )
 
 
@@ -176,7 +169,8 @@ def _ranked(config: Config, triplets: int) -> int:
     if config.objective == "none" and not config.anchor:
         return 0
     whole, rest = divmod(triplets, config.batch_size)
-    return whole * count_ranked(config, config.batch_size) + count_ranked(config, rest)
+    full, last = (rounded_up(config.preference_fraction, size) for size in (config.batch_size, rest))
+    return whole * full + last
 
 
 def _triplets(config: Config) -> int:
@@ -188,9 +182,7 @@ def _triplets(config: Config) -> int:
         from sempa.batching.dataset import hold_out
         from sempa.data.triplets import read_triplets
 
-        triplets, _ = read_triplets(
-            Path(config.triplets), combinations=config.combinations, max_bad_share=config.max_bad_share
-        )
+        triplets, _ = read_triplets(Path(config.triplets), combinations=config.combinations)
         train = hold_out(triplets, config.held_out, config.seed)[0]
         train = train[: config.triplet_limit or None]
         return sum(bool(triplet.neutral) for triplet in train) if config.objective in RANKINGS else len(train)
@@ -216,8 +208,7 @@ def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
         return tensor
 
     kept: list[torch.Tensor] = []
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with adapter_dropout(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         row_states(model, row)
     return sum(seen.values()) / len(row.tokens)
 

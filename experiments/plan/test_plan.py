@@ -6,6 +6,7 @@ from pathlib import Path
 
 import efficiency
 import pytest
+from conftest import PREFERENCE_ONLY
 from plan import GPUS, _saved_bytes, describe_plan, main, make_plan
 from test_architectures import ARCHITECTURES
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,12 +18,12 @@ from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
-PAPER_DATA = {"triplets": "nli_for_simcse.csv", "held_out": 0}
+PAPER = PREFERENCE_ONLY | {"anchor": 0.0, "triplets": "nli_for_simcse.csv", "held_out": 0}
 
 
 def test_the_papers_models_have_their_published_sizes():
-    llama2 = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA, batch_size=256))
-    llama3 = make_plan(Config(model="meta-llama/Meta-Llama-3-8B-Instruct", **PAPER_DATA, batch_size=256))
+    llama2 = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER, batch_size=256))
+    llama3 = make_plan(Config(model="meta-llama/Meta-Llama-3-8B-Instruct", **PAPER, batch_size=256))
     assert llama2.parameters == 6_738_415_616
     assert llama3.parameters == 8_030_261_248
     # PEFT's own count for rank 8 on all linear layers of LLaMA2-7B.
@@ -43,27 +44,34 @@ def test_parameters_and_triplets_are_those_of_the_run(tiny_folder, triplets_file
     assert make_plan(replace(config, held_out=60)).triplets == 13
 
 
-def test_each_term_takes_its_own_tokens(tiny_folder, triplets_file):
-    """Of 16 triplets in four steps: ranked ones by their share, one-word prompts of all, neutral text at every step."""
+def test_each_loss_takes_its_own_tokens(tiny_folder, triplets_file):
+    """Of 16 triplets in four steps a fraction is ranked, all are contrasted, and each step has a row of samples."""
     common = {"model": str(tiny_folder), "triplets": str(triplets_file), "held_out": 0, "batch_size": 4}
-    whole, half = (make_plan(Config(**common, preference_share=share)) for share in (1.0, 0.5))
+    common |= PREFERENCE_ONLY | {"anchor": 0.0}
+    whole, half = (make_plan(Config(**common | {"preference_fraction": fraction})) for fraction in (1.0, 0.5))
     assert (whole.triplets, whole.steps) == (16, 4)
     assert (half.tokens, half.flops) == pytest.approx((whole.tokens / 2, whole.flops / 2), rel=0.01)
-    contrast = make_plan(Config(**common, objective="none", anchor=0.0, contrast=1.0))
-    assert (contrast.tokens, contrast.head_tokens) == (16 * 48, 0)
-    terms = {"objective": "none", "anchor": 0.0, "contrast": 1.0, "retention": 1.0, "neutral_tokens": 100}
-    kept = make_plan(Config(**common, **terms))
-    assert (kept.tokens - contrast.tokens, kept.head_tokens) == (400, 400)
+    alone = common | {"objective": "none", "contrast": 1.0}
+    contrast = make_plan(Config(**alone))
+    # A sentence's and two responses' one-word prompts.
+    assert (contrast.tokens, contrast.head_tokens) == (16 * 3 * 16, 0)
+    retained = make_plan(Config(**alone | {"retention": 1.0}))
+    assert (retained.tokens - contrast.tokens, retained.head_tokens) == (4 * 128, 4 * 128)
     base = load_base(str(tiny_folder), "float32", "cpu").model
     head = base.get_output_embeddings().weight.numel()
     blocks = sum(p.numel() for name, p in base.named_parameters() if p.dim() == 2 and "layers." in name)
-    # In bfloat16 the base makes the same pass as the policy; in float32 its states on neutral text are kept.
-    assert kept.flops == kept.tokens * (6 * blocks + 6 * kept.adapter_parameters) + 6 * 400 * head
-    wide = make_plan(Config(**common, **terms, dtype="float32"))
-    assert kept.flops - wide.flops == kept.tokens * 2 * blocks
-    # All one-word prompts of a batch wait for one backward pass.
-    large = make_plan(Config(**{**common, "batch_size": 64}, objective="none", anchor=0.0, contrast=1.0))
+    # Forward and backward; the base's own pass on the samples is made once, before the first step.
+    assert retained.flops == retained.tokens * (4 * blocks + 6 * retained.adapter_parameters) + 6 * 4 * 128 * head
+    # The reference makes one pass more over the preferences.
+    assert whole.flops == pytest.approx(
+        whole.tokens * (6 * blocks + 6 * whole.adapter_parameters) + 6 * whole.head_tokens * head
+    )
+    # The contrast compares all of a batch's one-word prompts.
+    large = make_plan(Config(**alone | {"batch_size": 64}))
     assert large.saved_bytes > 3 * contrast.saved_bytes
+    both = make_plan(Config(**common | {"contrast": 1.0, "retention": 1.0}))
+    assert both.flops == pytest.approx(whole.flops + retained.flops)
+    assert both.saved_bytes == max(whole.saved_bytes, retained.saved_bytes)
 
 
 def test_a_plan_without_the_file_holds_out_no_more_than_training_does(tiny_folder):
@@ -78,7 +86,7 @@ def test_a_file_that_is_not_there_is_not_counted_as_another(tiny_folder):
 
 def test_the_blocks_of_gpt2_count_too(tmp_path, triplets_file):
     GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=320).save_pretrained(tmp_path)
-    plan = make_plan(Config(model=str(tmp_path), triplets=str(triplets_file), held_out=0))
+    plan = make_plan(Config(model=str(tmp_path), **PAPER | {"triplets": str(triplets_file)}))
     # q, k, v, output and the two of the MLP: 12 D² a block; the head sees the responses alone.
     blocks, head = 2 * 12 * 32**2, 320 * 32
     expected = 6 * plan.tokens * (blocks + plan.adapter_parameters) + 6 * plan.head_tokens * head
@@ -101,17 +109,17 @@ def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_f
 
 
 def test_hours_follow_flops_and_efficiency():
-    plan = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA))
+    plan = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER))
     for gpu, (peak, _) in GPUS.items():
         assert plan.hours(gpu, 0.5) * 3600 * peak * 0.5 == pytest.approx(plan.flops)
-    twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER_DATA, epochs=2.0))
-    # The reference's pass is not repeated: 5 passes in place of 3.
-    assert twice.flops / plan.flops == pytest.approx(5 / 3, rel=0.01)
+    twice = make_plan(Config(model="meta-llama/Llama-2-7b-chat-hf", **PAPER | {"epochs": 2.0}))
+    assert twice.flops / plan.flops == pytest.approx(2, rel=0.01)
 
 
-def test_a_share_of_each_batch_is_ranked_as_in_training(tiny_folder, triplets_file):
-    """Rounded up batch by batch: of single triplets every one, however small the share."""
-    common = {"model": str(tiny_folder), "triplets": str(triplets_file), "held_out": 0, "preference_share": 0.25}
+def test_a_fraction_of_each_batch_is_ranked_as_in_training(tiny_folder, triplets_file):
+    """Rounded up batch by batch: of single triplets every one, however small the fraction."""
+    common = {"model": str(tiny_folder), "triplets": str(triplets_file), "held_out": 0}
+    common |= PREFERENCE_ONLY | {"preference_fraction": 0.25}
     plans = {size: make_plan(Config(**common, batch_size=size)) for size in (1, 2, 5, 16)}
     assert {size: plan.head_tokens / 20 for size, plan in plans.items()} == {1: 16, 2: 8, 5: 7, 16: 4}
 
@@ -125,7 +133,7 @@ def test_a_ranking_counts_three_answers_of_the_triplets_that_have_them(tiny_fold
     ]
     file = tmp_path / "labelled.jsonl"
     file.write_text("\n".join(lines))
-    common = {"model": str(tiny_folder), "triplets": str(file), "held_out": 0, "contrast": 1.0}
+    common = {"model": str(tiny_folder), "triplets": str(file), **PREFERENCE_ONLY, "held_out": 0, "contrast": 1.0}
     pairs, ranking = (make_plan(Config(**common, objective=name)) for name in ("dpo", "plackett-luce"))
     assert (pairs.triplets, ranking.triplets) == (10, 4)
     assert (pairs.head_tokens, ranking.head_tokens) == (10 * 2 * 10, 4 * 3 * 10)
@@ -212,13 +220,13 @@ def test_every_experiment_can_be_planned(name, capsys):
 )
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        main([str(EXPERIMENTS / "paper.yaml"), *arguments])
+        main([str(EXPERIMENTS / "smollm2_nli.yaml"), *arguments])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_settings_may_stand_on_both_sides_of_an_option(tiny_folder, triplets_file, capsys):
     data = [f"model={tiny_folder}", f"triplets={triplets_file}", "batch_size=4"]
-    main([str(EXPERIMENTS / "paper.yaml"), *data, "held_out=0", "--efficiency", "0.5", "epochs=2"])
+    main([str(EXPERIMENTS / "smollm2_nli.yaml"), *data, "held_out=0", "--efficiency", "0.5", "epochs=2"])
     printed = capsys.readouterr().out
     assert "16 triplets as long as SNLI's, 8 steps" in printed and "time at 50% of peak" in printed

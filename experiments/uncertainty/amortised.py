@@ -20,7 +20,7 @@ from semantic_uncertainty import uncertainties
 
 from sempa import Embedder, SempaError
 from sempa.io.files import fingerprint, read_json, write_json
-from sempa.model.base import BaseModel, evaluating, weights_fingerprint
+from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.forward import hidden_states
 from sempa.model.lora import adapter_fingerprint
 from sempa.model.sampling import encode_prompts
@@ -94,11 +94,11 @@ def amortise(
 @torch.inference_mode()
 def prompt_states(base: BaseModel, prompts: Sequence[str]) -> np.ndarray:
     """The last layer's state at the last token of each prompt, in the chat template: float32 `[n, D]`."""
-    with evaluating(base.model):
-        states = [
-            hidden_states(base.model, torch.tensor([ids], device=base.model.device))[0, -1]
-            for ids in encode_prompts(base, prompts, 1)
-        ]
+    model = base.model.eval()
+    states = [
+        hidden_states(model, torch.tensor([ids], device=model.device))[0, -1]
+        for ids in encode_prompts(base, prompts, 1)
+    ]
     return torch.stack(states).float().cpu().numpy()
 
 

@@ -14,7 +14,7 @@ from semantic_uncertainty import uncertainties
 
 from sempa import SempaError
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder, seed_number
-from sempa.embedding.corpus import read_sentences
+from sempa.data.sentences import read_sentences
 from sempa.evaluation.statistics import spearman
 from sempa.report.html import text_table
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitting = commands.add_parser("fit", help="fit a map that predicts the semantic score without sampling")
     fitting.add_argument("prompts", type=Path, help="prompts like those to be asked: one a line, or a field of a table")
     fitting.add_argument("map", type=Path, help="JSON file to write")
-    fitting.add_argument("--field", default="text", help="column or field that holds the prompt (default %(default)s)")
+    fitting.add_argument("--field", help="column or field that holds the prompt (default text)")
     fitting.set_defaults(run=fit)
     for command in (asking, fitting):
         add_model_arguments(command)
@@ -65,7 +65,7 @@ def ask(arguments: argparse.Namespace) -> None:
 
 def fit(arguments: argparse.Namespace) -> None:
     """Fit a map, write it, and print how well each prompt is predicted from the others."""
-    prompts = list(read_sentences(arguments.prompts, arguments.field))
+    prompts = [prompt for _, prompt in read_sentences(arguments.prompts, arguments.field)]
     if arguments.map.is_dir():
         raise SempaError(f"{arguments.map}: is a folder, expected a file to write the map to")
     fitted, sampled, predicted = amortise(load_embedder(arguments), prompts, arguments.answers, **_sampling(arguments))
