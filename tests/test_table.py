@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.data.examples import ScoredPair
-from sempa.embedding.embedder import Embedder, embed, embed_readings
+from sempa.embedding.embedder import Embedder, embed
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
 from sempa.evaluation.sts import SETS, StsTask, evaluate_sts, select_tasks
@@ -105,9 +105,9 @@ def counted(monkeypatch, stop_after=None):
         if stop_after is not None and len(seen) >= stop_after:
             raise KeyboardInterrupt
         seen.extend(sentences)
-        return embed_readings(base, sentences, *arguments, **options)
+        return embed(base, sentences, *arguments, **options)
 
-    monkeypatch.setattr("sempa.evaluation.table.embed_readings", embed_and_count)
+    monkeypatch.setattr("sempa.evaluation.table.embed", embed_and_count)
     return seen
 
 
@@ -157,22 +157,6 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
     assert len({round(average, 3) for average in averages}) == len(methods)
 
 
-def test_one_pass_serves_all_layers_and_poolings_of_the_same_prompts(base, tasks, adapters, tmp_path, monkeypatch):
-    seen = counted(monkeypatch)
-    methods = [
-        *parse_methods("last@1,prompteol,weighted-mean,prompteol@1,mean,echo"),
-        *(Method("prompteol", layer, adapter) for layer in (1, -1) for adapter in adapters),
-    ]
-    rows = measure_rows(base, methods, tasks, tmp_path)
-    distinct = len({text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)})
-    assert len(seen) == (3 + len(adapters)) * distinct
-    assert [row.method for row in rows] == methods
-    for place, method in enumerate(methods):
-        (alone,) = measure_rows(base, [method], tasks, tmp_path / str(place))
-        for together, own in zip(rows[place].cosines, alone.cosines, strict=True):
-            np.testing.assert_allclose(together, own, atol=1e-5)
-
-
 def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, tmp_path):
     before = embed(base, ["A man runs."])
     measure_rows(base, [Method("prompteol", adapter=adapter) for adapter in adapters], tasks[:1], tmp_path)
@@ -189,13 +173,12 @@ def test_finished_rows_survive_an_interrupt_and_the_second_call_goes_on(base, ta
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, stop_after=2 * distinct)
         measure_rows(base, methods, tasks, tmp_path)
-    # Mean and last are one pass.
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
     seen = counted(monkeypatch)
     resumed = measure_rows(base, methods, tasks, tmp_path)
-    assert len(seen) == distinct
+    assert len(seen) == 2 * distinct
     again = measure_rows(base, methods, tasks, tmp_path)
-    assert len(seen) == distinct
+    assert len(seen) == 2 * distinct
     whole = measure_rows(base, methods, tasks, tmp_path / "whole")
     for one, two, three in zip(resumed, again, whole):
         assert one.method == two.method == three.method
@@ -240,22 +223,14 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
 def test_a_row_without_an_order_is_told_and_not_kept(base, tasks, tmp_path):
     # Before the first layer the last token's state is the embedding of the full stop that ends every sentence.
     with pytest.raises(SempaError, match=r"row last@0: STS12: all 18 cosines are 1, so the pairs have no order"):
-        measure_rows(base, parse_methods("last@0,mean,last"), tasks, tmp_path)
-    # The other rows of its pass are.
-    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["last", "mean"]
+        measure_rows(base, parse_methods("mean,last@0,last"), tasks, tmp_path)
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["mean"]
 
 
 def test_a_row_that_cannot_be_kept_is_told(base, tasks, tmp_path):
     (tmp_path / "rows").write_text("a file where the folder would be")
     with pytest.raises(SempaError, match=r"rows.*: cannot be written"):
         measure_rows(base, [BASELINE], tasks, tmp_path / "rows")
-
-
-def test_the_rows_of_a_pass_share_its_seconds(base, tasks, tmp_path, monkeypatch):
-    clock = iter(range(0, 1000, 30))
-    monkeypatch.setattr("sempa.evaluation.table.time.perf_counter", lambda: next(clock))
-    rows = measure_rows(base, parse_methods("mean,weighted-mean,last"), tasks, tmp_path)
-    assert [row.seconds for row in rows] == [10, 10, 10]
 
 
 def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):
@@ -532,7 +507,7 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
         (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
         (["--adapter", "nowhere"], "adapter 'nowhere': cannot be read"),
-        (["--batch-size", "0"], "batch_size: found 0, expected at least 1"),
+        (["--batch-size", "0"], "batch_size: found 0, expected a whole number of at least 1"),
     ],
 )
 def test_bad_arguments_end_with_one_sentence_and_code_2(benchmark, tiny_folder, tmp_path, capsys, change, told):

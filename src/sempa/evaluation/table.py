@@ -1,8 +1,7 @@
 """The paper's main table for any model: readouts and adapters down the side, similarity sets across.
 
-The distinct sentences of all sets are embedded once for the rows that read the same prompts under the same adapter.
-Their cosines are kept as soon as that is finished; scores, intervals and tests are worked out from them, so a second
-call measures only what is missing.
+The distinct sentences of all sets are embedded once for every row. Their cosines are kept as soon as that is finished;
+scores, intervals and tests are worked out from them, so a second call measures only what is missing.
 """
 
 import dataclasses
@@ -52,7 +51,7 @@ BASELINE = Method("prompteol")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A measured method: the cosines of each task's pairs, float64 `[n]`, and its share of its pass's seconds."""
+    """A measured method: the cosines of each task's pairs, float64 `[n]`, and its seconds."""
 
     method: Method
     cosines: list[np.ndarray]
@@ -81,10 +80,8 @@ def measure_rows(
 ) -> list[Row]:
     """Measure the methods on all tasks, one row each in their order; `base` holds no adapter, before and after.
 
-    Rows that differ in their layer alone are measured together. A finished row is written to
-    `folder` atomically, under a fingerprint of all that decides its cosines (but their rounding, which its companions
-    in the pass may change): weights, dtype, kind of device, adapter, readout, layer, sentences and versions. A row that
-    is there is read, not measured.
+    A finished row is written to `folder` atomically, under a fingerprint of all that decides its cosines: weights,
+    dtype, kind of device, adapter, readout, layer, sentences and versions. A row that is there is read, not measured.
 
     Raises `SempaError` for a method that is there twice, a layer the model does not have, an adapter that cannot be
     used, a row whose cosines on a task are all the same, and what `embed` raises.
@@ -98,26 +95,16 @@ def measure_rows(
             read_adapter(Path(method.adapter))
     files = [folder / f"{m.readout}-{key}.json" for m, key in zip(methods, _row_keys(base, methods, tasks))]
     rows = [_read_row(file, method, tasks) for file, method in zip(files, methods)]
-    passes = _passes([method for method, row in zip(methods, rows) if row is None])
-    sentences = len(distinct_sentences(_pairs(tasks)))
-    with bar(len(passes) * sentences, "table", "sentence") as progress:
-        for together in passes:
-            label = ", ".join(method.label for method in together)
-            progress.set_description(label)
-            began, unscored = time.perf_counter(), None
-            for row in _measure_pass(base, together, tasks, batch_size, progress):
-                place = methods.index(row.method)
-                rows[place] = row
-                try:
-                    _score(row, tasks)
-                except SempaError as error:
-                    # Such a row must not be kept; its companions are, before it is told.
-                    unscored = unscored or error
-                    continue
-                _write_row(files[place], row, tasks)
-            if unscored:
-                raise unscored
-            progress.write(f"{label}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    missing = [place for place, row in enumerate(rows) if row is None]
+    with bar(len(missing) * len(distinct_sentences(_pairs(tasks))), "table", "sentence") as progress:
+        for place in missing:
+            progress.set_description(methods[place].label)
+            row = _measure_row(base, methods[place], tasks, batch_size, progress)
+            # Raises for a row without an order, which is not stored.
+            _score(row, tasks)
+            _write_row(files[place], row, tasks)
+            rows[place] = row
+            progress.write(f"{row.method.label}: {row.seconds:.0f} s", file=sys.stderr)
     return rows
 
 
@@ -165,25 +152,17 @@ def summarise(rows: Sequence[Row], tasks: Sequence[StsTask], resamples: int = 10
     }
 
 
-def _passes(methods: Sequence[Method]) -> list[list[Method]]:
-    """One pass of the model for each method."""
-    return [[method] for method in methods]
-
-
-def _measure_pass(
-    base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask], batch_size: int, progress: tqdm
-) -> list[Row]:
+def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask], batch_size: int, progress: tqdm) -> Row:
     began, pairs = time.perf_counter(), _pairs(tasks)
     sentences = distinct_sentences(pairs)
     try:
-        if methods[0].adapter:
-            load_adapter(base.model, Path(methods[0].adapter))
-        vectors = [embed(base, sentences, batch_size, m.layer, readout=m.readout, progress=progress) for m in methods]
+        if method.adapter:
+            load_adapter(base.model, Path(method.adapter))
+        vectors = embed(base, sentences, batch_size, method.layer, readout=method.readout, progress=progress)
     finally:
         remove_adapter(base.model)
-    cosines = [vector_cosines(own, sentences, pairs) for own in vectors]
-    share, ends = (time.perf_counter() - began) / len(methods), np.cumsum([len(task.pairs) for task in tasks])
-    return [Row(method, np.split(own, ends[:-1]), share) for method, own in zip(methods, cosines)]
+    cosines, ends = vector_cosines(vectors, sentences, pairs), np.cumsum([len(task.pairs) for task in tasks])
+    return Row(method, np.split(cosines, ends[:-1]), time.perf_counter() - began)
 
 
 def _score(row: Row, tasks: Sequence[StsTask]) -> list[StsResult]:

@@ -34,10 +34,10 @@ def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[
     return [Prompt(array("i", main), auxiliary=array("i", auxiliary)) for main, auxiliary in pairs]
 
 
-def contrastive_prompting(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
-    places = output_places(model, packed.packed)
-    ends, auxiliary_ends = places[packed.ends], places[packed.auxiliary_ends]
+    places = output_places(model, prompts.packed)
+    ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         heads = arguments[0].flatten(0, -2).clone()
@@ -46,4 +46,4 @@ def contrastive_prompting(model: PreTrainedModel, packed: PromptRow, layer: int)
 
     projection = output_projections(model)[scaled(_BLOCK, depth(model))]
     with hooked((projection.register_forward_pre_hook, steer)):
-        return last(model, packed, layer)
+        return last(model, prompts, layer)

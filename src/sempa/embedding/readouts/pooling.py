@@ -28,18 +28,18 @@ def echo_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -
     return encode_spans(tokenizer, heads, [f" {sentence}" for sentence in sentences])
 
 
-def mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = 1/S Σ h_i over the sentence's S tokens."""
-    hidden = layer_states(model, packed.packed, layer)
-    return torch.stack([span.mean(0) for span in packed.spans(hidden)])
+    hidden = layer_states(model, prompts.packed, layer)
+    return torch.stack([span.mean(0) for span in prompts.spans(hidden)])
 
 
-def weighted_mean(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def weighted_mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = Σ i h_i / Σ i, i = 1 … S: a later token has seen more of the sentence, so it counts for more.
 
     Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
     """
-    hidden = layer_states(model, packed.packed, layer)
-    spans = packed.spans(hidden)
+    hidden = layer_states(model, prompts.packed, layer)
+    spans = prompts.spans(hidden)
     weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
     return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])

@@ -24,17 +24,17 @@ def icl_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) ->
     return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]
 
 
-def last(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def last(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the last token, the only one that has seen all of the prompt; SemPA's readout.
 
     Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1.
     """
-    return layer_states(model, packed.packed, layer)[packed.ends].float()
+    return layer_states(model, prompts.packed, layer)[prompts.ends].float()
 
 
-def attention_outputs(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def attention_outputs(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = Σ_l o_l at the last token: what attention adds to the residual there, summed over all blocks l.
 
     AlignedWVA (arXiv 2602.01572), which chooses a range of blocks for each model; here all count, and `layer` does not.
     """
-    return attention_sum(model, packed.packed, packed.ends)
+    return attention_sum(model, prompts.packed, prompts.ends)

@@ -40,10 +40,10 @@ def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[s
     return [Prompt(array("i", [*head, 0, *tail]), span=1 + len(tail)) for tail in own]
 
 
-def token_prepending(model: PreTrainedModel, packed: PromptRow, layer: int) -> Tensor:
+def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
-    places = output_places(model, packed.packed)
-    placeholders, ends = places[packed.starts], places[packed.ends]
+    places = output_places(model, prompts.packed)
+    placeholders, ends = places[prompts.starts], places[prompts.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
     # Gemma's table multiplies what it hands out.
@@ -60,7 +60,7 @@ def token_prepending(model: PreTrainedModel, packed: PromptRow, layer: int) -> T
     hooks = [(table.register_forward_hook, embed)]
     hooks += [(block.register_forward_pre_hook, prepend) for block in steered]
     with hooked(*hooks):
-        return last(model, packed, layer)
+        return last(model, prompts, layer)
 
 
 def _put(hidden: Tensor, places: Tensor, rows: Tensor) -> Tensor:
