@@ -11,11 +11,11 @@ from conftest import tiny_texts
 from sempa import SempaError
 from sempa.cli import main
 from sempa.data.sentences import read_sentences
+from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import WRITERS, read_vectors, write_vectors
-from sempa.evaluation.sts import read_sts
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pytest.importorskip("pyarrow.parquet")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sempa import SempaError
 from sempa.config import Config, load_config
 from sempa.data.sentences import read_sentences
+from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
-from sempa.evaluation.sts import read_sts
 from sempa.io.tensors import write_tensors
 from sempa.model.adapter_files import CONFIG_FILE, read_adapter, save_adapter
 from sempa.model.lora import add_lora

@@ -14,9 +14,9 @@ import pytest
 from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.data.sentences import read_sentences
+from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.embedding.corpus import embed_corpus
-from sempa.evaluation.sts import read_sts
 
 LINES = [f"This is the sentence of number {i}." for i in range(3000)]
 TEXT = "".join(line + "\n" for line in LINES).encode()

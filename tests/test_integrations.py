@@ -9,7 +9,8 @@ import torch
 
 from sempa import Embedder, SempaError
 from sempa.data.captions import caption_pairs
-from sempa.evaluation.sts import StsTask, evaluate_sts
+from sempa.data.sts import StsTask
+from sempa.evaluation.sts import evaluate_sts
 from sempa.integrations.documents import DocumentEmbeddings
 from sempa.model import base as models
 from sempa.model.lora import add_lora, lora_parameters

@@ -161,7 +161,7 @@ def example(by_id, by_word, entropy):
     return KeyTokens(ids, tokens, ids.astype(float), np.array(entropy, np.float32), np.array(by_id), np.array(by_word))
 
 
-def test_the_summary_counts_shares_hits_and_ranks():
+def test_the_summary_counts_fractions_and_hits():
     by_id = [[True, False, False], [False, False, False]]
     by_word = [[True, True, False], [False, True, True]]
     summary = summarise(example(by_id, by_word, [1.0, 2.5]))
@@ -170,24 +170,22 @@ def test_the_summary_counts_shares_hits_and_ranks():
         "share_by_word": pytest.approx(4 / 6),
         "hit_by_id": 0.5,
         "hit_by_word": 1.0,
-        "by_rank": [0.5, 1.0, 0.5],
         "entropy": 1.75,
-        "entropies": [1.0, 2.5],
     }
 
 
-def test_both_sides_are_read_from_the_same_even_sample(monkeypatch, tokenizer, tiny_llama):
+def test_both_sides_are_read_from_the_same_regular_sample(monkeypatch, tokenizer, tiny_llama):
     monkeypatch.setattr(keytokens, "_SAMPLE", 4)
     monkeypatch.setattr(keytokens, "_EXAMPLES", 2)
     base = BaseModel(tiny_llama, tokenizer, "")
     sentences = [f"sentence {i}" for i in range(10)]
     random = np.random.default_rng(0)
     sides = {side: random.standard_normal((10, 32)).astype(np.float32) for side in ("base", "aligned")}
-    found = compare_key_tokens(base, sentences, sides, top=3)
-    assert (found["sentences"], found["top"]) == (4, 3)
+    found = compare_key_tokens(base, sentences, sides)
+    assert (found["sentences"], found["top"]) == (4, 10)
     assert [e["sentence"] for e in found["examples"]] == ["sentence 0", "sentence 6"]
     for side, vectors in sides.items():
-        chosen = key_tokens(base, sentences[::3], vectors[::3].copy(), top=3)
+        chosen = key_tokens(base, sentences[::3], vectors[::3].copy())
         assert found[side] == summarise(chosen)
         assert [e[side] for e in found["examples"]] == [chosen.tokens[0], chosen.tokens[2]]
 

@@ -11,29 +11,30 @@ from test_report import HISTORY, example, parse
 
 from sempa.cli import main
 from sempa.data.examples import ScoredPair, distinct_sentences
-from sempa.embedding.embedder import Embedder, embed
+from sempa.data.sts import StsTask
+from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.evaluation.compare_spaces import embed_sides, measure_space, measure_tasks, passed_final_norm, project_topics
+from sempa.evaluation.eval_texts import builtin_topics
 from sempa.evaluation.geometry import (
     compare_geometry,
     least_uniformity,
-    measure_geometry,
     principal_plane,
     unit_vectors,
 )
 from sempa.evaluation.key_tokens import key_tokens
-from sempa.evaluation.measure import measure_sts
-from sempa.evaluation.sts import StsTask
-from sempa.evaluation.topics import GROUPS
+from sempa.evaluation.measure import embed_sides, measure_geometry, measure_key_tokens, measure_sts, project_topics
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.report import geometry_plots, plots
+from sempa.report import plots
 from sempa.report.run_report import page, terminal_table
 
 PEOPLE = ("man", "woman", "girl", "boy", "dog", "cat", "bird")
 FIRST = StsTask("first", [ScoredPair(f"A {x} runs.", f"The {x} is running.", 5 - i % 3) for i, x in enumerate(PEOPLE)])
 SECOND = StsTask("x < & > y", [ScoredPair(f"A {x} runs.", f"A {x} sleeps.", i % 5) for i, x in enumerate(PEOPLE)])
+
+
+TOPICS = builtin_topics()
 
 
 @pytest.fixture(scope="module")
@@ -58,47 +59,35 @@ def embedders(tiny_folder, adapter):
 
 def test_the_sides_are_the_model_without_and_with_its_adapter(embedders):
     sentences = distinct_sentences(FIRST.pairs)
-    sides = embed_sides(embedders["aligned"].base, sentences)
+    sides = embed_sides(embedders["aligned"].base, [*sentences, *sentences])
     for side, embedder in embedders.items():
-        np.testing.assert_allclose(sides[side], embedder.encode(sentences), rtol=1e-4, atol=1e-5)
-    assert np.abs(sides["base"] - sides["aligned"]).max() > 1e-2
+        assert list(sides[side]) == sentences
+        np.testing.assert_allclose(list(sides[side].values()), embedder.encode(sentences), rtol=1e-4, atol=1e-5)
+    assert all(np.abs(sides["base"][text] - sides["aligned"][text]).max() > 1e-3 for text in sentences)
     assert list(embed_sides(embedders["base"].base, sentences, aligned=False)) == ["base"]
 
 
-def test_every_task_is_measured_on_its_own_sentences_and_each_sentence_embedded_once(embedders, monkeypatch):
-    asked = []
-
-    def counting(base, sentences, *rest, **options):
-        asked.append(list(sentences))
-        return embed(base, sentences, *rest, **options)
-
-    monkeypatch.setattr("sempa.evaluation.compare_spaces.embed", counting)
-    found = measure_tasks(embedders["aligned"].base, [FIRST, SECOND])
+def test_a_task_is_measured_on_its_own_sentences(embedders):
     everything = distinct_sentences([*FIRST.pairs, *SECOND.pairs])
-    assert asked[:2] == [everything, everything]
-    for measured, points, task in zip(found["geometry"], found["cosines"], (FIRST, SECOND), strict=True):
-        sentences = distinct_sentences(task.pairs)
-        sides = {side: embedder.encode(sentences) for side, embedder in embedders.items()}
-        expected = compare_geometry(task.name, task.pairs, sentences, sides)
-        for side, vectors in sides.items():
-            # Rounding of float32 embeddings, other batches.
-            spectra = measured[side].pop("spectrum"), expected[side].pop("spectrum")
-            np.testing.assert_allclose(*spectra, rtol=1e-3, atol=1e-5)
-            assert measured.pop(side) == pytest.approx(expected.pop(side), rel=1e-3, abs=1e-4)
-            units = dict(zip(sentences, unit_vectors(vectors), strict=True))
-            cosines = [units[pair.first] @ units[pair.second] for pair in task.pairs]
-            np.testing.assert_allclose(points[side], cosines, atol=1e-5)
-        assert measured == expected
-        assert points["gold"] == [pair.score for pair in task.pairs]
-    assert (measured["task"], measured["sentences"], measured["dimension"]) == ("x < & > y", 14, 32)
-    assert measured["positives"] == sum(pair.score > 3.2 for pair in SECOND.pairs)
-    assert measured["least_uniformity"] == least_uniformity(32)
+    found = measure_geometry(SECOND, embed_sides(embedders["aligned"].base, everything))
+    sentences = distinct_sentences(SECOND.pairs)
+    sides = {side: embedder.encode(sentences) for side, embedder in embedders.items()}
+    expected = compare_geometry(SECOND.name, SECOND.pairs, sentences, sides)
+    for side in sides:
+        # Rounding of float32 embeddings, other batches.
+        spectra = found[side].pop("spectrum"), expected[side].pop("spectrum")
+        np.testing.assert_allclose(*spectra, rtol=1e-3, atol=1e-5)
+        assert found.pop(side) == pytest.approx(expected.pop(side), rel=1e-3, abs=1e-4)
+    assert found == expected
+    assert (found["task"], found["sentences"], found["dimension"]) == ("x < & > y", 14, 32)
+    assert found["positives"] == sum(pair.score > 3.2 for pair in SECOND.pairs)
+    assert found["least_uniformity"] == least_uniformity(32)
 
 
 def test_topics_are_projected_side_by_side(embedders):
     found = project_topics(embedders["aligned"].base)
-    sentences = [sentence for group in GROUPS.values() for sentence in group]
-    assert found["topic"] == [topic for topic, group in GROUPS.items() for _ in group]
+    sentences = [sentence for group in TOPICS.values() for sentence in group]
+    assert found["topic"] == [topic for topic, group in TOPICS.items() for _ in group]
     assert len(set(sentences)) == 36
     for side, embedder in embedders.items():
         points, shares = principal_plane(unit_vectors(embedder.encode(sentences)))
@@ -106,36 +95,23 @@ def test_topics_are_projected_side_by_side(embedders):
         np.testing.assert_allclose(found[side]["shares"], shares, atol=1e-3)
 
 
-def test_a_report_measures_the_embeddings_that_similarity_has_left(embedders):
+def test_a_report_measures_the_embeddings_that_similarity_has_scored(embedders):
     base = embedders["aligned"].base
     table, scatter, sides = measure_sts(base, [FIRST, SECOND])
     assert [row["task"] for row in table] == ["first", "x < & > y"]
     assert scatter["gold"] == [pair.score for pair in SECOND.pairs]
     for side, embedder in embedders.items():
-        np.testing.assert_allclose(sides[side], embedder.encode(distinct_sentences(SECOND.pairs)), rtol=1e-4, atol=1e-5)
-    found = measure_space(base, SECOND, sides)
-    assert found["geometry"] == [compare_geometry(SECOND.name, SECOND.pairs, distinct_sentences(SECOND.pairs), sides)]
-    assert found["key_tokens"]["task"] == "x < & > y"
-    assert found["key_tokens"]["sentences"] == 14
+        first, second = (
+            unit_vectors(embedder.encode([getattr(pair, name) for pair in SECOND.pairs]))
+            for name in ("first", "second")
+        )
+        np.testing.assert_allclose(scatter[side], (first * second).sum(1), atol=1e-5)
+    tokens = measure_key_tokens(base, SECOND, sides)
+    assert (tokens["task"], tokens["sentences"]) == ("x < & > y", 14)
     # Marks that only the given embeddings leave.
-    zeros = {side: np.zeros_like(vectors) for side, vectors in sides.items()}
+    zeros = {side: {sentence: 0 * vector for sentence, vector in vectors.items()} for side, vectors in sides.items()}
     with pytest.raises(SempaError, match="x < & > y: vector 0: is zero"):
-        measure_space(base, SECOND, zeros)
-
-
-@pytest.mark.parametrize(
-    ("readout", "layer", "passed"),
-    [
-        ("prompteol", -1, True),
-        ("prompteol", 2, True),
-        ("prompteol", -2, False),
-        ("prompteol", 1, False),
-        ("mean", -1, True),
-        ("prompteol", -3, False),
-    ],
-)
-def test_only_the_last_layer_has_passed_the_final_norm(embedders, readout, layer, passed):
-    assert passed_final_norm(embedders["base"].base, readout, layer) is passed
+        measure_geometry(SECOND, zeros)
 
 
 def full_report(sides=("base", "aligned"), width=12):
@@ -147,16 +123,14 @@ def full_report(sides=("base", "aligned"), width=12):
         "share_by_word": 0.375,
         "hit_by_id": 0.5,
         "hit_by_word": 0.75,
-        "by_rank": [0.9, 0.2],
         "entropy": 3.25,
-        "entropies": [3.0, 3.5],
     }
     points = {"points": random.standard_normal((36, 2)).tolist(), "shares": [0.25, 0.125]}
     cosines = {side: random.uniform(-1, 1, 7).tolist() for side in sides}
     gold = [pair.score for pair in SECOND.pairs]
     return {
         "geometry": [compare_geometry(SECOND.name, SECOND.pairs, sentences, vectors)],
-        "topics": {"topic": [t for t, group in GROUPS.items() for _ in group], **dict.fromkeys(sides, points)},
+        "topics": {"topic": [t for t, group in TOPICS.items() for _ in group], **dict.fromkeys(sides, points)},
         "key_tokens": {
             "task": SECOND.name,
             "sentences": 14,
@@ -183,10 +157,14 @@ def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name
     assert "<i>" not in html
     assert len(parser.ids) == len(set(parser.ids))
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 9
+    assert len(pictures) == 5
     for picture in pictures:
         assert ET.fromstring(picture)[0].text
         assert "#123456" not in picture
+    # Black ticks would vanish in the dark: all letters of a picture have the page's own colour.
+    colours = [colour for picture in pictures for colour in inks(ET.fromstring(picture))]
+    assert len(colours) > 50
+    assert set(colours) == {"currentColor"}
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
     assert page(report, HISTORY) == html
     table = terminal_table(report)
@@ -195,27 +173,24 @@ def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name
     assert row.split()[-2:] == [f"{measured[side]['effective_rank']:.1f}" for side in ("base", "aligned")]
 
 
-def test_the_geometry_command_measures_one_side_or_both_and_writes_a_page(tiny_folder, adapter, tmp_path, capsys):
+def test_the_geometry_command_measures_one_side_or_both(tiny_folder, adapter, tmp_path, capsys):
     pairs = tmp_path / "pairs.csv"
     lines = [f"{pair.first},{pair.second},{pair.score}" for pair in FIRST.pairs]
     pairs.write_text("\n".join(["sentence1,sentence2,score", *lines, "No score.,None.,"]) + "\n")
     options = ["--sts", str(pairs), "--dtype", "float32"]
-    out = tmp_path / "out"
-    assert main(["geometry", "--adapter", str(adapter), *options, "--output", str(out)]) == 0
+    out = tmp_path / "out.json"
+    assert main(["geometry", "--adapter", str(adapter), *options, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    saved = json.loads((out / "geometry.json").read_text())
+    saved = json.loads(out.read_text())
     assert saved["model"] == str(tiny_folder)
     assert "1 pair without a gold score left out" in printed
     (measured,) = saved["geometry"]
-    vectors = Embedder(str(tiny_folder), adapter, dtype="float32").encode(distinct_sentences(FIRST.pairs))
-    positives = np.array([[2 * i, 2 * i + 1] for i, pair in enumerate(FIRST.pairs) if pair.score > 4.6])
-    expected = measure_geometry(vectors, positives)
+    sentences = distinct_sentences(FIRST.pairs)
+    vectors = Embedder(str(tiny_folder), adapter, dtype="float32").encode(sentences)
+    expected = compare_geometry("pairs", FIRST.pairs, sentences, {"aligned": vectors})["aligned"]
     for key in ("alignment", "uniformity", "mean_cosine", "isoscore", "effective_rank"):
         assert measured["aligned"][key] == pytest.approx(expected[key], rel=1e-3)
     assert f"{expected['effective_rank']:.1f}" in printed
-    parser = parse((out / "geometry.html").read_text())
-    assert len(parser.ids) == len(set(parser.ids))
-    assert not any(link.startswith("http") for link in parser.links)
 
     assert main(["geometry", "--model", str(tiny_folder), "--builtin-pairs", "20", "--dtype", "float32"]) == 0
     printed = capsys.readouterr().out
@@ -232,27 +207,9 @@ def inks(element, colour="black"):
     return own + [one for child in element for one in inks(child, colour)]
 
 
-def test_pages_of_one_side_draw_and_without_matplotlib_say_how_to(monkeypatch, tmp_path):
-    from sempa.report.geometry import space_page
-
-    report = {"model": "m", "adapter": "", "readout": "mean", "layer": -2, "notes": ["left <out>"]}
-    alone = full_report(sides=("base",))
-    alone["cosines"] = [alone.pop("scatter")] * 2
-    alone["geometry"] *= 2
-    html = space_page({**report, **alone})
-    parser = parse(html)
-    assert len(parser.ids) == len(set(parser.ids))
-    assert html.count("<svg") == 8
-    assert "left &lt;out&gt;" in html
-    # Black ticks would vanish in the dark: all letters of a picture have the page's own colour.
-    colours = [one for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL) for one in inks(ET.fromstring(svg))]
-    assert len(colours) > 50
-    assert set(colours) == {"currentColor"}
-    # Less than a decade on an axis has labels between the powers of ten.
-    narrow = geometry_plots.spectrum({"base": {"spectrum": [4.0, 3.0, 2.0], "effective_rank": 3.0}}, "narrow")
-    assert set(inks(ET.fromstring(narrow))) == {"currentColor"}
-    monkeypatch.setattr(plots, "available", lambda: False)
-    assert "<svg" not in space_page({**report, **alone})
+def test_an_axis_of_less_than_a_decade_has_labels_in_the_pages_ink():
+    side = {"spectrum": [4.0, 3.0, 2.0], "effective_rank": 3.0}
+    assert set(inks(ET.fromstring(plots.spectrum({"base": side, "aligned": side})))) == {"currentColor"}
 
 
 def test_the_keytokens_command_prints_what_the_head_finds(tiny_folder, adapter, embedders, capsys):

@@ -16,8 +16,8 @@ from sempa.config import Config
 from sempa.data.examples import Triplet
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.drift import measure_retention
-from sempa.evaluation.eval_texts import Scored
+from sempa.evaluation.drift import token_drift
+from sempa.evaluation.eval_texts import ScoredTokens
 from sempa.losses import all_pairs_infonce_loss, embedding_infonce_loss
 from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.logprobs import sequence_logprobs
@@ -66,7 +66,7 @@ def test_contrast_draws_paraphrases_together_and_retention_holds_the_model(setti
     kl = {}
     for name, tensors in adapter.items():
         set_lora(base.model, tensors, tmp_path)
-        kl[name] = measure_retention(base.model, [Scored(ids, list(range(1, len(ids)))) for ids in texts], name).kl
+        kl[name] = token_drift(base.model, [ScoredTokens(ids, list(range(1, len(ids)))) for ids in texts], name).kl
     assert kl["held"] < 0.5 * kl["free"]
 
 

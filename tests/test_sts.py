@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.data.examples import ScoredPair
+from sempa.data.sts import StsTask, development_task, read_sts, sample_task, select_tasks
 from sempa.evaluation.statistics import pearson, spearman
-from sempa.evaluation.sts import StsTask, evaluate_sts, left_out, pair_cosines, read_sts, sample_task, select_tasks
+from sempa.evaluation.sts import encode_distinct, evaluate_sts, pair_cosines
 
 DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
@@ -78,8 +80,8 @@ def test_a_year_is_its_subtasks_one_after_another_without_unscored_pairs(tmp_pat
     assert task == StsTask(
         "STS16",
         [ScoredPair("e", "f", 4.0), ScoredPair("g", "h", 0.0), ScoredPair("a", "b", 1.5)],
-        unscored=1,
-        subtasks={"a": 2, "b": 1},
+        subtasks=["a", "a", "b"],
+        notes=["STS16: 1 pair without a gold score left out"],
     )
 
 
@@ -145,7 +147,9 @@ def test_a_single_file_of_pairs_and_scores_is_a_task_of_its_name(tmp_path):
     write(tmp_path / "mine.tsv", "\t".join(keys), *("\t".join(map(str, pair)) for pair in pairs), "u\tv\t")
     (tmp_path / "mine.csv.gz").write_bytes(gzip.compress((tmp_path / "mine.csv").read_bytes()))
     for suffix in ("jsonl", "csv", "tsv", "csv.gz"):
-        assert read_sts(tmp_path / f"mine.{suffix}") == [StsTask("mine", [ScoredPair(*pair) for pair in pairs], 1)]
+        (task,) = read_sts(tmp_path / f"mine.{suffix}")
+        assert (task.name, task.pairs) == ("mine", [ScoredPair(*pair) for pair in pairs])
+        assert task.notes == ["mine: 1 pair without a gold score left out"]
 
 
 def test_a_file_may_name_its_columns_as_it_likes(tmp_path):
@@ -159,16 +163,15 @@ def test_scores_off_the_scale_are_left_out_counted_and_shown(tmp_path):
     write(tmp_path / "SICK_trial.txt", SICK_HEADER, *(SICK.format(i=i, score=i) for i in range(4)))
     write(tmp_path / "sts-dev.csv", *rows(STSB, 2), STSB.format(i=1, score=6), STSB.format(i=2, score=""))
     tasks = read_sts(tmp_path)
-    assert [(len(task.pairs), task.out_of_range, task.unscored) for task in tasks] == [(2, 2, 0), (2, 1, 1), (3, 1, 0)]
-    assert tasks[0].subtasks == {"x": 2, "y": 0}
+    assert [len(task.pairs) for task in tasks] == [2, 2, 3]
+    assert tasks[0].subtasks == ["x", "x"]
     scale = "with a gold score off the scale left out, first"
-    assert left_out(tasks) == [
+    assert [note for task in tasks for note in task.notes] == [
         f"STS12: 2 pairs {scale} {year / 'STS.input.x.txt'}:2: 5.25, expected 0 to 5",
         "STS-B dev: 1 pair without a gold score left out",
         f"STS-B dev: 1 pair {scale} {tmp_path / 'sts-dev.csv'}:3: 6, expected 0 to 5",
         f"SICK trial: 1 pair {scale} {tmp_path / 'SICK_trial.txt'}:2: 0, expected 1 to 5",
     ]
-    assert left_out(tasks[:0]) == []
 
 
 def test_tasks_are_selected_by_the_names_of_the_table(tmp_path):
@@ -180,21 +183,24 @@ def test_tasks_are_selected_by_the_names_of_the_table(tmp_path):
 
 @needs_sts
 def test_the_published_benchmarks_have_their_published_sizes():
-    sizes = {task.name: (len(task.pairs), task.unscored) for task in read_sts(DATA)}
-    assert list(sizes.items()) == [
-        ("STS12", (3108, 0)),
-        ("STS13", (1500, 0)),
-        ("STS14", (3750, 0)),
-        ("STS15", (3000, 5500)),
-        ("STS16", (1186, 7997)),
-        ("STS-B dev", (1500, 0)),
-        ("SICK trial", (500, 0)),
+    tasks = read_sts(DATA)
+    assert [(task.name, len(task.pairs)) for task in tasks] == [
+        ("STS12", 3108),
+        ("STS13", 1500),
+        ("STS14", 3750),
+        ("STS15", 3000),
+        ("STS16", 1186),
+        ("STS-B dev", 1500),
+        ("SICK trial", 500),
     ]
-    assert [len(task.pairs) for task in read_sts(DATA, ["train"])[5:]] == [5749, 4500]
-    assert not any(task.out_of_range for task in read_sts(DATA, ["train", "dev", "trial"]))
-    sts12, *_ = read_sts(DATA)
+    assert [note for task in tasks for note in task.notes] == [
+        "STS15: 5,500 pairs without a gold score left out",
+        "STS16: 7,997 pairs without a gold score left out",
+    ]
+    trained_on = read_sts(DATA, ["train"])[5:]
+    assert [(len(task.pairs), task.notes) for task in trained_on] == [(5749, []), (4500, [])]
     sizes = {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399}
-    assert sts12.subtasks == sizes
+    assert Counter(tasks[0].subtasks) == sizes
 
 
 # What is refused
@@ -204,16 +210,16 @@ def test_the_published_benchmarks_have_their_published_sizes():
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(2, 12), st.integers(0, 3))
 def test_a_sample_keeps_order_and_sub_tasks_and_is_fixed_by_its_seed(sizes, count, seed):
     pairs = [ScoredPair(f"{part} {i}", "b", float(part)) for part, size in enumerate(sizes) for i in range(size)]
-    task = StsTask("STS12", pairs, subtasks={str(part): size for part, size in enumerate(sizes)})
+    task = StsTask("STS12", pairs, subtasks=[f"{pair.score:g}" for pair in pairs])
     drawn = sample_task(task, count, seed)
     if count >= len(pairs):
         assert drawn is task
         return
     places = [pairs.index(pair) for pair in drawn.pairs]
     assert len(places) == count and places == sorted(set(places))
-    assert drawn.subtasks == {name: sum(p.score == int(name) for p in drawn.pairs) for name in task.subtasks}
+    assert drawn.subtasks == [f"{pair.score:g}" for pair in drawn.pairs]
     assert sample_task(task, count, seed) == drawn
-    assert left_out([drawn]) == [f"STS12: a sample of {count} of its {len(pairs)} scored pairs"]
+    assert drawn.notes == [f"STS12: a sample of {count} of its {len(pairs)} scored pairs"]
 
 
 def test_another_seed_draws_another_sample():
@@ -221,11 +227,11 @@ def test_another_seed_draws_another_sample():
     assert sample_task(task, 10, 0) != sample_task(task, 10, 1)
 
 
-def test_a_folder_without_tasks_is_told_what_was_expected(tmp_path):
+def test_a_folder_without_tasks_is_refused_with_what_was_expected(tmp_path):
     benchmark(tmp_path / "all")
     message = error_of(tmp_path / "all" / "SICK", "dev")
-    assert f"{tmp_path / 'all' / 'SICK'}: no STS task found" in message
-    for expected in ("STS12 to STS16", "STS.input.*.txt", "sts-dev.csv", "SICK_trial.txt", "splits asked for: dev"):
+    assert f"{tmp_path / 'all' / 'SICK'}: no STS task found (splits: dev; found SICK train, SICK trial" in message
+    for expected in ("STS12 to STS16", "STS.input.*.txt", "sts-dev.csv", "SICK_trial.txt"):
         assert expected in message
     assert "no such file" in error_of(tmp_path / "absent")
     assert "unknown split 'valid', expected some of train, dev, trial, test" in error_of(tmp_path, "dev", "valid")
@@ -236,8 +242,8 @@ def test_a_set_that_is_asked_for_twice_is_refused(tmp_path):
         select_tasks(tmp_path, ["STS12", "STS13", "STS12"], ["test"])
 
 
-def test_a_missing_task_names_the_files_it_was_looked_for_in(tmp_path):
-    def told(*arguments):
+def test_a_missing_task_is_refused_with_what_the_folder_has(tmp_path):
+    def error(*arguments):
         with pytest.raises(SempaError) as caught:
             select_tasks(tmp_path, *arguments)
         return str(caught.value)
@@ -245,27 +251,32 @@ def test_a_missing_task_names_the_files_it_was_looked_for_in(tmp_path):
     write(tmp_path / "STSBenchmark" / "sts-dev.csv", *rows(STSB))
     write(tmp_path / "SICK_train.txt", SICK_HEADER, *rows(SICK))
     write_year(tmp_path / "STS12", x=[("a", "b", 1), ("c", "d", 2)])
-    missing = (
-        f"{tmp_path}: STS-B is missing; looked for sts-test.csv in it and up to two levels down; found sts-dev.csv"
+    there = "found STS12, STS-B dev, SICK train"
+    assert error(["STS12", "STS-B"], ["test"]) == (
+        f"{tmp_path}: 0 tasks for STS-B (splits: test; {there}), expected one"
     )
-    assert told(["STS12", "STS-B"], ["test"]) == missing
-    assert "SICK is missing; looked for SICK_test.txt or SICK_test_annotated.txt in it" in told(["SICK"], ["test"])
-    assert "; found SICK_train.txt" in told(["SICK"], ["test"])
-    message = told(["STS12", "STS13"], ["dev"])
-    assert "STS13 is missing; looked for STS.input.*.txt in folders named STS13" in message
-    assert "SICK is missing; none of the splits asked for (dev) is one of train, trial, test" in told(["SICK"], ["dev"])
+    assert f"0 tasks for STS13 (splits: dev; {there})" in error(["STS12", "STS13"], ["dev"])
     write(tmp_path / "STSBenchmark" / "sts-test.csv", *rows(STSB))
-    several = "splits dev,test: ask for STS-B dev and STS-B test, expected one of them"
-    assert told(["STS-B"], ["dev", "test"]) == several
+    assert "2 tasks for STS-B (splits: dev, test; found" in error(["STS-B"], ["dev", "test"])
     with pytest.raises(SempaError, match=r"sts-dev\.csv: no such folder, expected one that holds STS-B"):
         select_tasks(tmp_path / "STSBenchmark" / "sts-dev.csv", ["STS-B"], ["dev"])
+
+
+def test_training_looks_at_the_development_split_alone(tmp_path):
+    task = development_task(benchmark(tmp_path))
+    assert task.name == "STS-B dev"
+    assert task.notes == [f"{tmp_path}: only STS-B dev is used here, not STS12, STS16, SICK trial"]
+    assert development_task(tmp_path / "SICK").name == "SICK trial"
+    assert development_task(tmp_path / "STS12").name == "STS12"
+    with pytest.raises(SempaError, match=r"sts-test\.csv: is the split test, asked for dev, trial"):
+        development_task(tmp_path / "STSBenchmark" / "sts-test.csv")
 
 
 def test_the_same_task_twice_is_refused(tmp_path):
     for folder in ("STS12", "STS12-old"):
         write_year(tmp_path / folder, x=[("a", "b", 1), ("c", "d", 2)])
     message = error_of(tmp_path)
-    assert f"STS12 is there twice, in {tmp_path / 'STS12'} and in {tmp_path / 'STS12-old'}" in message
+    assert f"STS12 is there twice, {tmp_path / 'STS12'} and {tmp_path / 'STS12-old'}" in message
 
 
 def test_inputs_and_gold_scores_of_different_length_are_refused(tmp_path):
@@ -278,14 +289,14 @@ def test_inputs_and_gold_scores_of_different_length_are_refused(tmp_path):
 
 @pytest.mark.parametrize("score", ["high", "nan", "inf", "1,5"])
 def test_a_score_that_is_no_number_is_located(tmp_path, score):
-    told = f":2: score '{score}', expected a number"
+    refused = f":2: score '{score}', expected a number"
     year = write_year(tmp_path / "STS12", x=[("a", "b", 1), ("c", "d", score)])
-    assert f"STS.input.x.txt{told}" in error_of(year)
-    assert f"sts-dev.csv{told}" in error_of(
+    assert f"STS.input.x.txt{refused}" in error_of(year)
+    assert f"sts-dev.csv{refused}" in error_of(
         write(tmp_path / "sts-dev.csv", *rows(STSB, 1), STSB.format(i=1, score=score))
     )
     sick = write(tmp_path / "SICK_trial.txt", SICK_HEADER, SICK.format(i=1, score=score))
-    assert f"SICK_trial.txt{told}" in error_of(sick)
+    assert f"SICK_trial.txt{refused}" in error_of(sick)
 
 
 def test_a_row_of_the_wrong_width_is_located(tmp_path):
@@ -332,14 +343,15 @@ PAIRS = st.lists(st.builds(ScoredPair, WORDS, WORDS, st.integers(-3, 3).map(floa
 @given(pairs=PAIRS, scale=st.sampled_from([1e-30, 1.0, 1e30]))
 def test_cosines_are_float64_of_vectors_of_any_length_and_each_sentence_is_encoded_once(pairs, scale):
     encoder = Encoder(scale)
-    cosines = pair_cosines(encoder, pairs)
+    vectors = encode_distinct(encoder, pairs)
     (asked,) = encoder.calls
     assert len(asked) == len(set(asked))
-    assert set(asked) == {s for p in pairs for s in (p.first, p.second)}
-    vectors = dict(zip(asked, Encoder(scale)(asked).astype(np.float64)))
+    assert set(asked) == set(vectors) == {s for p in pairs for s in (p.first, p.second)}
+    cosines = pair_cosines(vectors, pairs)
+    expected = dict(zip(asked, Encoder(scale)(asked).astype(np.float64)))
     assert cosines.dtype == np.float64
     for cosine, pair in zip(cosines, pairs):
-        a, b = vectors[pair.first], vectors[pair.second]
+        a, b = expected[pair.first], expected[pair.second]
         # In float32 the rounding alone would be 1e-7.
         assert cosine == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), abs=1e-12)
 
@@ -356,12 +368,11 @@ def test_sentences_shared_by_tasks_are_encoded_once_and_each_task_has_its_own_sc
     assert [sorted(call) for call in encoder.calls] == [["a", "b", "c", "d", "e"]]
     for result, task in zip(results, tasks):
         assert result.task is task
-        assert result.cosines.tolist() == pair_cosines(Encoder(), task.pairs).tolist()
+        assert result.cosines.tolist() == pair_cosines(encode_distinct(Encoder(), task.pairs), task.pairs).tolist()
         assert result.score == spearman(result.cosines, [pair.score for pair in task.pairs])
         assert result.pearson == pearson(result.cosines, [pair.score for pair in task.pairs])
         assert result.subtasks == {}
     assert results[0].score != results[1].score
-    assert evaluate_sts(encoder, []) == []
 
 
 def test_an_encoder_whose_cosines_are_the_gold_scores_has_a_perfect_score():
@@ -377,7 +388,7 @@ def test_an_encoder_whose_cosines_are_the_gold_scores_has_a_perfect_score():
 
 
 @pytest.mark.parametrize(
-    "vectors, told",
+    "vectors, message",
     [
         (np.zeros((3, 4)), "a zero or non-finite vector for 'a' or 'b'"),
         (np.full((3, 4), np.nan), "a zero or non-finite vector for 'a' or 'b'"),
@@ -387,10 +398,10 @@ def test_an_encoder_whose_cosines_are_the_gold_scores_has_a_perfect_score():
         (np.eye(3, 4) + 1, "task 0: all 2 cosines are 0.857143, so the pairs have no order"),
     ],
 )
-def test_an_encoder_that_fails_is_told_how(vectors, told):
+def test_an_encoder_that_fails_is_named_with_what_it_returned(vectors, message):
     with pytest.raises(SempaError) as caught:
         evaluate_sts(lambda _: vectors.astype(np.float32), tasks_of([("a", "b", 1), ("a", "c", 2)]))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_copies_of_one_vector_are_refused_whatever_their_lengths():
@@ -418,9 +429,8 @@ def test_a_year_is_scored_over_all_pairs_and_by_sub_task(tmp_path):
     (result,) = evaluate_sts(Encoder(), [task])
     assert result.score == spearman(result.cosines, task.gold)
     part = slice(9, 18)
-    both = spearman(result.cosines[part], task.gold[part]), pearson(result.cosines[part], task.gold[part])
     assert list(result.subtasks) == ["a", "b", "c", "d"]
-    assert result.subtasks["b"] == both
+    assert result.subtasks["b"] == spearman(result.cosines[part], task.gold[part])
     # One pair has no correlation, and neither have pairs of one gold score.
     assert result.subtasks["c"] is None
     assert result.subtasks["d"] is None

@@ -21,10 +21,13 @@ import numpy as np
 
 from sempa.batching.dataset import load_dataset
 from sempa.config import load_config
+from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embedder import embed
+from sempa.evaluation.drift import measure_drift
+from sempa.evaluation.eval_texts import EvalText, builtin_texts
 from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
-from sempa.evaluation.measure import gsm8k_sample, measure_generation
-from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
+from sempa.evaluation.measure import gsm8k_sample
+from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
@@ -144,7 +147,7 @@ def _kept(path: Path, settings: dict) -> dict:
 
 
 def _measure(
-    base: BaseModel, tasks: list[StsTask], problems: list[tuple[str, str]], name: str, values: dict[str, object]
+    base: BaseModel, tasks: list[StsTask], problems: list[EvalText], name: str, values: dict[str, object]
 ) -> list[dict]:
     """Train a point and measure it, whole and part of the way: a row for each."""
     run = Path("runs/frontier") / f"{name.replace(' ', '-').replace(',', '')}-{values['seed']}"
@@ -158,7 +161,7 @@ def _measure(
     seconds = time.perf_counter() - began
     for share in (1.0, *SHARES.get(name, ())):
         with interpolated(base.model, share):
-            retention, _ = measure_generation(base, problems, 0)
+            retention = measure_drift(base, builtin_texts() | ({"GSM8K": problems} if problems else {}))
             row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks)}
         row |= {"kl": {r["text"]: r["kl"] for r in retention}}
         row |= {"perplexity": {r["text"]: 100 * r["change"] for r in retention}, "training_seconds": seconds}

@@ -18,11 +18,12 @@ from quantised import align_quantised, diverging_pairs, flip_rate, quantise_mode
 
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.config import DEFAULT_MODEL
+from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embedder import embed
-from sempa.evaluation.eval_texts import encode_conversations
-from sempa.evaluation.measure import builtin_task, measure_texts
-from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, sample_task
-from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS
+from sempa.evaluation.drift import measure_drift
+from sempa.evaluation.eval_texts import builtin_prompts, builtin_texts
+from sempa.evaluation.measure import builtin_task
+from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
 from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
@@ -32,7 +33,8 @@ from sempa.training.base_samples import QUESTIONS
 
 RESULTS = Path(__file__).resolve().with_name("qdpo.json")
 RANK, ALPHA = 8, 32.0
-HELD_OUT = (*GENERATION_PROMPTS, *(question for question, _ in CONVERSATIONS))
+CONVERSATIONS = builtin_texts()["conversations"]
+HELD_OUT = (*builtin_prompts(), *(text.question for text in CONVERSATIONS))
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen")
 
 
@@ -99,7 +101,7 @@ def measure(
     """Flips against the full-precision model's `answers`, perplexity of unseen conversations, Spearman's ρ × 100."""
     own = greedy(base, prompts, new_tokens)
     same = sum(one.tokens == other.tokens for one, other in zip(own, answers, strict=True))
-    (text,) = measure_texts(base, {"conversations": encode_conversations(base.tokenizer, CONVERSATIONS)})
+    (text,) = measure_drift(base, {"conversations": CONVERSATIONS})
     scores = {result.task.name: result.score for result in evaluate_sts(lambda texts: embed(base, texts), tasks)}
     return {
         "flip_rate": flip_rate(base.model, prompts, answers),

@@ -34,13 +34,13 @@ from tiny import load, make_folder, make_llama, train_tiny, write_gguf
 
 from sempa.config import load_config
 from sempa.data.sentences import read_sentences
+from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.embedding.corpus import FORMATS, embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import WRITERS, read_vectors, write_vectors
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
-from sempa.evaluation.sts import read_sts
 from sempa.io.files import read_json, write_json
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel

@@ -9,7 +9,8 @@ from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.examples import ScoredPair, Triplet
 from sempa.embedding.embedder import embed
-from sempa.evaluation.sts import pair_cosines, spearman
+from sempa.evaluation.statistics import spearman
+from sempa.evaluation.sts import encode_distinct, pair_cosines
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
 from sempa.model.resolve import quiet
@@ -52,7 +53,7 @@ def train_tiny(base: BaseModel, run: Path, epochs: float) -> dict:
     gold = [pair.score for pair in pairs]
 
     def score_dev() -> float:
-        return spearman(pair_cosines(lambda texts: embed(base, texts), pairs), gold)
+        return spearman(pair_cosines(encode_distinct(lambda texts: embed(base, texts), pairs), pairs), gold)
 
     run.mkdir(parents=True, exist_ok=True)
     return train(config, base, preferences, run, score_dev)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from sempa.data.sts import StsTask, read_sts
 from sempa.embedding.embedder import embed
-from sempa.evaluation.sts import StsTask, evaluate_sts, read_sts, score_sts
+from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
 from sempa.kernels import sparse_code, token_directions

@@ -14,20 +14,23 @@ import torch
 from sempa.batching.dataset import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
 from sempa.data.examples import ScoredPair
+from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.compare_spaces import measure_space
+from sempa.evaluation.drift import generate_side_by_side, measure_drift
+from sempa.evaluation.eval_texts import EvalText, builtin_prompts, builtin_texts
 from sempa.evaluation.measure import (
     builtin_task,
     check_room,
-    development_tasks,
     gsm8k_sample,
-    measure_generation,
+    measure_geometry,
+    measure_key_tokens,
     measure_preference,
     measure_sts,
+    project_topics,
 )
-from sempa.evaluation.sts import StsTask, evaluate_sts, sample_task
-from sempa.io.files import read_json, write_atomic, write_json
+from sempa.evaluation.sts import evaluate_sts
+from sempa.io.files import write_atomic, write_json
 from sempa.io.lock import folder_lock
 from sempa.io.origin import machine, origin, versions
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
@@ -84,7 +87,8 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     if world.is_first:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
-    tasks, notes = development_tasks(config.sts_dir) if config.sts_dir else ([], [])
+    tasks = [development_task(config.sts_dir)] if config.sts_dir else []
+    notes = [note for task in tasks for note in task.notes]
     problems = gsm8k_sample(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
@@ -145,40 +149,31 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     return report
 
 
-def finished_report(run: Path) -> tuple[dict, list[dict]]:
-    """The report and the metrics of a finished run; raises `SempaError` when the folder holds none."""
-    try:
-        report = read_json(run / "report.json")
-        if not isinstance(report, dict):
-            raise ValueError("report.json is no object")
-        return report, read_metrics(run / "metrics.jsonl")
-    except (OSError, ValueError) as error:
-        raise SempaError(f"{run}: holds no report of a finished run ({error})") from error
-
-
 def _evaluate(
-    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[tuple[str, str]]
+    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[EvalText]
 ) -> dict:
     tasks = [builtin_task(BUILTIN_PAIRS), *tasks]
     table, scatter, sides = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
-    retention, generations = measure_generation(base, problems, GENERATION_TOKENS)
+    texts = builtin_texts() | ({"GSM8K": problems} if problems else {})
     return {
         "sts": table,
         "preference": preference,
-        "retention": retention,
-        "generations": generations,
+        "retention": measure_drift(base, texts),
+        "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
         "scatter": scatter,
-        **measure_space(base, tasks[-1], sides),
+        "geometry": [measure_geometry(tasks[-1], sides)],
+        "topics": project_topics(base),
+        "key_tokens": measure_key_tokens(base, tasks[-1], sides),
     }
 
 
 def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
     task = tasks[0] if tasks else builtin_task(config.dev_pairs, "dev")
-    drawn = dataclasses.replace(sample_task(task, config.dev_pairs, config.seed), subtasks={})
+    drawn = sample_task(task, config.dev_pairs, config.seed)
     _check_order(f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it", drawn.pairs)
     for one in tasks:
         _check_order(f"{one.name}: its {len(one.pairs)} pairs", one.pairs)

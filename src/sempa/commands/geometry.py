@@ -21,36 +21,42 @@ def add(commands: "argparse._SubParsersAction") -> None:
         metavar="PATH",
         help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file (default: built-in pairs)",
     )
-    parser.add_argument("--splits", default="dev,trial,test", help="splits of STS-B and SICK (default %(default)s)")
+    parser.add_argument(
+        "--splits",
+        default="dev,trial,test",
+        help="splits of STS-B, SICK and files with a split column (default %(default)s)",
+    )
     parser.add_argument(
         "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="also write geometry.json and geometry.html there"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure every task, print the tables, and write the page."""
-    from sempa.evaluation.compare_spaces import measure_tasks
-    from sempa.evaluation.measure import builtin_task
-    from sempa.evaluation.sts import left_out, read_sts
-    from sempa.report.geometry import space_tables, write_space
-    from sempa.report.html import text_table
+    """Measure every task, and print the tables."""
+    from sempa.data.examples import distinct_sentences
+    from sempa.data.sts import read_sts
+    from sempa.evaluation.measure import builtin_task, embed_sides, measure_geometry
+    from sempa.io.files import write_json
+    from sempa.report.run_report import terminal_table
 
     if arguments.sts:
         tasks = read_sts(arguments.sts, arguments.splits.split(","))
     else:
         tasks = [builtin_task(arguments.builtin_pairs)]
     embedder = load_embedder(arguments)
-    aligned = arguments.adapter is not None
-    report = {"model": arguments.model, "adapter": str(arguments.adapter or "")}
-    report |= {"readout": embedder.readout, "layer": embedder.layer, "notes": left_out(tasks)}
-    report |= measure_tasks(embedder.base, tasks, embedder.readout, embedder.layer, aligned)
-    print("\n\n".join(text_table(*table) for table in space_tables(report)))
-    for note in report["notes"]:
-        print(note)
-    if arguments.output:
-        write_space(arguments.output, report)
-        print(f"{arguments.output / 'geometry.html'}   {arguments.output / 'geometry.json'}")
+    readout, layer = embedder.readout, embedder.layer
+    sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
+    sides = embed_sides(embedder.base, sentences, readout, layer, aligned=arguments.adapter is not None)
+    report = {
+        "model": arguments.model,
+        "adapter": str(arguments.adapter or ""),
+        "readout": readout,
+        "layer": layer,
+        "notes": [note for task in tasks for note in task.notes],
+        "geometry": [measure_geometry(task, sides) for task in tasks],
+    }
+    print(terminal_table(report))
+    if arguments.json:
+        write_json(arguments.json, report)

@@ -24,29 +24,32 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one table per sentence."""
-    from sempa.evaluation.compare_spaces import embed_sides, passed_final_norm
+    import numpy as np
+
+    from sempa.embedding.readouts import passes_final_norm
     from sempa.evaluation.key_tokens import key_tokens
-    from sempa.report.html import number, share, text_table
+    from sempa.evaluation.measure import embed_sides
+    from sempa.report.tables import number, percent, text_table
 
     if arguments.top < 1:
         raise SempaError(f"top: found {arguments.top}, expected at least 1")
     embedder = load_embedder(arguments)
     base, readout, layer = embedder.base, embedder.readout, embedder.layer
-    sides = embed_sides(base, arguments.sentences, readout, layer, arguments.adapter is not None)
-    normed = passed_final_norm(base, readout, layer)
-    read = {
-        side: key_tokens(base, arguments.sentences, vectors, arguments.top, normed) for side, vectors in sides.items()
-    }
-    for place, sentence in enumerate(arguments.sentences):
+    normed = passes_final_norm(readout, layer, base.model)
+    sides = embed_sides(base, arguments.sentences, readout, layer, aligned=arguments.adapter is not None)
+    blocks = []
+    for sentence in arguments.sentences:
         columns, rows = [""], [["entropy (nats)"], ["in the sentence"]]
         rows += [[str(rank)] for rank in range(1, arguments.top + 1)]
-        for side, tokens in read.items():
-            present = tokens.by_word[place] | tokens.by_id[place]
+        for side, vectors in sides.items():
+            found = key_tokens(base, [sentence], np.stack([vectors[sentence]]), arguments.top, normed)
+            present = found.by_word[0] | found.by_id[0]
             columns += [side, ""]
-            rows[0] += [number(tokens.entropy[place], 2), ""]
+            rows[0] += [number(found.entropy[0], 2), ""]
             rows[1] += [f"{present.sum()} of {arguments.top}", ""]
-            for rank, token in enumerate(tokens.tokens[place]):
+            for rank, token in enumerate(found.tokens[0]):
                 mark = " *" if present[rank] else "  "
                 shown = json.dumps(token, ensure_ascii=False)
-                rows[2 + rank] += [shown + mark, share(float(tokens.probabilities[place, rank]))]
-        print(text_table(sentence, columns, rows), end="\n\n" if sentence is not arguments.sentences[-1] else "\n")
+                rows[2 + rank] += [shown + mark, percent(float(found.probabilities[0, rank]))]
+        blocks.append(text_table(sentence, columns, rows))
+    print("\n\n".join(blocks))

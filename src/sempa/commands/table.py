@@ -33,7 +33,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "--sets", default="", help="some of STS12,STS13,STS14,STS15,STS16,STS-B,SICK (default: all seven)"
     )
     parser.add_argument(
-        "--splits", default="test", help="split of STS-B and SICK: test, or dev,trial (default %(default)s)"
+        "--splits",
+        default="test",
+        help="split of STS-B, SICK and files with a split column: test, or dev,trial (default %(default)s)",
     )
     parser.add_argument(
         "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
@@ -45,27 +47,21 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--seed", type=seed_number, default=0, help="seed of the draws, and of the sample (default %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/table"), metavar="FOLDER", help="where to write (default %(default)s)"
     )
-    parser.add_argument("--report", type=Path, metavar="RUN", help="lay the table into this finished run's report, too")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
+    from sempa.data.sts import SETS, read_sts, sample_task, select_tasks
     from sempa.errors import SempaError
-    from sempa.evaluation.sts import SETS, read_sts, sample_task, select_tasks
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.io.origin import versions
     from sempa.model.base import load_base
-    from sempa.report.run_report import write_report
     from sempa.report.table import terminal, write_table
-    from sempa.run import finished_report
 
-    # A report that is not there is missed before the first row, not after the last.
-    finished = finished_report(arguments.report) if arguments.report else None
     methods = parse_methods(arguments.readouts)
     for adapter in arguments.adapter:
         methods += parse_methods(arguments.adapter_readouts, adapter)
@@ -88,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
     name = base_name(arguments.model, Path(arguments.adapter[0]) if arguments.adapter else None)
     base = load_base(name, arguments.dtype, arguments.device)
-    rows = measure_rows(base, methods, tasks, arguments.output / "rows", arguments.batch_size)
+    rows = measure_rows(base, methods, tasks, arguments.output / "rows")
     report = {
         "model": name,
         "base_source": base.source,
@@ -97,8 +93,5 @@ def run(arguments: argparse.Namespace) -> None:
         **summarise(rows, tasks, arguments.resamples, arguments.seed),
     }
     write_table(arguments.output, report)
-    if finished is not None:
-        known, history = finished
-        write_report(arguments.report, {**known, "table": report}, history)
     print(terminal(report))
     print(f"table: {arguments.output / 'table.html'}")

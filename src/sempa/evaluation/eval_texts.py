@@ -1,230 +1,159 @@
-"""Texts to measure a language model on: files of passages or conversations, cut into the tokens that are scored."""
+"""Texts that a language model is measured on: files of passages or of questions with answers, and the built-in ones."""
 
+import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, render_conversation, render_prompt
 from sempa.errors import SempaError
-from sempa.io.rows import json_object, many, numbered_lines
-from sempa.model.base import BaseModel
-from sempa.model.forward import context_length
+from sempa.io.rows import json_object, numbered_lines
 
-Messages = list[dict[str, str]]
-"""The turns of a conversation as a chat template takes them: `role` and `content` each."""
-# Longer windows cost attention time by their square and hardly change a perplexity.
-LONGEST_WINDOW = 2048
-_FORMS = "text, or messages, or question and answer"
-_CALCULATOR = re.compile("<<.*?>>")
+_BUILTIN = Path(__file__).parent / "texts"
+_CALCULATOR_MARK = re.compile("<<.*?>>")
 
 
 @dataclass(frozen=True)
-class Text:
-    """A passage, a question with its answer, or a conversation, and the place it was read from (`file:line`)."""
+class EvalText:
+    """A passage, or the answer to a question (`question` is empty for a passage)."""
 
-    place: str
-    content: str | tuple[str, str] | Messages
+    text: str
+    question: str = ""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Token ids of a text, and the offsets (1 or more) of those tokens whose probability counts."""
+class ScoredTokens:
+    """Token ids of a text, and the offsets (1 or more) of the tokens whose probability counts."""
 
     tokens: list[int]
     targets: list[int]
 
 
-def read_texts(path: Path, limit: int | None = None) -> list[Text]:
-    """The texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
+def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
+    """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    A JSON line holds `text`, or `messages` (objects of `role` and `content`), or `question` and `answer`. A file whose
-    name ends in `.jsonl` or whose first line is a JSON object has JSON lines. `limit` keeps the first texts.
-
-    Raises `SempaError` with file and line for whatever else is found.
+    A JSON line holds `text`, or `question` and `answer`. A file whose name ends in `.jsonl` or `.json`, or whose first
+    line is a JSON object, has JSON lines. Raises `SempaError` with file and line for anything else.
     """
+    # The file is read once, since a pipe cannot be read twice.
     lines = [(number, line) for number, line in numbered_lines(path)]
     first = next((line for _, line in lines if line.strip()), "")
     if not first:
         raise SempaError(f"{path}: holds blank lines only, expected texts")
-    found = _json_texts(path, lines) if is_json_lines(path, first) else _passages(path, lines)
-    return [text for text, _ in zip(found, range(limit if limit is not None else len(lines)))]
+    texts = _json_texts(path, lines) if _is_json_lines(path, first) else _passages(lines)
+    return list(itertools.islice(texts, limit))
 
 
-def read_gsm8k(path: Path, limit: int | None = None) -> list[tuple[str, str]]:
-    """Questions and answers of a GSM8K file (JSON lines), without the answers' calculator marks `<<…>>`.
+def read_gsm8k(path: Path, limit: int | None = None) -> list[EvalText]:
+    """Questions and answers of a GSM8K file (JSON lines), without the calculator marks `<<…>>` in the answers.
 
     Raises `SempaError` as `read_texts` does, and for a line without the two fields.
     """
-    problems = []
-    for text in read_texts(path, limit):
-        if not isinstance(text.content, tuple):
-            raise SempaError(f"{text.place}: expected a JSON object with question and answer")
-        question, answer = text.content
-        problems.append((question, _CALCULATOR.sub("", answer)))
-    return problems
+    texts = read_texts(path, limit)
+    for place, text in enumerate(texts, start=1):
+        if not text.question:
+            raise SempaError(f"{path}: text {place} has no question, expected JSON lines with question and answer")
+    return [EvalText(_CALCULATOR_MARK.sub("", text.text), text.question) for text in texts]
 
 
-def is_json_lines(path: Path, first: str) -> bool:
-    """Whether a file has JSON lines, by its name or by its first line that is not blank."""
+def builtin_texts() -> dict[str, list[EvalText]]:
+    """The built-in `passages` and `conversations`, written for this project and far from the training sentences."""
+    return {name: read_texts(_BUILTIN / f"{name}.jsonl") for name in ("passages", "conversations")}
+
+
+def builtin_prompts() -> list[str]:
+    """The built-in prompts that a run's report answers."""
+    return read_prompts(_BUILTIN / "prompts.txt")
+
+
+def builtin_topics() -> dict[str, list[str]]:
+    """Built-in sentences by topic: a good embedding puts the sentences of a topic side by side."""
+    return json.loads((_BUILTIN / "topics.json").read_text(encoding="utf-8"))
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[str]:
+    """The first `limit` lines of a file that are not blank; raises `SempaError` when there are none."""
+    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()]
+    if not prompts:
+        raise SempaError(f"{path}: holds blank lines only, expected one prompt a line")
+    return prompts[:limit]
+
+
+def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:
+    """Token ids of texts, cut into windows of at most `window` tokens that overlap by half.
+
+    Of a passage all tokens but the first count. A question goes through the chat template, and the tokens of its answer
+    count. A token counts once, in the first window that holds it.
+    """
+    sequences = []
+    for text in texts:
+        if text.question:
+            prompt = render_prompt(tokenizer, text.question)
+            whole = render_conversation(tokenizer, text.question, text.text)
+            before, tokens = encode_texts(tokenizer, [prompt, whole])
+            first = common_prefix(before, tokens)
+        else:
+            (tokens,) = encode_plain(tokenizer, [text.text])
+            first = 1
+        sequences += split_long(ScoredTokens(tokens, list(range(first, len(tokens)))), window)
+    return sequences
+
+
+def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
+    """The windows of a sequence that hold a target, each of at most `window` (2 or more) tokens."""
+    step, done = window // 2, 0
+    for begin in range(0, max(1, len(sequence.tokens) - window + step), step):
+        end = begin + window
+        targets = [target - begin for target in sequence.targets if done <= target < end]
+        if targets:
+            yield ScoredTokens(sequence.tokens[begin:end], targets)
+        done = end
+
+
+def _is_json_lines(path: Path, first: str) -> bool:
+    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json")):
+        return True
     try:
-        return path.name.lower().removesuffix(".gz").endswith(".jsonl") or isinstance(json.loads(first), dict)
+        return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def encode_file(
-    base: BaseModel, path: Path, limit: int | None = None, window: int | None = None, stride: int | None = None
-) -> list[Scored]:
-    """The texts of a file as the model reads them; a text of more than `window` tokens is cut (`split_long`), and said.
-
-    `window` is by default the model's context or 2,048 tokens, the smaller of both; `stride` half the window. Raises
-    `SempaError` for what `read_texts`, `encode_text` and `split_long` refuse, and for a window of one token or one
-    beyond the model's context.
-    """
-    context = context_length(base.model)
-    window = default_window(base) if window is None else window
-    if not 2 <= window <= context:
-        raise SempaError(f"window: found {window:,}, expected 2 to {context:,}, the model's context")
-    stride = window // 2 if stride is None else stride
-    sequences = [one for text in read_texts(path, limit) for one in encode_text(base.tokenizer, text)]
-    if long := sum(len(one.tokens) > window for one in sequences):
-        print(
-            f"{path}: {many(long, 'text')} of over {window:,} tokens cut into windows {stride:,} tokens apart",
-            file=sys.stderr,
-        )
-    return split_long(sequences, window, stride)
+def _passages(lines: Sequence[tuple[int, str]]) -> Iterator[EvalText]:
+    for blank, group in itertools.groupby(lines, key=lambda numbered: not numbered[1].strip()):
+        if not blank:
+            yield EvalText("".join(line for _, line in group).rstrip())
 
 
-def default_window(base: BaseModel) -> int:
-    """How many tokens of a text are read at once: the model's context, or 2,048 where that is less."""
-    return min(context_length(base.model), LONGEST_WINDOW)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[Scored]:
-    """Token ids of one text. Of a passage all tokens but the first count, of a conversation what the assistant says.
-
-    A question and its answer stand behind the system turn of training, `messages` as they are: one sequence, or several
-    where the template writes earlier turns in another way once the conversation goes on. Raises `SempaError` when the
-    model has no chat template or the template refuses the turns.
-    """
-    if isinstance(text.content, str):
-        return encode_passages(tokenizer, [text.content])
-    if isinstance(text.content, tuple):
-        return encode_conversations(tokenizer, [text.content])
-    if tokenizer.chat_template is None:
-        raise SempaError(f"{text.place}: a conversation needs a chat template, and this model's tokenizer has none")
-    messages = text.content
-    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    try:
-        rendered = [
-            tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=begin)
-            for k in answers
-            for end, begin in ((k, True), (k + 1, False))
-        ]
-    except (TemplateError, ValueError) as error:
-        raise SempaError(f"{text.place}: the chat template refuses these messages: {error}") from error
-    encoded = encode_texts(tokenizer, rendered)
-    sequences: list[Scored] = []
-    for prompt, whole in zip(encoded[::2], encoded[1::2], strict=True):
-        targets = list(range(common_prefix(prompt, whole), len(whole)))
-        if sequences and whole[: len(sequences[-1].tokens)] == sequences[-1].tokens:
-            targets = sequences.pop().targets + targets
-        sequences.append(Scored(whole, targets))
-    return sequences
-
-
-def encode_passages(tokenizer: PreTrainedTokenizerBase, passages: Sequence[str]) -> list[Scored]:
-    """Token ids of running text; all tokens but the first count."""
-    return [Scored(ids, list(range(1, len(ids)))) for ids in encode_plain(tokenizer, passages)]
-
-
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[tuple[str, str]]) -> list[Scored]:
-    """Token ids of a user's turn and the answer through the chat template; the answer's tokens count."""
-    encoded = []
-    for user, answer in conversations:
-        texts = [render_prompt(tokenizer, user), render_conversation(tokenizer, user, answer)]
-        prompt, whole = encode_texts(tokenizer, texts)
-        encoded.append(Scored(whole, list(range(common_prefix(prompt, whole), len(whole)))))
-    return encoded
-
-
-def split_long(sequences: Sequence[Scored], window: int, stride: int) -> list[Scored]:
-    """Cut what is longer than `window` tokens into windows that begin `stride` tokens apart.
-
-    A token counts once, in the first window that holds it, so all but the first window's have at least
-    `window − stride` tokens before them. Raises `SempaError` unless 1 ≤ stride < window.
-    """
-    if not 1 <= stride < window:
-        raise SempaError(f"stride: found {stride}, expected 1 to {window - 1}, less than the window")
-    return [piece for one in sequences for piece in _windows(one, window, stride)]
-
-
-def _windows(one: Scored, window: int, stride: int) -> Iterator[Scored]:
-    done = 0
-    for begin in range(0, max(1, len(one.tokens) - window + stride), stride):
-        end = begin + window
-        targets = [target - begin for target in one.targets if done <= target < end]
-        if targets:
-            yield Scored(one.tokens[begin:end], targets)
-        done = end
-
-
-def _passages(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Text]:
-    gathered: list[str] = []
-    place = ""
-    for number, line in [*lines, (0, "")]:
-        if line.strip():
-            place = place if gathered else f"{path}:{number}"
-            gathered.append(line)
-        elif gathered:
-            yield Text(place, "".join(gathered).rstrip())
-            gathered = []
-
-
-def _json_texts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Text]:
+def _json_texts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[EvalText]:
     for number, line in lines:
         if line.strip():
-            place = f"{path}:{number}"
             try:
-                yield Text(place, _content(json_object(line)))
+                yield _json_text(json_object(line))
             except ValueError as error:
-                raise SempaError(f"{place}: {error}") from error
+                raise SempaError(f"{path}:{number}: {error}") from error
 
 
-def _content(fields: dict) -> str | tuple[str, str] | Messages:
-    """What a JSON line holds; a `ValueError` says what is wrong with it."""
-    if "messages" in fields:
-        return _messages(fields["messages"])
+def _json_text(fields: dict) -> EvalText:
+    """The text of a JSON line; a `ValueError` says what is wrong with it."""
     if "question" in fields and "answer" in fields:
-        return text_field(fields, "question"), text_field(fields, "answer")
+        return EvalText(_text_field(fields, "answer"), _text_field(fields, "question"))
     if "text" in fields:
-        return text_field(fields, "text")
+        return EvalText(_text_field(fields, "text"))
     found = ", ".join(map(repr, list(fields)[:8])) or "none"
-    raise ValueError(f"found the fields {found}, expected {_FORMS}")
+    raise ValueError(f"found the fields {found}, expected text, or question and answer")
 
 
-def _messages(found: object) -> Messages:
-    if not (isinstance(found, list) and all(isinstance(turn, dict) for turn in found)):
-        raise ValueError("messages is not a list of objects with role and content")
-    turns = [{name: text_field(turn, name, empty=True) for name in ("role", "content")} for turn in found]
-    roles = [turn["role"] for turn in turns]
-    if "assistant" not in roles[1:] or roles[0] == "assistant":
-        raise ValueError("messages has no turn of the assistant that answers another turn")
-    return turns
-
-
-def text_field(fields: dict, name: str, empty: bool = False) -> str:
-    """The text in a field of a JSON object; a `ValueError` says that there is none."""
-    value = fields.get(name)
-    if not isinstance(value, str) or not (value.strip() or empty):
-        kind = "empty" if isinstance(value, str) else "missing" if value is None else f"a {type(value).__name__}"
-        raise ValueError(f"{name} is {kind}, expected text")
+def _text_field(fields: dict, name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a {type(value).__name__}, expected text")
+    if not value.strip():
+        raise ValueError(f"{name} is empty, expected text")
     # Half a surrogate pair passes the JSON parser, but no tokenizer.
     value.encode()
     return value

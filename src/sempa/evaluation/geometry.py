@@ -1,8 +1,7 @@
 """The geometry of embeddings: how near paraphrases lie, and how evenly all vectors fill their space.
 
-Every measure is a function of float arrays, computed in float64 and block by block where it looks at pairs, so that
-memory stays flat. `measure_geometry` takes them all of unit vectors, because similarity is the cosine: none of its
-figures then depends on the vectors' lengths.
+Every measure is a function of float arrays, computed in float64. `measure_geometry` takes them all of unit vectors,
+because similarity is the cosine: none of its figures then depends on the vectors' lengths.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from sempa.errors import SempaError
 NEIGHBOURS = 10
 # Elements of a block of pairs: 32 MB in float64.
 _BLOCK_ELEMENTS = 1 << 22
-# Positives are pairs in the top fifth of the gold scale: SimCSE's "score above 4" on the scale of STS-B, 0 to 5.
-_POSITIVE_SHARE = 0.8
+# Positives lie above this fraction of the gold scale: SimCSE's "score above 4" on the scale of STS-B, 0 to 5.
+_POSITIVE_FROM = 0.8
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -49,19 +48,15 @@ def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
     Wang & Isola 2020 (arXiv 2005.10242), § 4.1.
     """
     vectors = _matrix(vectors)
+    count = len(vectors)
     squares = np.einsum("nd,nd->n", vectors, vectors)
     sums = []
-    for rows in _blocks(len(vectors), len(vectors)):
-        # A block of rows against itself and all later rows: each pair once, where the column is right of the diagonal.
-        later = slice(rows.start, None)
-        distances = squares[rows, None] + squares[None, later] - 2 * (vectors[rows] @ vectors[later].T)
+    for rows in _blocks(count):
+        distances = squares[rows, None] + squares - 2 * (vectors[rows] @ vectors.T)
         exponents = -t * np.maximum(distances, 0)
-        exponents[np.tril_indices(len(exponents), m=exponents.shape[1])] = -np.inf
-        largest = exponents.max()
-        if largest > -np.inf:
-            sums.append(largest + np.log(np.exp(exponents - largest).sum()))
-    pairs = len(vectors) * (len(vectors) - 1) / 2
-    return float(logsumexp(sums) - np.log(pairs))
+        exponents[_diagonal(rows)] = -np.inf
+        sums.append(logsumexp(exponents))
+    return float(logsumexp(sums) - np.log(count * (count - 1)))
 
 
 def least_uniformity(dimension: int, t: float = 2.0) -> float:
@@ -90,21 +85,16 @@ def partition_ratio(vectors: np.ndarray) -> float:
     """
     vectors = _matrix(vectors)
     _, axes = np.linalg.eigh(vectors.T @ vectors)
-    logs = []
-    for columns in _blocks(axes.shape[1], len(vectors)):
-        projections = vectors @ axes[:, columns]
-        for signed in (projections, -projections):
-            largest = signed.max(axis=0)
-            logs.append(largest + np.log(np.exp(signed - largest).sum(axis=0)))
-    found = np.concatenate(logs)
-    return float(np.exp(found.min() - found.max()))
+    projections = vectors @ axes
+    logs = np.concatenate([logsumexp(signed, axis=0) for signed in (projections, -projections)])
+    return float(np.exp(logs.min() - logs.max()))
 
 
 def isoscore(vectors: np.ndarray) -> float:
     """ι = (r − 1) / (D − 1) with r = (Σ λ)² / Σ λ², λ the eigenvalues of the covariance of `[n, D]`.
 
-    1 when the variance is equal in all directions, 0 when it lies in one; roughly the share of dimensions in use.
-    IsoScore of Rudman et al. 2022 (arXiv 2108.07344), algorithm 1: its steps 4 to 7 come to this ratio. No more than
+    1 when the variance is equal in all directions, 0 when it lies in one; roughly the fraction of dimensions in use.
+    IsoScore of Rudman et al. 2022 (arXiv 2108.07344), algorithm 1, whose steps 4 to 7 come to this ratio. It is at most
     (n − 2) / (D − 1) for n ≤ D points. Raises `SempaError` for D = 1 and for vectors that are all equal.
     """
     centred = _centred(vectors)
@@ -113,7 +103,7 @@ def isoscore(vectors: np.ndarray) -> float:
         raise SempaError("IsoScore: found vectors of one dimension, expected at least 2")
     # Fourth powers of the scale would leave the range of floats.
     centred = centred / np.abs(centred).max()
-    # Both products have the same eigenvalues but for zeros; the two traces need no eigenvalue at all.
+    # Both products have the same non-zero eigenvalues, and the two traces need no eigenvalue at all.
     gram = centred.T @ centred if n > width else centred @ centred.T
     ratio = np.trace(gram) ** 2 / np.sum(gram**2)
     return float((ratio - 1) / (width - 1))
@@ -142,10 +132,9 @@ def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarr
     units = unit_vectors(vectors)
     count = min(neighbours, len(units) - 1)
     occurrences = np.zeros(len(units), dtype=np.int64)
-    for rows in _blocks(len(units), len(units)):
+    for rows in _blocks(len(units)):
         cosines = units[rows] @ units.T
-        inside = np.arange(len(cosines))
-        cosines[inside, rows.start + inside] = -np.inf
+        cosines[_diagonal(rows)] = -np.inf
         # Several times as fast as NumPy's argpartition.
         nearest = torch.from_numpy(cosines).topk(count, sorted=False).indices
         occurrences += np.bincount(nearest.numpy().ravel(), minlength=len(units))
@@ -164,7 +153,7 @@ def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
 
 
 def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two directions of most variance: coordinates `[n, 2]`, and the two shares of the variance, `[2]`.
+    """The two directions of most variance: coordinates `[n, 2]`, and their fractions of the variance, `[2]`.
 
     PCA by the singular value decomposition of the centred `[n, D]`; each axis has the sign that makes its largest
     coordinate positive.
@@ -224,7 +213,7 @@ def positive_pairs(pairs: Sequence[ScoredPair], sentences: Sequence[str]) -> np.
     On STS-B these are the scores above 4, the positives of SimCSE's alignment (Gao et al. 2021, arXiv 2104.08821, § 3).
     """
     scores = np.array([pair.score for pair in pairs])
-    least = scores.min() + _POSITIVE_SHARE * (scores.max() - scores.min())
+    least = scores.min() + _POSITIVE_FROM * (scores.max() - scores.min())
     row = {sentence: i for i, sentence in enumerate(sentences)}
     chosen = [(row[pair.first], row[pair.second]) for pair in pairs if pair.score > least]
     if not chosen:
@@ -248,7 +237,13 @@ def _centred(vectors: np.ndarray) -> np.ndarray:
     return vectors - vectors.mean(axis=0)
 
 
-def _blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows, each of which holds at most so many rows of `width` that the block stays small."""
-    step = max(1, _BLOCK_ELEMENTS // width)
+def _blocks(count: int) -> Iterator[slice]:
+    """The rows of a matrix of all `count` × `count` pairs in blocks that stay small."""
+    step = max(1, _BLOCK_ELEMENTS // count)
     return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+def _diagonal(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Where a block of rows of all pairs holds each row's pair with itself."""
+    columns = np.arange(rows.start, rows.stop)
+    return columns - rows.start, columns

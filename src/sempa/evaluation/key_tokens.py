@@ -20,20 +20,20 @@ from sempa.model.layers import blocks
 from sempa.model.lm_head import head_logits
 
 TOP = 10
-# Enough for a share to ±2 %, at a second per side; and some of them to be shown.
+# Enough sentences for a fraction to ±2 %, and some of them to be shown.
 _SAMPLE, _EXAMPLES = 500, 5
-# Logits held at one time, in elements.
+# Elements of a block of logits.
 _CHUNK_ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
 class KeyTokens:
-    """What the head makes of n embeddings: the `k` most probable tokens of each, the best first.
+    """The `k` most probable tokens of n embeddings, the best first.
 
     `ids` int `[n, k]`, their text in `tokens` (a blank before a word included) and their `probabilities`, float32
-    `[n, k]`; `entropy`, float32 `[n]`, is −Σ p log p over the whole vocabulary, in nats. `by_id` `[n, k]` tells whether
-    the token is one of the sentence's own, `by_word` whether it spells one of its words, blanks and case aside: a
-    prompt that ends in a quotation mark asks for `Dog` where the sentence has ` dog`.
+    `[n, k]`. `entropy`, float32 `[n]`, is −Σ p log p over the whole vocabulary, in nats. `by_id` `[n, k]` says whether
+    the token is one of the sentence's own; `by_word` whether it spells one of its words, blanks and case aside, because
+    a prompt that ends in a quotation mark asks for `Dog` where the sentence has ` dog`.
     """
 
     ids: np.ndarray
@@ -51,7 +51,7 @@ def key_tokens(
     """The `top` tokens of each of n sentences' embeddings `[n, D]`, and the entropy of all.
 
     `normed` says that the embeddings have passed the final norm, as the last layer's have; others pass it here.
-    Raises `SempaError` when `top` is not from 1 to the size of the vocabulary, or there is no final norm to be found.
+    Raises `SempaError` when `top` is not from 1 to the size of the vocabulary, or no final norm can be found.
     """
     model = base.model.eval()
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -81,37 +81,32 @@ def key_tokens(
 def summarise(tokens: KeyTokens) -> dict:
     """Means over the sentences, as plain numbers.
 
-    `share_by_id`, `share_by_word`: of the top k tokens, those present in the sentence; `hit_by_id` (Hit@k of the paper,
-    § 3) and `hit_by_word`: sentences with at least one; `by_rank` `[k]`: sentences whose token of that rank spells one
-    of their words; `entropy` in nats, and the sentences' own `entropies`.
+    `share_by_id`, `share_by_word`: the fraction of the top k tokens that are present in the sentence. `hit_by_id`
+    (Hit@k of the paper, § 3) and `hit_by_word`: the fraction of sentences with at least one. `entropy` in nats.
     """
     return {
         "share_by_id": float(tokens.by_id.mean()),
         "share_by_word": float(tokens.by_word.mean()),
         "hit_by_id": float(tokens.by_id.any(1).mean()),
         "hit_by_word": float(tokens.by_word.any(1).mean()),
-        "by_rank": tokens.by_word.mean(0).tolist(),
         "entropy": float(tokens.entropy.mean(dtype=np.float64)),
-        "entropies": [round(value, 4) for value in tokens.entropy.tolist()],
     }
 
 
-def compare_key_tokens(
-    base: BaseModel, sentences: Sequence[str], sides: dict[str, np.ndarray], top: int = TOP, normed: bool = True
-) -> dict:
-    """The summary of each side's embeddings (`base`, `aligned`) of an even sample of sentences, and a few examples.
+def compare_key_tokens(base: BaseModel, sentences: Sequence[str], sides: dict[str, np.ndarray]) -> dict:
+    """The summary of each side (`base`, `aligned`) over a regular sample of the sentences, and a few examples.
 
-    `sides` holds `[n, D]` embeddings of the n sentences; the other arguments and errors are those of `key_tokens`.
+    `sides` holds last-layer embeddings `[n, D]` of the n sentences.
     """
     step = -(-len(sentences) // _SAMPLE)
     sample = sentences[::step]
-    read = {side: key_tokens(base, sample, vectors[::step], top, normed) for side, vectors in sides.items()}
+    read = {side: key_tokens(base, sample, vectors[::step]) for side, vectors in sides.items()}
     examples = [
         {"sentence": sample[i], **{side: tokens.tokens[i] for side, tokens in read.items()}}
         for i in range(0, len(sample), -(-len(sample) // _EXAMPLES))
     ]
     summaries = {side: summarise(tokens) for side, tokens in read.items()}
-    return {"sentences": len(sample), "top": top, **summaries, "examples": examples}
+    return {"sentences": len(sample), "top": TOP, **summaries, "examples": examples}
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
@@ -123,7 +118,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     norms = [m for m in model.base_model.modules() if "Norm" in type(m).__name__ and m not in inside]
     if not norms:
         raise SempaError(f"{type(model).__name__}: no final norm found behind its decoder blocks")
-    # Some models norm their input too (BLOOM): the final one comes last.
+    # Some models norm their input, too (BLOOM). The final norm comes last.
     return norms[-1]
 
 

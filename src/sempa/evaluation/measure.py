@@ -1,7 +1,10 @@
-"""What alignment changed: sentence similarity, preference, and how much of the language model is left."""
+"""What a report measures of a model with its adapter off (`base`) and on (`aligned`).
 
-import dataclasses
-from collections.abc import Sequence
+Similarity, preference on held-out triplets, language-model drift, the geometry of the embeddings, their key tokens, and
+a few topics on a plane.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,21 +17,14 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference, encode_texts, render_prompt
 from sempa.data.captions import caption_pairs
 from sempa.data.examples import distinct_sentences
+from sempa.data.sts import StsTask
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.drift import generate_side_by_side, measure_retention
-from sempa.evaluation.eval_texts import (
-    Scored,
-    default_window,
-    encode_conversations,
-    encode_file,
-    encode_passages,
-    read_gsm8k,
-    split_long,
-)
+from sempa.evaluation.eval_texts import EvalText, builtin_prompts, builtin_topics, read_gsm8k
+from sempa.evaluation.geometry import compare_geometry, principal_plane, unit_vectors
+from sempa.evaluation.key_tokens import compare_key_tokens
 from sempa.evaluation.statistics import compare
-from sempa.evaluation.sts import StsTask, draw_scores, evaluate_sts, left_out, read_sts
-from sempa.evaluation.unseen_text import CONVERSATIONS, GENERATION_PROMPTS, PASSAGES
+from sempa.evaluation.sts import bootstrap_scores, pair_cosines, score_sts
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
@@ -37,8 +33,11 @@ from sempa.model.lora import adapter_disabled
 from sempa.model.threads import parallel_map
 
 BUILTIN = "built-in"
-# A sample is enough for a perplexity to three digits, and a report should not take longer than the training.
+# A sample gives a perplexity to three digits, and a report should not take longer than the training.
 GSM8K_PROBLEMS = 40
+
+Sides = Mapping[str, Mapping[str, np.ndarray]]
+"""Under `base` and mostly `aligned`: the embedding of each sentence, float32 `[D]`."""
 
 
 def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
@@ -51,50 +50,43 @@ def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
     return StsTask(BUILTIN, caption_pairs(split, pairs))
 
 
-def development_tasks(sts_dir: str) -> tuple[list[StsTask], list[str]]:
-    """What may be looked at while training: the development set of STS-B, else SICK's, else all there is.
+def gsm8k_sample(path: str) -> list[EvalText]:
+    """The first problems of a GSM8K file, none when no file is named."""
+    return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
 
-    With it come notes on what was left out: pairs, and the tasks that are there beside it.
-    """
-    tasks = read_sts(sts_dir, splits=("dev", "trial"))
-    chosen = [task for task in tasks if task.name.endswith((" dev", " trial"))][:1] or tasks
-    notes = left_out(chosen)
-    if others := [task.name for task in tasks if all(task is not one for one in chosen)]:
-        notes.append(
-            f"{sts_dir}: only {chosen[0].name} is looked at here; `sempa table` scores {', '.join(others)} too"
-        )
-    return chosen, notes
+
+def embed_sides(
+    base: BaseModel, sentences: Iterable[str], readout: str = "prompteol", layer: int = -1, aligned: bool = True
+) -> Sides:
+    """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned` where that is asked for."""
+    distinct = list(dict.fromkeys(sentences))
+
+    def by_sentence() -> dict[str, np.ndarray]:
+        return dict(zip(distinct, embed(base, distinct, layer=layer, show_progress=True, readout=readout)))
+
+    with adapter_disabled(base.model):
+        sides = {"base": by_sentence()}
+    return {**sides, "aligned": by_sentence()} if aligned else sides
 
 
 def measure_sts(
     base: BaseModel, tasks: Sequence[StsTask], readout: str = "prompteol", layer: int = -1
-) -> tuple[list[dict], dict, dict[str, np.ndarray]]:
-    """Spearman's ρ × 100 of each task with the adapter off and on; cosines and embeddings of the last task for more.
+) -> tuple[list[dict], dict, Sides]:
+    """A report's `sts` and `scatter`, and the embeddings behind them.
 
-    A task has the 95 % interval of its change, too, and `p` of the paired bootstrap test that aligned beats base.
-    The embeddings, under `base` and `aligned`, are float32 `[n, D]` of the last task's n distinct sentences.
+    `sts` has for each task Spearman's ρ × 100 of both sides, the 95 % interval of the change, and `p` of the paired
+    bootstrap test that aligned beats base. `scatter` has the cosines of the last task. Raises `SempaError` as
+    `score_sts` does.
     """
-    own = distinct_sentences(tasks[-1].pairs)
-    kept: list[np.ndarray] = []
-
-    def encode(sentences: list[str]) -> np.ndarray:
-        vectors = embed(base, sentences, layer=layer, show_progress=True, readout=readout)
-        row = {sentence: i for i, sentence in enumerate(sentences)}
-        kept.append(vectors[[row[sentence] for sentence in own]])
-        return vectors
-
-    with adapter_disabled(base.model):
-        before = evaluate_sts(encode, tasks)
-    after = evaluate_sts(encode, tasks)
+    sides = embed_sides(base, distinct_sentences(pair for task in tasks for pair in task.pairs), readout, layer)
     table = []
-    for one, two in zip(before, after, strict=True):
-        change = compare(two.score, one.score, draw_scores(two), draw_scores(one))
-        scores = {"task": one.task.name, "pairs": len(one.task.pairs), "base": one.score, "aligned": two.score}
+    for task in tasks:
+        before, after = (score_sts(task, pair_cosines(sides[side], task.pairs)) for side in ("base", "aligned"))
+        change = compare(after.score, before.score, bootstrap_scores(after), bootstrap_scores(before))
+        scores = {"task": task.name, "pairs": len(task.pairs), "base": before.score, "aligned": after.score}
         table.append({**scores, "change_interval": change.interval, "p": change.p})
-    gold = [pair.score for pair in tasks[-1].pairs]
-    cosines = {"base": before[-1].cosines.tolist(), "aligned": after[-1].cosines.tolist()}
-    scatter = {"task": tasks[-1].name, "gold": gold, **cosines}
-    return table, scatter, dict(zip(("base", "aligned"), kept, strict=True))
+    cosines = {"base": before.cosines.tolist(), "aligned": after.cosines.tolist()}
+    return table, {"task": task.name, "gold": task.gold.tolist(), **cosines}, sides
 
 
 def measure_preference(
@@ -130,15 +122,10 @@ def measure_preference(
     }
 
 
-def gsm8k_sample(path: str) -> list[tuple[str, str]]:
-    """The first problems of a GSM8K file, none when no file is named."""
-    return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
-
-
 def check_room(base: BaseModel, new_tokens: int) -> None:
     """Raise `SempaError` where the report's answers would not fit into the model's context behind their prompts."""
     context = context_length(base.model)
-    prompts = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt) for prompt in GENERATION_PROMPTS])
+    prompts = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt) for prompt in builtin_prompts()])
     room = max(0, context - max(map(len, prompts)))
     if new_tokens > room:
         raise SempaError(
@@ -147,36 +134,33 @@ def check_room(base: BaseModel, new_tokens: int) -> None:
         )
 
 
-def measure_generation(
-    base: BaseModel, problems: Sequence[tuple[str, str]], new_tokens: int, files: Sequence[Path] = ()
-) -> tuple[list[dict], list[dict]]:
-    """Perplexity, KL and agreement on text far from the training data, and greedy generations side by side.
+def measure_geometry(task: StsTask, sides: Sides) -> dict:
+    """One entry of a report's `geometry`: the measures of each side's embeddings of the task's sentences."""
+    sentences = distinct_sentences(task.pairs)
+    return compare_geometry(task.name, task.pairs, sentences, _matrices(sentences, sides))
 
-    `problems` are GSM8K questions and answers, if any, `files` the user's own texts (`eval_texts.read_texts`); without
-    `new_tokens` nothing is generated.
+
+def measure_key_tokens(base: BaseModel, task: StsTask, sides: Sides) -> dict:
+    """A report's `key_tokens`, of each side's PromptEOL embeddings of the task's sentences."""
+    sentences = distinct_sentences(task.pairs)
+    return {"task": task.name, **compare_key_tokens(base, sentences, _matrices(sentences, sides))}
+
+
+def project_topics(base: BaseModel) -> dict:
+    """A report's `topics`: the built-in sentences of a few topics on each side's principal plane.
+
+    `topic` names the topic of each of n sentences; a side has `points` `[n, 2]` and the `shares` of the variance that
+    the two axes hold.
     """
-    texts = {
-        "passages": encode_passages(base.tokenizer, PASSAGES),
-        "conversations": encode_conversations(base.tokenizer, CONVERSATIONS),
-    }
-    if problems:
-        texts["GSM8K"] = encode_conversations(base.tokenizer, problems)
-    window = default_window(base)
-    texts = {name: split_long(sequences, window, window // 2) for name, sequences in texts.items()}
-    texts |= {str(path): encode_file(base, path) for path in files}
-    retention = measure_texts(base, texts)
-    generations = []
-    if new_tokens:
-        with bar(2 * len(GENERATION_PROMPTS), "generations", "answer") as progress:
-            generations = generate_side_by_side(base, GENERATION_PROMPTS, new_tokens, progress)
-    return retention, generations
+    topics = builtin_topics()
+    sentences = [sentence for group in topics.values() for sentence in group]
+    projected: dict = {"topic": [topic for topic, group in topics.items() for _ in group]}
+    for side, vectors in _matrices(sentences, embed_sides(base, sentences)).items():
+        points, shares = principal_plane(unit_vectors(vectors))
+        projected[side] = {"points": points.round(5).tolist(), "shares": shares.tolist()}
+    return projected
 
 
-def measure_texts(base: BaseModel, texts: dict[str, list[Scored]]) -> list[dict]:
-    """Perplexity, KL and agreement on each of the named texts, as the report's rows."""
-    rows = []
-    for name, sequences in texts.items():
-        with bar(len(sequences), name, "text") as progress:
-            measured = measure_retention(base.model, sequences, name, progress)
-        rows.append({**dataclasses.asdict(measured), "change": measured.change})
-    return rows
+def _matrices(sentences: Sequence[str], sides: Sides) -> dict[str, np.ndarray]:
+    """The embeddings of the sentences on each side, `[n, D]`."""
+    return {side: np.stack([vectors[sentence] for sentence in sentences]) for side, vectors in sides.items()}

@@ -8,8 +8,8 @@ import yaml
 from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
 from sempa.model.adapter_files import read_adapter
-from sempa.report.html import markdown_table
 from sempa.report.run_report import tables
+from sempa.report.tables import markdown_table
 
 PAPER = "https://arxiv.org/abs/2601.05075"
 # Settings of one machine.

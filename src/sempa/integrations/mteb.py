@@ -12,10 +12,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch.nn import functional as F
 
+from sempa.data.sts import StsTask
 from sempa.embedding.corpus import embedder_settings
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
-from sempa.evaluation.sts import StsTask
 from sempa.io.files import fingerprint
 from sempa.model.forward import context_length
 
@@ -62,7 +62,7 @@ class MtebEncoder:
 
 
 class LocalSts(AbsTaskSTS):
-    """A task of `sempa.evaluation.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
+    """A task of `sempa.data.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
 
     def __init__(self, task: StsTask) -> None:
         columns = {

@@ -13,7 +13,15 @@ from transformers.pytorch_utils import Conv1D
 from sempa.errors import SempaError
 from sempa.io.files import read_json, write_json
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import PEFT_PREFIX, LoraLinear, is_plain_linear, linear_sizes, lora_layers, lora_parameters, remove_adapter
+from sempa.model.lora import (
+    PEFT_PREFIX,
+    LoraLinear,
+    is_plain_linear,
+    linear_sizes,
+    lora_layers,
+    lora_parameters,
+    remove_adapter,
+)
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _NUMBERS = (int, float)

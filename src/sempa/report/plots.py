@@ -1,15 +1,24 @@
-"""The report's pictures as SVG text: training curves, similarity before and after, cosines against gold scores."""
+"""Pictures as SVG text, and those of a run: training curves, cosines against gold scores, and the embedding space."""
 
 import io
 import re
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 # Okabe and Ito's blue and orange can be told apart by everybody, on light and on dark ground.
 BASE, ALIGNED = "#56b4e9", "#e69f00"
+COLOURS = {"base": BASE, "aligned": ALIGNED}
 # Stands for the page's own text colour while matplotlib draws.
 INK = "#123456"
+# More of Okabe and Ito's colours, each with a marker of its own.
+_TOPIC_STYLES = (
+    *((ALIGNED, "o"), (BASE, "s"), ("#009e73", "^")),
+    *(("#cc79a7", "D"), ("#d55e00", "v"), ("#0072b2", "P")),
+)
 _MOST_POINTS = 1500
+_SPECTRUM_POINTS = 200
 # A picture that stands alone has no page to take its ink from.
 _OWN_INK = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
@@ -21,75 +30,6 @@ def available() -> bool:
     except ImportError:
         return False
     return True
-
-
-def curves(history: Sequence[dict]) -> str:
-    """Loss and NLL, reward margin and accuracy, and the development score over the training steps."""
-    steps = [r for r in history if "loss" in r]
-    scores = [r for r in history if "eval/sts" in r]
-    figure, axes = make_figure(1, 3, (10.5, 2.9))
-    x = [r["step"] for r in steps]
-    for axis, title, names in (
-        (axes[0], "loss (nats)", {"loss": "loss", "nll_loss": "NLL per token"}),
-        (axes[1], "implicit reward (nats)", {"rewards/margins": "margin", "rewards/chosen": "chosen"}),
-    ):
-        for (name, label), colour in zip(names.items(), (ALIGNED, BASE), strict=True):
-            axis.plot(x, [r.get(name) for r in steps], color=colour, label=label, linewidth=1.4)
-        axis.set_title(title)
-        axis.legend(frameon=False, labelcolor=INK)
-    axes[2].plot([r["step"] for r in scores], [r["eval/sts"] for r in scores], color=ALIGNED, marker="o", markersize=4)
-    axes[2].set_title("development ρ × 100")
-    for axis in axes:
-        axis.set_xlabel("step")
-    return svg(figure, "curves", "Loss, reward margin and development score over training steps")
-
-
-def displacement(history: Sequence[dict], beta: float) -> str:
-    """Whether likelihood is displaced (arXiv 2410.08847): chosen and rejected log-ratio, and CHES, over the steps."""
-    steps = [r for r in history if "ches" in r]
-    figure, axes = make_figure(1, 2, (10.5, 2.9))
-    x = [r["step"] for r in steps]
-    for name, colour in (("chosen", ALIGNED), ("rejected", BASE)):
-        ratios = [None if r[f"rewards/{name}"] is None else r[f"rewards/{name}"] / beta for r in steps]
-        axes[0].plot(x, ratios, color=colour, label=name, linewidth=1.4)
-    axes[0].axhline(0, color=INK, linewidth=0.6)
-    axes[0].set_title("log-ratio to the base (nats per sentence)")
-    axes[0].legend(frameon=False, labelcolor=INK)
-    axes[1].plot(x, [r["ches"] for r in steps], color=ALIGNED, linewidth=1.4)
-    axes[1].set_title("CHES of chosen and rejected")
-    for axis in axes:
-        axis.set_xlabel("step")
-    return svg(figure, "displacement", "Log-ratios of chosen and rejected sentences, and CHES, over training steps")
-
-
-def bars(table: Sequence[dict]) -> str:
-    """Spearman's ρ × 100 of each task, base beside aligned."""
-    figure, (axis,) = make_figure(1, 1, (max(4.0, 1.5 * len(table) + 1.5), 3.0))
-    for offset, colour, name in ((-0.2, BASE, "base"), (0.2, ALIGNED, "aligned")):
-        heights = [row[name] or 0.0 for row in table]
-        drawn = axis.bar([i + offset for i in range(len(table))], heights, 0.38, color=colour, label=name)
-        axis.bar_label(drawn, fmt="%.1f", color=INK, fontsize=8)
-    axis.set_xticks(range(len(table)), [row["task"] for row in table])
-    axis.set_ylim(0, 105)
-    axis.set_title("Spearman's ρ × 100")
-    axis.legend(frameon=False, labelcolor=INK, ncols=2, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return svg(figure, "bars", "Similarity scores of base and aligned model")
-
-
-def scatter(points: dict, table: Sequence[dict]) -> str:
-    """Cosine against gold score of one task's pairs, base beside aligned."""
-    scores = next((row for row in table if row["task"] == points["task"]), {})
-    step = -(-len(points["gold"]) // _MOST_POINTS)
-    # Few points are drawn large, many small, so that either can be seen.
-    area = min(24.0, max(5.0, 3000 / len(points["gold"])))
-    figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
-    for axis, colour, name in zip(axes, (BASE, ALIGNED), ("base", "aligned"), strict=True):
-        axis.scatter(points["gold"][::step], points[name][::step], s=area, color=colour, alpha=0.6, linewidths=0)
-        score = scores.get(name)
-        axis.set_title(f"{name}" if score is None else f"{name}: ρ = {score / 100:.3f}")
-        axis.set_xlabel("gold similarity")
-    axes[0].set_ylabel("cosine")
-    return svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
 
 
 def make_figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
@@ -132,3 +72,97 @@ def svg(figure: object, name: str, title: str) -> str:
 def standalone(picture: str) -> str:
     """An SVG of `svg` as a file of its own, which is shown as an image: dark ink on light ground, light ink on dark."""
     return picture.replace("</title>", f"</title>{_OWN_INK}", 1)
+
+
+def curves(history: Sequence[dict]) -> str:
+    """Loss, implicit rewards, CHES and the development score over the training steps."""
+    steps = [record for record in history if "loss" in record]
+    panels = {
+        "loss (nats)": {"loss": ALIGNED, "nll_loss": BASE},
+        "implicit reward (nats)": {"rewards/margins": ALIGNED, "rewards/chosen": BASE, "rewards/rejected": INK},
+        "CHES of chosen and rejected": {"ches": ALIGNED},
+    }
+    panels = {title: {n: c for n, c in names.items() if any(n in r for r in steps)} for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure, axes = make_figure(1, len(panels) + 1, (3.3 * len(panels) + 3.3, 2.9))
+    for axis, (title, names) in zip(axes, panels.items()):
+        for name, colour in names.items():
+            values = [record.get(name) for record in steps]
+            axis.plot([r["step"] for r in steps], values, color=colour, label=name.split("/")[-1], linewidth=1.4)
+        axis.set_title(title)
+        _legend(axis)
+    scores = [record for record in history if "eval/sts" in record]
+    axes[-1].plot([r["step"] for r in scores], [r["eval/sts"] for r in scores], "o-", color=ALIGNED, markersize=4)
+    axes[-1].set_title("development ρ × 100")
+    for axis in axes:
+        axis.set_xlabel("step")
+    return svg(figure, "curves", "Loss, implicit rewards and development score over the training steps")
+
+
+def scatter(points: dict) -> str:
+    """Cosine against gold score of one task's pairs, base beside aligned."""
+    step = -(-len(points["gold"]) // _MOST_POINTS)
+    # Few points are drawn large, many small, so that either can be seen.
+    area = min(24.0, max(5.0, 3000 / len(points["gold"])))
+    figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
+    for axis, (side, colour) in zip(axes, COLOURS.items(), strict=True):
+        axis.scatter(points["gold"][::step], points[side][::step], s=area, color=colour, alpha=0.6, linewidths=0)
+        axis.set_title(side)
+        axis.set_xlabel("gold score")
+    axes[0].set_ylabel("cosine")
+    return svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
+
+
+def spectrum(geometry: dict) -> str:
+    """Singular values as fractions of their sum on logarithmic axes; a dotted line marks the effective rank."""
+    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
+    for side, colour in COLOURS.items():
+        values = np.asarray(geometry[side]["spectrum"])
+        values = values[values > values[0] * 1e-9] / values.sum()
+        shown = np.unique(np.geomspace(1, len(values), _SPECTRUM_POINTS).round().astype(int))
+        rank = geometry[side]["effective_rank"]
+        axis.loglog(shown, values[shown - 1], color=colour, linewidth=1.6, label=f"{side}: effective rank {rank:.0f}")
+        axis.axvline(rank, color=colour, linestyle=":", linewidth=1.2)
+    axis.set_xlabel("singular value")
+    axis.set_title("singular values, as fractions of their sum")
+    _legend(axis)
+    return svg(figure, "spectrum", "Singular spectrum of the embeddings on logarithmic axes")
+
+
+def plane(geometry: dict) -> str:
+    """Alignment over uniformity, an arrow from base to aligned; the dotted line is the uniform distribution."""
+    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
+    places = {side: (geometry[side]["uniformity"], geometry[side]["alignment"]) for side in COLOURS}
+    for side, place in places.items():
+        axis.plot(*place, "o", color=COLOURS[side], markersize=9, label=side)
+    style = {"arrowstyle": "-|>", "color": INK, "shrinkA": 7, "shrinkB": 7}
+    axis.annotate("", xy=places["aligned"], xytext=places["base"], arrowprops=style)
+    limit = geometry["least_uniformity"]
+    axis.axvline(limit, color=INK, linestyle=":", linewidth=1, label="uniform on the sphere")
+    axis.set_xlim(limit - 0.15, max(0.0, *(x for x, _ in places.values())) + 0.15)
+    axis.set_ylim(0, 1.35 * max(y for _, y in places.values()))
+    axis.set_xlabel("uniformity (lower is more even)")
+    axis.set_ylabel("alignment (lower is nearer)")
+    axis.set_title("alignment and uniformity")
+    _legend(axis, loc="upper right")
+    return svg(figure, "plane", "Alignment over uniformity, an arrow from the base model to the aligned one")
+
+
+def topics(projection: dict) -> str:
+    """The topics' sentences on the two axes of most variance, base beside aligned."""
+    figure, axes = make_figure(1, 2, (9.6, 3.8))
+    for axis, side in zip(axes, COLOURS, strict=True):
+        points = np.asarray(projection[side]["points"])
+        for topic, (colour, marker) in zip(dict.fromkeys(projection["topic"]), _TOPIC_STYLES, strict=True):
+            own = points[[t == topic for t in projection["topic"]]]
+            axis.plot(*own.T, marker, color=colour, markersize=6, alpha=0.85, label=topic, markeredgewidth=0)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_title(f"{side}: {sum(projection[side]['shares']):.0%} of the variance")
+    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return svg(figure, "topics", "Sentences of six topics on the two principal axes of their embeddings")
+
+
+def _legend(axis: object, **options: object) -> None:
+    axis.legend(frameon=False, labelcolor=INK, fontsize=8, **options)

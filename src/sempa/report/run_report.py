@@ -1,181 +1,244 @@
-"""The outcome of a run for people: a table for the terminal, `report.json`, and one self-contained `report.html`."""
+"""The outcome of a run: a table for the terminal, `report.json`, and one self-contained `report.html`."""
 
-import json
-import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from sempa.io.files import write_atomic, write_json
+from sempa.io.rows import many
 from sempa.report import plots
-from sempa.report.geometry import key_token_examples, space_figures, space_tables, space_words
 from sempa.report.html import (
-    NO_PICTURES,
-    Table,
-    finite,
+    html_details,
     html_figure,
     html_glossary,
+    html_json,
     html_notes,
     html_page,
+    html_sides,
     html_table,
+)
+from sempa.report.tables import (
+    Table,
+    finite,
+    interval_cell,
     number,
-    share,
-    span,
+    percent,
+    signed,
+    signed_percent,
     text_table,
 )
-from sempa.report.table import html_parts
 
+NO_PICTURES = "Pictures need matplotlib: pip install 'sempa[plots]'."
 _GLOSSARY = {
     "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
     "95 %, p": "interval of the change over bootstrap draws of the pairs, and the paired test that aligned beats base",
-    "preference accuracy": "share of held-out triplets with log π(entailment) > log π(contradiction); higher is better",
+    "preference accuracy": "fraction of held-out triplets with log π(entailment) > log π(contradiction); higher is "
+    "better",
     "reward accuracy": "the same for the implicit rewards β log π/π_ref, which the objective trains; higher is better",
     "reward margin": "mean difference of the two implicit rewards, in nats",
-    "perplexity": "exp of the mean surprise per token on text far from the training data; lower is better",
-    "KL(base ‖ aligned)": "how far the next-token distribution has moved, in nats per token; lower is better",
-    "agreement": "share of tokens for which both models would choose the same next token",
+    "perplexity": "exp of the mean negative log-likelihood per token, far from the training data; lower is better",
+    "KL(base ‖ aligned)": "divergence of the next-token distributions, in nats per token; lower is better",
+    "agreement": "fraction of tokens for which both models would choose the same next token",
+    "alignment": "mean squared distance of pairs that mean the same, 0 to 4; lower is nearer",
+    "uniformity": "log of the mean e^(−2 d²) over all pairs of sentences; lower is more even",
+    "mean cosine": "of all pairs; 0 when the vectors point everywhere, 1 when they all point the same way",
+    "partition ratio": "least over largest sum of e^(c · v) over directions c; 1 when no direction stands out",
+    "IsoScore": "how evenly the variance lies on the dimensions, from 0 (on one) to 1 (on all alike)",
+    "effective rank": "e^(entropy of the singular values): how many dimensions are in use",
+    "hubness": "skewness of how often a sentence is among the 10 nearest of others; 0 without hubs",
+    "key tokens": "the tokens that the language-model head finds most probable for an embedding",
+    "entropy": "of the head's distribution over the vocabulary; low when one word says it all",
 }
+# Name, key and decimals of each measure; the arrow points to the better end.
+_MEASURES = (
+    ("alignment ↓", "alignment", 3),
+    ("uniformity ↓", "uniformity", 3),
+    ("mean cosine ↓", "mean_cosine", 3),
+    ("partition ratio ↑", "partition_ratio", 3),
+    ("IsoScore ↑", "isoscore", 4),
+    ("effective rank ↑", "effective_rank", 1),
+    ("hubness ↓", "hubness", 2),
+)
 
 
 def write_report(run: Path, report: dict, history: Sequence[dict]) -> None:
-    """Write `report.json` and `report.html` into the run folder; numbers that are not finite become null."""
+    """Write `report.json` and `report.html` into the run folder; NaN and infinity become null."""
     write_atomic(run / "report.html", page(report, history))
     # Last, because a run with a report.json counts as finished.
     write_json(run / "report.json", finite(report))
 
 
 def terminal_table(report: dict) -> str:
-    """The report's figures as plain text of at most 100 columns."""
-    return "\n\n".join(text_table(*table) for table in tables(report))
+    """The report's figures and notes as plain text of at most 100 columns."""
+    blocks = [text_table(*table) for table in tables(report)]
+    if report.get("notes"):
+        blocks.append("\n".join(report["notes"]))
+    return "\n\n".join(blocks)
 
 
 def tables(report: dict) -> list[Table]:
     """The report's figures as tables of text; a table without figures is left out."""
-    made: list[Table] = []
+    made = []
     if report.get("sts"):
-        rows = [
-            [
-                r["task"],
-                f"{r['pairs']:,}",
-                number(r["base"], 2),
-                number(r["aligned"], 2),
-                _change(r["base"], r["aligned"]),
-                span(r.get("change_interval"), signed=True),
-                f"{r['p']:.3f}" if "p" in r else "",
-            ]
-            for r in report["sts"]
-        ]
-        columns = ["task", "pairs", "base", "aligned", "change", "95 %", "p"]
-        made.append(("Sentence similarity, Spearman's ρ × 100", columns, rows))
-    if preference := report.get("preference"):
-        rows = [
-            ["preference accuracy", share(preference["base_accuracy"]), share(preference["aligned_accuracy"])],
-            ["reward accuracy", "", share(preference["reward_accuracy"])],
-            ["reward margin (nats)", "", number(preference["reward_margin"], 2)],
-        ]
-        made.append((f"Held-out triplets ({preference['triplets']:,})", ["", "base", "aligned"], rows))
+        made.append(_similarity_table(report["sts"]))
+    if report.get("preference"):
+        made.append(_preference_table(report["preference"]))
     if report.get("retention"):
-        rows = [
-            [
-                r["text"],
-                f"{r['tokens']:,}",
-                number(r["base_perplexity"], 3),
-                number(r["aligned_perplexity"], 3),
-                share(r["change"], signed=True),
-                number(r["kl"], 4),
-                share(r["agreement"]),
-            ]
-            for r in report["retention"]
-        ]
-        columns = ["unseen text", "tokens", "ppl base", "aligned", "change", "KL (nats)", "agreement"]
-        made.append(("Language model kept", columns, rows))
-    made += space_tables(report)
-    cost = _cost(report)
-    if cost:
-        made.append(("Cost", ["", ""], cost))
+        made.append(_drift_table(report["retention"]))
+    made += [_geometry_table(measured) for measured in report.get("geometry") or []]
+    if report.get("key_tokens"):
+        made.append(_key_token_table(report["key_tokens"]))
+    if cost := _cost_rows(report):
+        made.append(Table("Cost", ["", ""], cost))
     return made
 
 
-def _cost(report: dict) -> list[list[str]]:
-    training, seconds = report.get("training") or {}, report.get("seconds") or {}
+def page(report: dict, history: Sequence[dict]) -> str:
+    """The whole HTML page."""
+    report = finite(report)
+    parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{escape(_summary(report))}</p>"]
+    parts += [html_table(*table) for table in tables(report)]
+    parts.append(html_notes(report.get("notes") or []))
+    parts += ["<h2>Pictures</h2>", *_pictures(report, [finite(record) for record in history])]
+    if examples := (report.get("key_tokens") or {}).get("examples"):
+        parts.append("<h2>Key tokens of a few sentences</h2>")
+        parts += [html_sides(e["sentence"], {side: _joined(e[side]) for side in _sides(e)}) for e in examples]
+    if answers := report.get("generations"):
+        parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
+        parts += [html_sides(a["prompt"], {side: a[side] for side in _sides(a)}) for a in answers]
+    parts.append(html_glossary(_GLOSSARY))
+    details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
+    parts.append(html_details("Configuration, versions and machine", html_json(details)))
+    return html_page("sempa report", parts)
+
+
+def _similarity_table(results: Sequence[dict]) -> Table:
+    columns = ["task", "pairs", "base", "aligned", "change", "95 %", "p"]
+    rows = [
+        [
+            row["task"],
+            f"{row['pairs']:,}",
+            number(row["base"], 2),
+            number(row["aligned"], 2),
+            signed(_difference(row["aligned"], row["base"])),
+            interval_cell(row.get("change_interval"), sign="+"),
+            f"{row['p']:.3f}" if "p" in row else "",
+        ]
+        for row in results
+    ]
+    return Table("Sentence similarity, Spearman's ρ × 100", columns, rows)
+
+
+def _preference_table(preference: dict) -> Table:
+    rows = [
+        ["preference accuracy", percent(preference["base_accuracy"]), percent(preference["aligned_accuracy"])],
+        ["reward accuracy", "", percent(preference["reward_accuracy"])],
+        ["reward margin (nats)", "", number(preference["reward_margin"], 2)],
+    ]
+    return Table(f"Held-out triplets ({preference['triplets']:,})", ["", "base", "aligned"], rows)
+
+
+def _drift_table(drifts: Sequence[dict]) -> Table:
+    columns = ["unseen text", "tokens", "perplexity base", "aligned", "change", "KL (nats)", "agreement"]
+    rows = [
+        [
+            row["text"],
+            f"{row['tokens']:,}",
+            number(row["base_perplexity"], 3),
+            number(row["aligned_perplexity"], 3),
+            signed_percent(row["change"]),
+            number(row["kl"], 4),
+            percent(row["agreement"]),
+        ]
+        for row in drifts
+    ]
+    return Table("Language-model drift", columns, rows)
+
+
+def _geometry_table(measured: dict) -> Table:
+    sides = _sides(measured)
+    rows = [[name, *(number(measured[side][key], digits) for side in sides)] for name, key, digits in _MEASURES]
+    sizes = f"{many(measured['sentences'], 'sentence')}, {many(measured['positives'], 'positive pair')}"
+    return Table(f"Geometry, {measured['task']}: {sizes}", ["", *sides], rows)
+
+
+def _key_token_table(measured: dict) -> Table:
+    sides = _sides(measured)
+    fractions = {
+        "words of the sentence among them": "share_by_word",
+        "tokens of the sentence among them": "share_by_id",
+        "sentences with a word among them": "hit_by_word",
+        "sentences with a token among them": "hit_by_id",
+    }
+    rows = [[name, *(percent(measured[side][key]) for side in sides)] for name, key in fractions.items()]
+    rows.append(["entropy (nats)", *(number(measured[side]["entropy"], 2) for side in sides)])
+    title = f"Key tokens, {measured['task']}: top {measured['top']} of {many(measured['sentences'], 'sentence')}"
+    return Table(title, ["", *sides], rows)
+
+
+def _cost_rows(report: dict) -> list[list[str]]:
     rows = []
-    if training:
+    if training := report.get("training"):
         steps = f"{training['steps']} (best at {training['best_step']})"
         rows += [["triplets trained on", f"{training['used']:,}"], ["steps", steps]]
-    if seconds:
-        total, spent, rest = (number(seconds[k] / 60, 1) for k in ("total", "training", "evaluation"))
+    if seconds := report.get("seconds"):
+        total, spent, rest = (number(seconds[key] / 60, 1) for key in ("total", "training", "evaluation"))
         rows += [["minutes (training, evaluation)", f"{total} ({spent}, {rest})"]]
     if report.get("peak_memory_gib"):
         rows += [["peak memory (GiB)", number(report["peak_memory_gib"], 2)]]
     return rows
 
 
-def page(report: dict, history: Sequence[dict]) -> str:
-    """The whole HTML page: no script, no request, readable on a phone, in the dark and on paper."""
-    parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{_summary(report)}</p>"]
-    parts += [html_table(*table) for table in tables(report)]
-    if report.get("notes"):
-        parts.append(html_notes(report["notes"]))
-    parts += _pictures(report, history)
-    if report.get("table"):
-        parts += html_parts(report["table"])
-    parts += key_token_examples(report)
-    if report.get("generations"):
-        parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
-    for answer in report.get("generations") or []:
-        parts.append(
-            f"<p><b>{escape(answer['prompt'])}</b></p><div class=answers>"
-            f"<div><b>base</b>{escape(answer['base'])}</div><div><b>aligned</b>{escape(answer['aligned'])}</div></div>"
-        )
-    parts.append(html_glossary(_GLOSSARY | space_words(report)))
-    details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
-    text = json.dumps(finite(details), indent=2, ensure_ascii=False)
-    parts.append(f"<details><summary>Configuration, versions and machine</summary><pre>{escape(text)}</pre></details>")
-    return html_page("sempa report", parts)
-
-
 def _summary(report: dict) -> str:
-    training, seconds = report.get("training") or {}, report.get("seconds") or {}
     text = "Sentence-level preference alignment (SemPA)"
-    if training:
+    if training := report.get("training"):
         text += f" on {training['used']:,} triplets ({training['source']}), {training['steps']} steps"
-    if seconds:
+    if seconds := report.get("seconds"):
         text += f", {number(seconds['total'] / 60, 1)} minutes in all"
     text += "."
     for row in report.get("sts") or []:
         text += f" {row['task']}: {number(row['base'], 1)} → {number(row['aligned'], 1)}."
     for row in report.get("retention") or []:
-        text += f" Perplexity on {row['text']}: {share(row['change'], signed=True)}."
-    return escape(text)
+        text += f" Perplexity on {row['text']}: {signed_percent(row['change'])}."
+    return text
 
 
 def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
     if not plots.available():
-        return [NO_PICTURES]
-    report = finite(report)
+        return [html_notes([NO_PICTURES])]
     drawn = []
-    if report.get("sts"):
-        drawn.append(("small", plots.bars(report["sts"]), "Each pair of bars is one task, before and after training."))
-    points = report.get("scatter")
-    if points and points.get("gold"):
-        caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
-        drawn.append(("", plots.scatter(points, report.get("sts") or []), caption))
-    if report.get("geometry"):
-        drawn += space_figures({**report, "cosines": [points] if points else []})
     if any("loss" in record for record in history):
-        caption = "Training: the loss falls as the margin between chosen and rejected rewards grows."
-        drawn.append(("", plots.curves(list(map(finite, history))), caption))
-    beta = (report.get("config") or {}).get("beta")
-    if beta and any("ches" in record for record in history):
         caption = (
-            "Likelihood displacement: a chosen log-ratio that falls below 0 says that training makes the chosen "
-            "sentence less likely, too. The higher CHES, the more of the push against the rejected falls on the chosen."
+            "The loss falls as the margin between chosen and rejected rewards grows. A chosen reward below 0 says that "
+            "training makes the chosen sentence less likely, too; the higher CHES, the more of the push against the "
+            "rejected sentence falls on the chosen one (likelihood displacement, arXiv 2410.08847)."
         )
-        drawn.append(("", plots.displacement(list(map(finite, history)), beta), caption))
-    return ["<h2>Pictures</h2>", *(html_figure(*parts) for parts in drawn)] if drawn else []
+        drawn.append(html_figure(plots.curves(history), caption))
+    if points := report.get("scatter"):
+        caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
+        drawn.append(html_figure(plots.scatter(points), caption))
+    for measured in report.get("geometry") or []:
+        caption = (
+            "Near pairs and an even spread are wanted at once, down and to the left. The dotted line is the least "
+            f"uniformity in {measured['dimension']} dimensions."
+        )
+        drawn.append(html_figure(plots.plane(measured), caption, small=True))
+        caption = "The flatter the curve, the more dimensions carry the differences."
+        drawn.append(html_figure(plots.spectrum(measured), caption, small=True))
+    if report.get("topics"):
+        caption = "Six built-in sentences on each of six topics, on the two axes of their largest variance."
+        drawn.append(html_figure(plots.topics(report["topics"]), caption))
+    return drawn
 
 
-def _change(base: float | None, aligned: float | None) -> str:
-    if base is None or aligned is None or not math.isfinite(aligned - base):
-        return "n/a"
-    return f"{aligned - base:+.2f}"
+def _sides(measured: dict) -> list[str]:
+    return [side for side in ("base", "aligned") if side in measured]
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _joined(tokens: Sequence[str]) -> str:
+    # Blanks and line feeds are tokens too.
+    return " · ".join(token.strip() or repr(token) for token in tokens)

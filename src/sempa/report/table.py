@@ -1,71 +1,50 @@
-"""The table's figures for people and programs: terminal, Markdown, CSV, JSON, and one self-contained HTML page."""
+"""The similarity table in every form: terminal, Markdown, CSV, JSON, and one self-contained HTML page."""
 
 import csv
 import io
-import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from sempa.evaluation.sts import SETS
+from sempa.data.sts import SETS
 from sempa.io.files import write_atomic, write_json
 from sempa.report import plots
-from sempa.report.html import (
-    NO_PICTURES,
-    Table,
-    finite,
-    html_figure,
-    html_notes,
-    html_page,
-    html_table,
-    markdown_table,
-    number,
-    span,
-    text_table,
-)
+from sempa.report.html import html_details, html_figure, html_json, html_notes, html_page, html_table
+from sempa.report.run_report import NO_PICTURES
+from sempa.report.tables import Table, finite, interval_cell, markdown_table, number, signed, text_table
 
-PAPER = "arXiv 2601.05075"
-# The paper's main table: scores in the order of `sts.SETS` (test splits of STS-B and SICK-R), and the average.
-PUBLISHED = (
-    ("LLaMA2-7B mean pooling", (35.45, 53.62, 39.87, 54.68, 53.00, 41.52, 48.86), 46.71),
-    ("LLaMA2-7B Echo", (50.43, 73.77, 61.61, 73.21, 70.80, 68.67, 65.11), 66.23),
-    ("LLaMA2-7B PromptEOL", (58.81, 77.01, 66.34, 73.22, 73.56, 71.66, 69.64), 70.03),
-    ("LLaMA2-7B Contrastive Prompting", (63.34, 82.15, 71.73, 79.68, 77.23, 78.71, 74.04), 75.27),
-    ("LLaMA2-7B Token Prepending", (66.90, 83.12, 74.31, 79.87, 80.03, 80.67, 75.40), 77.19),
-    ("LLaMA2-7B SemPA", (68.77, 83.73, 74.73, 82.08, 77.48, 79.76, 77.26), 77.69),
-    ("LLaMA3-8B mean pooling", (), 48.19),
-    ("LLaMA3-8B Echo", (), 66.81),
-    ("LLaMA3-8B PromptEOL", (), 71.90),
-    ("LLaMA3-8B Contrastive Prompting", (), 73.24),
-    ("LLaMA3-8B Token Prepending", (), 75.34),
-    ("LLaMA3-8B SemPA", (), 78.10),
-)
+_PUBLISHED = Path(__file__).parent / "published.csv"
 
 
 def write_table(folder: Path, report: dict) -> None:
     """Write `table.json`, `table.csv`, `table.md` and `table.html` into `folder`, each atomically."""
-    quoted = [
-        {"label": label, "source": PAPER, "scores": scores, "average": mean} for label, scores, mean in _quoted(report)
-    ]
-    write_json(folder / "table.json", finite({**report, "quoted": quoted}))
+    write_json(folder / "table.json", finite({**report, "quoted": quoted_rows(report)}))
     write_atomic(folder / "table.csv", csv_text(report))
     write_atomic(folder / "table.md", markdown(report))
-    title = f"<h1>{escape(str(report['model']))}: sentence similarity</h1>"
-    write_atomic(folder / "table.html", html_page(f"sempa table: {report['model']}", [title, *html_parts(report)]))
+    write_atomic(folder / "table.html", page(report))
+
+
+def quoted_rows(report: dict) -> list[dict[str, str]]:
+    """The published rows beside a table of all seven sets: `method`, `source`, each set's score, and `average`.
+
+    Scores are text, as printed; one that its paper does not give is empty.
+    """
+    if tuple(task["name"].split()[0] for task in report["tasks"]) != SETS:
+        return []
+    with _PUBLISHED.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def terminal(report: dict) -> str:
     """The main table, the quoted rows and the notes as plain text; for a single set its details too."""
-    shown = [main_table(report), *quoted_table(report), *(detail_tables(report) if len(report["tasks"]) == 1 else [])]
+    shown = _main_tables(report) + (detail_tables(report) if len(report["tasks"]) == 1 else [])
     return "\n\n".join([*(text_table(*table) for table in shown), "\n".join(notes(report))])
 
 
 def markdown(report: dict) -> str:
     """All tables, details included, as Markdown."""
-    blocks = [markdown_table(*table) for table in (main_table(report), *quoted_table(report), *detail_tables(report))]
-    # The notes belong to the first two tables.
-    place = 1 + len(quoted_table(report))
-    blocks.insert(place, "\n".join(f"* {note}" for note in notes(report)))
+    blocks = [markdown_table(*table) for table in _main_tables(report)]
+    blocks.append("\n".join(f"* {note}" for note in notes(report)))
+    blocks += [markdown_table(*table) for table in detail_tables(report)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -86,27 +65,27 @@ def csv_text(report: dict) -> str:
         tested = (versus["difference"], *versus["interval"], versus["p"])
         values = [*(f["spearman"] for f in every), *(f["pearson"] for f in every), *ends]
         writer.writerow([row["label"], "measured", *values, *tested])
-    for label, scores, average in _quoted(report):
-        values = [*(scores or [""] * len(names)), average]
-        writer.writerow([label, f"quoted from {PAPER}", *values, *[""] * (len(header) - 2 - len(values))])
+    for row in quoted_rows(report):
+        values = [row["method"], f"quoted from {row['source']}", *(row[name] for name in (*SETS, "average"))]
+        writer.writerow(values + [""] * (len(header) - len(values)))
     return stream.getvalue()
 
 
-def html_parts(report: dict) -> list[str]:
-    """The table for a page: main and quoted rows, notes, picture, details."""
-    parts = [html_table(*table) for table in (main_table(report), *quoted_table(report))]
+def page(report: dict) -> str:
+    """The whole HTML page: main and quoted rows, notes, picture, details."""
+    parts = [f"<h1>{escape(str(report['model']))}: sentence similarity</h1>"]
+    parts += [html_table(*table) for table in _main_tables(report)]
     parts.append(html_notes(notes(report)))
     if plots.available():
         caption = "Average of each row" + (" with its 95 % interval" if report["resamples"] else "") + "."
-        parts.append(html_figure("small", _picture(report), caption))
+        parts.append(html_figure(_picture(report), caption, small=True))
     else:
-        parts.append(NO_PICTURES)
+        parts.append(html_notes([NO_PICTURES]))
     details = "".join(html_table(*table) for table in detail_tables(report))
-    parts.append(f"<details><summary>Each set: intervals, Pearson's r, sub-tasks</summary>{details}</details>")
+    parts.append(html_details("Each set: intervals, Pearson's r, sub-tasks", details))
     settings = {key: report.get(key) for key in ("settings", "base_source", "versions")}
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    parts.append(f"<details><summary>Settings and versions</summary><pre>{escape(text)}</pre></details>")
-    return parts
+    parts.append(html_details("Settings and versions", html_json(settings)))
+    return html_page(f"sempa table: {report['model']}", parts)
 
 
 def main_table(report: dict) -> Table:
@@ -117,73 +96,61 @@ def main_table(report: dict) -> Table:
     rows = []
     for row in report["rows"]:
         scores = [row["tasks"][name]["spearman"] for name in names] + ([row["average"]["spearman"]] if several else [])
-        tested = [span(row["average"]["spearman_interval"]), _p(row["average"])] if report["resamples"] else []
+        tested = [interval_cell(row["average"]["spearman_interval"]), _p(row["average"])] if report["resamples"] else []
         rows.append([row["label"], *(number(score, 2) for score in scores), *tested])
-    return f"{report['model']}: Spearman's ρ × 100", columns, rows
-
-
-def quoted_table(report: dict) -> list[Table]:
-    """The paper's own rows, where the table has all its sets; a list of one or none."""
-    rows = [
-        [label, *([number(score, 2) for score in scores] or [""] * len(SETS)), number(average, 2)]
-        for label, scores, average in _quoted(report)
-    ]
-    return [(f"Quoted from {PAPER}, not measured here", ["method", *SETS, "avg"], rows)] if rows else []
+    return Table(f"{report['model']}: Spearman's ρ × 100", columns, rows)
 
 
 def detail_tables(report: dict) -> list[Table]:
-    """For each set both correlations with intervals and the test against the baseline row, then its sub-tasks."""
-    made: list[Table] = []
+    """For each set both correlations, the interval and the test against the baseline row, then its sub-tasks."""
+    made = []
     for task in report["tasks"]:
-        columns = ["method", "Spearman", "95 %", "Pearson", "95 %", "difference", "95 %", "p"]
+        columns = ["method", "Spearman", "95 %", "Pearson", "difference", "95 %", "p"]
         rows = []
         for row in report["rows"]:
             figure = row["tasks"][task["name"]]
-            versus = figure.get("versus")
-            against = (
-                [f"{versus['difference']:+.2f}", span(versus["interval"], signed=True), _p(figure)]
-                if versus
-                else [""] * 3
-            )
-            rows.append(
-                [
-                    row["label"],
-                    number(figure["spearman"], 2),
-                    span(figure.get("spearman_interval")),
-                    number(figure["pearson"], 2),
-                    span(figure.get("pearson_interval")),
-                    *against,
-                ]
-            )
-        made.append((f"{task['name']}, {task['pairs']:,} pairs", columns, rows))
+            cells = [row["label"], number(figure["spearman"], 2), interval_cell(figure.get("spearman_interval"))]
+            cells.append(number(figure["pearson"], 2))
+            if versus := figure.get("versus"):
+                cells += [signed(versus["difference"]), interval_cell(versus["interval"], sign="+"), _p(figure)]
+            rows.append(cells + [""] * (len(columns) - len(cells)))
+        made.append(Table(f"{task['name']}, {task['pairs']:,} pairs", columns, rows))
         if task["subtasks"]:
-            made.append(_subtask_table(report["rows"], task))
+            made.append(_subtask_table(report, task))
     return made
 
 
 def notes(report: dict) -> list[str]:
     """What the tables' columns mean, and which pairs were left out."""
-    told = []
+    explained = []
     if report["resamples"]:
-        told.append(f"95 %: percentile interval of {report['resamples']:,} bootstrap draws of the pairs")
-        told.append(f"p: paired bootstrap test of the claim that the row beats {report['baseline']} without adapter")
-    if _quoted(report):
-        told.append(f"quoted rows: as printed in {PAPER}; STS-B and SICK are the test splits there")
-    return told + report["notes"]
+        explained.append(f"95 %: percentile interval of {report['resamples']:,} bootstrap draws of the pairs")
+        baseline = report["baseline"]
+        explained.append(f"p: paired bootstrap test of the claim that the row beats {baseline} without adapter")
+    if quoted_rows(report):
+        explained += [
+            "quoted rows: as published, on the test splits of STS-B and SICK",
+            "LLaMA3-8B: averages as printed, single sets read from the picture in the paper's repository",
+        ]
+    return explained + report["notes"]
 
 
-def _quoted(report: dict) -> Sequence[tuple[str, Sequence[float], float]]:
-    return PUBLISHED if tuple(task["name"].split()[0] for task in report["tasks"]) == SETS else ()
+def _main_tables(report: dict) -> list[Table]:
+    tables = [main_table(report)]
+    if quoted := quoted_rows(report):
+        rows = [[row["method"], row["source"], *(row[name] for name in SETS), row["average"]] for row in quoted]
+        tables.append(Table("Quoted, not measured here", ["method", "source", *SETS, "avg"], rows))
+    return tables
 
 
-def _subtask_table(rows: Sequence[dict], task: dict) -> Table:
-    names = list(task["subtasks"])
-    made = []
-    for row in rows:
-        scores = [pair and pair[0] for pair in row["subtasks"][task["name"]].values()]
+def _subtask_table(report: dict, task: dict) -> Table:
+    rows = []
+    for row in report["rows"]:
+        scores = [row["subtasks"][task["name"]][name] for name in task["subtasks"]]
         mean = None if None in scores else sum(scores) / len(scores)
-        made.append([row["label"], *(number(score, 2) for score in (*scores, mean))])
-    return f"{task['name']} by sub-task, Spearman's ρ × 100", ["method", *names, "mean"], made
+        rows.append([row["label"], *(number(score, 2) for score in (*scores, mean))])
+    columns = ["method", *task["subtasks"], "mean"]
+    return Table(f"{task['name']} by sub-task, Spearman's ρ × 100", columns, rows)
 
 
 def _picture(report: dict) -> str:

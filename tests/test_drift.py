@@ -11,19 +11,19 @@ from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
 from sempa.evaluation import drift as module
-from sempa.evaluation.drift import generate, generate_side_by_side, measure_retention
-from sempa.evaluation.eval_texts import Scored
+from sempa.evaluation.drift import generate, generate_side_by_side, measure_drift, token_drift
+from sempa.evaluation.eval_texts import EvalText, ScoredTokens
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.model.sampling import Sample
 
 SEQUENCES = [
-    Scored([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),
-    Scored([1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 5, 8]),
-    Scored([300, 7], [1]),
-    Scored([300, 7, 8], []),
-    Scored([11, 12, 13, 14, 15, 16], [5]),
+    ScoredTokens([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),
+    ScoredTokens([1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 5, 8]),
+    ScoredTokens([300, 7], [1]),
+    ScoredTokens([300, 7, 8], []),
+    ScoredTokens([11, 12, 13, 14, 15, 16], [5]),
 ]
 
 
@@ -56,7 +56,7 @@ def test_the_measures_equal_plain_float64_arithmetic_whatever_the_chunk_and_batc
 ):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(module, "BATCH_TOKENS", together)
-    measured = measure_retention(adapted, SEQUENCES, "text")
+    measured = token_drift(adapted, SEQUENCES, "text")
     base, aligned, kl, agreement, count = plain(adapted, SEQUENCES)
     assert measured.tokens == count == 10
     assert measured.base_perplexity == pytest.approx(torch.tensor(base).exp().item(), rel=1e-4)
@@ -69,13 +69,13 @@ def test_the_measures_equal_plain_float64_arithmetic_whatever_the_chunk_and_batc
 
 def test_an_adapter_that_does_nothing_has_no_kl_and_full_agreement(tiny_llama):
     add_lora(tiny_llama, 2, 4)
-    measured = measure_retention(tiny_llama, SEQUENCES, "text")
+    measured = token_drift(tiny_llama, SEQUENCES, "text")
     assert (measured.kl, measured.change, measured.agreement) == (0.0, 0.0, 1.0)
 
 
 def test_nothing_to_score_is_refused(tiny_llama):
     with pytest.raises(SempaError, match="notes: no token to score"):
-        measure_retention(tiny_llama, [Scored([3], [])], "notes")
+        token_drift(tiny_llama, [ScoredTokens([3], [])], "notes")
 
 
 def test_the_greedy_answer_is_that_of_transformers(adapted, tokenizer):
@@ -97,45 +97,53 @@ def test_generations_switch_the_adapter_off_for_the_base(adapted, tokenizer):
     assert first["base"] != first["aligned"]
 
 
-def test_what_is_kept_is_the_share_of_equal_tokens_before_the_first_difference(tiny_llama, tokenizer, monkeypatch):
+def test_the_unchanged_fraction_counts_equal_tokens_before_the_first_difference(tiny_llama, tokenizer, monkeypatch):
     def drawn(tokens):
         return [[Sample(tokens, torch.zeros(len(tokens)), "", False)]]
 
-    answers = {1: drawn([5, 6, 7, 8]), 0: drawn([5, 6, 9, 8, 8])}
-    monkeypatch.setattr(module, "sample", lambda base, prompts, reference_share, **_: answers[reference_share])
+    answers = iter([drawn([5, 6, 7, 8]), drawn([5, 6, 9, 8, 8])])
+    monkeypatch.setattr(module, "sample", lambda *_, **__: next(answers))
     (one,) = generate_side_by_side(BaseModel(tiny_llama, tokenizer, "tiny"), ["a"], 6)
-    assert one["kept"] == 0.5
+    assert one["unchanged"] == 0.5
 
 
-def test_an_adapter_that_does_nothing_keeps_every_greedy_token(tiny_llama, tokenizer):
+def test_an_adapter_that_does_nothing_leaves_every_greedy_token_unchanged(tiny_llama, tokenizer):
     add_lora(tiny_llama, 2, 4)
-    kept = generate_side_by_side(BaseModel(tiny_llama, tokenizer, "tiny"), ["a", "longer than that", "b c"], 6)
-    assert [one["kept"] for one in kept] == [1.0, 1.0, 1.0]
+    answers = generate_side_by_side(BaseModel(tiny_llama, tokenizer, "tiny"), ["a", "longer than that", "b c"], 6)
+    assert [answer["unchanged"] for answer in answers] == [1.0, 1.0, 1.0]
 
 
-def test_the_command_measures_texts_answers_and_choices(tiny_folder, tmp_path, capsys):
-    texts, asked, out = tmp_path / "a.jsonl", tmp_path / "q.jsonl", tmp_path / "out.json"
+def test_a_text_longer_than_the_window_is_scored_whole(adapted, tokenizer, monkeypatch):
+    base = BaseModel(adapted, tokenizer, "tiny")
+    text = EvalText(" ".join(["A man pets a dog."] * 30))
+    (whole,) = measure_drift(base, {"long": [text]})
+    monkeypatch.setattr(module, "LONGEST_WINDOW", 64)
+    (cut,) = measure_drift(base, {"long": [text]})
+    assert cut["tokens"] == whole["tokens"] > 200
+    # The later windows see less of the text.
+    assert cut["base_perplexity"] != pytest.approx(whole["base_perplexity"], rel=1e-3)
+
+
+def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
+    texts, out = tmp_path / "a.jsonl", tmp_path / "out.json"
     texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n" + json.dumps({"question": "a?", "answer": "b"}))
-    asked.write_text(json.dumps({"question": "A dog", "choices": ["is", "was"], "label": 1}))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("A man\n\nA dog\n")
     command = ["retention", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(_adapter(tmp_path))]
-    command += [str(texts), "--choices", str(asked), "--prompts", str(prompts), "--max-new-tokens", "4"]
+    command += [str(texts), "--prompts", str(prompts), "--max-new-tokens", "4"]
     assert main([*command, "--json", str(out)]) == 0
     shown = capsys.readouterr().out
-    for word in (str(texts), "KL (nats)", "kept to the first difference", "acc_norm base"):
+    for word in (str(texts), "KL (nats)", "unchanged before the first difference"):
         assert word in shown
     report = json.loads(out.read_text())
     assert report["retention"][0]["tokens"] == 8
     assert report["retention"][0]["kl"] > 0
-    assert report["greedy"]["prompts"] == 2
-    assert 0 <= report["greedy"]["same"] <= report["greedy"]["kept"] <= 1
-    assert report["choices"][0]["questions"] == 1
+    assert [answer["prompt"] for answer in report["greedy"]["answers"]] == ["A man", "A dog"]
+    assert 0 <= report["greedy"]["identical"] <= report["greedy"]["unchanged"] <= 1
     assert main([*command, "--limit", "1", "--json", str(out)]) == 0
-    assert json.loads(out.read_text())["greedy"]["prompts"] == 1
-    for words, message in ((["--limit", "0"], "limit: found 0"), (["--stride", "9999"], "stride: found 9999")):
-        assert main([*command, *words]) == 2
-        assert message in capsys.readouterr().err
+    assert len(json.loads(out.read_text())["greedy"]["answers"]) == 1
+    assert main([*command, "--limit", "0"]) == 2
+    assert "limit: found 0" in capsys.readouterr().err
 
 
 def _adapter(folder):

@@ -1,0 +1,261 @@
+"""Similarity benchmarks: sentence pairs with gold scores, read from the files in which they were published."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sempa.data.examples import ScoredPair
+from sempa.errors import SempaError
+from sempa.io.rows import Layout, many, numbered_lines, read_records
+
+SETS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK")
+"""The columns of the usual table."""
+SPLITS = ("train", "dev", "trial", "test")
+COLUMNS = ("sentence1", "sentence2", "score")
+
+_STSB, _SICK = SETS[-2:]
+_FILES = {
+    **{f"sts-{split}.csv": (_STSB, split) for split in ("train", "dev", "test")},
+    **{f"SICK_{split}.txt": (_SICK, split) for split in ("train", "trial", "test")},
+    # SICK's test split was first published without gold scores, under the plain name.
+    "SICK_test_annotated.txt": (_SICK, "test"),
+}
+_SICK_COLUMNS = ("sentence_A", "sentence_B", "relatedness_score")
+_STSB_WIDTH = 7
+# What the annotators were offered. A file of the user's own may use any scale.
+_STS_SCALE, _SICK_SCALE, _ANY_SCALE = (0.0, 5.0), (1.0, 5.0), (-np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class StsTask:
+    """One split of a benchmark: its pairs with gold scores.
+
+    `subtasks` names the sub-task of each pair and is empty where there are none. `notes` are sentences that say which
+    pairs were left out.
+    """
+
+    name: str
+    pairs: list[ScoredPair]
+    subtasks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def gold(self) -> np.ndarray:
+        """The gold scores, float64 `[pairs]`."""
+        return np.array([pair.score for pair in self.pairs], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a file before its score is read; `subtask` is empty where there are none."""
+
+    place: str
+    first: str
+    second: str
+    score: str
+    subtask: str = ""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a task is: a year's folder (`split` is empty) or a file."""
+
+    name: str
+    split: str
+    path: Path
+
+    @property
+    def task(self) -> str:
+        return f"{self.name} {self.split}".rstrip()
+
+
+def read_sts(
+    path: str | Path, splits: Sequence[str] = ("dev", "trial", "test"), columns: Sequence[str] = COLUMNS
+) -> list[StsTask]:
+    """The tasks in a folder or a file, in the order of the usual table (STS12–16, STS-B, SICK).
+
+    A folder holds, itself or up to two levels down, the benchmarks as they were published: `STS.input.*.txt` with
+    `STS.gs.*.txt` (one year of STS12–16), `sts-{train,dev,test}.csv` (STS-B), `SICK_{train,trial,test}.txt`. A file is
+    one of the latter two, or a table or JSON-lines file with two sentences and a score in `columns`.
+
+    Of STS-B and SICK only `splits` are read. Pairs without a gold score, or with
+    one off the benchmark's scale, are left out; the task's `notes` count them.
+
+    Raises `SempaError` when nothing is found, and for rows of the wrong width, scores that are not numbers, inputs and
+    gold scores of different length, empty sentences, the same task twice, and tasks of fewer than two scored pairs.
+    """
+    path = Path(path)
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise SempaError(f"unknown split '{unknown[0]}', expected some of {', '.join(SPLITS)}")
+    if not path.is_dir():
+        return _read_file(path, splits, columns)
+    found = _sources(path)
+    chosen = [source for source in found if source.split in ("", *splits)]
+    if not chosen:
+        raise SempaError(
+            f"{path}: no STS task found (splits: {', '.join(splits)}; {_there(found)}), expected folders STS12 to "
+            f"STS16 with STS.input.*.txt and STS.gs.*.txt, or some of {', '.join(_FILES)}"
+        )
+    return [_read_source(source) for source in chosen]
+
+
+def select_tasks(path: str | Path, names: Sequence[str], splits: Sequence[str]) -> list[StsTask]:
+    """The tasks of a folder under `names` (some of `SETS`), one each, in the order of the names.
+
+    Raises `SempaError` as `read_sts` does, and unless the folder holds exactly one task for each name.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise SempaError(f"{path}: no such folder, expected one that holds {', '.join(names)}")
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise SempaError(f"sets: {twins[0]} is there twice, expected each once")
+    found, chosen = _sources(path), []
+    for name in names:
+        matches = [source for source in found if source.name == name and source.split in ("", *splits)]
+        if len(matches) != 1:
+            raise SempaError(
+                f"{path}: {many(len(matches), 'task')} for {name} (splits: {', '.join(splits)}; {_there(found)}), "
+                "expected one"
+            )
+        chosen += matches
+    return [_read_source(source) for source in chosen]
+
+
+def development_task(path: str | Path) -> StsTask:
+    """The task that a training run may choose its checkpoint by: STS-B's or SICK's development split, else the first.
+
+    Its `notes` also name the tasks beside it. Raises `SempaError` as `read_sts` does.
+    """
+    tasks = read_sts(path, ("dev", "trial"))
+    chosen = next((task for task in tasks if task.name.endswith((" dev", " trial"))), tasks[0])
+    others = ", ".join(task.name for task in tasks if task is not chosen)
+    if not others:
+        return chosen
+    return replace(chosen, notes=[*chosen.notes, f"{path}: only {chosen.name} is used here, not {others}"])
+
+
+def sample_task(task: StsTask, count: int, seed: int = 0) -> StsTask:
+    """`count` of the task's pairs, drawn by `seed`, in their own order; the task itself where it has no more."""
+    if count >= len(task.pairs):
+        return task
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(task.pairs))[:count])
+    return replace(
+        task,
+        pairs=[task.pairs[i] for i in drawn],
+        subtasks=[task.subtasks[i] for i in drawn] if task.subtasks else [],
+        notes=[f"{task.name}: a sample of {count:,} of its {len(task.pairs):,} scored pairs", *task.notes],
+    )
+
+
+def _sources(path: Path) -> list[_Source]:
+    found: dict[str, _Source] = {}
+    inner = (folder for depth in ("*", "*/*") for folder in sorted(path.glob(depth)) if folder.is_dir())
+    for folder in (path, *inner):
+        here = []
+        if any(folder.glob("STS.input.*.txt")):
+            name = folder.resolve().name
+            year = re.search(r"STS1[2-6]", name)
+            here.append(_Source(year.group() if year else name, "", folder))
+        here += [_Source(*task, folder / file) for file, task in _FILES.items() if (folder / file).is_file()]
+        if (folder / "SICK_test_annotated.txt").is_file():
+            here = [source for source in here if source.path.name != "SICK_test.txt"]
+        for source in here:
+            if twin := found.get(source.task):
+                raise SempaError(f"{path}: {source.task} is there twice, {twin.path} and {source.path}")
+            found[source.task] = source
+    places = {name: place for place, name in enumerate(SETS)}
+    return sorted(found.values(), key=lambda s: (places.get(s.name, len(SETS)), s.name, ("", *SPLITS).index(s.split)))
+
+
+def _there(found: Sequence[_Source]) -> str:
+    return f"found {', '.join(source.task for source in found) or 'none'}"
+
+
+def _read_source(source: _Source) -> StsTask:
+    if not source.split:
+        return _make_task(source.task, source.path, _year_rows(source.path), _STS_SCALE)
+    if source.name == _STSB:
+        return _make_task(source.task, source.path, _stsb_rows(source.path), _STS_SCALE)
+    return _make_task(source.task, source.path, _record_rows(source.path, _SICK_COLUMNS), _SICK_SCALE)
+
+
+def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
+    if file.name in _FILES:
+        source = _Source(*_FILES[file.name], file)
+        if source.split not in splits:
+            raise SempaError(f"{file}: is the split {source.split}, asked for {', '.join(splits)}")
+        return [_read_source(source)]
+    return [_make_task(file.name.split(".")[0], file, _record_rows(file, columns), _ANY_SCALE)]
+
+
+def _make_task(name: str, source: Path, rows: Iterable[_Row], scale: tuple[float, float]) -> StsTask:
+    pairs, subtasks, unscored, off_scale = [], [], 0, []
+    for row in rows:
+        if not row.score.strip():
+            unscored += 1
+            continue
+        score = _number(row)
+        if not (row.first.strip() and row.second.strip()):
+            raise SempaError(f"{row.place}: an empty sentence, expected two sentences")
+        if not scale[0] <= score <= scale[1]:
+            off_scale.append(f"{row.place}: {score:g}, expected {scale[0]:g} to {scale[1]:g}")
+            continue
+        pairs.append(ScoredPair(row.first.strip(), row.second.strip(), score))
+        subtasks.append(row.subtask)
+    if len(pairs) < 2:
+        raise SempaError(f"{source}: {many(len(pairs), 'scored pair')}, expected at least 2")
+    notes = []
+    if unscored:
+        notes.append(f"{name}: {many(unscored, 'pair')} without a gold score left out")
+    if off_scale:
+        odd = many(len(off_scale), "pair")
+        notes.append(f"{name}: {odd} with a gold score off the scale left out, first {off_scale[0]}")
+    return StsTask(name, pairs, subtasks if any(subtasks) else [], notes)
+
+
+def _number(row: _Row) -> float:
+    try:
+        score = float(row.score)
+    except ValueError:
+        score = np.nan
+    if not np.isfinite(score):
+        raise SempaError(f"{row.place}: score '{row.score.strip():.40}', expected a number")
+    return score
+
+
+def _year_rows(folder: Path) -> Iterator[_Row]:
+    for file in sorted(folder.glob("STS.input.*.txt")):
+        gold = file.with_name(file.name.replace("STS.input.", "STS.gs."))
+        inputs, scores = (list(numbered_lines(part)) for part in (file, gold))
+        if len(inputs) != len(scores):
+            raise SempaError(f"{file}: {len(inputs)} pairs, but {gold.name} has {len(scores)} scores")
+        subtask = file.name.removeprefix("STS.input.").removesuffix(".txt")
+        for (line, text), (_, score) in zip(inputs, scores):
+            place = f"{file}:{line}"
+            yield _Row(place, *_split_tabs(place, text, 2, 2), score, subtask)
+
+
+def _stsb_rows(file: Path) -> Iterator[_Row]:
+    for line, text in numbered_lines(file):
+        place = f"{file}:{line}"
+        # Some rows name the sources of the two sentences in two more columns.
+        columns = _split_tabs(place, text, _STSB_WIDTH, _STSB_WIDTH + 2)
+        yield _Row(place, columns[5], columns[6], columns[4])
+
+
+def _split_tabs(place: str, text: str, least: int, most: int) -> list[str]:
+    columns = text.split("\t")
+    if not least <= len(columns) <= most:
+        raise SempaError(f"{place}: {len(columns)} tab-separated columns, expected {least}")
+    return columns
+
+
+def _record_rows(file: Path, columns: Sequence[str]) -> Iterator[_Row]:
+    for line, values in read_records(file, (Layout(tuple(columns), tabs_quote=False),))[1]:
+        place = f"{file}:{line}"
+        if isinstance(values, str):
+            raise SempaError(f"{place}: {values}")
+        yield _Row(place, *values)
