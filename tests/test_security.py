@@ -273,9 +273,9 @@ def test_yaml_builds_no_objects(mark, tmp_path):
         "model: !!python/name:os.system",
     ):
         (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(SempaError, match="c.yaml: model is .*, expected (text|a name)"):
+        with pytest.raises(SempaError, match=r"c.yaml: model is .*, expected (text|a name)"):
             load_config(tmp_path / "c.yaml")
-        with pytest.raises(SempaError, match="command line: beta is '!!python.*, expected a number"):
+        with pytest.raises(SempaError, match=r"command line: beta is '!!python.*, expected a number"):
             load_config(ROOT / "experiments" / "paper_llama2_7b.yaml", [text.replace("model: ", "beta=", 1)])
 
 

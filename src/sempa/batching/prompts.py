@@ -1,5 +1,7 @@
 """From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding."""
 
+import datetime
+import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +9,21 @@ from dataclasses import dataclass, replace
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from sempa.batching.tokens import as_text, begin_of_text, common_prefix, control_tokens, encode_texts
 from sempa.data.examples import Triplet
 from sempa.errors import SempaError
 
 SYSTEM = "You are a helpful assistant"
 PARAPHRASE = 'Keep the same meaning of this sentence: "{sentence}", while making some changes.'
 EOL_PREFIX, EOL_SUFFIX = 'This sentence : "', '" means in one word:"'
+# Templates that write today's date write this one: a run that is resumed tomorrow is the same run, and a figure does
+# not depend on the day.
+TODAY = datetime.date(2025, 1, 1)
+_DATE_CODES = ("-d", "-m", *"aAbBdmyYjHMSIp")
+_FIXED_DATE = "".join(f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in _DATE_CODES)
+_FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED_DATE} }}}}{{%- endmacro -%}}"
+# Models that can think before they answer are asked to answer at once; templates without the switch ignore it.
+_NO_THINKING = {"enable_thinking": False, "thinking": False}
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,19 @@ def encode_responses(
 ) -> Preference:
     """Token ids of the paraphrase prompt and of its answers, best first (SemPA § 3, appendix prompt).
 
-    The boundary is exact: each answer's ids are the rendering of the whole conversation minus the prompt's ids, so the
-    end-of-turn token is part of the answer. Where a tokenizer merges across the boundary, the merged token belongs
-    to the answer. Raises `SempaError` if the template leaves no boundary to find.
+    The boundary is exact: an answer's ids are those of the whole conversation from the answer's text on, so the end of
+    turn belongs to the answer, and a template's empty block of thoughts to the prompt. Where a tokenizer merges across
+    the boundary, the merged token belongs to the answer. Warns of a template without an end of turn; raises
+    `SempaError` for one that changes a text or leaves no boundary to find.
     """
     user = PARAPHRASE.format(sentence=sentence)
-    prompt = render_prompt(tokenizer, user)
     wholes = [render_conversation(tokenizer, user, response) for response in responses]
-    # What the template puts behind an answer (some templates strip the answer's own blanks).
-    closing = wholes[0].rpartition(responses[0].strip())[2]
+    prompt, closing = _split(tokenizer, render_prompt(tokenizer, user), wholes[0], responses[0])
+    if not control_tokens(tokenizer).search(closing):
+        warnings.warn(
+            "chat template: puts no end-of-turn token behind an answer, so training cannot teach where to stop",
+            stacklevel=2,
+        )
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     if shared == 0:
@@ -74,24 +89,89 @@ def encode_responses(
     return Preference(array("i", whole_ids[0][:shared]), answers, line, min(ends), sentence=sentence)
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token by which the template ends an answer; None where it has none, or cannot be rendered."""
+    try:
+        whole, prompt = render_conversation(tokenizer, "Hello.", "Hi."), render_prompt(tokenizer, "Hello.")
+    except SempaError:
+        return None
+    found = control_tokens(tokenizer).search(_split(tokenizer, prompt, whole, "Hi.")[1])
+    return tokenizer.convert_tokens_to_ids(found[0].strip()) if found else None
+
+
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """The conversation up to where the assistant begins to answer (without a template: the text and a line feed)."""
     if tokenizer.chat_template is None:
-        return f"{begin_of_text(tokenizer)}{user}\n"
-    return _render(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
+        return f"{begin_of_text(tokenizer)}{as_text(tokenizer, user)}\n"
+    return _render_with_system(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
 
 
 def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
     """The whole conversation, end-of-turn token included."""
     if tokenizer.chat_template is None:
-        return f"{begin_of_text(tokenizer)}{user}\n{assistant}{tokenizer.eos_token or ''}"
+        texts = f"{as_text(tokenizer, user)}\n{as_text(tokenizer, assistant)}"
+        return f"{begin_of_text(tokenizer)}{texts}{tokenizer.eos_token or ''}"
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return _render(tokenizer, messages, add_generation_prompt=False)
+    return _render_with_system(tokenizer, messages, add_generation_prompt=False)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that already hold their special tokens."""
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    """The tokenizer's chat template on `role` and `content` of each turn, for `encode_texts`.
+
+    Thinking is off, today is `TODAY`, and control tokens in a content are text. Raises `SempaError` when the template
+    fails or does not write a user's or an assistant's content as it is.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+    turns = [{**message, "content": as_text(tokenizer, message["content"])} for message in messages]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            turns,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **_NO_THINKING,
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise SempaError(f"chat template: cannot be rendered: {error}") from error
+    for turn in turns:
+        if turn["role"] != "system" and turn["content"].strip() not in rendered:
+            raise SempaError(
+                f"chat template: does not write what the {turn['role']} says as it is; expected one that takes a "
+                "content as text (not as a list of parts), leaves no turn out and escapes nothing"
+            )
+    return rendered
+
+
+def _render_with_system(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    system = {"role": "system", "content": SYSTEM}
+    try:
+        return render_messages(tokenizer, [system, *messages], add_generation_prompt=add_generation_prompt)
+    except SempaError as error:
+        # Gemma's and the first Mistral templates refuse a system turn.
+        if not isinstance(error.__cause__, TemplateError):
+            raise
+    return render_messages(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, answer: str) -> tuple[str, str]:
+    """What stands before and behind the answer in a conversation that begins, mostly, as `prompt` does."""
+    # Some templates strip the answer's own blanks.
+    answer = as_text(tokenizer, answer).strip()
+    begin = whole.find(answer, common_prefix(prompt, whole))
+    begin = begin if begin >= 0 else whole.rfind(answer)
+    return whole[:begin], whole[begin + len(answer) :]
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
+    begin = begin_of_text(tokenizer)
+    return encode_texts(tokenizer, [begin + as_text(tokenizer, text) for text in texts])
 
 
 def clean_sentence(sentence: str) -> str:
@@ -114,35 +194,3 @@ def encode_one_word(
     `prefix` is what stands before the sentence, its opening quote included.
     """
     return encode_plain(tokenizer, [f"{prefix}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
-
-
-def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
-    return encode_texts(tokenizer, [begin_of_text(tokenizer) + text for text in texts])
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading token ids two sequences share."""
-    length = min(len(first), len(second))
-    return next((i for i in range(length) if first[i] != second[i]), length)
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    try:
-        return tokenizer.apply_chat_template([{"role": "system", "content": SYSTEM}, *messages], **options)
-    except TemplateError:
-        # Gemma's and the first Mistral templates refuse a system turn.
-        pass
-    except (TypeError, ValueError) as error:
-        raise SempaError(f"chat template: cannot be rendered: {error}") from error
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise SempaError(f"chat template: cannot be rendered: {error}") from error
-
-
-def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""

@@ -15,10 +15,9 @@ from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.export.model_card import model_card
-from sempa.io.files import replace_folder, write_atomic, write_json
+from sempa.io.files import check_output, replace_folder, write_atomic, write_json
 from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
-from sempa.model.forward import context_length
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
 
@@ -68,16 +67,10 @@ def _export(model: str, adapter: Path, output: Path, dtype: str, *, for_sentence
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     if output.exists() or output.is_symlink():
         raise SempaError(f"output {output}: exists already; give a folder that does not")
+    check_output(output, folder=True)
     folder = adapter_folder(adapter)
     base = merged_base(model, folder, dtype)
-    card = model_card(
-        output.name,
-        model,
-        folder,
-        dtype,
-        context_length(base.model),
-        for_sentence_transformers=for_sentence_transformers,
-    )
+    card = model_card(output.name, model, folder, base, for_sentence_transformers=for_sentence_transformers)
 
     def write(temporary: Path) -> None:
         with quiet():
@@ -123,7 +116,14 @@ def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
     """The files by which sentence-transformers knows modules, template, pooling and similarity."""
     package = "sentence_transformers"
     read = {"method": "forward", "method_output_name": "last_hidden_state"}
-    text: dict[str, str] = {"padding_side": "right"}
+    text: dict[str, object] = {"padding_side": "right"}
+    template: dict[str, object] = {"chat_template": sentence_template(base.tokenizer)}
+    # A control token in a sentence is text. Where the prompt itself begins with one, only the newer option can do that,
+    # which tokenizes the text on either side by itself.
+    if begin_of_text(base.tokenizer):
+        template["sanitize_control_tokens"] = True
+    else:
+        text["split_special_tokens"] = True
     if base.tokenizer.pad_token is None:
         # Any token will do: padding on the right is never seen.
         base.tokenizer.pad_token = base.tokenizer.eos_token
@@ -139,10 +139,7 @@ def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
             "transformer_task": "feature-extraction",
             "modality_config": {"text": read, "message": {**read, "format": "flat"}},
             "module_output_name": "token_embeddings",
-            "processing_kwargs": {
-                "text": text,
-                "chat_template": {"chat_template": sentence_template(base.tokenizer)},
-            },
+            "processing_kwargs": {"text": text, "chat_template": template},
         },
     )
     dimension = base.model.get_output_embeddings().weight.shape[1]

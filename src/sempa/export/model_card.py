@@ -1,19 +1,23 @@
 """The README.md of an exported model: what it is, how to use it, what was measured, on what, and what it cannot do."""
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
 
 from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
+from sempa.batching.tokens import begin_of_text
 from sempa.model.adapter_files import read_adapter
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 from sempa.report.run_report import tables
 from sempa.report.tables import markdown_table
 
 PAPER = "https://arxiv.org/abs/2601.05075"
-# Settings of one machine.
-_NOT_TOLD = ("model", "device", "output")
+# Settings that say something of one machine only.
+_OF_ONE_MACHINE = ("model", "device", "output")
 _USE_MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,14 +36,12 @@ vectors = model.encode(["A man plays a guitar.", "Someone makes music."], normal
 print(vectors[0] @ vectors[1])"""
 
 
-def model_card(
-    name: str, base: str, adapter: Path, dtype: str, context: int | None, *, for_sentence_transformers: bool
-) -> str:
+def model_card(name: str, model: str, adapter: Path, merged: BaseModel, *, for_sentence_transformers: bool) -> str:
     """The card as Markdown with its YAML head; figures come from the `report.json` of the run that holds the adapter.
 
-    `name` is the exported folder's name, `base` the base model's, `context` the most tokens it reads at once.
+    `name` is the exported folder's name, `model` the base model's, `merged` what is exported.
     """
-    report = _report(adapter)
+    report, dtype = _report(adapter), str(merged.model.dtype).removeprefix("torch.")
     settings, _ = read_adapter(adapter)
     library = "sentence-transformers" if for_sentence_transformers else "transformers"
     head: dict[str, object] = {
@@ -47,21 +49,21 @@ def model_card(
         "pipeline_tag": "sentence-similarity" if for_sentence_transformers else "text-generation",
         "tags": ["sempa", "sentence-similarity", "feature-extraction", "dpo", "lora"],
     }
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists():
-        head["base_model"] = base
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists():
+        head["base_model"] = model
     usage = (_USE_SENTENCE_TRANSFORMERS if for_sentence_transformers else _USE_MERGED).format(name=name)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
-        f"{Path(report.get('model', base)).name} aligned by SemPA ([arXiv 2601.05075]({PAPER})), the adapter merged: a "
-        "language model that still answers through its chat template, and whose hidden state behind a one-word prompt "
-        f"is a sentence embedding. Written by sempa {__version__}, weights in {dtype}.",
+        f"{Path(report.get('model', model)).name} aligned by SemPA ([arXiv 2601.05075]({PAPER})), with the adapter "
+        "merged: a language model that still answers through its chat template, and whose hidden state behind a "
+        f"one-word prompt is a sentence embedding. Written by sempa {__version__}, weights in {dtype}.",
         f"## Use\n\n```python\n{usage}\n```",
         f"An embedding is the last layer's hidden state at the last token of `{EOL_PREFIX}…{EOL_SUFFIX}`; compare two "
         "by their cosine.",
         _measured(report),
         _trained(report, settings),
-        _limits(report, context, for_sentence_transformers),
+        _limits(report, merged, for_sentence_transformers),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -91,21 +93,21 @@ def _machine(report: dict) -> str:
 def _trained(report: dict, settings: dict) -> str:
     training, config = report.get("training") or {}, report.get("config") or {}
     # Of a path, the file's name only.
-    rows = [[key, Path(str(value)).name] for key, value in config.items() if key not in _NOT_TOLD and value != ""]
+    rows = [[key, Path(str(value)).name] for key, value in config.items() if key not in _OF_ONE_MACHINE and value != ""]
     if not rows:
         rows = [["LoRA rank", str(settings["r"])], ["LoRA alpha", f"{settings['lora_alpha']:g}"]]
-    told = "Unknown: no report lay beside the adapter."
+    data = "Unknown: no report lay beside the adapter."
     if training:
         source = Path(training["source"]).name
-        told = (
+        data = (
             f"{training['used']:,} preference triplets (sentence, entailment, contradiction) from {source}, "
             f"{training['held_out']:,} held out, {training['steps']:,} steps, the adapter of step "
             f"{training['best_step']:,} kept."
         )
-    return f"## Training data and settings\n\n{told}\n\n" + markdown_table("", ["setting", "value"], rows)
+    return f"## Training data and settings\n\n{data}\n\n" + markdown_table("", ["setting", "value"], rows)
 
 
-def _limits(report: dict, context: int | None, for_sentence_transformers: bool) -> str:
+def _limits(report: dict, merged: BaseModel, for_sentence_transformers: bool) -> str:
     limits = [
         "The figures above are of this run's data; for your own, measure on your own.",
         "Similarity is that of meaning as natural-language inference has it, learnt from pairs in the language of the "
@@ -114,10 +116,25 @@ def _limits(report: dict, context: int | None, for_sentence_transformers: bool) 
         "becomes a full stop, and double quotes become single ones: what differs in these alone is embedded alike.",
         "What the base model gets wrong, and what its licence forbids, holds for this one too.",
     ]
-    if context:
+    if (context := context_length(merged.model)) < sys.maxsize:
         cut = " (the sentence is cut, the prompt's end kept)" if for_sentence_transformers else ""
         limits.append(f"Prompt and sentence together may have {context:,} tokens{cut}.")
+    limits.append(_control_tokens(merged, for_sentence_transformers))
     if changes := [row for row in report.get("retention") or [] if row.get("change") is not None]:
         worst = max(changes, key=lambda row: row["change"])
         limits.append(f"Language modelling changed: perplexity on {worst['text']} by {100 * worst['change']:+.1f} %.")
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
+
+
+def _control_tokens(merged: BaseModel, for_sentence_transformers: bool) -> str:
+    example = merged.tokenizer.eos_token or merged.tokenizer.bos_token
+    if not for_sentence_transformers:
+        return (
+            f"Other tools read a control token in a text, such as `{example}`, as that token; sempa reads it as text."
+        )
+    if begin_of_text(merged.tokenizer):
+        return (
+            f"`{example}` and its like in a sentence are read as text by transformers 5.23 or later; the text around "
+            "them may be cut into other tokens than by sempa."
+        )
+    return f"`{example}` and its like in a sentence are read as text."

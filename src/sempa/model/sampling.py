@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.batching.prompts import encode_texts, end_of_turn, render_prompt
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
@@ -109,9 +109,9 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_
 
 
 def end_tokens(base: BaseModel) -> list[int]:
-    """The token ids that end a turn: all that generation config, model config or tokenizer call an end."""
+    """The token ids that end a turn: all that generation config, model config, tokenizer or template call an end."""
     places = (base.model.generation_config, base.model.config.get_text_config(), base.tokenizer)
-    named = [getattr(place, "eos_token_id", None) for place in places]
+    named = [end_of_turn(base.tokenizer), *(getattr(place, "eos_token_id", None) for place in places)]
     return sorted({token for end in named if end is not None for token in ([end] if isinstance(end, int) else end)})
 
 
