@@ -268,12 +268,12 @@ def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tm
 
 
 def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path, tokenizer, monkeypatch):
-    from sempa.model import base as models
+    from sempa.model import forward
 
     def deaf(module, query, key, value, mask, scaling=None, prefix_groups=None, **options):
-        return models.sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
+        return forward.sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
 
-    monkeypatch.setitem(models.AttentionInterface._global_mapping, "sempa", deaf)
+    monkeypatch.setitem(forward.AttentionInterface._global_mapping, "sempa", deaf)
     base = saved_model(ARCHITECTURES["Llama"], tmp_path, tokenizer)
     assert not base.model.takes_block_mask
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()

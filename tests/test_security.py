@@ -16,10 +16,9 @@ from conftest import make_llama, tiny_texts
 from test_report import HISTORY, example
 
 from sempa import SempaError
-from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_triplet
 from sempa.cli import main
-from sempa.config import _StrictLoader, load_config
+from sempa.config import _TextLoader, load_config
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import read_vectors
@@ -28,7 +27,7 @@ from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora
 from sempa.report.run_report import page
-from sempa.training.reference import Reference
+from sempa.training.base_samples import sample_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for name in ("src", "losses", "kernels", "experiments") for path in (ROOT / name).rglob("*.py"))
@@ -107,11 +106,13 @@ def test_arrays_are_read_and_written_without_pickle():
     assert not found(unsafe)
 
 
-def test_yaml_is_read_by_safe_loaders_only():
-    assert issubclass(_StrictLoader, yaml.SafeLoader)
+def test_yaml_is_read_as_text_only():
+    """The base loader builds texts, lists and mappings, whatever a tag asks for."""
+    assert issubclass(_TextLoader, yaml.BaseLoader)
+    assert not _TextLoader.yaml_constructors
 
     def unsafe(name, keywords, node):
-        return name == "yaml.load" and ast.unparse(node.args[1]) != "_StrictLoader"
+        return name == "yaml.load" and ast.unparse(node.args[1]) != "_TextLoader"
 
     assert not found(unsafe)
 
@@ -227,19 +228,14 @@ def test_a_chat_template_cannot_reach_python_and_its_failure_is_a_sentence(token
         encode_triplet(tokenizer, triplets[0])
 
 
-def test_a_poisoned_reference_cache_is_computed_anew(poisons, tiny_folder, tokenizer, triplets):
+def test_poisoned_samples_of_the_base_are_drawn_anew(poisons, tiny_folder, few_samples, tmp_path, monkeypatch):
+    monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path)
     base = load_base(str(tiny_folder), "float32", "cpu")
-    add_lora(base.model, 2, 4)
-    rows = pack_preferences([encode_triplet(tokenizer, triplet) for triplet in triplets[:2]], range(2), 1024)
-    whole = Reference(base, rows, 2)
-    expected = whole(rows[0])
+    expected = sample_texts(base)
+    (cached,) = tmp_path.rglob("*.safetensors")
     for poison in poisons:
-        whole.path.parent.mkdir(parents=True, exist_ok=True)
-        whole.path.write_bytes(poison)
-        again = Reference(base, rows, 2)
-        assert again.logprobs.isnan().all()
-        assert torch.equal(again(rows[0]), expected)
-    whole.path.unlink()
+        cached.write_bytes(poison)
+        assert sample_texts(base) == expected
 
 
 def test_poisoned_vectors_and_shards_are_refused(poisons, tiny_folder, tmp_path):
@@ -275,7 +271,7 @@ def test_yaml_builds_no_objects(mark, tmp_path):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(SempaError, match=r"c.yaml: model is .*, expected (text|a name)"):
             load_config(tmp_path / "c.yaml")
-        with pytest.raises(SempaError, match=r"command line: beta is '!!python.*, expected a number"):
+        with pytest.raises(SempaError, match=r"command line: beta is .!!python.*, expected a number"):
             load_config(ROOT / "experiments" / "paper_llama2_7b.yaml", [text.replace("model: ", "beta=", 1)])
 
 

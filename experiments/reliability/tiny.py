@@ -19,7 +19,11 @@ from sempa.training.loop import train
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from conftest import make_llama, make_tokenizer, tiny_texts, write_gguf  # noqa: F401
 
-SETTINGS = {"batch_size": 4, "eval_every": 2, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.1}
+# Plain DPO with dropout, a checkpoint every other step.
+SETTINGS = {
+    **{"preference": 1.0, "preference_fraction": 1.0, "anchor": 1.0, "contrast": 0.0, "retention": 0.0},
+    **{"batch_size": 4, "eval_every": 2, "lora_rank": 2, "learning_rate": 1e-2, "lora_dropout": 0.1},
+}
 
 
 def make_folder(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-import socket
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             pass
         stream.truncate(0)
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {now},\n")
+        stream.write(f"process {os.getpid()} on {platform.node()}, since {now},\n")
         stream.flush()
         # The file stays: whoever comes next locks this very one.
         yield
