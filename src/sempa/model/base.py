@@ -24,6 +24,7 @@ from sempa.model.forward import ATTENTION, hidden_states
 from sempa.model.lm_head import head_logits
 from sempa.model.norms import replace_norms
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
+from sempa.model.threads import make_forks_safe
 
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -43,6 +44,8 @@ class BaseModel:
 def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
+    Processes that are forked afterwards compute on one thread (`sempa.model.threads.make_forks_safe`).
+
     Args:
         name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
         dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32.
@@ -55,6 +58,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    make_forks_safe()
     target = pick_device(device)
     source = resolve_model(name)
     config = open_config(name, source)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
 from sempa.errors import SempaError
-from sempa.io.files import cache_folder, fingerprint
+from sempa.io.files import cache_folder, fingerprint, optional_write
 from sempa.io.progress import bar
 from sempa.io.tensors import read_tensors, write_tensors
 from sempa.model.base import BaseModel, weights_fingerprint
@@ -101,7 +101,8 @@ def sample_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     texts = [texts[i] for i in order]
     tokens = torch.tensor([token for text in texts for token in text])
-    write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
+    with optional_write():
+        write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
     return texts
 
 
