@@ -15,6 +15,7 @@ from transformers import OPTConfig, OPTForCausalLM
 import sempa
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import clean_sentence
+from sempa.commands.common import base_name
 from sempa.embedding import embedder as embedding
 from sempa.embedding.corpus import describe
 from sempa.embedding.embedder import embed
@@ -204,6 +205,8 @@ def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path):
         for folder in (tmp_path / "run" / "adapter", str(tmp_path / "run"))
     )
     assert np.array_equal(ours, run)
+    # On the command line its base is found there, too.
+    assert base_name("", tmp_path / "run") == str(tiny_folder)
     with pytest.raises(
         SempaError, match=r"adapter '.*': holds no adapter_config.json, neither itself nor in its folder"
     ):

@@ -67,8 +67,8 @@ def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder
 def base_name(model: str, adapter: Path | None) -> str:
     """The base model that is meant: the one that is named, else the adapter's own, else the default."""
     from sempa.config import DEFAULT_MODEL
-    from sempa.model.adapter_files import read_adapter
+    from sempa.model.adapter_files import adapter_folder, read_adapter
 
     if not model and adapter:
-        model = read_adapter(adapter)[0].get("base_model_name_or_path", "")
+        model = read_adapter(adapter_folder(adapter))[0].get("base_model_name_or_path", "")
     return model or DEFAULT_MODEL
