@@ -7,7 +7,7 @@ from sempa.errors import SempaError
 if TYPE_CHECKING:
     from sempa.embedding.embedder import Embedder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Embedder", "SempaError", "__version__"]
 
 
