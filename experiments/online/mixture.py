@@ -1,258 +1,80 @@
-"""Answers drawn from the policy, from the reference, or from a geometric mixture of both, batched with a KV cache."""
+"""Samples from the geometric mixture of policy and reference, mixed token by token."""
 
 import contextlib
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from sempa.batching.prompts import encode_texts, render_prompt
-from sempa.errors import SempaError
+from sempa import SempaError
 from sempa.model.base import BaseModel
-from sempa.model.forward import context_length
 from sempa.model.lm_head import head_logits
 from sempa.model.lora import adapter_disabled
-
-# Answers that grow side by side: more fill the matrix products better, but their keys and values take memory.
-BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An answer to a prompt.
-
-    `tokens`: its ids, with the end-of-turn token where it was reached (`ended`); `logprobs` `[tokens]` float32: each
-    token's log-probability in nats under what it was drawn from, before temperature and nucleus; `text`: the answer
-    without special tokens.
-    """
-
-    tokens: list[int]
-    logprobs: Tensor
-    text: str
-    ended: bool
+from sempa.model.sampling import Sample, choose, encode_prompts, end_tokens
 
 
 @torch.no_grad()
-def sample(
+def sample_mixture(
     base: BaseModel,
     prompts: Sequence[str | Sequence[int]],
     n: int = 1,
     max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
-    *,
-    reference_share: float = 0.0,
-    batch_size: int = BATCH_SIZE,
-    progress: tqdm | None = None,
+    reference_fraction: float = 0.5,
 ) -> list[list[Sample]]:
-    """Draw `n` answers to each prompt: `result[prompt][k]`.
+    """Sample `n` answers to each prompt at temperature 1: `result[prompt][k]`, all side by side.
 
-    Every token comes from the geometric mixture π ∝ π_θ^{1−λ} · π_ref^λ of the policy (adapter on) and the reference
-    (adapter off), mixed token by token: IPO-MD (Calandriello et al. 2024, arXiv 2403.08635). λ = 0 is the policy, λ = 1
-    the reference; either alone costs one model's passes, a mixture both.
+    Each token comes from π ∝ π_θ^{1−λ} π_ref^λ with λ = `reference_fraction`, the policy being the adapter on and the
+    reference the adapter off (IPO-MD, Calandriello et al. 2024, arXiv 2403.08635). A sample's `logprobs` are those of
+    the mixture. λ = 0 gives the draws of `sempa.model.sampling.sample`, λ = 1 those of the reference.
 
-    Args:
-        base: the model, with whatever adapter it holds.
-        prompts: what a user says (text, put through the chat template), or token ids as they are.
-        n: answers per prompt.
-        max_new_tokens: longest answer; an end-of-turn token ends it before.
-        temperature: 0 decodes greedily.
-        top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
-        seed: fixes the draws. Each answer has its own, so the batch size changes the answers by rounding alone.
-        reference_share: λ.
-        batch_size: answers that grow at one time.
-        progress: a bar to advance by one for every answer.
-
-    Raises:
-        SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
+    Raises `SempaError` for λ outside 0 to 1, and for prompts that `sample` refuses.
     """
-    _check(n, max_new_tokens, temperature, top_p, reference_share, batch_size)
-    sequences = encode_prompts(base, prompts, max_new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
-    # Equal lengths side by side; the longest first, so that a batch too large for memory fails at once.
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    answers = [(prompt, k) for prompt in order for k in range(n)]
-    results: list[list[Sample]] = [[] for _ in sequences]
-    for start in range(0, len(answers), batch_size):
-        batch = answers[start : start + batch_size]
-        # A prompt is read once, whatever the number of its answers.
-        read = sorted({prompt for prompt, _ in batch}, key=order.index)
-        owners = torch.tensor([read.index(prompt) for prompt, _ in batch])
-        chances = torch.stack([draws[answer] for answer in batch])
-        streams = _streams(base.model, reference_share)
-        grown = _grow(base, streams, [sequences[i] for i in read], owners, chances, temperature, top_p)
-        for (prompt, _), one in zip(batch, grown, strict=True):
-            results[prompt].append(one)
-            if progress is not None:
-                progress.update()
-    return results
-
-
-def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_new_tokens: int) -> list[Sequence[int]]:
-    """Token ids of each prompt: text put through the chat template, or ids as they are.
-
-    Raises `SempaError` for an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context.
-    """
-    room = context_length(base.model) - max_new_tokens
-    if room < 1:
-        raise SempaError(
-            f"max_new_tokens: found {max_new_tokens:,}, expected less than the {room + max_new_tokens:,} tokens that "
-            "the model can read at once"
-        )
-    sequences = []
-    for place, prompt in enumerate(prompts):
-        ids = prompt
-        if isinstance(prompt, str):
-            (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])
-        if not 0 < len(ids) <= room:
-            raise SempaError(
-                f"prompt {place}: found {len(ids):,} tokens, expected 1 to {room:,} "
-                f"(the model's context less {max_new_tokens:,} new tokens)"
-            )
-        sequences.append(ids)
-    return sequences
-
-
-def end_tokens(base: BaseModel) -> list[int]:
-    """The token ids that end a turn: those of the model's generation config, else the tokenizer's end token."""
-    end = base.model.generation_config.eos_token_id
-    end = base.tokenizer.eos_token_id if end is None else end
-    return [end] if isinstance(end, int) else list(end or ())
-
-
-class _Stream:
-    """The model with its adapter on or off, and the keys and values of what it has read; `weight` in the mixture."""
-
-    def __init__(self, model: PreTrainedModel, weight: float, adapter: bool) -> None:
-        self.model, self.weight, self.adapter = model, weight, adapter
-        self.cache = None
-
-    def read(self, tokens: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
-        """Append tokens `[rows, length]` to each row; the hidden state of the last `[rows, D]`.
-
-        `seen` `[rows, length so far]` is 0 where a row is padded, `positions` `[rows, length]` count its own tokens.
-        """
-        with contextlib.nullcontext() if self.adapter else adapter_disabled(self.model):
-            output = self.model.base_model(
-                input_ids=tokens,
-                attention_mask=seen,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self.cache = output.past_key_values
-        return output.last_hidden_state[:, -1]
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows, in this order; a row may stand in it more than once."""
-        self.cache.batch_select_indices(rows)
-
-
-def _streams(model: PreTrainedModel, reference_share: float) -> list[_Stream]:
-    both = _Stream(model, 1 - reference_share, True), _Stream(model, reference_share, False)
-    return [stream for stream in both if stream.weight]
-
-
-def _grow(
-    base: BaseModel,
-    streams: Sequence[_Stream],
-    prompts: Sequence[Sequence[int]],
-    owners: Tensor,
-    draws: Tensor,
-    temperature: float,
-    top_p: float,
-) -> Iterator[Sample]:
-    """One answer to `prompts[owners[row]]` per row, by the row's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
-    device = base.model.device
-    owners = owners.to(device)
+    if not 0 <= reference_fraction <= 1:
+        raise SempaError(f"reference_fraction: found {reference_fraction}, expected 0 (policy) to 1 (reference)")
+    model, device = base.model.eval(), base.model.device
+    sequences = [ids for ids in encode_prompts(base, prompts, max_new_tokens) for _ in range(n)]
+    draws = torch.rand(
+        len(sequences), max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     ends = torch.tensor(end_tokens(base), dtype=torch.int64, device=device)
-    prompt_tokens, seen = _pad_left(prompts, device)
-    positions = (seen.cumsum(1) - 1).clamp_(min=0)
-    hidden = [stream.read(prompt_tokens, seen, positions)[owners] for stream in streams]
-    for stream in streams:
-        stream.select(owners)
-    seen, position = seen[owners], positions[owners, -1:]
-    count, longest = draws.shape
-    tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(count, longest, device=device)
-    lengths = torch.zeros(count, dtype=torch.int64, device=device)
-    # The rows that still grow.
-    rows = torch.arange(count, device=device)
-    for step in range(longest):
-        log_mixture = _mix([head_logits(base.model, states) for states in hidden], [s.weight for s in streams])
-        chosen = choose(log_mixture, draws[rows.cpu(), step], temperature, top_p)
-        tokens[rows, step] = chosen
-        logprobs[rows, step] = log_mixture.gather(1, chosen[:, None])[:, 0]
-        lengths[rows] += 1
-        going = ~torch.isin(chosen, ends)
-        if step + 1 == longest or not going.any():
-            break
-        if not going.all():
-            rows, chosen, seen, position = rows[going], chosen[going], seen[going], position[going]
-            for stream in streams:
-                stream.select(going.nonzero()[:, 0])
-        seen = torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
-        position = position + 1
-        hidden = [stream.read(chosen[:, None], seen, position) for stream in streams]
-    for row, length in enumerate(lengths.tolist()):
-        ids = tokens[row, :length].tolist()
-        text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        yield Sample(ids, logprobs[row, :length].cpu(), text, ids[-1] in ends.tolist())
-
-
-def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Token ids `[rows]` by inverting the distribution function of `logprobs` `[rows, V]` at `draws` `[rows]`.
-
-    Temperature 0 takes the likeliest token; `draws` are float64 in [0, 1), on the CPU.
-    """
-    if temperature == 0:
-        return logprobs.argmax(1)
-    # Metal has no float64.
-    wide = (logprobs.cpu() if logprobs.device.type == "mps" else logprobs).double()
-    probabilities = (wide / temperature).softmax(1)
-    if top_p < 1:
-        falling, order = probabilities.sort(dim=1, descending=True, stable=True)
-        # A token stays while those likelier than it fall short of top_p; so the likeliest always stays.
-        falling[falling.cumsum(1) - falling >= top_p] = 0
-        probabilities = torch.zeros_like(probabilities).scatter_(1, order, falling)
-    reached = probabilities.cumsum(1)
-    # The first token at which the running sum exceeds the draw: one of probability zero never does.
-    chosen = torch.searchsorted(reached, draws.to(wide.device)[:, None] * reached[:, -1:], right=True)
-    return chosen[:, 0].clamp_(max=logprobs.shape[1] - 1).to(logprobs.device)
-
-
-def _mix(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """log π of the geometric mixture `[rows, V]`: a weighted sum of log-probabilities, normalised anew."""
-    mixed = sum(weight * one for weight, one in zip(weights, logits, strict=True))
-    return mixed.log_softmax(1)
-
-
-def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids `[rows, width]` that end together, and the mask of the same shape: 0 where there is padding."""
     width = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), width, dtype=torch.int64)
-    seen = torch.zeros_like(tokens)
-    for row, ids in enumerate(sequences):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        seen[row, width - len(ids) :] = 1
-    return tokens.to(device), seen.to(device)
-
-
-def _check(
-    n: int, max_new_tokens: int, temperature: float, top_p: float, reference_share: float, batch_size: int
-) -> None:
-    for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise SempaError(f"{name}: found {value}, expected at least 1")
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise SempaError(f"temperature: found {temperature}, expected 0 or more")
-    if not 0 < top_p <= 1:
-        raise SempaError(f"top_p: found {top_p}, expected more than 0 and at most 1")
-    if not 0 <= reference_share <= 1:
-        raise SempaError(f"reference_share: found {reference_share}, expected 0 (policy) to 1 (reference)")
+    tokens = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in sequences], device=device)
+    seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences], device=device)
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    policy, reference = contextlib.nullcontext, functools.partial(adapter_disabled, model)
+    sides = [
+        (weight, side) for weight, side in ((1 - reference_fraction, policy), (reference_fraction, reference)) if weight
+    ]
+    caches = [None] * len(sides)
+    new, chosen, logprobs = tokens, [], []
+    ended = torch.zeros(len(sequences), dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        mixture = 0.0
+        for place, (weight, side) in enumerate(sides):
+            with side():
+                output = model.base_model(
+                    input_ids=new,
+                    attention_mask=seen,
+                    position_ids=positions,
+                    past_key_values=caches[place],
+                    use_cache=True,
+                )
+            caches[place] = output.past_key_values
+            mixture = mixture + weight * head_logits(model, output.last_hidden_state[:, -1]).log_softmax(1)
+        mixture = mixture.log_softmax(1)
+        token = choose(mixture, draws[:, step], temperature=1.0, top_p=1.0)
+        chosen.append(token)
+        logprobs.append(mixture.gather(1, token[:, None])[:, 0])
+        ended |= torch.isin(token, ends)
+        if ended.all():
+            break
+        # A row that has ended is continued with the others and cut below.
+        new, positions = token[:, None], positions[:, -1:] + 1
+        seen = torch.cat([seen, seen.new_ones(len(sequences), 1)], 1)
+    samples = []
+    for ids, values in zip(torch.stack(chosen, 1).tolist(), torch.stack(logprobs, 1).float().cpu()):
+        length = next((place + 1 for place, token in enumerate(ids) if token in ends.tolist()), len(ids))
+        text = base.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        samples.append(Sample(ids[:length], values[:length], text, ids[length - 1] in ends.tolist()))
+    return [samples[start : start + n] for start in range(0, len(samples), n)]

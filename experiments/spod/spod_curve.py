@@ -1,11 +1,11 @@
 """How much of the embedding k key tokens hold: similarity against k, and against dense vectors of the same bytes.
 
-    python experiments/sparse/spod_curve.py --sts STSBenchmark/sts-dev.csv [--adapter runs/NAME/adapter]
+    python experiments/spod/spod_curve.py --sts STSBenchmark/sts-dev.csv [--adapter runs/NAME/adapter]
 
-Every sentence is embedded once. Its k-sparse codes are compared with the dense vector, and at equal stored bytes (CSR:
-8 a token) with the vector's first entries and with its first principal components (float32: 4 an entry; the components
-are those of the same sentences, which flatters them). As components are free of the sentences' mean, codes of the
-embedding without it stand beside codes of the embedding as it is. Writes the figures as JSON and the plot as SVG.
+Every sentence is embedded once. Its k-sparse codes are compared with the dense vector and, at equal stored bytes (8 per
+token in CSR, 4 per float32 entry), with the vector's first entries and its first principal components. The components
+are fitted to the same sentences, which flatters them. They are free of the sentences' mean, so codes of the centred
+embedding are measured, too. Writes the figures as JSON and the plot as SVG.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
+from sparse_codes import sparse_cosines, stored_bytes, to_csr
 
 from sempa.data.sts import StsTask, read_sts
 from sempa.embedding.embedder import embed
@@ -25,10 +26,9 @@ from sempa.kernels import sparse_code, token_directions
 from sempa.model.adapter_files import load_adapter
 from sempa.model.base import load_base
 from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
-from sempa.sparse import sparse_cosines, stored_bytes, to_csr
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--adapter", type=Path, help="folder of an adapter; without one the base model is measured")
     parser.add_argument("--sts", required=True, help="file of scored pairs, such as sts-dev.csv")
-    parser.add_argument("--out", type=Path, default=RESULTS / "spod", help="where .json and .svg go")
+    parser.add_argument("--out", type=Path, default=HERE / "spod", help="where .json and .svg go")
     given = parser.parse_args()
     base = load_base(given.model)
     if given.adapter is not None:

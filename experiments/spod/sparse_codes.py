@@ -1,9 +1,8 @@
 """Sparse sentence embeddings: a few tokens of the model's own vocabulary, each with a weight, as SciPy CSR rows.
 
-A dimension is a token, so that a search engine's inverted index can hold the vectors and a person can read them. The
-code is that of `sempa.kernels.sparse_code`, scaled by least squares: α a_v with α = ⟨ĥ, h⟩ / ‖ĥ‖², so that what it
-stands for, Σ α a_v e_v, is as near to the embedding as any multiple of it. One factor a sentence follows from the
-sentence alone, needs no training and changes no cosine.
+Each dimension is a token: an inverted index can hold the vectors, and a person can read them. The code is that of
+`sempa.kernels.sparse_code`, scaled by least squares: α a_v with α = ⟨ĥ, h⟩ / ‖ĥ‖², so that α ĥ, ĥ = Σ a_v e_v, is as
+near to the embedding h as it can be. The factor follows from the sentence alone, is not trained and changes no cosine.
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ import torch
 from scipy.sparse import csr_matrix, save_npz
 from torch import Tensor
 
+from sempa import SempaError
 from sempa.embedding.embedder import embed
-from sempa.errors import SempaError
 from sempa.io.files import replace_atomically
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.model.base import BaseModel
@@ -24,10 +23,10 @@ from sempa.model.base import BaseModel
 def encode_sparse(
     base: BaseModel, sentences: Sequence[str], k: int, batch_size: int = 32, show_progress: bool = False
 ) -> csr_matrix:
-    """k-sparse PromptEOL embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, V]`.
+    """k-sparse PromptEOL embeddings of `sentences` by a model with its adapter, if it has one: float32 `[n, V]`.
 
-    Read from the last layer, the one that the head is made for. Raises `SempaError` as `embed` does, and for k below 1
-    or above the vocabulary.
+    They are read from the last layer, the head's input. Raises `SempaError` as `embed` does, and for k below 1 or above
+    the vocabulary.
     """
     head = base.model.get_output_embeddings().weight
     if not 1 <= k <= len(head):
@@ -47,7 +46,7 @@ def sparse_embeddings(vectors: Tensor, head: Tensor, k: int) -> csr_matrix:
 
 
 def to_csr(values: Tensor, indices: Tensor, vocabulary: int) -> csr_matrix:
-    """Codes `[n, k]` as a float32 CSR matrix `[n, vocabulary]`, columns rising, zeros left out.
+    """Codes `[n, k]` as a float32 CSR matrix `[n, vocabulary]` with sorted columns and no stored zeros.
 
     Raises `ValueError` for shapes that differ and indices outside the vocabulary.
     """
