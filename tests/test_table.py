@@ -472,7 +472,7 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
         (["--pairs", "1"], "pairs: found 1, expected 2 or more, or 0 for all"),
         (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
-        (["--adapter", "nowhere"], "adapter 'nowhere': cannot be read"),
+        (["--adapter", "nowhere"], "adapter 'nowhere': holds no adapter_config.json"),
     ],
 )
 def test_bad_arguments_end_with_one_sentence_and_code_2(benchmark, tiny_folder, tmp_path, capsys, change, message):
