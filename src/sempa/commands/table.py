@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         "base_source": base.source,
         "settings": {key: str(value) for key, value in vars(arguments).items() if key != "run"},
         "versions": versions(),
-        **summarise(rows, tasks, arguments.resamples, arguments.seed),
+        **summarise(rows, arguments.resamples, arguments.seed),
     }
     write_table(arguments.output, report)
     print(terminal(report))
