@@ -155,7 +155,7 @@ def test_a_single_file_of_pairs_and_scores_is_a_task_of_its_name(tmp_path):
 def test_a_file_may_name_its_columns_as_it_likes(tmp_path):
     path = write(tmp_path / "mine.jsonl", '{"a": "x", "b": "y", "gold": 99}', '{"a": "u", "b": "v", "gold": -3.5}')
     assert read_sts(path, columns=("a", "b", "gold"))[0].gold.tolist() == [99, -3.5]
-    assert "found the fields 'a', 'b', 'gold', expected sentence1, sentence2, score" in error_of(path)
+    assert "found the fields 'a', 'b', 'gold', expected split, sentence1, sentence2, score or" in error_of(path)
 
 
 def test_scores_off_the_scale_are_left_out_counted_and_shown(tmp_path):
@@ -172,6 +172,39 @@ def test_scores_off_the_scale_are_left_out_counted_and_shown(tmp_path):
         f"STS-B dev: 1 pair {scale} {tmp_path / 'sts-dev.csv'}:3: 6, expected 0 to 5",
         f"SICK trial: 1 pair {scale} {tmp_path / 'SICK_trial.txt'}:2: 0, expected 1 to 5",
     ]
+
+
+def test_a_files_split_column_selects_its_rows(tmp_path):
+    """The layout of sentence-transformers' stsbenchmark.tsv, where quotation marks are plain characters."""
+    header = "split\tgenre\tdataset\tyear\tsid\tscore\tsentence1\tsentence2"
+    lines = [
+        f'{split}\tmain-captions\tMSRvid\t2012test\t{i:04}\t{i}.0\t"{split} {i}\tThe "other" {i}'
+        for split in ("train", "dev", "test")
+        for i in range(3)
+    ]
+    path = write(tmp_path / "stsbenchmark.tsv", header, *lines)
+
+    def pairs(split):
+        return [ScoredPair(f'"{split} {i}', f'The "other" {i}', float(i)) for i in range(3)]
+
+    assert read_sts(path, ["dev"]) == [StsTask("stsbenchmark dev", pairs("dev"))]
+    assert read_sts(path) == [StsTask(f"stsbenchmark {split}", pairs(split)) for split in ("dev", "test")]
+    assert development_task(path) == StsTask("stsbenchmark dev", pairs("dev"))
+    for name in ("validation", "Valid"):
+        renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", f"{name}\t") for line in lines))
+        assert [task.name for task in read_sts(renamed, ["dev", "trial"])] == ["renamed dev"]
+    without = write(tmp_path / "without.tsv", header, *(line for line in lines if not line.startswith("dev")))
+    with pytest.raises(SempaError, match=r"without\.tsv: its column split holds train, test; asked for dev, trial"):
+        development_task(without)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_split_column_is_found_in_every_format_and_with_any_columns(tmp_path, suffix):
+    rows = [{"a": f"{split} {i}", "b": "x", "gold": i, "split": split} for split in ("test", "dev") for i in range(2)]
+    csv_lines = ["a,b,gold,split", *(",".join(map(str, row.values())) for row in rows)]
+    path = write(tmp_path / f"mine.{suffix}", *(csv_lines if suffix == "csv" else map(json.dumps, rows)))
+    (task,) = read_sts(path, ["dev"], ("a", "b", "gold"))
+    assert task == StsTask("mine dev", [ScoredPair("dev 0", "x", 0.0), ScoredPair("dev 1", "x", 1.0)])
 
 
 def test_tasks_are_selected_by_the_names_of_the_table(tmp_path):
@@ -312,7 +345,7 @@ def test_a_row_of_the_wrong_width_is_located(tmp_path):
 
 def test_a_wrong_header_an_empty_sentence_and_a_lone_pair_are_refused(tmp_path):
     wrong = write(tmp_path / "wrong.csv", "sentence_1,sentence2,score", "a,b,1")
-    assert "expected sentence1, sentence2, score; nearest: 'sentence_1' for sentence1" in error_of(wrong)
+    assert "or sentence1, sentence2, score; nearest: 'sentence_1' for sentence1" in error_of(wrong)
     empty = write(tmp_path / "empty.csv", "sentence1,sentence2,score", "a, ,1", "a,b,2")
     assert "empty.csv:2: an empty sentence, expected two sentences" in error_of(empty)
     lone = write(tmp_path / "lone.csv", "sentence1,sentence2,score", "a,b,1", "a,c,")

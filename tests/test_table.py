@@ -22,8 +22,8 @@ from sempa.data.sts import SETS, StsTask, select_tasks
 from sempa.embedding.embedder import Embedder, embed
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
-from sempa.evaluation.sts import evaluate_sts
-from sempa.evaluation.table import BASELINE, Method, MethodCosines, measure_rows, parse_methods, summarise
+from sempa.evaluation.sts import evaluate_sts, score_sts
+from sempa.evaluation.table import BASELINE, Method, measure_rows, parse_methods, summarise
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, add_lora
@@ -132,7 +132,7 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
     distinct = {text for task in tasks for pair in task.pairs for text in (pair.first, pair.second)}
     assert len(seen) == len(methods) * len(distinct)
     assert all(set(seen[i * len(distinct) : (i + 1) * len(distinct)]) == distinct for i in range(len(methods)))
-    figures = summarise(rows, tasks, resamples=0)["rows"]
+    figures = summarise(rows, resamples=0)["rows"]
     for method, figure in zip(methods, figures):
         embedder = Embedder(str(tiny_folder), method.adapter or None, method.readout, method.layer, "float32", "cpu")
         for task in tasks:
@@ -175,12 +175,10 @@ def test_finished_rows_survive_an_interrupt_and_the_second_call_goes_on(base, ta
     again = measure_rows(base, methods, tasks, tmp_path)
     assert len(seen) == 2 * distinct
     whole = measure_rows(base, methods, tasks, tmp_path / "whole")
-    for one, two, three in zip(resumed, again, whole):
-        assert one.method == two.method == three.method
-        assert one.seconds == two.seconds
-        for x, y, z in zip(one.cosines, two.cosines, three.cosines):
-            np.testing.assert_array_equal(x, y)
-            np.testing.assert_array_equal(x, z)
+    for method in methods:
+        for x, y, z in zip(resumed[method], again[method], whole[method]):
+            np.testing.assert_array_equal(x.cosines, y.cosines)
+            np.testing.assert_array_equal(x.cosines, z.cosines)
 
 
 def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_damaged(
@@ -207,7 +205,7 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
     pairs = [*tasks[0].pairs[:-1], ScoredPair("the cat sings.", "a dog.", 2.0)]
     assert again([BASELINE], [StsTask("STS12", pairs), tasks[1]]) > 0
     assert again([BASELINE], tasks[:1]) > 0
-    for damage in ("{", "[]", json.dumps({"seconds": 1, "cosines": {task.name: [0.5] for task in tasks}})):
+    for damage in ("{", "[]", json.dumps({task.name: [0.5] for task in tasks})):
         for path in stored:
             path.write_text(damage)
         assert again([BASELINE]) == whole
@@ -247,19 +245,19 @@ def made_rows(tasks, *noises):
     """Rows whose cosines follow the gold scores, the less the noisier; the first is the baseline."""
     rng = np.random.default_rng(3)
     methods = [BASELINE, Method("mean"), Method("prompteol", adapter="run/adapter")]
-    return [
-        MethodCosines(method, [task.gold + noise * rng.standard_normal(len(task.pairs)) for task in tasks], 1.5)
+    return {
+        method: [score_sts(task, task.gold + noise * rng.standard_normal(len(task.pairs))) for task in tasks]
         for method, noise in zip(methods, noises)
-    ]
+    }
 
 
 def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks):
     rows = made_rows(tasks, 1.0, 2.0, 0.4)
-    figures = summarise(rows, tasks, 200, seed=4)
+    figures = summarise(rows, 200, seed=4)
     assert figures["baseline"] == "prompteol"
     draws = [
-        [bootstrap(part, task.gold, 200, (4, *task.name.encode())) for task, part in zip(tasks, row.cosines)]
-        for row in rows
+        [bootstrap(result.cosines, result.task.gold, 200, (4, *result.task.name.encode())) for result in results]
+        for results in rows.values()
     ]
     for row, drawn in zip(figures["rows"], draws):
         for figure, values in zip([*row["tasks"].values(), row["average"]], [*drawn, np.mean(drawn, 0)]):
@@ -278,18 +276,18 @@ def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks)
 
 def test_a_sets_interval_does_not_depend_on_its_neighbours(tasks):
     rows = made_rows(tasks, 1.0)
-    alone = summarise([MethodCosines(BASELINE, rows[0].cosines[3:4], 1.0)], tasks[3:4], 50)["rows"][0]
-    together = summarise(rows, tasks, 50)["rows"][0]
+    alone = summarise({BASELINE: rows[BASELINE][3:4]}, 50)["rows"][0]
+    together = summarise(rows, 50)["rows"][0]
     assert alone["tasks"]["STS15"] == together["tasks"]["STS15"]
     assert alone["average"] == alone["tasks"]["STS15"]
 
 
 def test_without_the_baseline_or_draws_there_is_no_test(tasks):
     rows = made_rows(tasks, 1.0, 2.0)
-    (row,) = summarise(rows[1:], tasks, 50)["rows"]
+    (row,) = summarise({Method("mean"): rows[Method("mean")]}, 50)["rows"]
     assert "versus" not in row["average"]
     assert isinstance(row["average"]["spearman_interval"], Interval)
-    for row in summarise(rows, tasks, 0)["rows"]:
+    for row in summarise(rows, 0)["rows"]:
         assert set(row["average"]) == {"spearman", "pearson"}
 
 
@@ -298,7 +296,7 @@ def test_without_the_baseline_or_draws_there_is_no_test(tasks):
 
 @pytest.fixture(scope="module")
 def report(tasks):
-    return {"model": "tiny <b>|model", "base_source": "x", **summarise(made_rows(tasks, 1.0, 2.0, 0.4), tasks, 50)}
+    return {"model": "tiny <b>|model", "base_source": "x", **summarise(made_rows(tasks, 1.0, 2.0, 0.4), 50)}
 
 
 def cells_of(text):
@@ -355,8 +353,7 @@ def test_quoted_rows_are_those_of_the_papers_and_only_beside_all_seven_sets(repo
     assert {line["source"] for line in lines} == {
         *("measured", "quoted from arXiv 2601.05075", "quoted from arXiv 2602.01572")
     }
-    rows = [MethodCosines(BASELINE, [task.gold for task in tasks[1:]], 1.0)]
-    fewer = {"model": "tiny", **summarise(rows, tasks[1:], 0)}
+    fewer = {"model": "tiny", **summarise(made_rows(tasks[1:], 1.0), 0)}
     assert quoted_rows(fewer) == []
     assert "quoted" not in csv_text(fewer) + terminal(fewer) + markdown(fewer) + page(fewer).lower()
 
@@ -387,7 +384,7 @@ def test_sub_tasks_have_their_scores_and_mean(report):
 
 
 def test_a_single_set_has_no_average_but_its_details(tasks):
-    one = {"model": "tiny", **summarise(made_rows(tasks[6:], 1.0, 2.0), tasks[6:], 50)}
+    one = {"model": "tiny", **summarise(made_rows(tasks[6:], 1.0, 2.0), 50)}
     _, columns, rows = main_table(one)
     assert columns == ["method", "SICK trial", "95 %", "p"]
     assert [row[3] != "" for row in rows] == [False, True]
@@ -472,7 +469,7 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
         (["--pairs", "1"], "pairs: found 1, expected 2 or more, or 0 for all"),
         (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
-        (["--adapter", "nowhere"], "adapter 'nowhere': cannot be read"),
+        (["--adapter", "nowhere"], "adapter 'nowhere': holds no adapter_config.json"),
     ],
 )
 def test_bad_arguments_end_with_one_sentence_and_code_2(benchmark, tiny_folder, tmp_path, capsys, change, message):

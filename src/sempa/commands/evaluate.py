@@ -1,9 +1,9 @@
 """`sempa evaluate`: similarity benchmarks and language-model drift."""
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.io.files import check_output, user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -16,7 +16,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    parser.add_argument("--sts", metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file")
+    parser.add_argument(
+        "--sts", type=user_path, metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file"
+    )
     parser.add_argument(
         "--splits",
         default="dev,trial,test",
@@ -25,9 +27,9 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
     )
-    parser.add_argument("--gsm8k", default="", metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
+    parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--no-retention", action="store_true", help="score similarity only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=run)
 
 
@@ -40,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
 
+    if arguments.json:
+        check_output(arguments.json)
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))

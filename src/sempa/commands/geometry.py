@@ -1,9 +1,9 @@
 """`sempa geometry`: how the embeddings fill their space, before and after alignment."""
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.io.files import check_output, user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -18,6 +18,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     add_readout_arguments(parser)
     parser.add_argument(
         "--sts",
+        type=user_path,
         metavar="PATH",
         help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file (default: built-in pairs)",
     )
@@ -29,7 +30,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=run)
 
 
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
 
+    if arguments.json:
+        check_output(arguments.json)
     if arguments.sts:
         tasks = read_sts(arguments.sts, arguments.splits.split(","))
     else:

@@ -1,10 +1,10 @@
 """`sempa retention`: how far an adapter has moved the language model, on the user's own texts and prompts."""
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
+from sempa.io.files import check_output, user_path
 
 _FORMATS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
@@ -22,13 +22,13 @@ def add(commands: "argparse._SubParsersAction") -> None:
         epilog=_FORMATS,
     )
     add_model_arguments(parser)
-    parser.add_argument("texts", nargs="*", type=Path, metavar="FILE", help="text files (default: built-in texts)")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: built-in ones)")
+    parser.add_argument("texts", nargs="*", type=user_path, metavar="FILE", help="text files (default: built-in texts)")
+    parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts, one a line (default: built-in)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, help="longest greedy answer, 0 for none (default %(default)s)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first of each file's texts or prompts")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and the answers to this file")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write figures and answers to this file")
     parser.set_defaults(run=run)
 
 
@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise SempaError(f"limit: found {limit}, expected at least 1")
     if longest < 0:
         raise SempaError(f"max_new_tokens: found {longest}, expected 0 or more")
+    if arguments.json:
+        check_output(arguments.json)
     texts = {str(path): read_texts(path, limit) for path in arguments.texts} or builtin_texts()
     if arguments.prompts:
         prompts = read_prompts(arguments.prompts, limit)

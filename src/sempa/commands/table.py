@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sempa.commands.common import add_base_arguments, base_name, seed_number
+from sempa.io.files import check_output, user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -18,11 +19,14 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--adapter",
         action="append",
+        type=user_path,
         default=[],
         metavar="FOLDER",
         help="LoRA adapter, such as RUN/adapter; may be given several times",
     )
-    parser.add_argument("--sts", required=True, metavar="PATH", help="SentEval STS folder, or one scored-pairs file")
+    parser.add_argument(
+        "--sts", type=user_path, required=True, metavar="PATH", help="SentEval STS folder, or one scored-pairs file"
+    )
     parser.add_argument(
         "--readouts", default="all", help="of the base model: all, or a list of READOUT or READOUT@LAYER (default all)"
     )
@@ -48,7 +52,11 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "--seed", type=seed_number, default=0, help="seed of the draws, and of the sample (default %(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/table"), metavar="FOLDER", help="where to write (default %(default)s)"
+        "--output",
+        type=user_path,
+        default=Path("runs/table"),
+        metavar="FOLDER",
+        help="where to write (default %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -59,12 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.errors import SempaError
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.io.origin import versions
+    from sempa.model.adapter_files import adapter_folder
     from sempa.model.base import load_base
     from sempa.report.table import terminal, write_table
 
     methods = parse_methods(arguments.readouts)
-    for adapter in arguments.adapter:
-        methods += parse_methods(arguments.adapter_readouts, adapter)
+    adapters = [adapter_folder(path) for path in arguments.adapter]
+    for adapter in adapters:
+        methods += parse_methods(arguments.adapter_readouts, str(adapter))
+    check_output(arguments.output, folder=True)
     if arguments.resamples < 0:
         raise SempaError(f"resamples: found {arguments.resamples}, expected 0 or more")
     if arguments.pairs < 0 or arguments.pairs == 1:
@@ -76,13 +87,13 @@ def run(arguments: argparse.Namespace) -> None:
     sets = arguments.sets.split(",") if arguments.sets else SETS
     if unknown := [name for name in sets if name not in SETS]:
         raise SempaError(f"sets: found {unknown[0]!r}, expected some of {','.join(SETS)}")
-    if Path(arguments.sts).is_dir():
+    if arguments.sts.is_dir():
         tasks = select_tasks(arguments.sts, sets, splits)
     else:
         tasks = read_sts(arguments.sts, splits, columns)
     if arguments.pairs:
         tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
-    name = base_name(arguments.model, Path(arguments.adapter[0]) if arguments.adapter else None)
+    name = base_name(arguments.model, adapters[0] if adapters else None)
     base = load_base(name, arguments.dtype, arguments.device)
     rows = measure_rows(base, methods, tasks, arguments.output / "rows")
     report = {
@@ -90,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         "base_source": base.source,
         "settings": {key: str(value) for key, value in vars(arguments).items() if key != "run"},
         "versions": versions(),
-        **summarise(rows, tasks, arguments.resamples, arguments.seed),
+        **summarise(rows, arguments.resamples, arguments.seed),
     }
     write_table(arguments.output, report)
     print(terminal(report))

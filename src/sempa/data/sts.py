@@ -25,6 +25,9 @@ _FILES = {
 }
 _SICK_COLUMNS = ("sentence_A", "sentence_B", "relatedness_score")
 _STSB_WIDTH = 7
+_SPLIT_COLUMN = "split"
+# Other names of the development split in a file's split column.
+_DEV_NAMES = ("validation", "valid", "val")
 # What the annotators were offered. A file of the user's own may use any scale.
 _STS_SCALE, _SICK_SCALE, _ANY_SCALE = (0.0, 5.0), (1.0, 5.0), (-np.inf, np.inf)
 
@@ -50,13 +53,14 @@ class StsTask:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a file before its score is read; `subtask` is empty where there are none."""
+    """A row of a file before its score is read; `subtask` and `split` are empty where there are none."""
 
     place: str
     first: str
     second: str
     score: str
     subtask: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def read_sts(
     `STS.gs.*.txt` (one year of STS12–16), `sts-{train,dev,test}.csv` (STS-B), `SICK_{train,trial,test}.txt`. A file is
     one of the latter two, or a table or JSON-lines file with two sentences and a score in `columns`.
 
-    Of STS-B and SICK only `splits` are read. Pairs without a gold score, or with
+    Of STS-B, of SICK and of a file with a column `split` only `splits` are read. Pairs without a gold score, or with
     one off the benchmark's scale, are left out; the task's `notes` count them.
 
     Raises `SempaError` when nothing is found, and for rows of the wrong width, scores that are not numbers, inputs and
@@ -179,7 +183,8 @@ def _read_source(source: _Source) -> StsTask:
         return _make_task(source.task, source.path, _year_rows(source.path), _STS_SCALE)
     if source.name == _STSB:
         return _make_task(source.task, source.path, _stsb_rows(source.path), _STS_SCALE)
-    return _make_task(source.task, source.path, _record_rows(source.path, _SICK_COLUMNS), _SICK_SCALE)
+    _, rows = _record_rows(source.path, _SICK_COLUMNS)
+    return _make_task(source.task, source.path, rows, _SICK_SCALE)
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
@@ -188,7 +193,18 @@ def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> lis
         if source.split not in splits:
             raise SempaError(f"{file}: is the split {source.split}, asked for {', '.join(splits)}")
         return [_read_source(source)]
-    return [_make_task(file.name.split(".")[0], file, _record_rows(file, columns), _ANY_SCALE)]
+    name = file.name.split(".")[0]
+    names, rows = _record_rows(file, (_SPLIT_COLUMN, *columns), columns)
+    if _SPLIT_COLUMN not in names:
+        return [_make_task(name, file, rows, _ANY_SCALE)]
+    by_split: dict[str, list[_Row]] = {}
+    for row in rows:
+        by_split.setdefault(row.split, []).append(row)
+    chosen = [split for split in SPLITS if split in splits and split in by_split]
+    if not chosen:
+        found = ", ".join(by_split) or "nothing"
+        raise SempaError(f"{file}: its column {_SPLIT_COLUMN} holds {found:.80}; asked for {', '.join(splits)}")
+    return [_make_task(f"{name} {split}", file, by_split[split], _ANY_SCALE) for split in chosen]
 
 
 def _make_task(name: str, source: Path, rows: Iterable[_Row], scale: tuple[float, float]) -> StsTask:
@@ -253,9 +269,21 @@ def _split_tabs(place: str, text: str, least: int, most: int) -> list[str]:
     return columns
 
 
-def _record_rows(file: Path, columns: Sequence[str]) -> Iterator[_Row]:
-    for line, values in read_records(file, (Layout(tuple(columns), tabs_quote=False),))[1]:
-        place = f"{file}:{line}"
-        if isinstance(values, str):
-            raise SempaError(f"{place}: {values}")
-        yield _Row(place, *values)
+def _record_rows(file: Path, *columns: Sequence[str]) -> tuple[Sequence[str], Iterator[_Row]]:
+    """The rows of a table or JSON-lines file, and which of the choices of `columns` it has."""
+    layout, records = read_records(file, [Layout(tuple(names), tabs_quote=False) for names in columns])
+
+    def rows() -> Iterator[_Row]:
+        for line, values in records:
+            place = f"{file}:{line}"
+            if isinstance(values, str):
+                raise SempaError(f"{place}: {values}")
+            *split, first, second, score = values
+            yield _Row(place, first, second, score, split=_split_name(split[0]) if split else "")
+
+    return layout.names, rows()
+
+
+def _split_name(text: str) -> str:
+    name = text.strip().lower()
+    return "dev" if name in _DEV_NAMES else name

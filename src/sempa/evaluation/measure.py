@@ -50,7 +50,7 @@ def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
     return StsTask(BUILTIN, caption_pairs(split, pairs))
 
 
-def gsm8k_sample(path: str) -> list[EvalText]:
+def gsm8k_sample(path: str | Path | None) -> list[EvalText]:
     """The first problems of a GSM8K file, none when no file is named."""
     return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
 

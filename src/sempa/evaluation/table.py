@@ -6,8 +6,7 @@ second call measures only the rows that are missing.
 
 import dataclasses
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +47,6 @@ class Method:
 BASELINE = Method("prompteol")
 
 
-@dataclass(frozen=True, eq=False)
-class MethodCosines:
-    """A measured row: the cosines of each task's pairs, float64 `[pairs]`, and the seconds that it took."""
-
-    method: Method
-    cosines: list[np.ndarray]
-    seconds: float
-
-
 def parse_methods(readouts: str, adapter: str = "") -> list[Method]:
     """The methods of a comma-separated list of `READOUT` or `READOUT@LAYER`; `all` is every readout at its own layer.
 
@@ -76,11 +66,11 @@ def parse_methods(readouts: str, adapter: str = "") -> list[Method]:
 
 def measure_rows(
     base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask], folder: Path
-) -> list[MethodCosines]:
-    """Measure the methods on all tasks, one row each; `base` holds no adapter, before and after.
+) -> dict[Method, list[StsResult]]:
+    """The results of each method on all tasks; `base` holds no adapter, before and after.
 
-    A finished row is written to `folder`, under a fingerprint of all that decides its cosines: weights, dtype, kind of
-    device, adapter, readout, layer, sentences and versions. A row that is already there is read instead.
+    The cosines of a finished row are written to `folder`, under a fingerprint of all that decides them: weights, dtype,
+    kind of device, adapter, readout, layer, sentences and versions. Cosines that are already there are read instead.
 
     Raises `SempaError` for a method given twice, a layer that the model does not have, an adapter that cannot be used,
     a row whose cosines on a task are all the same, and whatever `embed` raises.
@@ -92,44 +82,37 @@ def measure_rows(
         if method.adapter:
             # A broken adapter is found before the first row is measured.
             read_adapter(Path(method.adapter))
-    rows = []
+    rows = {}
     for method, key in zip(methods, _row_keys(base, methods, tasks)):
         file = folder / f"{method.readout}-{key}.json"
-        row = _read_row(file, method, tasks)
-        if row is None:
-            row = _measure_row(base, method, tasks)
-            _score(row, tasks)
-            cosines = {task.name: part.tolist() for task, part in zip(tasks, row.cosines)}
-            write_json(file, {**dataclasses.asdict(method), "seconds": row.seconds, "cosines": cosines})
-        rows.append(row)
+        stored = _read_cosines(file, tasks)
+        cosines = stored or _measure_cosines(base, method, tasks)
+        try:
+            rows[method] = [score_sts(task, own) for task, own in zip(tasks, cosines)]
+        except SempaError as error:
+            raise SempaError(f"row {method.label}: {error}") from error
+        if stored is None:
+            write_json(file, {task.name: own.tolist() for task, own in zip(tasks, cosines)})
     return rows
 
 
-def summarise(rows: Sequence[MethodCosines], tasks: Sequence[StsTask], resamples: int = 1000, seed: int = 0) -> dict:
-    """Every figure of the table as plain data, ready for JSON.
+def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
+    """Every figure of the table as plain data, ready for JSON; each row has results on the same tasks.
 
     A row has for each task Spearman's ρ and Pearson's r × 100 and the scores of the sub-tasks. With `resamples` it also
     has the 95 % interval of ρ and, under `versus`, the paired test against the `BASELINE` row where that is among
     `rows`. `average` holds the same for the mean of the tasks.
-
-    Raises `SempaError` as `score_sts` does.
     """
-    results, draws = [_score(row, tasks) for row in rows], []
-    if resamples:
-        with bar(len(rows), "intervals", "row") as progress:
-            for scored in results:
-                drawn = [bootstrap_scores(result, resamples, seed) for result in scored]
-                draws.append([np.mean(drawn, axis=0), *drawn])
-                progress.update()
-    baseline = next((place for place, row in enumerate(rows) if row.method == BASELINE), None)
-    figures = [_figures(scored) for scored in results]
-    for place, drawn in enumerate(draws):
-        for i, values in enumerate(drawn):
-            figure = figures[place][i]
+    figures = {method: _figures(results) for method, results in rows.items()}
+    draws = _draws(rows, resamples, seed) if resamples else {}
+    for method, drawn in draws.items():
+        for place, (figure, values) in enumerate(zip(figures[method], drawn)):
             figure["spearman_interval"] = interval(values)
-            if baseline not in (None, place):
-                other = figures[baseline][i]["spearman"]
-                figure["versus"] = dataclasses.asdict(compare(figure["spearman"], other, values, draws[baseline][i]))
+            if BASELINE in rows and method != BASELINE:
+                other = figures[BASELINE][place]["spearman"]
+                test = compare(figure["spearman"], other, values, draws[BASELINE][place])
+                figure["versus"] = dataclasses.asdict(test)
+    tasks = [result.task for result in next(iter(rows.values()))]
     return {
         "resamples": resamples,
         "seed": seed,
@@ -141,14 +124,13 @@ def summarise(rows: Sequence[MethodCosines], tasks: Sequence[StsTask], resamples
         "notes": [note for task in tasks for note in task.notes],
         "rows": [
             {
-                "label": row.method.label,
-                **dataclasses.asdict(row.method),
-                "seconds": row.seconds,
+                "label": method.label,
+                **dataclasses.asdict(method),
                 "average": average,
                 "tasks": {task.name: figure for task, figure in zip(tasks, each)},
-                "subtasks": {result.task.name: result.subtasks for result in scored if result.subtasks},
+                "subtasks": {result.task.name: result.subtasks for result in rows[method] if result.subtasks},
             }
-            for row, scored, (average, *each) in zip(rows, results, figures)
+            for method, (average, *each) in figures.items()
         ],
     }
 
@@ -160,8 +142,19 @@ def _figures(results: Sequence[StsResult]) -> list[dict]:
     return [average, *each]
 
 
-def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> MethodCosines:
-    began, pairs = time.perf_counter(), [pair for task in tasks for pair in task.pairs]
+def _draws(rows: Mapping[Method, Sequence[StsResult]], resamples: int, seed: int) -> dict[Method, list[np.ndarray]]:
+    """The bootstrap draws of the average and of each task, in this order."""
+    draws = {}
+    with bar(len(rows), "intervals", "row") as progress:
+        for method, results in rows.items():
+            drawn = [bootstrap_scores(result, resamples, seed) for result in results]
+            draws[method] = [np.mean(drawn, axis=0), *drawn]
+            progress.update()
+    return draws
+
+
+def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> list[np.ndarray]:
+    pairs = [pair for task in tasks for pair in task.pairs]
     with bar(len(distinct_sentences(pairs)), method.label, "sentence") as progress:
         try:
             if method.adapter:
@@ -171,15 +164,7 @@ def _measure_row(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> M
             )
         finally:
             remove_adapter(base.model)
-    cosines = [pair_cosines(vectors, task.pairs) for task in tasks]
-    return MethodCosines(method, cosines, time.perf_counter() - began)
-
-
-def _score(row: MethodCosines, tasks: Sequence[StsTask]) -> list[StsResult]:
-    try:
-        return [score_sts(task, cosines) for task, cosines in zip(tasks, row.cosines, strict=True)]
-    except SempaError as error:
-        raise SempaError(f"row {row.method.label}: {error}") from error
+    return [pair_cosines(vectors, task.pairs) for task in tasks]
 
 
 def _row_keys(base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask]) -> list[str]:
@@ -193,12 +178,11 @@ def _row_keys(base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTas
     return [fingerprint(common, m.readout, m.layer, adapters.get(m.adapter)) for m in methods]
 
 
-def _read_row(file: Path, method: Method, tasks: Sequence[StsTask]) -> MethodCosines | None:
+def _read_cosines(file: Path, tasks: Sequence[StsTask]) -> list[np.ndarray] | None:
+    """The stored cosines of each task, None where they are missing or damaged, which only costs their measurement."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        cosines = [np.array(saved["cosines"][task.name], dtype=np.float64) for task in tasks]
-        whole = all(part.shape == (len(task.pairs),) for part, task in zip(cosines, tasks))
-        # A damaged or missing file only costs its measurement again.
-        return MethodCosines(method, cosines, float(saved["seconds"])) if whole else None
+        cosines = [np.array(saved[task.name], dtype=np.float64) for task in tasks]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return cosines if all(own.shape == (len(task.pairs),) for own, task in zip(cosines, tasks)) else None
