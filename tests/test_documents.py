@@ -3,12 +3,16 @@
 import contextlib
 import io
 import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from sempa.cli import COMMANDS, main
+from sempa.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -80,6 +84,26 @@ def test_the_maps_program_prints_what_the_page_says():
     with contextlib.redirect_stdout(output):
         exec(compile(program, "docs/map.md", "exec"), {})
     assert output.getvalue() == printed
+
+
+def commands():
+    """Every `sempa …` line of the documents' blocks of code, as the arguments that the program gets."""
+    for page in (*PAGES, *(ROOT / "experiments").glob("*/README.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:\.venv/bin/sempa|\.venv/bin/torchrun .*-m sempa) (.*)$", text, flags=re.MULTILINE):
+            yield page.name, shlex.split(line, comments=True)
+
+
+def test_every_command_is_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ran = []
+    for name in COMMANDS:
+        monkeypatch.setattr(name, "run", lambda arguments: ran.append(arguments))
+    for page, arguments in commands():
+        assert main(arguments) == 0, (page, arguments)
+        if getattr(ran[-1], "config", None):
+            load_config(Path(ran[-1].config), ran[-1].overrides)
+    assert len(ran) > 30
 
 
 def test_the_documents_are_short():
