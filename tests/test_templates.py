@@ -305,5 +305,13 @@ def test_a_control_token_in_a_sentence_is_embedded_as_the_characters_it_has(tiny
     np.testing.assert_allclose(embedder.encode(sentence), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_half_a_surrogate_pair_is_refused_in_every_text():
+    tokenizer = chat(TURNS + OPENING)
+    for text in ("a \ud800 b", "\udcff"):
+        for encode in (lambda t: encode_plain(tokenizer, [t]), lambda t: render_prompt(tokenizer, t)):
+            with pytest.raises(SempaError, match=r"text: holds the lone surrogate U\+D[8C]"):
+                encode(text)
+
+
 def test_the_system_turn_is_the_templates_own_text():
     assert SYSTEM in render_prompt(chat(TURNS + OPENING), "Hello.")
