@@ -103,9 +103,9 @@ def evaluate_mteb(
         raise SempaError(f"tasks: {twins[0]} is there twice, and one result would take the other's place")
     scores = {}
     for task in ready:
-        known = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+        filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
-        stale = known and known.dataset_revision != task.metadata.revision
+        stale = filed and filed.dataset_revision != task.metadata.revision
         result = mteb.evaluate(
             encoder,
             task,
