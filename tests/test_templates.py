@@ -280,8 +280,9 @@ def test_ordinary_text_between_control_tokens_gets_the_tokenizers_own_ids(name, 
     """The path for broken control tokens, on a text that has none of them."""
     tokenizer = TOKENIZERS[name]
     assume(as_text(tokenizer, words) == words)
-    rendered = render_conversation(tokenizer, words, "The dog is petted by a man.")
-    assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    conversation = render_conversation(tokenizer, words, "The dog is petted by a man.")
+    for rendered in (conversation, f"{words}{tokenizer.eos_token}{words}{tokenizer.eos_token}"):
+        assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too():
