@@ -82,7 +82,7 @@ def test_labelled_rows_with_whole_numbers_as_labels_and_rows_without_text_are_to
     assert found == [("A man runs.", "Somebody moves.", "He sleeps.")]
     assert counts.unlabelled == 1
     write_parquet(path, [*NLI[:3], {"premise": "Nothing.", "hypothesis": None, "label": 0, "idx": 1}])
-    assert read_triplets(path, max_bad_share=0.5)[1].examples == ["nli.parquet:4: hypothesis is empty"]
+    assert read_triplets(path, max_bad_fraction=0.5)[1].examples == ["nli.parquet:4: hypothesis is empty"]
     write_parquet(path, [{"premise": 5, "hypothesis": "a", "label": 0}])
     with pytest.raises(SempaError, match=r"nli.parquet:1: premise is a int, expected text"):
         read_triplets(path)

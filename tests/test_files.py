@@ -18,6 +18,7 @@ from sempa.io import files
 from sempa.io.files import cache_folder, check_output, optional_write, user_path, write_atomic, write_json
 from sempa.io.streams import lasting_streams
 from sempa.model.base import load_base
+from sempa.training.base_samples import sample_texts
 
 
 @pytest.fixture
@@ -171,6 +172,15 @@ def test_a_gguf_file_is_read_without_a_cache(tmp_path, monkeypatch, tiny_llama):
         base = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu")
     assert Path(base.source).is_relative_to(tmp_path / "temporary")
     assert load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source == base.source
+
+
+def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_folder, few_samples):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path / "file" / "cache")
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    with pytest.warns(UserWarning, match="it only saves time; the work goes on"):
+        texts = sample_texts(base)
+    assert texts
 
 
 # Standard output and error

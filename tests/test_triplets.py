@@ -109,9 +109,9 @@ def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_
         text = buffer.getvalue()
     path = write(tmp_path_factory.mktemp("trip"), text, compress=compress)
     if not expected:
-        assert "row" in error_of(path, max_bad_share=1)
+        assert "row" in error_of(path, max_bad_fraction=1)
         return
-    triplets, counts = read_triplets(path, max_bad_share=1)
+    triplets, counts = read_triplets(path, max_bad_fraction=1)
     assert [tuple(t) for t in texts(triplets)] == expected
     assert counts.kept + counts.same + counts.duplicates == counts.rows == len(rows)
 
@@ -124,7 +124,7 @@ def test_line_numbers_are_physical_even_where_fields_hold_line_feeds(tmp_path_fa
         begins.append(text.count("\n") + 1)
         text += as_csv([row], end="\n")
     path = write(tmp_path_factory.mktemp("lines"), text + as_csv([["last", "of", "all"]], end="\n"))
-    triplets, _ = read_triplets(path, max_bad_share=1)
+    triplets, _ = read_triplets(path, max_bad_fraction=1)
     assert {t.line for t in triplets[:-1]} <= set(begins)
     assert triplets[-1].line == text.count("\n") + 1
     for triplet in triplets[:-1]:
@@ -152,7 +152,7 @@ def test_a_file_is_streamed(tmp_path):
     path = many_rows(tmp_path / "big.csv.gz", 40_000, lambda i: [f"{i % 3}{'x' * 90}", "y" * 90, "z" * 90])
     tracemalloc.start()
     try:
-        triplets, counts = read_triplets(path, max_bad_share=1)
+        triplets, counts = read_triplets(path, max_bad_fraction=1)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -196,7 +196,7 @@ def test_combinations_are_every_entailment_with_every_contradiction_of_the_premi
 @pytest.mark.parametrize("label", ["-", -1, "-1", "", None])
 def test_pairs_without_a_gold_label_are_no_fault_of_the_file(tmp_path, label):
     rows = [["p", "x", label], ["p", "e", "entailment"], ["p", "c", "contradiction"], ["", "x", label]]
-    triplets, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_share=0)
+    triplets, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_fraction=0)
     assert (len(triplets), counts.unlabelled, counts.bad) == (1, 2, 0)
     assert counts.describe() == "1 triplet from 4 rows; 2 rows without a gold label"
 
@@ -214,7 +214,7 @@ def test_the_official_tables_have_bare_quotes_and_rows_that_stop_short_of_the_la
 def test_a_row_that_lacks_a_wanted_column_or_has_too_many_is_malformed(tmp_path):
     lines = ["sentence1\tsentence2\tgold_label\tlabel1", "p\te\tentailment", "p\tc\tcontradiction\tx"]
     path = write(tmp_path, "\n".join([*lines, "p\tc", "p\te\tneutral\tx\ty"]))
-    triplets, counts = read_triplets(path, max_bad_share=1)
+    triplets, counts = read_triplets(path, max_bad_fraction=1)
     assert (len(triplets), counts.malformed) == (1, 2)
     assert counts.examples == ["data.csv:4: 2 columns, expected 4", "data.csv:5: 5 columns, expected 4"]
 
@@ -250,7 +250,7 @@ def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, bad, 
     row, head = (in_csv, as_csv([HEADER])) if form == "csv" else (in_jsonl, "")
     good = as_csv(GOOD) if form == "csv" else as_jsonl(GOOD)
     text = head + good + row + "\n" + good.replace("a ", "one ")
-    triplets, counts = read_triplets(write(tmp_path, text), max_bad_share=0.2)
+    triplets, counts = read_triplets(write(tmp_path, text), max_bad_fraction=0.2)
     first = 2 if form == "csv" else 1
     kind = KINDS.get(bad, "malformed")
     assert len(triplets) == 4
@@ -263,7 +263,7 @@ def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, bad, 
 
 def test_an_unknown_label_is_named(tmp_path):
     rows = [["p", "e", "entailment"], ["p", "c", "contradiction"], ["p", "x", "maybe"], ["p", "x", 3], ["p", "x", True]]
-    _, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_share=1)
+    _, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_fraction=1)
     assert counts.malformed == 3
     assert counts.examples[0] == (
         "data.csv:3: unknown gold_label 'maybe', expected one of entailment, neutral, contradiction, 0, 1, 2"
@@ -273,7 +273,7 @@ def test_an_unknown_label_is_named(tmp_path):
 def test_a_label_may_be_a_number_but_a_sentence_may_not(tmp_path):
     rows = [["p", "e", 0], ["p", "c", 2], [1, "e", 0], ["p", 2, 0]]
     path = write(tmp_path, as_jsonl(rows, ("premise", "hypothesis", "label")))
-    triplets, counts = read_triplets(path, max_bad_share=1)
+    triplets, counts = read_triplets(path, max_bad_fraction=1)
     assert texts(triplets) == [["p", "e", "c"]]
     assert counts.examples == [
         "data.csv:3: premise is a int, expected text",
@@ -283,7 +283,7 @@ def test_a_label_may_be_a_number_but_a_sentence_may_not(tmp_path):
 
 def test_the_description_is_one_line_with_every_count_and_the_first_places(tmp_path):
     rows = [HEADER, *GOOD, ["", "b", "c"], GOOD[0], ["a", "b", "b"], ["a"], ["a", "", "c"], ["a", "b", ""]]
-    _, counts = read_triplets(write(tmp_path, as_csv(rows)), max_bad_share=1)
+    _, counts = read_triplets(write(tmp_path, as_csv(rows)), max_bad_fraction=1)
     assert counts.describe() == (
         "2 triplets from 8 rows; skipped 6: 3 with an empty field, 1 duplicate, 1 with chosen = rejected, 1 malformed "
         "(data.csv:4: sent0 is empty; data.csv:5: repeats line 2; "
@@ -300,7 +300,7 @@ def test_bad_rows_are_borne_up_to_their_share_and_not_beyond(tmp_path):
     message = error_of(path)
     assert "2.0% of the rows are bad, expected at most 1.0%" in message
     assert "data.csv:101: sent1 is empty; data.csv:102: 2 columns, expected 3" in message
-    assert read_triplets(path, max_bad_share=0.02)[1].kept == 99
+    assert read_triplets(path, max_bad_fraction=0.02)[1].kept == 99
 
 
 # Files that cannot be read
@@ -352,7 +352,7 @@ def test_a_truncated_or_corrupt_gzip_is_refused(tmp_path):
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
     for data in (whole[: len(whole) // 2], whole[:-4], bytes(damaged), b"\x1f\x8bnot gzip at all"):
-        message = error_of(write(tmp_path, data), max_bad_share=1)
+        message = error_of(write(tmp_path, data), max_bad_fraction=1)
         assert "gzip data cut short or corrupt after line" in message or "not UTF-8" in message
 
 
@@ -360,7 +360,7 @@ def test_an_unclosed_quote_is_located_where_its_row_begins(tmp_path):
     for tail in (100, 40_000):
         rows = [["a", str(i), "c"] for i in range(tail)]
         text = as_csv([HEADER, *GOOD]) + '"opened,b,c\n' + as_csv(rows)
-        message = error_of(write(tmp_path, text), max_bad_share=1)
+        message = error_of(write(tmp_path, text), max_bad_fraction=1)
         assert "data.csv:4: the row that begins here does not end; is a quotation mark left open?" in message
 
 
@@ -415,7 +415,7 @@ def test_a_file_without_a_usable_triplet_is_refused(tmp_path):
 def test_whatever_a_file_holds_it_is_read_or_refused_in_one_sentence(tmp_path_factory, head, body, compress):
     path = write(tmp_path_factory.mktemp("fuzz"), head + body, compress=compress)
     try:
-        triplets, counts = read_triplets(path, max_bad_share=1)
+        triplets, counts = read_triplets(path, max_bad_fraction=1)
     except SempaError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)

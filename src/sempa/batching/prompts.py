@@ -79,10 +79,7 @@ def encode_responses(
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     if shared == 0:
-        raise SempaError(
-            "chat template: the prompt's rendering and the conversation's share no first token, "
-            "so the response's boundary cannot be found"
-        )
+        raise SempaError("chat template: nothing stands before an answer, so there is no prompt")
     answers = tuple(array("i", whole[shared:]) for whole in whole_ids)
     # Something of every answer stays its own.
     ends = (min(common_prefix(closing_ids[::-1], answer[::-1]), len(answer) - 1) for answer in answers)

@@ -9,12 +9,22 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from sempa.errors import SempaError
+
 # Breaks control tokens in text until `encode_texts` has looked for genuine ones. No text holds half a surrogate pair.
-_BREAK = "\udcff"
+_BREAK = "\ud800"
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are."""
+    """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are.
+
+    Raises `SempaError` for half a surrogate pair, which stands for a byte that is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise SempaError(f"text: holds the lone surrogate {code}, which is no character (not UTF-8?)") from error
     return control_tokens(tokenizer).sub(_broken, text)
 
 

@@ -1,7 +1,7 @@
 """Preference triplets from a file, streamed; every row that is left out is counted and located.
 
-Told apart by what the file holds, plain or gzip: CSV, TSV or JSON lines, either of triplets (`sent0,sent1,hard_neg`)
-or of labelled NLI pairs (`sentence1, sentence2, gold_label` or `premise, hypothesis, label`).
+A file holds triplets (`sent0,sent1,hard_neg`) or labelled NLI pairs (`sentence1, sentence2, gold_label` or `premise,
+hypothesis, label`), in any form that `sempa.io.rows` reads; its columns say which.
 """
 
 import itertools
@@ -56,7 +56,7 @@ class TripletCounts:
             self.examples.append(f"{place}: {what}")
 
     def describe(self) -> str:
-        """One plain line: what was kept, and what was skipped, why and where."""
+        """One line: how many triplets were kept, and which rows were skipped, why and where."""
         line = f"{many(self.kept, 'triplet')} from {many(self.rows, 'row')}"
         if self.bad:
             kinds = (
@@ -65,8 +65,8 @@ class TripletCounts:
                 (self.same, "with chosen = rejected"),
                 (self.malformed, "malformed"),
             )
-            told = ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
-            line += f"; skipped {self.bad:,}: {told} ({'; '.join(self.examples)})"
+            reasons = ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
+            line += f"; skipped {self.bad:,}: {reasons} ({'; '.join(self.examples)})"
         if self.unlabelled:
             line += f"; {many(self.unlabelled, 'row')} without a gold label"
         if self.incomplete:
@@ -75,7 +75,7 @@ class TripletCounts:
 
 
 def read_triplets(
-    path: str | Path, *, combinations: bool = False, max_bad_share: float = 0.01
+    path: str | Path, *, combinations: bool = False, max_bad_fraction: float = 0.01
 ) -> tuple[list[Triplet], TripletCounts]:
     """The triplets of a file in their order, with counts of the rows left out.
 
@@ -85,7 +85,7 @@ def read_triplets(
     first is kept.
 
     Raises `SempaError` when the file cannot be read as text in one of the layouts, when bad rows are more than
-    `max_bad_share` of all, or when no triplet is left.
+    `max_bad_fraction` of all, or when no triplet is left.
     """
     path = Path(path)
     layout, records = read_records(path, (TRIPLETS, *LABELLED))
@@ -108,9 +108,9 @@ def read_triplets(
             first_lines[values] = line
             triplets.append(Triplet(*values, line, neutral))
     counts.kept = len(triplets)
-    if counts.bad > max_bad_share * counts.rows:
-        shares = f"{counts.bad / counts.rows:.1%} of the rows are bad, expected at most {max_bad_share:.1%}"
-        raise SempaError(f"{path}: {shares}: {counts.describe()}")
+    if counts.bad > max_bad_fraction * counts.rows:
+        found = f"{counts.bad / counts.rows:.1%} of the rows are bad, expected at most {max_bad_fraction:.1%}"
+        raise SempaError(f"{path}: {found}: {counts.describe()}")
     if not triplets:
         raise SempaError(f"{path}: no usable triplet: {counts.describe()}")
     return triplets, counts
@@ -132,8 +132,8 @@ def _usable(
                 counts.unlabelled += 1
                 continue
             if label not in LABELS:
-                known = ", ".join(LABELS)
-                skip("malformed", line, f"unknown {layout.names[2]} '{label:.40}', expected one of {known}")
+                expected = ", ".join(LABELS)
+                skip("malformed", line, f"unknown {layout.names[2]} '{label:.40}', expected one of {expected}")
                 continue
             values = (*values[:2], LABELS[label])
         if "" in values:

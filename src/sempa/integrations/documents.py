@@ -1,27 +1,36 @@
-"""Embeddings in the shape that LangChain and LlamaIndex ask for: `embed_documents` and `embed_query`."""
+"""Embeddings in the shape that LangChain asks for, and LlamaIndex through its `LangchainEmbedding`."""
 
 import asyncio
 from collections.abc import Sequence
 
 from sempa.embedding.embedder import Embedder
+from sempa.errors import SempaError
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ImportError:
+    # Without LangChain the class is used by its methods alone.
+    Embeddings = object
 
 
-class DocumentEmbeddings:
-    """Duck-typed LangChain `Embeddings`; LlamaIndex takes it through its `LangchainEmbedding`.
+class DocumentEmbeddings(Embeddings):
+    """LangChain's `Embeddings`, which it is a subclass of where `langchain_core` is installed.
 
     ```
     store = InMemoryVectorStore(DocumentEmbeddings(Embedder("smollm2-135m", adapter="runs/mine/adapter")))
     ```
 
     Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike. A query is embedded as a
-    document is: SemPA knows one kind of sentence.
+    document is: SemPA knows one kind of sentence. `sempa.integrations.llama_index` has the same for LlamaIndex.
     """
 
     def __init__(self, embedder: Embedder, batch_size: int = 32) -> None:
         self.embedder, self.batch_size = embedder, batch_size
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of D numbers per text; raises `SempaError` for an empty one."""
+        """One vector of D numbers per text; raises `SempaError` for an empty one, and for a single string."""
+        if isinstance(texts, str):
+            raise SempaError("embed_documents: found one string, expected a list of them; embed_query takes one")
         return self.embedder.encode(list(texts), self.batch_size, normalize=True).tolist()
 
     def embed_query(self, text: str) -> list[float]:

@@ -16,6 +16,7 @@ from sempa.data.sts import StsTask
 from sempa.embedding.corpus import embedder_settings
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
+from sempa.errors import SempaError
 from sempa.io.files import fingerprint
 from sempa.model.forward import context_length
 
@@ -62,7 +63,10 @@ class MtebEncoder:
 
 
 class LocalSts(AbsTaskSTS):
-    """A task of `sempa.data.sts.read_sts` as one of mteb's: its name, its pairs, its scores (0 to 5)."""
+    """A task of `sempa.data.sts.read_sts` as one of mteb's, with its pairs and scores.
+
+    Its name is `local-` and the file's, so that no file of one's own is filed as mteb's task of the same name.
+    """
 
     def __init__(self, task: StsTask) -> None:
         columns = {
@@ -71,7 +75,7 @@ class LocalSts(AbsTaskSTS):
             "score": [pair.score for pair in task.pairs],
         }
         self.metadata = TaskMetadata(
-            name=task.name.replace(" ", "-"),
+            name=f"local-{task.name.replace(' ', '-')}",
             description=f"{len(task.pairs):,} scored pairs from a local file",
             type="STS",
             dataset={"path": "local", "revision": fingerprint(columns)},
@@ -90,15 +94,18 @@ def evaluate_mteb(
     """Run tasks, one's own and mteb's, and keep mteb's result files in `folder`: task name → main score.
 
     The files are `results/NAME/REVISION/TASK.json` and `model_meta.json`, as its leaderboard reads them; what is there
-    already, of the same data, is not run again.
+    already, of the same data, is not run again. Raises `SempaError` for two tasks of one name.
     """
     encoder, cache = MtebEncoder(embedder, name), mteb.ResultCache(folder)
     ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
+    names = [task.metadata.name for task in ready]
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise SempaError(f"tasks: {twins[0]} is there twice, and one result would take the other's place")
     scores = {}
     for task in ready:
-        known = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+        filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
-        stale = known and known.dataset_revision != task.metadata.revision
+        stale = filed and filed.dataset_revision != task.metadata.revision
         result = mteb.evaluate(
             encoder,
             task,
