@@ -227,12 +227,8 @@ def test_the_keytokens_command_prints_what_the_head_finds(tiny_folder, adapter, 
                 shown = json.dumps(found.tokens[place][rank], ensure_ascii=False)
                 assert f"{shown}" in block.splitlines()[4 + rank]
                 assert f"{100 * found.probabilities[place, rank]:.1f} %" in block.splitlines()[4 + rank]
-    assert main(["keytokens", "--model", str(tiny_folder), "--layer", "-2", "--dtype", "float32", sentences[0]]) == 0
-    alone = capsys.readouterr().out
-    states = Embedder(str(tiny_folder), layer=-2, dtype="float32").encode(sentences[:1])
-    found = key_tokens(embedders["base"].base, sentences[:1], states, normed=False)
-    assert f"{found.entropy[0]:.2f}" in alone
-    assert "aligned" not in alone
+    assert main(["keytokens", "--model", str(tiny_folder), "--dtype", "float32", sentences[0]]) == 0
+    assert "aligned" not in capsys.readouterr().out
 
 
 def test_bad_arguments_end_with_one_sentence_and_code_2(tiny_folder, tmp_path, capsys):

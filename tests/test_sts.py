@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.data.examples import ScoredPair
-from sempa.data.sts import StsTask, development_task, read_sts, sample_task, select_tasks
+from sempa.data.sts import StsTask, development_task, read_sts, sample_task
 from sempa.evaluation.statistics import pearson, spearman
 from sempa.evaluation.sts import encode_distinct, evaluate_sts, pair_cosines
 
@@ -207,11 +207,11 @@ def test_a_split_column_is_found_in_every_format_and_with_any_columns(tmp_path, 
     assert task == StsTask("mine dev", [ScoredPair("dev 0", "x", 0.0), ScoredPair("dev 1", "x", 1.0)])
 
 
-def test_tasks_are_selected_by_the_names_of_the_table(tmp_path):
+def test_a_folders_tasks_are_selected_by_the_names_of_the_table(tmp_path):
     benchmark(tmp_path)
-    selected = select_tasks(tmp_path, ["SICK", "STS12", "STS-B"], ["dev", "trial"])
-    assert names(selected) == ["SICK trial", "STS12", "STS-B dev"]
-    assert names(select_tasks(tmp_path, ["STS-B", "SICK"], ["test"])) == ["STS-B test", "SICK test"]
+    selected = read_sts(tmp_path, ["dev", "trial"], sets=["SICK", "STS12", "STS-B"])
+    assert names(selected) == ["STS12", "STS-B dev", "SICK trial"]
+    assert names(read_sts(tmp_path, ["test"], sets=["STS-B", "SICK"])) == ["STS-B test", "SICK test"]
 
 
 @needs_sts
@@ -263,22 +263,17 @@ def test_another_seed_draws_another_sample():
 def test_a_folder_without_tasks_is_refused_with_what_was_expected(tmp_path):
     benchmark(tmp_path / "all")
     message = error_of(tmp_path / "all" / "SICK", "dev")
-    assert f"{tmp_path / 'all' / 'SICK'}: no STS task found (splits: dev; found SICK train, SICK trial" in message
+    assert f"{tmp_path / 'all' / 'SICK'}: no STS task (splits: dev; found SICK train, SICK trial" in message
     for expected in ("STS12 to STS16", "STS.input.*.txt", "sts-dev.csv", "SICK_trial.txt"):
         assert expected in message
     assert "no such file" in error_of(tmp_path / "absent")
     assert "unknown split 'valid', expected some of train, dev, trial, test" in error_of(tmp_path, "dev", "valid")
 
 
-def test_a_set_that_is_asked_for_twice_is_refused(tmp_path):
-    with pytest.raises(SempaError, match="sets: STS12 is there twice"):
-        select_tasks(tmp_path, ["STS12", "STS13", "STS12"], ["test"])
-
-
 def test_a_missing_task_is_refused_with_what_the_folder_has(tmp_path):
-    def error(*arguments):
+    def error(sets, splits):
         with pytest.raises(SempaError) as caught:
-            select_tasks(tmp_path, *arguments)
+            read_sts(tmp_path, splits, sets=sets)
         return str(caught.value)
 
     write(tmp_path / "STSBenchmark" / "sts-dev.csv", *rows(STSB))
@@ -291,8 +286,6 @@ def test_a_missing_task_is_refused_with_what_the_folder_has(tmp_path):
     assert f"0 tasks for STS13 (splits: dev; {there})" in error(["STS12", "STS13"], ["dev"])
     write(tmp_path / "STSBenchmark" / "sts-test.csv", *rows(STSB))
     assert "2 tasks for STS-B (splits: dev, test; found" in error(["STS-B"], ["dev", "test"])
-    with pytest.raises(SempaError, match=r"sts-dev\.csv: no such folder, expected one that holds STS-B"):
-        select_tasks(tmp_path / "STSBenchmark" / "sts-dev.csv", ["STS-B"], ["dev"])
 
 
 def test_training_looks_at_the_development_split_alone(tmp_path):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.data.examples import ScoredPair
-from sempa.data.sts import SETS, StsTask, select_tasks
+from sempa.data.sts import SETS, StsTask, read_sts
 from sempa.embedding.embedder import Embedder, embed
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
@@ -65,7 +65,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tasks(benchmark):
-    return select_tasks(benchmark, SETS, ("dev", "trial"))
+    return read_sts(benchmark, ("dev", "trial"), sets=SETS)
 
 
 @pytest.fixture

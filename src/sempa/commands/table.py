@@ -63,7 +63,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
-    from sempa.data.sts import SETS, read_sts, sample_task, select_tasks
+    from sempa.data.sts import SETS, read_sts, sample_task
     from sempa.errors import SempaError
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.io.origin import versions
@@ -87,10 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     sets = arguments.sets.split(",") if arguments.sets else SETS
     if unknown := [name for name in sets if name not in SETS]:
         raise SempaError(f"sets: found {unknown[0]!r}, expected some of {','.join(SETS)}")
-    if arguments.sts.is_dir():
-        tasks = select_tasks(arguments.sts, sets, splits)
-    else:
-        tasks = read_sts(arguments.sts, splits, columns)
+    tasks = read_sts(arguments.sts, splits, columns, sets)
     if arguments.pairs:
         tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
     name = base_name(arguments.model, adapters[0] if adapters else None)

@@ -77,7 +77,10 @@ class _Source:
 
 
 def read_sts(
-    path: str | Path, splits: Sequence[str] = ("dev", "trial", "test"), columns: Sequence[str] = COLUMNS
+    path: str | Path,
+    splits: Sequence[str] = ("dev", "trial", "test"),
+    columns: Sequence[str] = COLUMNS,
+    sets: Sequence[str] = (),
 ) -> list[StsTask]:
     """The tasks in a folder or a file, in the order of the usual table (STS12–16, STS-B, SICK).
 
@@ -85,11 +88,13 @@ def read_sts(
     `STS.gs.*.txt` (one year of STS12–16), `sts-{train,dev,test}.csv` (STS-B), `SICK_{train,trial,test}.txt`. A file is
     one of the latter two, or a table or JSON-lines file with two sentences and a score in `columns`.
 
-    Of STS-B, of SICK and of a file with a column `split` only `splits` are read. Pairs without a gold score, or with
-    one off the benchmark's scale, are left out; the task's `notes` count them.
+    Of STS-B, of SICK and of a file with a column `split` only `splits` are read; of a folder only `sets` where they are
+    given. Pairs without a gold score, or with one off the benchmark's scale, are left out; the task's `notes` count
+    them.
 
-    Raises `SempaError` when nothing is found, and for rows of the wrong width, scores that are not numbers, inputs and
-    gold scores of different length, empty sentences, the same task twice, and tasks of fewer than two scored pairs.
+    Raises `SempaError` when nothing is found or one of `sets` not exactly once, and for rows of the wrong width, scores
+    that are not numbers, inputs and gold scores of different length, empty sentences, the same task twice, and tasks of
+    fewer than two scored pairs.
     """
     path = Path(path)
     if unknown := sorted(set(splits) - set(SPLITS)):
@@ -97,34 +102,16 @@ def read_sts(
     if not path.is_dir():
         return _read_file(path, splits, columns)
     found = _sources(path)
-    chosen = [source for source in found if source.split in ("", *splits)]
+    there = f"splits: {', '.join(splits)}; found {', '.join(source.task for source in found) or 'none'}"
+    chosen = [source for source in found if source.split in ("", *splits) and source.name in (sets or (source.name,))]
+    for name in sets:
+        if (count := sum(source.name == name for source in chosen)) != 1:
+            raise SempaError(f"{path}: {many(count, 'task')} for {name} ({there}), expected one")
     if not chosen:
         raise SempaError(
-            f"{path}: no STS task found (splits: {', '.join(splits)}; {_there(found)}), expected folders STS12 to "
-            f"STS16 with STS.input.*.txt and STS.gs.*.txt, or some of {', '.join(_FILES)}"
+            f"{path}: no STS task ({there}), expected folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or "
+            f"some of {', '.join(_FILES)}"
         )
-    return [_read_source(source) for source in chosen]
-
-
-def select_tasks(path: str | Path, names: Sequence[str], splits: Sequence[str]) -> list[StsTask]:
-    """The tasks of a folder under `names` (some of `SETS`), one each, in the order of the names.
-
-    Raises `SempaError` as `read_sts` does, and unless the folder holds exactly one task for each name.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise SempaError(f"{path}: no such folder, expected one that holds {', '.join(names)}")
-    if twins := [name for name in names if names.count(name) > 1]:
-        raise SempaError(f"sets: {twins[0]} is there twice, expected each once")
-    found, chosen = _sources(path), []
-    for name in names:
-        matches = [source for source in found if source.name == name and source.split in ("", *splits)]
-        if len(matches) != 1:
-            raise SempaError(
-                f"{path}: {many(len(matches), 'task')} for {name} (splits: {', '.join(splits)}; {_there(found)}), "
-                "expected one"
-            )
-        chosen += matches
     return [_read_source(source) for source in chosen]
 
 
@@ -172,10 +159,6 @@ def _sources(path: Path) -> list[_Source]:
             found[source.task] = source
     places = {name: place for place, name in enumerate(SETS)}
     return sorted(found.values(), key=lambda s: (places.get(s.name, len(SETS)), s.name, ("", *SPLITS).index(s.split)))
-
-
-def _there(found: Sequence[_Source]) -> str:
-    return f"found {', '.join(source.task for source in found) or 'none'}"
 
 
 def _read_source(source: _Source) -> StsTask:

@@ -1,7 +1,8 @@
 """Key tokens: the tokens of the vocabulary that an embedding is closest to when the language-model head reads it.
 
 Nie et al. 2025, *A Text is Worth Several Tokens* (arXiv 2406.17378): the embeddings of language models point at the
-words that matter in their sentence. The logits are E h, E the head's matrix, with the model's own scaling and soft cap.
+words that matter in their sentence. The logits are E h, with the head's matrix E, the last layer's hidden state h after
+the final norm, and the model's own scaling and soft cap.
 """
 
 import re
@@ -10,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import encode_texts
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel
-from sempa.model.layers import blocks
 from sempa.model.lm_head import head_logits
 
 TOP = 10
@@ -45,19 +44,15 @@ class KeyTokens:
 
 
 @torch.inference_mode()
-def key_tokens(
-    base: BaseModel, sentences: Sequence[str], vectors: np.ndarray, top: int = TOP, normed: bool = True
-) -> KeyTokens:
-    """The `top` tokens of each of n sentences' embeddings `[n, D]`, and the entropy of all.
+def key_tokens(base: BaseModel, sentences: Sequence[str], vectors: np.ndarray, top: int = TOP) -> KeyTokens:
+    """The `top` tokens of each of n sentences' embeddings `[n, D]`, and the entropy over the vocabulary.
 
-    `normed` says that the embeddings have passed the final norm, as the last layer's have; others pass it here.
-    Raises `SempaError` when `top` is not from 1 to the size of the vocabulary, or no final norm can be found.
+    Raises `SempaError` when `top` is not from 1 to the size of the vocabulary.
     """
     model = base.model.eval()
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if not 1 <= top <= vocabulary:
         raise SempaError(f"top: found {top}, expected 1 to {vocabulary}, the size of the vocabulary")
-    norm = nn.Identity() if normed else final_norm(model)
     ids = np.empty((len(vectors), top), dtype=np.int64)
     probabilities = np.empty((len(vectors), top), dtype=np.float32)
     entropy = np.empty(len(vectors), dtype=np.float32)
@@ -65,7 +60,7 @@ def key_tokens(
     for begin in range(0, len(vectors), rows):
         chunk = slice(begin, begin + rows)
         hidden = torch.from_numpy(vectors[chunk]).to(model.device, model.dtype)
-        distribution = head_logits(model, norm(hidden)).softmax(-1)
+        distribution = head_logits(model, hidden).softmax(-1)
         best = distribution.topk(top, dim=-1)
         ids[chunk], probabilities[chunk] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         entropy[chunk] = torch.special.entr(distribution).sum(-1).cpu().numpy()
@@ -107,19 +102,6 @@ def compare_key_tokens(base: BaseModel, sentences: Sequence[str], sides: dict[st
     ]
     summaries = {side: summarise(tokens) for side, tokens in read.items()}
     return {"sentences": len(sample), "top": TOP, **summaries, "examples": examples}
-
-
-def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last decoder block and the head, whatever the architecture calls it.
-
-    Raises `SempaError` when there is none outside the blocks.
-    """
-    inside = set(blocks(model).modules())
-    norms = [m for m in model.base_model.modules() if "Norm" in type(m).__name__ and m not in inside]
-    if not norms:
-        raise SempaError(f"{type(model).__name__}: no final norm found behind its decoder blocks")
-    # Some models norm their input, too (BLOOM). The final norm comes last.
-    return norms[-1]
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> dict[int, str]:
