@@ -13,13 +13,13 @@ from sempa.errors import SempaError
 from sempa.evaluation import geometry
 from sempa.evaluation.geometry import (
     alignment,
+    all_measures,
     effective_rank,
     hubness,
     isoscore,
     k_occurrences,
     least_uniformity,
     mean_cosine,
-    measure_geometry,
     partition_ratio,
     positive_pairs,
     principal_plane,
@@ -292,10 +292,10 @@ def test_the_principal_plane_holds_the_most_variance_whatever_the_rotation():
     assert (coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]] > 0).all()
 
 
-def test_measure_geometry_takes_all_measures_of_unit_vectors():
+def test_all_measures_are_taken_of_unit_vectors():
     vectors = skewed()
     positives = np.array([[0, 1], [2, 3], [0, 5]])
-    found = measure_geometry(vectors.astype(np.float32), positives)
+    found = all_measures(vectors.astype(np.float32), positives)
     units = unit_vectors(vectors.astype(np.float32))
     spectrum = found.pop("spectrum")
     np.testing.assert_allclose(spectrum, np.sqrt(np.linalg.eigvalsh(np.cov(units.T, bias=True))[::-1]), rtol=1e-8)

@@ -16,7 +16,7 @@ from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import builtin_topics
 from sempa.evaluation.geometry import (
-    compare_geometry,
+    all_measures,
     least_uniformity,
     principal_plane,
     unit_vectors,
@@ -71,16 +71,14 @@ def test_a_task_is_measured_on_its_own_sentences(embedders):
     everything = distinct_sentences([*FIRST.pairs, *SECOND.pairs])
     found = measure_geometry(SECOND, embed_sides(embedders["aligned"].base, everything))
     sentences = distinct_sentences(SECOND.pairs)
-    sides = {side: embedder.encode(sentences) for side, embedder in embedders.items()}
-    expected = compare_geometry(SECOND.name, SECOND.pairs, sentences, sides)
-    for side in sides:
+    positives = [[sentences.index(p.first), sentences.index(p.second)] for p in SECOND.pairs if p.score > 3.2]
+    for side, embedder in embedders.items():
+        expected = all_measures(embedder.encode(sentences), np.array(positives))
         # Rounding of float32 embeddings, other batches.
-        spectra = found[side].pop("spectrum"), expected[side].pop("spectrum")
-        np.testing.assert_allclose(*spectra, rtol=1e-3, atol=1e-5)
-        assert found.pop(side) == pytest.approx(expected.pop(side), rel=1e-3, abs=1e-4)
-    assert found == expected
+        np.testing.assert_allclose(found[side].pop("spectrum"), expected.pop("spectrum"), rtol=1e-3, atol=1e-5)
+        assert found[side] == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert (found["task"], found["sentences"], found["dimension"]) == ("x < & > y", 14, 32)
-    assert found["positives"] == sum(pair.score > 3.2 for pair in SECOND.pairs)
+    assert found["positives"] == len(positives)
     assert found["least_uniformity"] == least_uniformity(32)
 
 
@@ -117,7 +115,7 @@ def test_a_report_measures_the_embeddings_that_similarity_has_scored(embedders):
 def full_report(sides=("base", "aligned"), width=12):
     random = np.random.default_rng(0)
     sentences = distinct_sentences(SECOND.pairs)
-    vectors = {side: random.standard_normal((14, width)) for side in sides}
+    vectors = {side: dict(zip(sentences, random.standard_normal((14, width)))) for side in sides}
     tokens = {
         "share_by_id": 0.125,
         "share_by_word": 0.375,
@@ -129,7 +127,7 @@ def full_report(sides=("base", "aligned"), width=12):
     cosines = {side: random.uniform(-1, 1, 7).tolist() for side in sides}
     gold = [pair.score for pair in SECOND.pairs]
     return {
-        "geometry": [compare_geometry(SECOND.name, SECOND.pairs, sentences, vectors)],
+        "geometry": [measure_geometry(SECOND, vectors)],
         "topics": {"topic": [t for t, group in TOPICS.items() for _ in group], **dict.fromkeys(sides, points)},
         "key_tokens": {
             "task": SECOND.name,
@@ -187,7 +185,8 @@ def test_the_geometry_command_measures_one_side_or_both(tiny_folder, adapter, tm
     (measured,) = saved["geometry"]
     sentences = distinct_sentences(FIRST.pairs)
     vectors = Embedder(str(tiny_folder), adapter, dtype="float32").encode(sentences)
-    expected = compare_geometry("pairs", FIRST.pairs, sentences, {"aligned": vectors})["aligned"]
+    positives = [[sentences.index(p.first), sentences.index(p.second)] for p in FIRST.pairs if p.score > 4.6]
+    expected = all_measures(vectors, np.array(positives))
     for key in ("alignment", "uniformity", "mean_cosine", "isoscore", "effective_rank"):
         assert measured["aligned"][key] == pytest.approx(expected[key], rel=1e-3)
     assert f"{expected['effective_rank']:.1f}" in printed

@@ -24,9 +24,8 @@ from sempa.config import load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embedder import embed
 from sempa.evaluation.drift import measure_drift
-from sempa.evaluation.eval_texts import EvalText, builtin_texts
+from sempa.evaluation.eval_texts import EvalText, report_texts
 from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
-from sempa.evaluation.measure import gsm8k_sample
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where .json, .md and .svg go")
     given = parser.parse_args()
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]
-    problems = gsm8k_sample(given.gsm8k)
+    texts = report_texts(given.gsm8k)
     base = load_base("smollm2-135m", given.dtype)
     config = load_config(RECIPE)
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
@@ -132,7 +131,7 @@ def main() -> None:
                 continue
             shared = {"triplets": given.triplets, "combinations": True, "triplet_limit": given.limit, "held_out": 0}
             values = {**shared, **changes, "seed": seed}
-            measured = _measure(base, tasks, problems, name, values)
+            measured = _measure(base, tasks, texts, name, values)
             result["rows"] += [{**row, "changes": changes} for row in measured]
             write_json(given.out.with_suffix(".json"), result)
             write_atomic(given.out.with_suffix(".svg"), plot(result))
@@ -147,7 +146,7 @@ def _kept(path: Path, settings: dict) -> dict:
 
 
 def _measure(
-    base: BaseModel, tasks: list[StsTask], problems: list[EvalText], name: str, values: dict[str, object]
+    base: BaseModel, tasks: list[StsTask], texts: dict[str, list[EvalText]], name: str, values: dict[str, object]
 ) -> list[dict]:
     """Train a point and measure it, whole and part of the way: a row for each."""
     run = Path("runs/frontier") / f"{name.replace(' ', '-').replace(',', '')}-{values['seed']}"
@@ -161,7 +160,7 @@ def _measure(
     seconds = time.perf_counter() - began
     for share in (1.0, *SHARES.get(name, ())):
         with interpolated(base.model, share):
-            retention = measure_drift(base, builtin_texts() | ({"GSM8K": problems} if problems else {}))
+            retention = measure_drift(base, texts)
             row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks)}
         row |= {"kl": {r["text"]: r["kl"] for r in retention}}
         row |= {"perplexity": {r["text"]: 100 * r["change"] for r in retention}, "training_seconds": seconds}

@@ -18,11 +18,9 @@ from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
-from sempa.evaluation.eval_texts import EvalText, builtin_prompts, builtin_texts
+from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
 from sempa.evaluation.measure import (
     builtin_task,
-    check_room,
-    gsm8k_sample,
     measure_geometry,
     measure_key_tokens,
     measure_preference,
@@ -37,6 +35,7 @@ from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
+from sempa.model.sampling import encode_prompts
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import has_checkpoint
 from sempa.training.loop import train
@@ -89,7 +88,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
     notes = [note for task in tasks for note in task.notes]
-    problems = gsm8k_sample(config.gsm8k)
+    texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
     if world.is_first:
@@ -99,7 +98,8 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
 
     dev = _dev_task(config, tasks)
-    check_room(base, GENERATION_TOKENS)
+    # The report's answers have to fit into the model's context, too.
+    encode_prompts(base, builtin_prompts(), GENERATION_TOKENS)
 
     def score_dev() -> float:
         (result,) = evaluate_sts(lambda sentences: embed(base, sentences), [dev])
@@ -114,7 +114,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     _, best = read_adapter(run / "adapter")
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
     with interpolated(base.model, config.interpolation):
-        report = _evaluate(config, base, dataset, tasks, problems)
+        report = _evaluate(config, base, dataset, tasks, texts)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
@@ -150,14 +150,13 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
 
 
 def _evaluate(
-    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], problems: list[EvalText]
+    config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], texts: dict[str, list[EvalText]]
 ) -> dict:
     tasks = [builtin_task(BUILTIN_PAIRS), *tasks]
     table, scatter, sides = measure_sts(base, tasks)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
-    texts = builtin_texts() | ({"GSM8K": problems} if problems else {})
     return {
         "sts": table,
         "preference": preference,

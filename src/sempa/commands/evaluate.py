@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, add_task_arguments, load_embedder
 from sempa.io.files import check_output, user_path
 
 
@@ -16,17 +16,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    parser.add_argument(
-        "--sts", type=user_path, metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file"
-    )
-    parser.add_argument(
-        "--splits",
-        default="dev,trial,test",
-        help="splits to score of STS-B, SICK and files with a split column (default %(default)s)",
-    )
-    parser.add_argument(
-        "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
-    )
+    add_task_arguments(parser)
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--no-retention", action="store_true", help="score similarity only")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
@@ -37,8 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure with the adapter off and on, and print the tables."""
     from sempa.data.sts import read_sts
     from sempa.evaluation.drift import measure_drift
-    from sempa.evaluation.eval_texts import builtin_texts
-    from sempa.evaluation.measure import builtin_task, gsm8k_sample, measure_sts
+    from sempa.evaluation.eval_texts import report_texts
+    from sempa.evaluation.measure import builtin_task, measure_sts
     from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
 
@@ -47,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
-    problems = gsm8k_sample(arguments.gsm8k)
+    texts = report_texts(arguments.gsm8k)
     embedder = load_embedder(arguments)
     report: dict[str, object] = {
         "model": arguments.model,
@@ -57,7 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
     if tasks:
         report["sts"], *_ = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
     if not arguments.no_retention:
-        texts = builtin_texts() | ({"GSM8K": problems} if problems else {})
         report["retention"] = measure_drift(embedder.base, texts)
     print(terminal_table(report))
     if arguments.json:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, add_task_arguments, load_embedder
 from sempa.io.files import check_output, user_path
 
 
@@ -16,20 +16,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    parser.add_argument(
-        "--sts",
-        type=user_path,
-        metavar="PATH",
-        help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file (default: built-in pairs)",
-    )
-    parser.add_argument(
-        "--splits",
-        default="dev,trial,test",
-        help="splits of STS-B, SICK and files with a split column (default %(default)s)",
-    )
-    parser.add_argument(
-        "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
-    )
+    add_task_arguments(parser)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=run)
 

@@ -13,6 +13,8 @@ from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, re
 from sempa.errors import SempaError
 from sempa.io.rows import json_object, numbered_lines
 
+# A sample gives a perplexity to three digits, and a report should not take longer than the training.
+GSM8K_PROBLEMS = 40
 _BUILTIN = Path(__file__).parent / "texts"
 _CALCULATOR_MARK = re.compile("<<.*?>>")
 
@@ -63,6 +65,12 @@ def read_gsm8k(path: Path, limit: int | None = None) -> list[EvalText]:
 def builtin_texts() -> dict[str, list[EvalText]]:
     """The built-in `passages` and `conversations`, written for this project and far from the training sentences."""
     return {name: read_texts(_BUILTIN / f"{name}.jsonl") for name in ("passages", "conversations")}
+
+
+def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
+    """The built-in texts and, where a GSM8K file is named, its first problems under `GSM8K`."""
+    problems = {"GSM8K": read_gsm8k(Path(gsm8k), GSM8K_PROBLEMS)} if gsm8k else {}
+    return builtin_texts() | problems
 
 
 def builtin_prompts() -> list[str]:

@@ -1,10 +1,10 @@
 """The geometry of embeddings: how near paraphrases lie, and how evenly all vectors fill their space.
 
-Every measure is a function of float arrays, computed in float64. `measure_geometry` takes them all of unit vectors,
+Every measure is a function of float arrays, computed in float64. `all_measures` takes them all of unit vectors,
 because similarity is the cosine: none of its figures then depends on the vectors' lengths.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return coordinates * np.where(extreme < 0, -1, 1), values[:2] ** 2 / (values**2).sum()
 
 
-def measure_geometry(vectors: np.ndarray, positives: np.ndarray) -> dict:
+def all_measures(vectors: np.ndarray, positives: np.ndarray) -> dict:
     """All measures of embeddings `[n, D]` scaled to length 1; `positives` `[m, 2]` are the rows of positive pairs.
 
     Keys: `alignment` (α = 2), `uniformity` (t = 2), `mean_cosine`, `partition_ratio`, `isoscore`, `effective_rank`,
@@ -181,29 +181,6 @@ def measure_geometry(vectors: np.ndarray, positives: np.ndarray) -> dict:
         "effective_rank": effective_rank(spectrum),
         "hubness": hubness(units),
         "spectrum": spectrum.tolist(),
-    }
-
-
-def compare_geometry(
-    task: str, pairs: Sequence[ScoredPair], sentences: Sequence[str], sides: Mapping[str, np.ndarray]
-) -> dict:
-    """`measure_geometry` of each side (`base`, `aligned`): embeddings `[n, D]` of a task's n distinct sentences.
-
-    Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
-    """
-    try:
-        positives = positive_pairs(pairs, sentences)
-        measured = {side: measure_geometry(vectors, positives) for side, vectors in sides.items()}
-    except SempaError as error:
-        raise SempaError(f"{task}: {error}") from error
-    dimension = next(iter(sides.values())).shape[1]
-    return {
-        "task": task,
-        "sentences": len(sentences),
-        "positives": len(positives),
-        "dimension": dimension,
-        "least_uniformity": least_uniformity(dimension),
-        **measured,
     }
 
 

@@ -6,7 +6,6 @@ a few topics on a plane.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,27 +13,24 @@ import torch
 from torch import Tensor
 
 from sempa.batching.packing import pack_preferences
-from sempa.batching.prompts import Preference, encode_texts, render_prompt
+from sempa.batching.prompts import Preference
 from sempa.data.captions import caption_pairs
 from sempa.data.examples import distinct_sentences
 from sempa.data.sts import StsTask
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.eval_texts import EvalText, builtin_prompts, builtin_topics, read_gsm8k
-from sempa.evaluation.geometry import compare_geometry, principal_plane, unit_vectors
+from sempa.evaluation.eval_texts import builtin_topics
+from sempa.evaluation.geometry import all_measures, least_uniformity, positive_pairs, principal_plane, unit_vectors
 from sempa.evaluation.key_tokens import compare_key_tokens
 from sempa.evaluation.statistics import compare
 from sempa.evaluation.sts import bootstrap_scores, pair_cosines, score_sts
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
-from sempa.model.forward import context_length
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.model.threads import parallel_map
 
 BUILTIN = "built-in"
-# A sample gives a perplexity to three digits, and a report should not take longer than the training.
-GSM8K_PROBLEMS = 40
 
 Sides = Mapping[str, Mapping[str, np.ndarray]]
 """Under `base` and mostly `aligned`: the embedding of each sentence, float32 `[D]`."""
@@ -48,11 +44,6 @@ def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
     if pairs < 2:
         raise SempaError(f"built-in pairs: found {pairs}, expected at least 2")
     return StsTask(BUILTIN, caption_pairs(split, pairs))
-
-
-def gsm8k_sample(path: str | Path | None) -> list[EvalText]:
-    """The first problems of a GSM8K file, none when no file is named."""
-    return read_gsm8k(Path(path), limit=GSM8K_PROBLEMS) if path else []
 
 
 def embed_sides(
@@ -122,22 +113,27 @@ def measure_preference(
     }
 
 
-def check_room(base: BaseModel, new_tokens: int) -> None:
-    """Raise `SempaError` where the report's answers would not fit into the model's context behind their prompts."""
-    context = context_length(base.model)
-    prompts = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt) for prompt in builtin_prompts()])
-    room = max(0, context - max(map(len, prompts)))
-    if new_tokens > room:
-        raise SempaError(
-            f"generation_tokens is {new_tokens:,}, expected at most {room:,}: the model reads {context:,} tokens at "
-            "once, the report's prompts included"
-        )
-
-
 def measure_geometry(task: StsTask, sides: Sides) -> dict:
-    """One entry of a report's `geometry`: the measures of each side's embeddings of the task's sentences."""
+    """One entry of a report's `geometry`: `all_measures` of each side's embeddings of the task's sentences.
+
+    Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
+    """
     sentences = distinct_sentences(task.pairs)
-    return compare_geometry(task.name, task.pairs, sentences, _matrices(sentences, sides))
+    matrices = _matrices(sentences, sides)
+    try:
+        positives = positive_pairs(task.pairs, sentences)
+        measured = {side: all_measures(vectors, positives) for side, vectors in matrices.items()}
+    except SempaError as error:
+        raise SempaError(f"{task.name}: {error}") from error
+    dimension = matrices["base"].shape[1]
+    return {
+        "task": task.name,
+        "sentences": len(sentences),
+        "positives": len(positives),
+        "dimension": dimension,
+        "least_uniformity": least_uniformity(dimension),
+        **measured,
+    }
 
 
 def measure_key_tokens(base: BaseModel, task: StsTask, sides: Sides) -> dict:
