@@ -219,3 +219,12 @@ def test_wrong_overrides_and_unreadable_files_are_named(tmp_path):
 
 def test_every_key_has_a_plain_type():
     assert {field.type for field in dataclasses.fields(Config)} <= {str, int, float, bool}
+
+
+def test_a_home_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    with pytest.raises(SempaError, match="command line: output is '~/x', and there is no home folder"):
+        load_config(write(tmp_path, ""), ["output=~/x"])

@@ -199,7 +199,10 @@ def _check_text(key: str, text: str, where: str) -> str:
         raise SempaError(f"{where}: {key} is {text!r:.100}, with the character {odd!a}, expected printable text")
     if max(map(len, os.fsencode(text).split(b"/"))) > 255:
         raise SempaError(f"{where}: {key} is {text!r:.100}, of {len(text):,} characters, longer than a file's name")
-    return str(Path(text).expanduser()) if key in _PATHS and text.startswith("~/") else text
+    try:
+        return str(Path(text).expanduser()) if key in _PATHS and text.startswith("~/") else text
+    except RuntimeError as error:
+        raise SempaError(f"{where}: {key} is {text!r:.100}, and there is no home folder") from error
 
 
 def _check_range(key: str, value: object, where: str) -> None:

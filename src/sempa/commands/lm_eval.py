@@ -4,7 +4,7 @@ import argparse
 
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
-from sempa.io.files import user_path
+from sempa.io.files import check_output, user_path
 
 
 def add(commands: "argparse._SubParsersAction") -> None:
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise SempaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
     output = arguments.output or arguments.adapter.parent / "lm_eval"
+    check_output(output, folder=True)
     base = load_embedder(arguments).base
     rows = run_harness(base, str(arguments.adapter), output, tasks, arguments.limit, arguments.batch_size)
     summary = {"model": arguments.model, "adapter": str(arguments.adapter), "limit": arguments.limit, "results": rows}

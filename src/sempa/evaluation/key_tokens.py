@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sempa.batching.prompts import encode_texts
+from sempa.batching.tokens import as_text, encode_texts
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.lm_head import head_logits
@@ -66,7 +66,8 @@ def key_tokens(base: BaseModel, sentences: Sequence[str], vectors: np.ndarray, t
         entropy[chunk] = torch.special.entr(distribution).sum(-1).cpu().numpy()
     text = _texts(base.tokenizer, ids)
     by_id, by_word = np.zeros(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=bool)
-    for row, (sentence, own) in enumerate(zip(sentences, encode_texts(base.tokenizer, list(sentences)), strict=True)):
+    texts = encode_texts(base.tokenizer, [as_text(base.tokenizer, sentence) for sentence in sentences])
+    for row, (sentence, own) in enumerate(zip(sentences, texts, strict=True)):
         by_id[row] = np.isin(ids[row], own)
         words = set(re.findall(r"\w+", sentence.lower()))
         by_word[row] = [text[i].strip().lower() in words for i in ids[row]]
