@@ -5,11 +5,12 @@ TRAIN_RUN := runs/smollm2_captions
 FUZZ_OUTCOME := runs/fuzz.json
 CODE := src losses kernels experiments examples docs tests conftest.py
 
-.PHONY: help install train test fuzz lint bench docs
+.PHONY: help install train test isa fuzz lint bench docs
 
 help:
 	@echo "make train    install, then align SmolLM2-135M on built-in triplets and report ($(TRAIN_RUN)/report.html)"
 	@echo "make test     install, then run the test suite with coverage"
+	@echo "make isa      install, then run the tests that compute on fewer instructions"
 	@echo "make fuzz     install, then throw 100,000 broken inputs at every reader ($(FUZZ_OUTCOME)); goes on where it stopped"
 	@echo "make lint     check style and formatting"
 	@echo "make bench    install the peers, then race them: gatherer, training step, embedding, threads, growth (short form)"
@@ -38,6 +39,15 @@ train: install
 # A process per core, each with one thread: tiny models leave a second thread waiting.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
+
+# The tests that compute, as on processors with fewer instructions, and with two threads.
+COMPUTING := tests/test_step_gradients.py tests/test_token_logprobs.py tests/test_token_kl.py tests/test_sts.py \
+	tests/test_statistics.py tests/test_geometry.py experiments/uncertainty
+PYTEST_COMPUTING := $(BIN)/python -m pytest -n auto --dist worksteal $(COMPUTING)
+
+isa: install
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST_COMPUTING)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST_COMPUTING)
 
 fuzz: install
 	mkdir -p $(dir $(FUZZ_OUTCOME))
