@@ -198,7 +198,7 @@ class Point:
 def points(result: dict) -> list[Point]:
     """The rows by objective and share, in the rows' order; KL and change of perplexity are those of the passages.
 
-    Conversations are like the base's own words that retention trains on, passages are not.
+    Conversations resemble the base's samples that retention trains on, passages do not.
     """
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in result["rows"]:
