@@ -1,4 +1,4 @@
-"""One writer a run folder: a second one is told who the first is, and a dead one's lock is no obstacle."""
+"""One writer a run folder: a second one learns who the first is, and a dead one's lock is no obstacle."""
 
 import os
 import signal

@@ -87,7 +87,8 @@ def run_step(config, base, monkeypatch, change=lambda preference: preference):
     samples, texts = [], []
     if config.retention:
         monkeypatch.setattr(base_samples, "sample_texts", lambda base: TEXTS)
-        samples = base_samples.base_samples(base, config.row_tokens)
+        monkeypatch.setattr(base_samples, "ROW_TOKENS", config.row_tokens)
+        samples = base_samples.base_samples(base)
         row = samples[1 % len(samples)].packed
         for _, tokens in itertools.groupby(zip(row.segments, row.tokens), lambda pair: pair[0]):
             texts.append([token for _, token in tokens])

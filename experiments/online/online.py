@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from mixture import sample_mixture
 
 from sempa import SempaError
@@ -33,11 +32,11 @@ from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
 from sempa.io.origin import origin
 from sempa.model.base import BaseModel, load_base
-from sempa.model.lora import adapter_disabled, add_lora, lora_parameters, remove_adapter
+from sempa.model.lora import adapter_disabled, add_lora, remove_adapter
 from sempa.model.sampling import sample
 from sempa.training.base_samples import base_samples
 from sempa.training.processes import World
-from sempa.training.step import Metrics, train_step
+from sempa.training.step import Metrics, make_optimizer, train_step
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "smollm2_nli.yaml"
@@ -114,12 +113,7 @@ def train_online(
     the preference loss stays as it is.
     """
     model, judge = base.model.eval(), judge or similarity_judge(base)
-    parameters = list(lora_parameters(model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(config, model)
     batches = Batches(config, preferences)
     total = rounded_up(config.epochs, len(batches))
     samples = base_samples(base) if config.retention else []

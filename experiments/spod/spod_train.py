@@ -34,6 +34,7 @@ from sempa.training.step import (
     backward,
     contrast_loss,
     learning_rate,
+    make_optimizer,
     preference_loss,
     retention_loss,
 )
@@ -58,12 +59,7 @@ def train_spod(config: Config, weights: Weights, base: BaseModel, preferences: l
     head = model.get_output_embeddings().weight
     if not 1 <= weights.tokens <= len(head):
         raise SempaError(f"tokens: found {weights.tokens}, expected 1 to the vocabulary's {len(head):,}")
-    parameters = list(lora_parameters(model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(config, model)
     batches = Batches(config, preferences)
     total = rounded_up(config.epochs, len(batches))
     samples = base_samples(base) if config.retention else []

@@ -64,6 +64,7 @@ OPENINGS = (
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
 # Tokens of a packed row: one row is compared in each step.
 ROW_TOKENS = 128
+SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +76,18 @@ class BaseSample:
 
 
 @torch.no_grad()
-def base_samples(base: BaseModel, row_tokens: int = ROW_TOKENS) -> list[BaseSample]:
+def base_samples(base: BaseModel) -> list[BaseSample]:
     """Sampled texts in packed rows with the base's hidden states: some forty rows, one for each step in turn."""
-    rows = pack_texts(sample_texts(base), row_tokens)
+    rows = pack_texts(sample_texts(base), ROW_TOKENS)
     with adapter_disabled(base.model):
         states = parallel_map(base.model, lambda row: row_states(base.model, row), rows)
         return [BaseSample(row, hidden) for row, hidden in zip(rows, states, strict=True)]
 
 
-def sample_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
+def sample_texts(base: BaseModel) -> list[list[int]]:
     """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder."""
     drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
-    key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, seed)
+    key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, SEED)
     path = cache_folder() / "base_samples" / f"{key}.safetensors"
     cached = _read(path)
     if cached is not None:
@@ -96,9 +97,9 @@ def sample_texts(base: BaseModel, seed: int = 0) -> list[list[int]]:
     prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
     with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
         # All side by side: many rows of one product cost little more than few.
-        drawn = sample(base, prompts, 1, LONGEST, seed=seed, batch_size=len(prompts), progress=progress)
+        drawn = sample(base, prompts, 1, LONGEST, seed=SEED, batch_size=len(prompts), progress=progress)
     texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
     texts = [texts[i] for i in order]
     tokens = torch.tensor([token for text in texts for token in text])
     with optional_write():

@@ -19,12 +19,12 @@ from sempa.errors import SempaError
 from sempa.io.files import explain_os_errors, fingerprint
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.lora import interpolated, lora_parameters
+from sempa.model.lora import interpolated
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import log_metrics, open_metrics
 from sempa.training.processes import any_of, broadcast_number, join_world, wait_for_all
-from sempa.training.step import train_step
+from sempa.training.step import make_optimizer, train_step
 from sempa.training.warnings import warn_of_step
 
 
@@ -49,12 +49,7 @@ def train(
     """
     started = time.perf_counter()
     model, world = base.model.eval(), join_world()
-    parameters = lora_parameters(model).values()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(config, model)
     batches = Batches(config, preferences)
     total = max(1, rounded_up(config.epochs, len(batches)))
     samples = base_samples(base) if config.retention and world.is_last else []

@@ -94,6 +94,16 @@ def train_step(
     return {**metrics, "learning_rate": optimizer.param_groups[0]["lr"], "grad_norm": norm}
 
 
+def make_optimizer(config: Config, model: PreTrainedModel) -> torch.optim.AdamW:
+    """AdamW on the adapter's parameters, which take gradients from now on."""
+    parameters = list(lora_parameters(model).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )
+
+
 def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequence[Tensor], in_order: bool) -> Metrics:
     """Add the gradient of every loss to the parameters' `.grad`; returns the sum of the losses' metrics.
 
