@@ -23,7 +23,6 @@ COMMANDS = (
     "lm-eval",
     "table",
     "geometry",
-    "keytokens",
     "generate",
     "export",
 )
@@ -99,7 +98,7 @@ def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, 
     assert report["preference"]["triplets"] == 3
     assert [row["text"] for row in report["retention"]] == ["passages", "conversations"]
     assert report["sts"][0]["task"] == "built-in"
-    assert [report["geometry"][0]["task"], report["key_tokens"]["task"]] == ["built-in", "built-in"]
+    assert report["geometry"][0]["task"] == "built-in"
     assert report["peak_memory_gib"] > 0.1
     saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tiny_folder)
@@ -173,7 +172,6 @@ def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tin
     model = ["--model", "/nowhere"]
     assert "built-in pairs: found 0, expected at least 2" in fails(capsys, "geometry", *model, "--builtin-pairs", 0)
     assert "built-in pairs: found -5" in fails(capsys, "evaluate", *model, "--builtin-pairs", -5)
-    assert "top: found 0, expected at least 1" in fails(capsys, "keytokens", *model, "a dog", "--top", 0)
     assert "max_new_tokens: found -1" in fails(capsys, "retention", *model, "--max-new-tokens", -1)
     for seed in ("-1", "10000000000000000000000", str(2**31), "x"):
         with pytest.raises(SystemExit) as caught:

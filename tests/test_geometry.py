@@ -22,7 +22,6 @@ from sempa.evaluation.geometry import (
     mean_cosine,
     partition_ratio,
     positive_pairs,
-    principal_plane,
     singular_spectrum,
     uniformity,
     unit_vectors,
@@ -280,16 +279,6 @@ def test_a_shift_changes_neither_isoscore_nor_spectrum_but_the_mean_cosine():
     assert isoscore(moved) == pytest.approx(isoscore(vectors), rel=1e-9)
     np.testing.assert_allclose(singular_spectrum(moved), singular_spectrum(vectors), rtol=1e-8)
     assert mean_cosine(moved) > mean_cosine(vectors) + 0.1
-
-
-def test_the_principal_plane_holds_the_most_variance_whatever_the_rotation():
-    vectors = skewed()
-    coordinates, shares = principal_plane(vectors)
-    variances = np.sort(np.linalg.eigvalsh(np.cov(vectors.T)))[::-1]
-    np.testing.assert_allclose(shares, variances[:2] / variances.sum(), rtol=1e-9)
-    np.testing.assert_allclose(coordinates.var(axis=0, ddof=1), variances[:2], rtol=1e-9)
-    np.testing.assert_allclose(principal_plane(vectors @ rotation(7))[0], coordinates, atol=1e-9)
-    assert (coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]] > 0).all()
 
 
 def test_all_measures_are_taken_of_unit_vectors():

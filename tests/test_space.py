@@ -14,15 +14,8 @@ from sempa.data.examples import ScoredPair, distinct_sentences
 from sempa.data.sts import StsTask
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.evaluation.eval_texts import builtin_topics
-from sempa.evaluation.geometry import (
-    all_measures,
-    least_uniformity,
-    principal_plane,
-    unit_vectors,
-)
-from sempa.evaluation.key_tokens import key_tokens
-from sempa.evaluation.measure import embed_sides, measure_geometry, measure_key_tokens, measure_sts, project_topics
+from sempa.evaluation.geometry import all_measures, least_uniformity, unit_vectors
+from sempa.evaluation.measure import embed_sides, measure_geometry, measure_sts
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
@@ -32,9 +25,6 @@ from sempa.report.run_report import page, terminal_table
 PEOPLE = ("man", "woman", "girl", "boy", "dog", "cat", "bird")
 FIRST = StsTask("first", [ScoredPair(f"A {x} runs.", f"The {x} is running.", 5 - i % 3) for i, x in enumerate(PEOPLE)])
 SECOND = StsTask("x < & > y", [ScoredPair(f"A {x} runs.", f"A {x} sleeps.", i % 5) for i, x in enumerate(PEOPLE)])
-
-
-TOPICS = builtin_topics()
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +72,6 @@ def test_a_task_is_measured_on_its_own_sentences(embedders):
     assert found["least_uniformity"] == least_uniformity(32)
 
 
-def test_topics_are_projected_side_by_side(embedders):
-    found = project_topics(embedders["aligned"].base)
-    sentences = [sentence for group in TOPICS.values() for sentence in group]
-    assert found["topic"] == [topic for topic, group in TOPICS.items() for _ in group]
-    assert len(set(sentences)) == 36
-    for side, embedder in embedders.items():
-        points, shares = principal_plane(unit_vectors(embedder.encode(sentences)))
-        np.testing.assert_allclose(found[side]["points"], points, atol=1e-3)
-        np.testing.assert_allclose(found[side]["shares"], shares, atol=1e-3)
-
-
 def test_a_report_measures_the_embeddings_that_similarity_has_scored(embedders):
     base = embedders["aligned"].base
     table, scatter, sides = measure_sts(base, [FIRST, SECOND])
@@ -104,8 +83,6 @@ def test_a_report_measures_the_embeddings_that_similarity_has_scored(embedders):
             for name in ("first", "second")
         )
         np.testing.assert_allclose(scatter[side], (first * second).sum(1), atol=1e-5)
-    tokens = measure_key_tokens(base, SECOND, sides)
-    assert (tokens["task"], tokens["sentences"]) == ("x < & > y", 14)
     # Marks that only the given embeddings leave.
     zeros = {side: {sentence: 0 * vector for sentence, vector in vectors.items()} for side, vectors in sides.items()}
     with pytest.raises(SempaError, match="x < & > y: vector 0: is zero"):
@@ -116,31 +93,15 @@ def full_report(sides=("base", "aligned"), width=12):
     random = np.random.default_rng(0)
     sentences = distinct_sentences(SECOND.pairs)
     vectors = {side: dict(zip(sentences, random.standard_normal((14, width)))) for side in sides}
-    tokens = {
-        "share_by_id": 0.125,
-        "share_by_word": 0.375,
-        "hit_by_id": 0.5,
-        "hit_by_word": 0.75,
-        "entropy": 3.25,
-    }
-    points = {"points": random.standard_normal((36, 2)).tolist(), "shares": [0.25, 0.125]}
     cosines = {side: random.uniform(-1, 1, 7).tolist() for side in sides}
     gold = [pair.score for pair in SECOND.pairs]
     return {
         "geometry": [measure_geometry(SECOND, vectors)],
-        "topics": {"topic": [t for t, group in TOPICS.items() for _ in group], **dict.fromkeys(sides, points)},
-        "key_tokens": {
-            "task": SECOND.name,
-            "sentences": 14,
-            "top": 2,
-            **dict.fromkeys(sides, tokens),
-            "examples": [{"sentence": "<i>A dog", **{side: ["\n", " <b>"] for side in sides}}],
-        },
         "scatter": {"task": SECOND.name, "gold": gold, **cosines},
     }
 
 
-def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name():
+def test_the_run_report_shows_geometry_and_escapes_what_it_names():
     report = {**example(), **full_report()}
     html = page(report, HISTORY)
     parser = parse(html)
@@ -149,13 +110,11 @@ def test_the_run_report_shows_geometry_and_key_tokens_and_escapes_what_they_name
     for side in ("base", "aligned"):
         for key, digits in (("alignment", 3), ("uniformity", 3), ("isoscore", 4), ("hubness", 2)):
             assert f"{measured[side][key]:.{digits}f}" in text
-    for figure in ("37.5 %", "12.5 %", "75.0 %", "50.0 %", "3.25", "14 sentences, 1 positive pair", "<i>A dog"):
-        assert figure in text, figure
-    assert r"'\n' · <b>" in text
-    assert "<i>" not in html
+    assert "Geometry, x < & > y: 14 sentences, 1 positive pair" in text
+    assert "x < & > y" not in html
     assert len(parser.ids) == len(set(parser.ids))
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 5
+    assert len(pictures) == 4
     for picture in pictures:
         assert ET.fromstring(picture)[0].text
         assert "#123456" not in picture
@@ -211,31 +170,10 @@ def test_an_axis_of_less_than_a_decade_has_labels_in_the_pages_ink():
     assert set(inks(ET.fromstring(plots.spectrum({"base": side, "aligned": side})))) == {"currentColor"}
 
 
-def test_the_keytokens_command_prints_what_the_head_finds(tiny_folder, adapter, embedders, capsys):
-    sentences = ["A man pets a dog.", "The cat ignores the boy."]
-    options = ["--adapter", str(adapter), "--dtype", "float32", "--top", "4"]
-    assert main(["keytokens", *options, *sentences]) == 0
-    blocks = capsys.readouterr().out.rstrip("\n").split("\n\n")
-    assert [block.splitlines()[0] for block in blocks] == sentences
-    for side, column in (("base", 0), ("aligned", 1)):
-        vectors = embedders[side].encode(sentences)
-        found = key_tokens(embedders[side].base, sentences, vectors, top=4)
-        for place, block in enumerate(blocks):
-            assert block.splitlines()[2].split()[2 + column] == f"{found.entropy[place]:.2f}"
-            for rank in range(4):
-                shown = json.dumps(found.tokens[place][rank], ensure_ascii=False)
-                assert f"{shown}" in block.splitlines()[4 + rank]
-                assert f"{100 * found.probabilities[place, rank]:.1f} %" in block.splitlines()[4 + rank]
-    assert main(["keytokens", "--model", str(tiny_folder), "--dtype", "float32", sentences[0]]) == 0
-    assert "aligned" not in capsys.readouterr().out
-
-
 def test_bad_arguments_end_with_one_sentence_and_code_2(tiny_folder, tmp_path, capsys):
     same = tmp_path / "same.csv"
     same.write_text("sentence1,sentence2,score\na,b,3\nc,d,3\n")
     for arguments, message in (
-        (["keytokens", "--top", "0", "Hi."], "top: found 0, expected at least 1"),
-        (["keytokens", " "], "sentence 0: is empty"),
         (["geometry", "--sts", str(same)], "same: gold scores: all 2 are 3"),
         (["geometry", "--sts", str(tmp_path / "none.csv")], "none.csv"),
     ):

@@ -12,7 +12,6 @@ from sempa.commands import (
     export,
     generate,
     geometry,
-    keytokens,
     lm_eval,
     retention,
     similarity,
@@ -25,7 +24,7 @@ from sempa.io.streams import lasting_streams
 COMMANDS = (
     train,
     *(embed, similarity),
-    *(evaluate, table, retention, lm_eval, geometry, keytokens),
+    *(evaluate, table, retention, lm_eval, geometry),
     *(generate, export),
 )
 _EPILOGUE = """\

@@ -22,10 +22,8 @@ from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
 from sempa.evaluation.measure import (
     builtin_task,
     measure_geometry,
-    measure_key_tokens,
     measure_preference,
     measure_sts,
-    project_topics,
 )
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
@@ -164,8 +162,6 @@ def _evaluate(
         "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
         "scatter": scatter,
         "geometry": [measure_geometry(tasks[-1], sides)],
-        "topics": project_topics(base),
-        "key_tokens": measure_key_tokens(base, tasks[-1], sides),
     }
 
 

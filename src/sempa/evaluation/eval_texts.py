@@ -78,11 +78,6 @@ def builtin_prompts() -> list[str]:
     return read_prompts(_BUILTIN / "prompts.txt")
 
 
-def builtin_topics() -> dict[str, list[str]]:
-    """Built-in sentences by topic: a good embedding puts the sentences of a topic side by side."""
-    return json.loads((_BUILTIN / "topics.json").read_text(encoding="utf-8"))
-
-
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` lines of a file that are not blank; raises `SempaError` when there are none."""
     prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()]

@@ -152,18 +152,6 @@ def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
     return float(skew(occurrences))
 
 
-def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two directions of most variance: coordinates `[n, 2]`, and their fractions of the variance, `[2]`.
-
-    PCA by the singular value decomposition of the centred `[n, D]`; each axis has the sign that makes its largest
-    coordinate positive.
-    """
-    left, values, _ = np.linalg.svd(_centred(vectors), full_matrices=False)
-    coordinates = left[:, :2] * values[:2]
-    extreme = coordinates[np.abs(coordinates).argmax(axis=0), range(coordinates.shape[1])]
-    return coordinates * np.where(extreme < 0, -1, 1), values[:2] ** 2 / (values**2).sum()
-
-
 def all_measures(vectors: np.ndarray, positives: np.ndarray) -> dict:
     """All measures of embeddings `[n, D]` scaled to length 1; `positives` `[m, 2]` are the rows of positive pairs.
 

@@ -1,7 +1,7 @@
 """What a report measures of a model with its adapter off (`base`) and on (`aligned`).
 
-Similarity, preference on held-out triplets, language-model drift, the geometry of the embeddings, their key tokens, and
-a few topics on a plane.
+Similarity, preference on held-out triplets, and the geometry of the embeddings. `sempa.evaluation.drift` has the language
+model's part.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,7 @@ from sempa.data.examples import distinct_sentences
 from sempa.data.sts import StsTask
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.eval_texts import builtin_topics
-from sempa.evaluation.geometry import all_measures, least_uniformity, positive_pairs, principal_plane, unit_vectors
-from sempa.evaluation.key_tokens import compare_key_tokens
+from sempa.evaluation.geometry import all_measures, least_uniformity, positive_pairs
 from sempa.evaluation.statistics import compare
 from sempa.evaluation.sts import bootstrap_scores, pair_cosines, score_sts
 from sempa.io.progress import bar
@@ -119,7 +117,7 @@ def measure_geometry(task: StsTask, sides: Sides) -> dict:
     Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
     """
     sentences = distinct_sentences(task.pairs)
-    matrices = _matrices(sentences, sides)
+    matrices = {side: np.stack([vectors[sentence] for sentence in sentences]) for side, vectors in sides.items()}
     try:
         positives = positive_pairs(task.pairs, sentences)
         measured = {side: all_measures(vectors, positives) for side, vectors in matrices.items()}
@@ -134,29 +132,3 @@ def measure_geometry(task: StsTask, sides: Sides) -> dict:
         "least_uniformity": least_uniformity(dimension),
         **measured,
     }
-
-
-def measure_key_tokens(base: BaseModel, task: StsTask, sides: Sides) -> dict:
-    """A report's `key_tokens`, of each side's PromptEOL embeddings of the task's sentences."""
-    sentences = distinct_sentences(task.pairs)
-    return {"task": task.name, **compare_key_tokens(base, sentences, _matrices(sentences, sides))}
-
-
-def project_topics(base: BaseModel) -> dict:
-    """A report's `topics`: the built-in sentences of a few topics on each side's principal plane.
-
-    `topic` names the topic of each of n sentences; a side has `points` `[n, 2]` and the `shares` of the variance that
-    the two axes hold.
-    """
-    topics = builtin_topics()
-    sentences = [sentence for group in topics.values() for sentence in group]
-    projected: dict = {"topic": [topic for topic, group in topics.items() for _ in group]}
-    for side, vectors in _matrices(sentences, embed_sides(base, sentences)).items():
-        points, shares = principal_plane(unit_vectors(vectors))
-        projected[side] = {"points": points.round(5).tolist(), "shares": shares.tolist()}
-    return projected
-
-
-def _matrices(sentences: Sequence[str], sides: Sides) -> dict[str, np.ndarray]:
-    """The embeddings of the sentences on each side, `[n, D]`."""
-    return {side: np.stack([vectors[sentence] for sentence in sentences]) for side, vectors in sides.items()}

@@ -12,11 +12,6 @@ BASE, ALIGNED = "#56b4e9", "#e69f00"
 COLOURS = {"base": BASE, "aligned": ALIGNED}
 # Stands for the page's own text colour while matplotlib draws.
 INK = "#123456"
-# More of Okabe and Ito's colours, each with a marker of its own.
-_TOPIC_STYLES = (
-    *((ALIGNED, "o"), (BASE, "s"), ("#009e73", "^")),
-    *(("#cc79a7", "D"), ("#d55e00", "v"), ("#0072b2", "P")),
-)
 _MOST_POINTS = 1500
 _SPECTRUM_POINTS = 200
 # A picture that stands alone has no page to take its ink from.
@@ -146,22 +141,6 @@ def plane(geometry: dict) -> str:
     axis.set_title("alignment and uniformity")
     _legend(axis, loc="upper right")
     return svg(figure, "plane", "Alignment over uniformity, an arrow from the base model to the aligned one")
-
-
-def topics(projection: dict) -> str:
-    """The topics' sentences on the two axes of most variance, base beside aligned."""
-    figure, axes = make_figure(1, 2, (9.6, 3.8))
-    for axis, side in zip(axes, COLOURS, strict=True):
-        points = np.asarray(projection[side]["points"])
-        for topic, (colour, marker) in zip(dict.fromkeys(projection["topic"]), _TOPIC_STYLES, strict=True):
-            own = points[[t == topic for t in projection["topic"]]]
-            axis.plot(*own.T, marker, color=colour, markersize=6, alpha=0.85, label=topic, markeredgewidth=0)
-        axis.set_aspect("equal", adjustable="datalim")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_title(f"{side}: {sum(projection[side]['shares']):.0%} of the variance")
-    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return svg(figure, "topics", "Sentences of six topics on the two principal axes of their embeddings")
 
 
 def _legend(axis: object, **options: object) -> None:

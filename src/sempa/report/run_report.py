@@ -46,8 +46,6 @@ _GLOSSARY = {
     "IsoScore": "how evenly the variance lies on the dimensions, from 0 (on one) to 1 (on all alike)",
     "effective rank": "e^(entropy of the singular values): how many dimensions are in use",
     "hubness": "skewness of how often a sentence is among the 10 nearest of others; 0 without hubs",
-    "key tokens": "the tokens that the language-model head finds most probable for an embedding",
-    "entropy": "of the head's distribution over the vocabulary; low when one word says it all",
 }
 # Name, key and decimals of each measure; the arrow points to the better end.
 _MEASURES = (
@@ -86,8 +84,6 @@ def tables(report: dict) -> list[Table]:
     if report.get("retention"):
         made.append(_drift_table(report["retention"]))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
-    if report.get("key_tokens"):
-        made.append(_key_token_table(report["key_tokens"]))
     if cost := _cost_rows(report):
         made.append(Table("Cost", ["", ""], cost))
     return made
@@ -100,9 +96,6 @@ def page(report: dict, history: Sequence[dict]) -> str:
     parts += [html_table(*table) for table in tables(report)]
     parts.append(html_notes(report.get("notes") or []))
     parts += ["<h2>Pictures</h2>", *_pictures(report, [finite(record) for record in history])]
-    if examples := (report.get("key_tokens") or {}).get("examples"):
-        parts.append("<h2>Key tokens of a few sentences</h2>")
-        parts += [html_sides(e["sentence"], {side: _joined(e[side]) for side in _sides(e)}) for e in examples]
     if answers := report.get("generations"):
         parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
         parts += [html_sides(a["prompt"], {side: a[side] for side in _sides(a)}) for a in answers]
@@ -162,20 +155,6 @@ def _geometry_table(measured: dict) -> Table:
     return Table(f"Geometry, {measured['task']}: {sizes}", ["", *sides], rows)
 
 
-def _key_token_table(measured: dict) -> Table:
-    sides = _sides(measured)
-    fractions = {
-        "words of the sentence among them": "share_by_word",
-        "tokens of the sentence among them": "share_by_id",
-        "sentences with a word among them": "hit_by_word",
-        "sentences with a token among them": "hit_by_id",
-    }
-    rows = [[name, *(percent(measured[side][key]) for side in sides)] for name, key in fractions.items()]
-    rows.append(["entropy (nats)", *(number(measured[side]["entropy"], 2) for side in sides)])
-    title = f"Key tokens, {measured['task']}: top {measured['top']} of {many(measured['sentences'], 'sentence')}"
-    return Table(title, ["", *sides], rows)
-
-
 def _cost_rows(report: dict) -> list[list[str]]:
     rows = []
     if training := report.get("training"):
@@ -225,9 +204,6 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
         drawn.append(html_figure(plots.plane(measured), caption, small=True))
         caption = "The flatter the curve, the more dimensions carry the differences."
         drawn.append(html_figure(plots.spectrum(measured), caption, small=True))
-    if report.get("topics"):
-        caption = "Six built-in sentences on each of six topics, on the two axes of their largest variance."
-        drawn.append(html_figure(plots.topics(report["topics"]), caption))
     return drawn
 
 
@@ -237,8 +213,3 @@ def _sides(measured: dict) -> list[str]:
 
 def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _joined(tokens: Sequence[str]) -> str:
-    # Blanks and line feeds are tokens too.
-    return " · ".join(token.strip() or repr(token) for token in tokens)

@@ -1,11 +1,14 @@
 """Key tokens: the head's own distribution by plain transformers, presence by hand, whatever the architecture."""
 
+import json
 import math
 
+import key_tokens as keytokens
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama
+from conftest import adapt, make_llama
+from key_tokens import KeyTokens, key_tokens, main, summarise, summary_table, word_table
 from scipy.stats import entropy as scipy_entropy
 from transformers import (
     BloomConfig,
@@ -22,9 +25,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from sempa.errors import SempaError
-from sempa.evaluation import key_tokens as keytokens
-from sempa.evaluation.key_tokens import KeyTokens, compare_key_tokens, key_tokens, summarise
+from sempa import SempaError
 from sempa.model.base import BaseModel
 
 SMALL = {
@@ -152,20 +153,49 @@ def test_the_summary_counts_fractions_and_hits():
     }
 
 
-def test_both_sides_are_read_from_the_same_regular_sample(monkeypatch, tokenizer, tiny_llama):
+def test_a_table_is_of_a_regular_sample_of_the_sentences(monkeypatch, tokenizer, tiny_llama):
     monkeypatch.setattr(keytokens, "_SAMPLE", 4)
-    monkeypatch.setattr(keytokens, "_EXAMPLES", 2)
     base = BaseModel(tiny_llama, tokenizer, "")
     sentences = [f"sentence {i}" for i in range(10)]
     random = np.random.default_rng(0)
     sides = {side: random.standard_normal((10, 32)).astype(np.float32) for side in ("base", "aligned")}
-    found = compare_key_tokens(base, sentences, sides)
-    assert (found["sentences"], found["top"]) == (4, 10)
-    assert [e["sentence"] for e in found["examples"]] == ["sentence 0", "sentence 6"]
-    for side, vectors in sides.items():
-        chosen = key_tokens(base, sentences[::3], vectors[::3].copy())
-        assert found[side] == summarise(chosen)
-        assert [e[side] for e in found["examples"]] == [chosen.tokens[0], chosen.tokens[2]]
+    lines = summary_table(base, "pairs", sentences, sides).splitlines()
+    assert lines[0] == "pairs: top 10 of 4 sentences"
+    summaries = [summarise(key_tokens(base, sentences[::3], sides[side][::3].copy())) for side in sides]
+    for line, key in zip(lines[2:], summaries[0], strict=True):
+        assert line.split() == [key, *(f"{summary[key]:.4f}" for summary in summaries)]
+
+
+def test_a_sentences_table_shows_both_sides(tokenizer, tiny_llama):
+    base = BaseModel(adapt(tiny_llama, 1.0), tokenizer, "")
+    random = np.random.default_rng(0)
+    sides = {side: random.standard_normal(32).astype(np.float32) for side in ("base", "aligned")}
+    lines = word_table(base, SENTENCES[0], sides, 4).splitlines()
+    assert lines[0] == SENTENCES[0]
+    for side, column in (("base", 0), ("aligned", 1)):
+        found = key_tokens(base, SENTENCES[:1], sides[side][None], top=4)
+        assert lines[2].split()[2 + column] == f"{found.entropy[0]:.2f}"
+        for rank in range(4):
+            assert json.dumps(found.tokens[0][rank], ensure_ascii=False) in lines[4 + rank]
+            assert f"{100 * found.probabilities[0, rank]:.1f} %" in lines[4 + rank]
+
+
+def test_the_program_prints_sentences_and_tasks(tiny_folder, tmp_path, capsys):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,score\nA dog.,A cat.,3\nA man.,A boy.,4\n")
+    model = ["--model", str(tiny_folder), "--dtype", "float32"]
+    main([*model, "--sts", str(pairs), "--top", "3", *SENTENCES])
+    titles = [block.splitlines()[0] for block in capsys.readouterr().out.split("\n\n")]
+    assert titles == [*SENTENCES, "pairs: top 10 of 4 sentences"]
+    for arguments, message in (
+        ([], "give sentences"),
+        ([" "], "sentence 0: is empty"),
+        (["a", "--top", "0"], "top: found 0"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*model, *arguments])
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_named(tokenizer, tiny_llama):
