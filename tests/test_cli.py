@@ -19,10 +19,8 @@ COMMANDS = (
     "embed",
     "similarity",
     "evaluate",
-    "retention",
     "lm-eval",
     "table",
-    "geometry",
     "generate",
     "export",
 )
@@ -170,9 +168,9 @@ def test_development_pairs_of_one_score_are_found_before_training(config, tmp_pa
 
 def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tiny_folder, capsys):
     model = ["--model", "/nowhere"]
-    assert "built-in pairs: found 0, expected at least 2" in fails(capsys, "geometry", *model, "--builtin-pairs", 0)
+    assert "built-in pairs: found 1, expected at least 2" in fails(capsys, "evaluate", *model, "--builtin-pairs", 1)
     assert "built-in pairs: found -5" in fails(capsys, "evaluate", *model, "--builtin-pairs", -5)
-    assert "max_new_tokens: found -1" in fails(capsys, "retention", *model, "--max-new-tokens", -1)
+    assert "max_new_tokens: found 0" in fails(capsys, "evaluate", *model, "--max-new-tokens", 0)
     for seed in ("-1", "10000000000000000000000", str(2**31), "x"):
         with pytest.raises(SystemExit) as caught:
             main(["table", "--sts", "x", f"--seed={seed}"])

@@ -129,19 +129,19 @@ def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
     texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n" + json.dumps({"question": "a?", "answer": "b"}))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("A man\n\nA dog\n")
-    command = ["retention", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(_adapter(tmp_path))]
-    command += [str(texts), "--prompts", str(prompts), "--max-new-tokens", "4"]
+    command = ["evaluate", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(_adapter(tmp_path))]
+    command += ["--builtin-pairs", "0", "--texts", str(texts), "--prompts", str(prompts), "--max-new-tokens", "4"]
     assert main([*command, "--json", str(out)]) == 0
     shown = capsys.readouterr().out
     for word in (str(texts), "KL (nats)", "unchanged before the first difference"):
         assert word in shown
     report = json.loads(out.read_text())
-    assert report["retention"][0]["tokens"] == 8
-    assert report["retention"][0]["kl"] > 0
-    assert [answer["prompt"] for answer in report["greedy"]["answers"]] == ["A man", "A dog"]
-    assert 0 <= report["greedy"]["identical"] <= report["greedy"]["unchanged"] <= 1
+    *_, own = report["retention"]
+    assert (own["text"], own["tokens"]) == (str(texts), 8)
+    assert own["kl"] > 0
+    assert [answer["prompt"] for answer in report["generations"]] == ["A man", "A dog"]
     assert main([*command, "--limit", "1", "--json", str(out)]) == 0
-    assert len(json.loads(out.read_text())["greedy"]["answers"]) == 1
+    assert len(json.loads(out.read_text())["generations"]) == 1
     assert main([*command, "--limit", "0"]) == 2
     assert "limit: found 0" in capsys.readouterr().err
 

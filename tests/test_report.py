@@ -49,7 +49,14 @@ def example():
                 "agreement": 0.943,
             }
         ],
-        "generations": [{"prompt": 'Say "hi" & <go>', "base": "<script>alert(1)</script>", "aligned": "fine\nhere"}],
+        "generations": [
+            {
+                "prompt": 'Say "hi" & <go>',
+                "base": "<script>alert(1)</script>",
+                "aligned": "fine\nhere",
+                "unchanged": 0.25,
+            }
+        ],
         "scatter": {
             "task": "STS-B dev",
             "gold": gold,

@@ -130,18 +130,19 @@ def test_the_run_report_shows_geometry_and_escapes_what_it_names():
     assert row.split()[-2:] == [f"{measured[side]['effective_rank']:.1f}" for side in ("base", "aligned")]
 
 
-def test_the_geometry_command_measures_one_side_or_both(tiny_folder, adapter, tmp_path, capsys):
+def test_the_command_measures_the_space_of_every_task(tiny_folder, adapter, tmp_path, capsys):
     pairs = tmp_path / "pairs.csv"
     lines = [f"{pair.first},{pair.second},{pair.score}" for pair in FIRST.pairs]
     pairs.write_text("\n".join(["sentence1,sentence2,score", *lines, "No score.,None.,"]) + "\n")
-    options = ["--sts", str(pairs), "--dtype", "float32"]
+    options = ["--sts", str(pairs), "--builtin-pairs", "20", "--dtype", "float32", "--no-retention"]
     out = tmp_path / "out.json"
-    assert main(["geometry", "--adapter", str(adapter), *options, "--json", str(out)]) == 0
+    assert main(["evaluate", "--geometry", "--adapter", str(adapter), *options, "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     saved = json.loads(out.read_text())
     assert saved["model"] == str(tiny_folder)
     assert "1 pair without a gold score left out" in printed
-    (measured,) = saved["geometry"]
+    builtin, measured = saved["geometry"]
+    assert builtin["task"] == "built-in"
     sentences = distinct_sentences(FIRST.pairs)
     vectors = Embedder(str(tiny_folder), adapter, dtype="float32").encode(sentences)
     positives = [[sentences.index(p.first), sentences.index(p.second)] for p in FIRST.pairs if p.score > 4.6]
@@ -149,12 +150,6 @@ def test_the_geometry_command_measures_one_side_or_both(tiny_folder, adapter, tm
     for key in ("alignment", "uniformity", "mean_cosine", "isoscore", "effective_rank"):
         assert measured["aligned"][key] == pytest.approx(expected[key], rel=1e-3)
     assert f"{expected['effective_rank']:.1f}" in printed
-
-    assert main(["geometry", "--model", str(tiny_folder), "--builtin-pairs", "20", "--dtype", "float32"]) == 0
-    printed = capsys.readouterr().out
-    assert "Geometry, built-in" in printed
-    assert "base" in printed
-    assert "aligned" not in printed
 
 
 def inks(element, colour="black"):
@@ -170,14 +165,7 @@ def test_an_axis_of_less_than_a_decade_has_labels_in_the_pages_ink():
     assert set(inks(ET.fromstring(plots.spectrum({"base": side, "aligned": side})))) == {"currentColor"}
 
 
-def test_bad_arguments_end_with_one_sentence_and_code_2(tiny_folder, tmp_path, capsys):
-    same = tmp_path / "same.csv"
-    same.write_text("sentence1,sentence2,score\na,b,3\nc,d,3\n")
-    for arguments, message in (
-        (["geometry", "--sts", str(same)], "same: gold scores: all 2 are 3"),
-        (["geometry", "--sts", str(tmp_path / "none.csv")], "none.csv"),
-    ):
-        assert main([arguments[0], "--model", str(tiny_folder), *arguments[1:]]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert "Traceback" not in error
+def test_a_task_without_positive_pairs_is_named(embedders):
+    task = StsTask("same", [ScoredPair("a", "b", 3.0), ScoredPair("c", "d", 3.0)])
+    with pytest.raises(SempaError, match="same: gold scores: all 2 are 3"):
+        measure_geometry(task, embed_sides(embedders["base"].base, distinct_sentences(task.pairs)))

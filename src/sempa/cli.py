@@ -11,9 +11,7 @@ from sempa.commands import (
     evaluate,
     export,
     generate,
-    geometry,
     lm_eval,
-    retention,
     similarity,
     table,
     train,
@@ -24,7 +22,7 @@ from sempa.io.streams import lasting_streams
 COMMANDS = (
     train,
     *(embed, similarity),
-    *(evaluate, table, retention, lm_eval, geometry),
+    *(evaluate, table, lm_eval),
     *(generate, export),
 )
 _EPILOGUE = """\

@@ -1,7 +1,7 @@
 """What a report measures of a model with its adapter off (`base`) and on (`aligned`).
 
-Similarity, preference on held-out triplets, and the geometry of the embeddings. `sempa.evaluation.drift` has the language
-model's part.
+Similarity, preference on held-out triplets, and the geometry of the embeddings. The language model's part is in
+`sempa.evaluation.drift`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

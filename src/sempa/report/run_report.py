@@ -83,6 +83,8 @@ def tables(report: dict) -> list[Table]:
         made.append(_preference_table(report["preference"]))
     if report.get("retention"):
         made.append(_drift_table(report["retention"]))
+    if report.get("generations"):
+        made.append(_answers_table(report["generations"]))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
     if cost := _cost_rows(report):
         made.append(Table("Cost", ["", ""], cost))
@@ -146,6 +148,13 @@ def _drift_table(drifts: Sequence[dict]) -> Table:
         for row in drifts
     ]
     return Table("Language-model drift", columns, rows)
+
+
+def _answers_table(answers: Sequence[dict]) -> Table:
+    unchanged = [answer["unchanged"] for answer in answers]
+    means = (sum(unchanged), sum(fraction == 1 for fraction in unchanged))
+    row = [f"{len(answers):,}", *(percent(total / len(answers)) for total in means)]
+    return Table("Greedy answers", ["prompts", "unchanged before the first difference", "identical"], [row])
 
 
 def _geometry_table(measured: dict) -> Table:
