@@ -187,7 +187,7 @@ PREFERENCE_ONLY = {
     "anchor": 1.0,
     "contrast": 0.0,
     "retention": 0.0,
-    "interpolation": 1.0,
+    "kl_budget": 0.0,
 }
 SETTINGS = PREFERENCE_ONLY | {
     "batch_size": 4,

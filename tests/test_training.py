@@ -116,14 +116,6 @@ def test_the_best_checkpoint_by_the_development_score_is_kept(setting, tmp_path)
     assert steps == ["step-000006", "step-000008"]
 
 
-def test_the_saved_adapter_goes_only_as_far_as_interpolation_says_and_training_is_unmoved_by_it(setting, tmp_path):
-    whole, _ = setting("whole")
-    part, _ = setting("part", interpolation=0.5)
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(part).values(), strict=True))
-    alphas = [read_adapter(tmp_path / run / "adapter")[0]["lora_alpha"] for run in ("whole", "part")]
-    assert alphas == [32.0, 16.0]
-
-
 def test_gradient_accumulation_over_rows_does_not_change_the_step(setting):
     one_row, _ = setting("wide", row_tokens=4096, lora_dropout=0.0, epochs=0.5)
     many_rows, _ = setting("narrow", row_tokens=1, lora_dropout=0.0, epochs=0.5)

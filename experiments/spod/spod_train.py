@@ -25,7 +25,7 @@ from sempa.losses import isotropy_loss, spod_loss, uniformity_loss
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import row_states
-from sempa.model.lora import adapter_dropout, add_lora, interpolated, lora_parameters
+from sempa.model.lora import adapter_dropout, add_lora, lora_parameters
 from sempa.training.base_samples import BaseSample, base_samples
 from sempa.training.processes import World
 from sempa.training.step import (
@@ -155,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
         for number, metrics in enumerate(train_spod(config, weights, base, dataset.train), 1):
             print(f"step {number}", *(f"{name} {value:.4f}" for name, value in metrics.items()))
-        with interpolated(base.model, config.interpolation):
-            save_adapter(base.model, Path(config.output) / "adapter", base.source)
+        save_adapter(base.model, Path(config.output) / "adapter", base.source)
     except SempaError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

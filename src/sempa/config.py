@@ -20,6 +20,8 @@ CAPTIONS = "captions"
 RANKINGS = ("plackett-luce", "plackett-luce-top1")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
 CANDIDATES = ("responses", "all")
+# How a one-word prompt is read where the reading is trained: the last hidden state, or the attention outputs there.
+TRAINED_READOUTS = ("prompteol", "attention-sum")
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,22 @@ class Config:
     preference_fraction: float = 0.25
     beta: float = 0.1
     anchor: float = 0.0
-    # The weight of InfoNCE on one-word embeddings; its candidates: the batch's responses, or all texts in both
-    # directions; its temperature τ.
+    # How an embedding is read from the one-word prompt: the readout that contrast trains and that is measured.
+    readout: str = "prompteol"
+    # The weight of InfoNCE on embeddings; its candidates: the batch's responses, or all texts in both directions; its
+    # temperature τ.
     contrast: float = 1.0
     contrast_candidates: str = "all"
     temperature: float = 0.05
     # The weight of KL(base ‖ policy) per token on samples of the base model.
     retention: float = 10.0
-    # LoRA; and how far from the base (0) to the trained weights (1) the saved adapter goes.
+    # The most KL(base ‖ policy), in nats per token of samples kept from training, that the adapter may cost: it is
+    # scaled down until it does not (0: no limit).
+    kl_budget: float = 0.015
+    # LoRA on every linear layer of the blocks.
     lora_rank: int = 8
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
-    interpolation: float = 0.7
     # AdamW; the rate warms up, then falls to zero along a cosine.
     learning_rate: float = 1e-3
     epochs: float = 1.0
@@ -75,9 +81,12 @@ class Config:
 
 
 _AT_LEAST_ONE = ("batch_size", "row_tokens", "eval_every")
-_AT_LEAST_ZERO = ("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "weight_decay", "seed")
+_AT_LEAST_ZERO = (
+    *("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "kl_budget", "weight_decay"),
+    "seed",
+)
 _ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "temperature")
-_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES, "dtype": DTYPES}
+_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
 # Beyond the width of any model's layers a higher rank says nothing new.
 _LARGEST_RANK = 65_536
 _BELOW_ONE = ("lora_dropout", "beta2")
@@ -85,6 +94,7 @@ _PATHS = ("triplets", "sts_dir", "gsm8k", "output")
 # Keys of version 0.1, and where their subject is now.
 _GONE = {
     "preference_share": "it is called preference_fraction",
+    "interpolation": "kl_budget now finds how far the adapter may go",
     "shard": "sharded bases are gone",
     **dict.fromkeys(("reference_share", "online_tokens"), "online preferences are in experiments/online"),
     **dict.fromkeys(("sparse", "sparse_tokens", "uniformity", "isotropy"), "sparse codes are in experiments/spod"),
@@ -168,8 +178,8 @@ def _parse(key: str, text: object, fields: dict[str, dataclasses.Field], where: 
     """The value of a key from its text, by the key's type."""
     if key in _GONE:
         raise SempaError(
-            f"{where}: {key} is a key of version 0.1 ({_GONE[key]}); take it out and train anew: an adapter that 0.1 "
-            "trained is loaded as before"
+            f"{where}: {key} is a key of an earlier version ({_GONE[key]}); take it out and train anew: its adapters "
+            "are loaded as before"
         )
     if key not in fields:
         near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
@@ -213,7 +223,7 @@ def _check_range(key: str, value: object, where: str) -> None:
         expected = "at least 0"
     elif key in _ABOVE_ZERO and not 0 < value < math.inf:
         expected = "a number above 0"
-    elif key in ("interpolation", "preference_fraction") and not 0 < value <= 1:
+    elif key == "preference_fraction" and not 0 < value <= 1:
         expected = "a number above 0, at most 1"
     elif key in _CHOICES and value not in _CHOICES[key]:
         near = difflib.get_close_matches(value, _CHOICES[key], n=1, cutoff=0.0)[0]

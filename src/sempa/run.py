@@ -17,6 +17,7 @@ from sempa.data.examples import ScoredPair
 from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
+from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
 from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
 from sempa.evaluation.measure import (
@@ -29,7 +30,7 @@ from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.lock import folder_lock
 from sempa.io.origin import machine, origin, versions
-from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, set_lora
+from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, set_lora
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
@@ -100,7 +101,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     encode_prompts(base, builtin_prompts(), GENERATION_TOKENS)
 
     def score_dev() -> float:
-        (result,) = evaluate_sts(lambda sentences: embed(base, sentences), [dev])
+        (result,) = evaluate_sts(lambda sentences: embed(base, sentences, readout=config.readout), [dev])
         return result.score
 
     loaded = time.perf_counter()
@@ -111,8 +112,11 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
 
     _, best = read_adapter(run / "adapter")
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
-    with interpolated(base.model, config.interpolation):
+    scale, curve = fit_scale(base, config.kl_budget, score_dev)
+    with interpolated(base.model, scale):
+        save_adapter(base.model, run / "adapter", base.source, config.readout)
         report = _evaluate(config, base, dataset, tasks, texts)
+    report["budget"] = {"kl_budget": config.kl_budget, "scale": scale, "task": dev.name, "curve": curve}
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
@@ -151,7 +155,7 @@ def _evaluate(
     config: Config, base: BaseModel, dataset: Dataset, tasks: list[StsTask], texts: dict[str, list[EvalText]]
 ) -> dict:
     tasks = [builtin_task(BUILTIN_PAIRS), *tasks]
-    table, scatter, sides = measure_sts(base, tasks)
+    table, scatter, sides = measure_sts(base, tasks, config.readout)
     preference = {}
     if dataset.held_out:
         preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)

@@ -35,9 +35,8 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--readout` and `--layer`."""
     parser.add_argument(
         "--readout",
-        default="prompteol",
         help="mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting, token-prepending or "
-        "attention-sum (default %(default)s)",
+        "attention-sum (default: what the adapter was trained at, without one prompteol)",
     )
     parser.add_argument(
         "--layer",

@@ -17,7 +17,7 @@ from sempa.embedding.readouts import check_readout, embedding_width, make_prompt
 from sempa.embedding.readouts.prompts import Prompt
 from sempa.errors import SempaError
 from sempa.io.progress import bar
-from sempa.model.adapter_files import adapter_folder, load_adapter
+from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.threads import parallel_map
@@ -36,7 +36,8 @@ class Embedder:
     Args:
         model: what `sempa.model.base.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
         adapter: folder of a LoRA adapter, from sempa or PEFT, or a run folder; None embeds with the base model.
-        readout: one of `sempa.embedding.readouts.READOUTS`.
+        readout: one of `sempa.embedding.readouts.READOUTS`; by default the one that the adapter was trained at, and
+            `prompteol` without an adapter.
         layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
             after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
             for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
@@ -53,13 +54,15 @@ class Embedder:
         self,
         model: str,
         adapter: str | Path | None = None,
-        readout: str = "prompteol",
+        readout: str | None = None,
         layer: int = -1,
         dtype: str = "bfloat16",
         device: str | None = None,
     ) -> None:
-        check_readout(readout, layer)
         folder = None if adapter is None else adapter_folder(Path(adapter))
+        if readout is None:
+            readout = "prompteol" if folder is None else adapter_readout(folder)
+        check_readout(readout, layer)
         self.base = load_base(model, dtype, device)
         if folder is not None:
             load_adapter(self.base.model, folder)

@@ -24,6 +24,8 @@ from sempa.model.lora import (
 )
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+# Beside PEFT's files: how the embedding that the adapter was trained for is read.
+READOUT_FILE = "readout.json"
 _NUMBERS = (int, float)
 # The settings of PEFT's that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among
 # them (PiSSA, OLoRA, CorDA, LoftQ): PEFT rewrites the base's weights with them, each time it loads the adapter.
@@ -43,12 +45,17 @@ _PLAIN_SETTINGS = {
 _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
 
-def save_adapter(model: nn.Module, folder: Path, base_source: str) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically."""
+def save_adapter(model: nn.Module, folder: Path, base_source: str, readout: str = "") -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
+
+    With `readout`, also `readout.json`: the readout that the adapter was trained at.
+    """
     layers = lora_layers(model)
     first = next(iter(layers.values()))
     # Weights first: a folder with a config is then always a whole adapter.
     write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
+    if readout:
+        write_json(folder / READOUT_FILE, {"readout": readout})
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",
@@ -74,6 +81,19 @@ def adapter_folder(path: Path) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder
     raise SempaError(f"adapter {str(path)!r}: holds no {CONFIG_FILE}, neither itself nor in its folder `adapter`")
+
+
+def adapter_readout(folder: Path) -> str:
+    """The readout that the adapter in `folder` was trained at; `prompteol` where nothing is said, as from PEFT.
+
+    Raises `SempaError` when its file cannot be read.
+    """
+    if not (folder / READOUT_FILE).exists():
+        return "prompteol"
+    try:
+        return str(read_json(folder / READOUT_FILE)["readout"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SempaError(f'{folder / READOUT_FILE}: cannot be read, expected {{"readout": NAME}}') from error
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:

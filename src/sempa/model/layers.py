@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.model.forward import hidden_states, output_places, row_inputs
+from sempa.model.forward import hidden_states, output_places, row_inputs, row_states
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -60,6 +60,16 @@ def layer_states(model: PreTrainedModel, row: PackedRow, layer: int) -> Tensor:
     """
     states = hidden_states(model, **row_inputs(model, row), layer=None if layer == depth(model) else layer)
     return states.flatten(0, 1)[output_places(model, row)]
+
+
+def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:
+    """Embeddings read at the tokens `ends` `[m]` of a packed row, the last of one-word prompts: `[m, D]`.
+
+    `prompteol`: the last hidden state, in the model's dtype; `attention-sum`: float32. Differentiable.
+    """
+    if readout == "attention-sum":
+        return attention_sum(model, row, ends)
+    return row_states(model, row)[ends.to(model.device)]
 
 
 def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:

@@ -94,6 +94,22 @@ def curves(history: Sequence[dict]) -> str:
     return svg(figure, "curves", "Loss, implicit rewards and development score over the training steps")
 
 
+def budget(measured: dict) -> str:
+    """Development score and divergence from the base over the adapter's scale."""
+    figure, axes = make_figure(1, 2, (6.6, 2.9))
+    curve, scale = measured["curve"], measured["scale"]
+    for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL(base ‖ aligned), nats")):
+        axis.plot(
+            [point["scale"] for point in curve], [point[key] for point in curve], "o-", color=ALIGNED, markersize=4
+        )
+        axis.axvline(scale, color=INK, linewidth=0.8, linestyle=":")
+        axis.set_title(title)
+        axis.set_xlabel("scale of the adapter")
+    if measured["kl_budget"]:
+        axes[1].axhline(measured["kl_budget"], color=INK, linewidth=0.8, linestyle=":")
+    return svg(figure, "budget", "Development score and divergence from the base over the adapter's scale")
+
+
 def scatter(points: dict) -> str:
     """Cosine against gold score of one task's pairs, base beside aligned."""
     step = -(-len(points["gold"]) // _MOST_POINTS)

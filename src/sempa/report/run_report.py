@@ -83,6 +83,8 @@ def tables(report: dict) -> list[Table]:
         made.append(_preference_table(report["preference"]))
     if report.get("retention"):
         made.append(_drift_table(report["retention"]))
+    if report.get("budget"):
+        made.append(_budget_table(report["budget"]))
     if report.get("generations"):
         made.append(_answers_table(report["generations"]))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
@@ -157,6 +159,16 @@ def _answers_table(answers: Sequence[dict]) -> Table:
     return Table("Greedy answers", ["prompts", "unchanged before the first difference", "identical"], [row])
 
 
+def _budget_table(budget: dict) -> Table:
+    rows = []
+    for row in budget["curve"]:
+        scale = number(row["scale"], 3) + (" (saved)" if row["scale"] == budget["scale"] else "")
+        rows.append([scale, number(row["kl"], 4), number(row["score"], 2)])
+    limit = f"at most {budget['kl_budget']:g} nats" if budget["kl_budget"] else "no limit"
+    title = f"Scale of the adapter, chosen by KL on samples of the base ({limit})"
+    return Table(title, ["scale", "KL (nats)", f"{budget['task']}, ρ × 100"], rows)
+
+
 def _geometry_table(measured: dict) -> Table:
     sides = _sides(measured)
     rows = [[name, *(number(measured[side][key], digits) for side in sides)] for name, key, digits in _MEASURES]
@@ -202,6 +214,12 @@ def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
             "rejected sentence falls on the chosen one (likelihood displacement, arXiv 2410.08847)."
         )
         drawn.append(html_figure(plots.curves(history), caption))
+    if budget := report.get("budget"):
+        caption = (
+            "Similarity gained and language model lost as the adapter's scale grows from the base, 0, to all that was "
+            "trained, 1; the dotted lines are the budget and the scale that was saved."
+        )
+        drawn.append(html_figure(plots.budget(budget), caption))
     if points := report.get("scatter"):
         caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
         drawn.append(html_figure(plots.scatter(points), caption))

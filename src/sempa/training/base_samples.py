@@ -62,9 +62,11 @@ OPENINGS = (
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
+# Of so many prompts the texts of one are kept from training, to measure the divergence on (`kl_budget`).
+HELD_OUT_EVERY = 4
 # Tokens of a packed row: one row is compared in each step.
 ROW_TOKENS = 128
-SEED = 0
+SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,35 +78,41 @@ class BaseSample:
 
 
 @torch.no_grad()
-def base_samples(base: BaseModel) -> list[BaseSample]:
-    """Sampled texts in packed rows with the base's hidden states: some forty rows, one for each step in turn."""
-    rows = pack_texts(sample_texts(base), ROW_TOKENS)
+def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
+    """Sampled texts in packed rows with the base's hidden states: some sixty rows, of which each step takes the next.
+
+    With `held_out`, the texts of other prompts, on which the divergence is measured.
+    """
+    rows = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
     with adapter_disabled(base.model):
         states = parallel_map(base.model, lambda row: row_states(base.model, row), rows)
         return [BaseSample(row, hidden) for row, hidden in zip(rows, states, strict=True)]
 
 
-def sample_texts(base: BaseModel) -> list[list[int]]:
-    """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder."""
+def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
+    """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder.
+
+    Every fourth prompt's texts are held out from training: they are the others, and never both.
+    """
     drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, SEED)
     path = cache_folder() / "base_samples" / f"{key}.safetensors"
-    cached = _read(path)
-    if cached is not None:
-        return cached
     questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
     openings = encode_plain(base.tokenizer, OPENINGS)
-    prompts = [ids for part, n in ((questions, ANSWERS), (openings, CONTINUATIONS)) for ids in part for _ in range(n)]
-    with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
-        # All side by side: many rows of one product cost little more than few.
-        drawn = sample(base, prompts, 1, LONGEST, seed=SEED, batch_size=len(prompts), progress=progress)
-    texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
+    kinds = [*((ids, ANSWERS) for ids in questions), *((ids, CONTINUATIONS) for ids in openings)]
+    is_held_out = [place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for place, (_, n) in enumerate(kinds) for _ in range(n)]
+    texts = _read(path)
+    if texts is None:
+        prompts = [ids for ids, n in kinds for _ in range(n)]
+        with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
+            # All side by side: many rows of one product cost little more than few.
+            drawn = sample(base, prompts, 1, LONGEST, seed=SEED, batch_size=len(prompts), progress=progress)
+        texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
+        tokens = torch.tensor([token for text in texts for token in text])
+        with optional_write():
+            write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
-    texts = [texts[i] for i in order]
-    tokens = torch.tensor([token for text in texts for token in text])
-    with optional_write():
-        write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
-    return texts
+    return [texts[i] for i in order if is_held_out[i] == held_out]
 
 
 def _read(path: Path) -> list[list[int]] | None:

@@ -19,7 +19,6 @@ from sempa.errors import SempaError
 from sempa.io.files import explain_os_errors, fingerprint
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.lora import interpolated
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import log_metrics, open_metrics
@@ -86,14 +85,13 @@ def train(
             stopping = any_of(bool(stop), world, model.device)
             due = (step + 1) % config.eval_every == 0 or last
             if due:
-                with interpolated(model, config.interpolation):
-                    score = broadcast_number(score_dev() if world.is_first else 0.0, world, model.device)
-                    if not math.isfinite(score):
-                        raise SempaError(f"step {step + 1}: the development score is {score}, expected a finite number")
-                    if score > state["best_score"]:
-                        state |= {"best_score": score, "best_step": step + 1}
-                        if world.is_first:
-                            save_adapter(model, run / "adapter", base.source)
+                score = broadcast_number(score_dev() if world.is_first else 0.0, world, model.device)
+                if not math.isfinite(score):
+                    raise SempaError(f"step {step + 1}: the development score is {score}, expected a finite number")
+                if score > state["best_score"]:
+                    state |= {"best_score": score, "best_step": step + 1}
+                    if world.is_first:
+                        save_adapter(model, run / "adapter", base.source, config.readout)
                 log_metrics(metrics, {"step": step + 1, "eval/sts": score})
             if due or stopping:
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}

@@ -31,6 +31,7 @@ from sempa.losses import (
     plackett_luce_loss,
 )
 from sempa.model.forward import row_states
+from sempa.model.layers import one_word_embeddings
 from sempa.model.lm_head import head_parts, scale_for_head
 from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
@@ -167,7 +168,7 @@ def contrast_loss(
     each embeds its rows, and all compare the whole batch.
     """
     own = of_this_process(rows, world)
-    ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
+    ends = [one_word_embeddings(model, row.packed, row.ends, config.readout) for row in own]
     members = [member for row in own for member in row.members]
     embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)
     sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each

@@ -1,0 +1,78 @@
+"""How far the trained adapter may go: its scale is the largest whose divergence from the base stays within a budget.
+
+W + scale · (α / r) B A lies between base (0) and policy (1). Part of an update keeps more of the language model than it
+costs in similarity (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). How large a part is safe differs between models,
+so it is measured on samples of the base that training did not see.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+
+from sempa.errors import SempaError
+from sempa.kernels import token_kl
+from sempa.model.base import BaseModel
+from sempa.model.forward import row_states
+from sempa.model.lm_head import head_parts, scale_for_head
+from sempa.model.lora import interpolated
+from sempa.model.threads import parallel_map
+from sempa.training.base_samples import BaseSample, base_samples
+
+# Where the report's curve is measured, beside the scale that was found.
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Bisection halves an interval so many times: the scale is known to 1/1024.
+HALVINGS = 10
+
+
+def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tuple[float, list[dict[str, float]]]:
+    """The scale of the adapter in `base.model` that a budget of KL(base ‖ policy) in nats per token allows.
+
+    Returns it with a curve: for some scales the `kl`, and the `score` of the model scaled so. A budget of 0 sets no
+    limit. Warns where the divergence does not grow with the scale, as bisection takes it to do.
+    """
+    samples = base_samples(base, held_out=True)
+    scale = largest_scale(lambda scale: divergence(base, samples, scale), budget) if budget else 1.0
+    curve = []
+    for point in sorted({*CURVE, scale}):
+        with interpolated(base.model, point):
+            curve.append({"scale": point, "kl": divergence(base, samples, 1.0), "score": score()})
+    if any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
+        print("warning: the divergence from the base does not grow with the adapter's scale", file=sys.stderr)
+    return scale, curve
+
+
+def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
+    """The largest scale up to 1, to within 1/1024, whose divergence is at most `budget`; it grows with the scale.
+
+    Raises `SempaError` where none is.
+    """
+    if divergence(1.0) <= budget:
+        return 1.0
+    within, beyond = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (within + beyond) / 2
+        within, beyond = (middle, beyond) if divergence(middle) <= budget else (within, middle)
+    if not within:
+        raise SempaError(
+            f"kl_budget is {budget:g}, but the adapter diverges by {divergence(middle):.3g} nats per token even at "
+            f"{middle:.2g} of its size; lower learning_rate"
+        )
+    return within
+
+
+@torch.inference_mode()
+def divergence(base: BaseModel, samples: Sequence[BaseSample], scale: float) -> float:
+    """KL(base ‖ policy) of the next token, the adapter scaled by `scale`, in nats: mean over the samples' tokens."""
+    model = base.model.eval()
+
+    def row_divergence(sample: BaseSample) -> float:
+        policy, reference = (
+            scale_for_head(model, hidden) for hidden in (row_states(model, sample.packed), sample.hidden)
+        )
+        return token_kl(policy, reference, **head_parts(model)).double().sum().item()
+
+    with interpolated(model, scale):
+        total = sum(parallel_map(model, row_divergence, samples))
+    return total / sum(len(sample.packed.tokens) for sample in samples)

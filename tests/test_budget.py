@@ -1,0 +1,107 @@
+"""The adapter's scale: the largest whose divergence from the base stays within the budget, whatever was trained."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from conftest import make_tokenizer, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from test_architectures import ARCHITECTURES, saved_model
+
+from sempa import SempaError
+from sempa.cli import main
+from sempa.evaluation.budget import divergence, fit_scale, largest_scale
+from sempa.model.adapter_files import load_adapter
+from sempa.model.base import load_base
+from sempa.model.lora import adapter_disabled, interpolated
+from sempa.training.base_samples import base_samples, sample_texts
+
+SLACK = 1 / 1024
+
+
+@given(st.floats(0.001, 200), st.floats(1, 3), st.floats(0.002, 0.1))
+def test_bisection_finds_the_largest_scale_within_the_budget(size, power, budget):
+    exact = (budget / size) ** (1 / power)
+    try:
+        found = largest_scale(lambda scale: size * scale**power, budget)
+    except SempaError as error:
+        assert exact < SLACK
+        assert "lower learning_rate" in str(error)
+        return
+    assert size * found**power <= budget
+    assert found == 1.0 or exact - SLACK <= found <= exact
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_the_divergence_is_that_of_whole_distributions(scale, adapted_base, few_samples):
+    """Against softmax over full logits in float64, one sampled text after the other."""
+    base = adapted_base
+    texts = sample_texts(base, held_out=True)
+    total = count = 0
+    with torch.no_grad(), interpolated(base.model, scale):
+        for text in texts:
+            ids = torch.tensor([text])
+            policy = base.model(ids).logits[0].double().log_softmax(-1)
+            with adapter_disabled(base.model):
+                reference = base.model(ids).logits[0].double().log_softmax(-1)
+            total += (reference.exp() * (reference - policy)).sum().item()
+            count += len(text)
+    found = divergence(base, base_samples(base, held_out=True), scale)
+    assert found == pytest.approx(total / count, rel=1e-3, abs=1e-7)
+    assert (found > 1e-3) == (scale > 0)
+
+
+def test_what_measures_the_divergence_is_not_trained_on(adapted_base, few_samples):
+    trained, held_out = sample_texts(adapted_base), sample_texts(adapted_base, held_out=True)
+    assert trained
+    assert held_out
+    # No prompt has texts on both sides.
+    starts = [{tuple(text[:6]) for text in texts} for texts in (trained, held_out)]
+    assert not starts[0] & starts[1]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "GPT-2"])
+def test_a_learning_rate_that_is_too_high_costs_no_more_than_the_budget(
+    name, tmp_path, few_samples, triplets_file, capsys
+):
+    folder, run = tmp_path / "base", tmp_path / "run"
+    saved_model(ARCHITECTURES[name], folder, make_tokenizer())
+    settings = {
+        **{"model": str(folder), "dtype": "float32", "device": "cpu", "triplets": str(triplets_file)},
+        **{"output": str(run), "learning_rate": 0.3, "kl_budget": 0.02, "held_out": 0, "dev_pairs": 20},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", str(tmp_path / "config.yaml")]) in (0, None)
+    budget = json.loads((run / "report.json").read_text())["budget"]
+    base = load_base(str(folder), "float32", "cpu")
+    load_adapter(base.model, run / "adapter")
+    samples = base_samples(base, held_out=True)
+    whole = divergence(base, samples, 1 / budget["scale"])
+    assert whole > 0.02 >= divergence(base, samples, 1.0) > 0
+    assert divergence(base, samples, 1 + SLACK / budget["scale"]) > 0.02
+    curve = budget["curve"]
+    assert [point["scale"] for point in curve] == sorted({0.0, 0.25, 0.5, 0.75, 1.0, budget["scale"]})
+    assert curve[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert curve[-1]["kl"] == pytest.approx(whole, rel=1e-3)
+    assert "(saved)" in capsys.readouterr().out
+
+
+def test_no_budget_saves_all_that_was_trained(adapted_base, few_samples):
+    scale, curve = fit_scale(adapted_base, 0.0, lambda: 50.0)
+    assert scale == 1.0
+    assert [point["scale"] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_divergence_that_falls_as_the_adapter_grows_is_told(adapted_base, few_samples, monkeypatch, capsys):
+    values = iter([0.0, 0.2, 0.1, 0.3, 0.4])
+    monkeypatch.setattr("sempa.evaluation.budget.divergence", lambda *_: next(values))
+    fit_scale(adapted_base, 0.0, lambda: 50.0)
+    assert "does not grow with the adapter's scale" in capsys.readouterr().err
+
+
+def test_training_is_the_same_with_any_budget(setting):
+    without, _ = setting("without")
+    within, _ = setting("within", kl_budget=0.001)
+    assert all(torch.equal(a, b) for a, b in zip(weights(without).values(), weights(within).values(), strict=True))
