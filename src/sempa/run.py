@@ -16,6 +16,7 @@ from sempa.config import CAPTIONS, Config, dump_config, load_config
 from sempa.data.examples import ScoredPair
 from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embedder import embed
+from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
@@ -89,6 +90,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     notes = [note for task in tasks for note in task.notes]
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
+    check_readout(config.readout, model=base.model)
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
     if world.is_first:
         for note in (*notes, *dataset.notes):

@@ -31,7 +31,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
         "--readouts", default="all", help="of the base model: all, or a list of READOUT or READOUT@LAYER (default all)"
     )
     parser.add_argument(
-        "--adapter-readouts", default="prompteol", help="the same for every adapter (default %(default)s)"
+        "--adapter-readouts", default="", help="the same for every adapter (default: what it was trained at)"
     )
     parser.add_argument(
         "--sets", default="", help="some of STS12,STS13,STS14,STS15,STS16,STS-B,SICK (default: all seven)"
@@ -67,14 +67,14 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.errors import SempaError
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.io.origin import versions
-    from sempa.model.adapter_files import adapter_folder
+    from sempa.model.adapter_files import adapter_folder, adapter_readout
     from sempa.model.base import load_base
     from sempa.report.table import terminal, write_table
 
     methods = parse_methods(arguments.readouts)
     adapters = [adapter_folder(path) for path in arguments.adapter]
     for adapter in adapters:
-        methods += parse_methods(arguments.adapter_readouts, str(adapter))
+        methods += parse_methods(arguments.adapter_readouts or adapter_readout(adapter), str(adapter))
     check_output(arguments.output, folder=True)
     if arguments.resamples < 0:
         raise SempaError(f"resamples: found {arguments.resamples}, expected 0 or more")

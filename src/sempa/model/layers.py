@@ -86,7 +86,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     outputs: list[Tensor] = []
 
     def collect(_: nn.Module, __: tuple, output: Tensor) -> None:
-        outputs.append(output.flatten(0, -2)[places].float())
+        # The sum is at least float32, as bfloat16 would round it at every block.
+        outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
     with hooked(*((projection.register_forward_hook, collect) for projection in projections)):
         hidden_states(model, **row_inputs(model, row))
