@@ -116,7 +116,7 @@ def test_what_a_model_or_a_user_wrote_is_escaped():
     html = page(example(), HISTORY)
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert "Say &quot;hi&quot; &amp; &lt;go&gt;" in html
+    assert "Say &#34;hi&#34; &amp; &lt;go&gt;" in html
     assert "&lt;b&gt;&amp;" in html
 
 
@@ -188,4 +188,4 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     html = page(example(), HISTORY)
     assert "<svg" not in html
-    assert "pip install &#x27;sempa[plots]&#x27;" in html
+    assert "pip install &#39;sempa[plots]&#39;" in html

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.special import entr, hyp0f1, logsumexp
+from scipy.special import entr, logsumexp
 from scipy.stats import skew
 
 from sempa.data.examples import ScoredPair
@@ -45,7 +45,8 @@ def alignment(first: np.ndarray, second: np.ndarray, power: float = 2.0) -> floa
 def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
     """ℓ_uniform = log E e^{−t‖x − y‖²} over the distinct pairs of `[n, D]`, by log-sum-exp; lower is more uniform.
 
-    Wang & Isola 2020 (arXiv 2005.10242), § 4.1.
+    Wang & Isola 2020 (arXiv 2005.10242), § 4.1. On the unit sphere no distribution comes below the uniform one's
+    −2t + log ₀F₁(D/2; t²), about −2t for large D.
     """
     vectors = _matrix(vectors)
     count = len(vectors)
@@ -57,14 +58,6 @@ def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
         exponents[_diagonal(rows)] = -np.inf
         sums.append(logsumexp(exponents))
     return float(logsumexp(sums) - np.log(count * (count - 1)))
-
-
-def least_uniformity(dimension: int, t: float = 2.0) -> float:
-    """ℓ_uniform of the uniform distribution on the unit sphere, which no other comes below: −2t + log ₀F₁(D/2; t²).
-
-    E e^{2t x·y} is a Bessel function of the sphere's dimension; Wang & Isola 2020, proposition 1, for the minimum.
-    """
-    return float(np.log(hyp0f1(dimension / 2, t**2)) - 2 * t)
 
 
 def mean_cosine(vectors: np.ndarray) -> float:

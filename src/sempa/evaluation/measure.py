@@ -19,7 +19,7 @@ from sempa.data.examples import distinct_sentences
 from sempa.data.sts import StsTask
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
-from sempa.evaluation.geometry import all_measures, least_uniformity, positive_pairs
+from sempa.evaluation.geometry import all_measures, positive_pairs
 from sempa.evaluation.statistics import compare
 from sempa.evaluation.sts import bootstrap_scores, pair_cosines, score_sts
 from sempa.io.progress import bar
@@ -117,18 +117,12 @@ def measure_geometry(task: StsTask, sides: Sides) -> dict:
     Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
     """
     sentences = distinct_sentences(task.pairs)
-    matrices = {side: np.stack([vectors[sentence] for sentence in sentences]) for side, vectors in sides.items()}
     try:
         positives = positive_pairs(task.pairs, sentences)
-        measured = {side: all_measures(vectors, positives) for side, vectors in matrices.items()}
+        measured = {
+            side: all_measures(np.stack([vectors[sentence] for sentence in sentences]), positives)
+            for side, vectors in sides.items()
+        }
     except SempaError as error:
         raise SempaError(f"{task.name}: {error}") from error
-    dimension = matrices["base"].shape[1]
-    return {
-        "task": task.name,
-        "sentences": len(sentences),
-        "positives": len(positives),
-        "dimension": dimension,
-        "least_uniformity": least_uniformity(dimension),
-        **measured,
-    }
+    return {"task": task.name, "sentences": len(sentences), "positives": len(positives), **measured}

@@ -140,24 +140,5 @@ def spectrum(geometry: dict) -> str:
     return svg(figure, "spectrum", "Singular spectrum of the embeddings on logarithmic axes")
 
 
-def plane(geometry: dict) -> str:
-    """Alignment over uniformity, an arrow from base to aligned; the dotted line is the uniform distribution."""
-    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
-    places = {side: (geometry[side]["uniformity"], geometry[side]["alignment"]) for side in COLOURS}
-    for side, place in places.items():
-        axis.plot(*place, "o", color=COLOURS[side], markersize=9, label=side)
-    style = {"arrowstyle": "-|>", "color": INK, "shrinkA": 7, "shrinkB": 7}
-    axis.annotate("", xy=places["aligned"], xytext=places["base"], arrowprops=style)
-    limit = geometry["least_uniformity"]
-    axis.axvline(limit, color=INK, linestyle=":", linewidth=1, label="uniform on the sphere")
-    axis.set_xlim(limit - 0.15, max(0.0, *(x for x, _ in places.values())) + 0.15)
-    axis.set_ylim(0, 1.35 * max(y for _, y in places.values()))
-    axis.set_xlabel("uniformity (lower is more even)")
-    axis.set_ylabel("alignment (lower is nearer)")
-    axis.set_title("alignment and uniformity")
-    _legend(axis, loc="upper right")
-    return svg(figure, "plane", "Alignment over uniformity, an arrow from the base model to the aligned one")
-
-
-def _legend(axis: object, **options: object) -> None:
-    axis.legend(frameon=False, labelcolor=INK, fontsize=8, **options)
+def _legend(axis: object) -> None:
+    axis.legend(frameon=False, labelcolor=INK, fontsize=8)

@@ -1,22 +1,12 @@
 """The outcome of a run: a table for the terminal, `report.json`, and one self-contained `report.html`."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from sempa.io.files import write_atomic, write_json
 from sempa.io.rows import many
 from sempa.report import plots
-from sempa.report.html import (
-    html_details,
-    html_figure,
-    html_glossary,
-    html_json,
-    html_notes,
-    html_page,
-    html_sides,
-    html_table,
-)
+from sempa.report.html import render
 from sempa.report.tables import (
     Table,
     finite,
@@ -28,25 +18,6 @@ from sempa.report.tables import (
     text_table,
 )
 
-NO_PICTURES = "Pictures need matplotlib: pip install 'sempa[plots]'."
-_GLOSSARY = {
-    "Spearman's ρ × 100": "rank correlation of cosines with human (or exact) similarity; higher is better",
-    "95 %, p": "interval of the change over bootstrap draws of the pairs, and the paired test that aligned beats base",
-    "preference accuracy": "fraction of held-out triplets with log π(entailment) > log π(contradiction); higher is "
-    "better",
-    "reward accuracy": "the same for the implicit rewards β log π/π_ref, which the objective trains; higher is better",
-    "reward margin": "mean difference of the two implicit rewards, in nats",
-    "perplexity": "exp of the mean negative log-likelihood per token, far from the training data; lower is better",
-    "KL(base ‖ aligned)": "divergence of the next-token distributions, in nats per token; lower is better",
-    "agreement": "fraction of tokens for which both models would choose the same next token",
-    "alignment": "mean squared distance of pairs that mean the same, 0 to 4; lower is nearer",
-    "uniformity": "log of the mean e^(−2 d²) over all pairs of sentences; lower is more even",
-    "mean cosine": "of all pairs; 0 when the vectors point everywhere, 1 when they all point the same way",
-    "partition ratio": "least over largest sum of e^(c · v) over directions c; 1 when no direction stands out",
-    "IsoScore": "how evenly the variance lies on the dimensions, from 0 (on one) to 1 (on all alike)",
-    "effective rank": "e^(entropy of the singular values): how many dimensions are in use",
-    "hubness": "skewness of how often a sentence is among the 10 nearest of others; 0 without hubs",
-}
 # Name, key and decimals of each measure; the arrow points to the better end.
 _MEASURES = (
     ("alignment ↓", "alignment", 3),
@@ -96,17 +67,9 @@ def tables(report: dict) -> list[Table]:
 def page(report: dict, history: Sequence[dict]) -> str:
     """The whole HTML page."""
     report = finite(report)
-    parts = [f"<h1>{escape(str(report.get('model', 'model')))}, aligned</h1>", f"<p>{escape(_summary(report))}</p>"]
-    parts += [html_table(*table) for table in tables(report)]
-    parts.append(html_notes(report.get("notes") or []))
-    parts += ["<h2>Pictures</h2>", *_pictures(report, [finite(record) for record in history])]
-    if answers := report.get("generations"):
-        parts.append("<h2>Answers, side by side</h2><p class=note>Greedy decoding through the chat template.</p>")
-        parts += [html_sides(a["prompt"], {side: a[side] for side in _sides(a)}) for a in answers]
-    parts.append(html_glossary(_GLOSSARY))
     details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
-    parts.append(html_details("Configuration, versions and machine", html_json(details)))
-    return html_page("sempa report", parts)
+    pictures = _pictures(report, [finite(record) for record in history])
+    return render("run.html", report=report, tables=tables(report), pictures=pictures, details=details)
 
 
 def _similarity_table(results: Sequence[dict]) -> Table:
@@ -170,7 +133,7 @@ def _budget_table(budget: dict) -> Table:
 
 
 def _geometry_table(measured: dict) -> Table:
-    sides = _sides(measured)
+    sides = ("base", "aligned")
     rows = [[name, *(number(measured[side][key], digits) for side in sides)] for name, key, digits in _MEASURES]
     sizes = f"{many(measured['sentences'], 'sentence')}, {many(measured['positives'], 'positive pair')}"
     return Table(f"Geometry, {measured['task']}: {sizes}", ["", *sides], rows)
@@ -189,53 +152,16 @@ def _cost_rows(report: dict) -> list[list[str]]:
     return rows
 
 
-def _summary(report: dict) -> str:
-    text = "Sentence-level preference alignment (SemPA)"
-    if training := report.get("training"):
-        text += f" on {training['used']:,} triplets ({training['source']}), {training['steps']} steps"
-    if seconds := report.get("seconds"):
-        text += f", {number(seconds['total'] / 60, 1)} minutes in all"
-    text += "."
-    for row in report.get("sts") or []:
-        text += f" {row['task']}: {number(row['base'], 1)} → {number(row['aligned'], 1)}."
-    for row in report.get("retention") or []:
-        text += f" Perplexity on {row['text']}: {signed_percent(row['change'])}."
-    return text
-
-
-def _pictures(report: dict, history: Sequence[dict]) -> list[str]:
+def _pictures(report: dict, history: Sequence[dict]) -> dict | None:
+    """The pictures that the report and the history have figures for; None without matplotlib."""
     if not plots.available():
-        return [html_notes([NO_PICTURES])]
-    drawn = []
-    if any("loss" in record for record in history):
-        caption = (
-            "The loss falls as the margin between chosen and rejected rewards grows. A chosen reward below 0 says that "
-            "training makes the chosen sentence less likely, too; the higher CHES, the more of the push against the "
-            "rejected sentence falls on the chosen one (likelihood displacement, arXiv 2410.08847)."
-        )
-        drawn.append(html_figure(plots.curves(history), caption))
-    if budget := report.get("budget"):
-        caption = (
-            "Similarity gained and language model lost as the adapter's scale grows from the base, 0, to all that was "
-            "trained, 1; the dotted lines are the budget and the scale that was saved."
-        )
-        drawn.append(html_figure(plots.budget(budget), caption))
-    if points := report.get("scatter"):
-        caption = f"{points['task']}: one point per pair. The better the model, the closer to one rising line."
-        drawn.append(html_figure(plots.scatter(points), caption))
-    for measured in report.get("geometry") or []:
-        caption = (
-            "Near pairs and an even spread are wanted at once, down and to the left. The dotted line is the least "
-            f"uniformity in {measured['dimension']} dimensions."
-        )
-        drawn.append(html_figure(plots.plane(measured), caption, small=True))
-        caption = "The flatter the curve, the more dimensions carry the differences."
-        drawn.append(html_figure(plots.spectrum(measured), caption, small=True))
-    return drawn
-
-
-def _sides(measured: dict) -> list[str]:
-    return [side for side in ("base", "aligned") if side in measured]
+        return None
+    return {
+        "curves": plots.curves(history) if any("loss" in record for record in history) else "",
+        "budget": plots.budget(report["budget"]) if report.get("budget") else "",
+        "scatter": plots.scatter(report["scatter"]) if report.get("scatter") else "",
+        "spectra": [plots.spectrum(measured) for measured in report.get("geometry") or []],
+    }
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

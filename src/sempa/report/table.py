@@ -2,14 +2,12 @@
 
 import csv
 import io
-from html import escape
 from pathlib import Path
 
 from sempa.data.sts import SETS
 from sempa.io.files import write_atomic, write_json
 from sempa.report import plots
-from sempa.report.html import html_details, html_figure, html_json, html_notes, html_page, html_table
-from sempa.report.run_report import NO_PICTURES
+from sempa.report.html import render
 from sempa.report.tables import Table, finite, interval_cell, markdown_table, number, signed, text_table
 
 _PUBLISHED = Path(__file__).parent / "published.csv"
@@ -73,19 +71,15 @@ def csv_text(report: dict) -> str:
 
 def page(report: dict) -> str:
     """The whole HTML page: main and quoted rows, notes, picture, details."""
-    parts = [f"<h1>{escape(str(report['model']))}: sentence similarity</h1>"]
-    parts += [html_table(*table) for table in _main_tables(report)]
-    parts.append(html_notes(notes(report)))
-    if plots.available():
-        caption = "Average of each row" + (" with its 95 % interval" if report["resamples"] else "") + "."
-        parts.append(html_figure(_picture(report), caption, small=True))
-    else:
-        parts.append(html_notes([NO_PICTURES]))
-    details = "".join(html_table(*table) for table in detail_tables(report))
-    parts.append(html_details("Each set: intervals, Pearson's r, sub-tasks", details))
-    settings = {key: report.get(key) for key in ("settings", "base_source", "versions")}
-    parts.append(html_details("Settings and versions", html_json(settings)))
-    return html_page(f"sempa table: {report['model']}", parts)
+    return render(
+        "table.html",
+        report=report,
+        tables=_main_tables(report),
+        explained=notes(report),
+        picture=_picture(report) if plots.available() else "",
+        details=detail_tables(report),
+        settings={key: report.get(key) for key in ("settings", "base_source", "versions")},
+    )
 
 
 def main_table(report: dict) -> Table:
