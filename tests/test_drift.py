@@ -126,7 +126,7 @@ def test_a_text_longer_than_the_window_is_scored_whole(adapted, tokenizer, monke
 
 def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
     texts, out = tmp_path / "a.jsonl", tmp_path / "out.json"
-    texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n" + json.dumps({"question": "a?", "answer": "b"}))
+    texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("A man\n\nA dog\n")
     command = ["evaluate", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(_adapter(tmp_path))]
@@ -137,7 +137,7 @@ def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
         assert word in shown
     report = json.loads(out.read_text())
     *_, own = report["retention"]
-    assert (own["text"], own["tokens"]) == (str(texts), 8)
+    assert (own["text"], own["tokens"]) == (str(texts), 5)
     assert own["kl"] > 0
     assert [answer["prompt"] for answer in report["generations"]] == ["A man", "A dog"]
     assert main([*command, "--limit", "1", "--json", str(out)]) == 0

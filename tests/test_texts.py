@@ -42,11 +42,14 @@ def test_plain_text_is_passages_between_blank_lines(tmp_path):
 
 
 def test_json_lines_hold_text_or_question_and_answer(tmp_path):
-    lines = [{"text": " as it is "}, {"question": "Why?", "answer": "So.", "id": 3}]
     for name, pack in (("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.txt", bytes)):
         path = tmp_path / name
-        path.write_bytes(pack("\n\n".join(map(json.dumps, lines)).encode()))
-        assert read_texts(path) == [EvalText(" as it is "), EvalText("So.", question="Why?")]
+        for fields, expected in (
+            ({"text": " as it is "}, EvalText(" as it is ")),
+            ({"question": "Why?", "answer": "So.", "id": 3}, EvalText("So.", question="Why?")),
+        ):
+            path.write_bytes(pack("\n\n".join([json.dumps(fields)] * 2).encode()))
+            assert read_texts(path) == [expected] * 2
 
 
 def test_a_pipe_is_read_whole(tmp_path):
@@ -69,14 +72,15 @@ def test_text_that_begins_with_a_brace_is_still_text(tmp_path):
     [
         ("", "the file is empty"),
         ("\n \n", "holds blank lines only, expected texts"),
-        ("{", "t.jsonl:1: not valid JSON"),
-        ("[1]", "t.jsonl:1: a JSON list, expected an object"),
-        ('{"text": "a"}\n{"txt": "b", "id": 1}', "t.jsonl:2: found the fields 'txt', 'id', expected text, or question"),
-        ("{}", "t.jsonl:1: found the fields none"),
+        ("{", "t.jsonl:1: the first record is not valid JSON"),
+        ("[1]", "t.jsonl:1: the first record is a JSON list, expected an object"),
+        ('{"text": "a"}\n{"txt": "b", "id": 1}', "t.jsonl:2: no field text"),
+        ("{}", "t.jsonl:1: found the fields none, expected question, answer or text"),
+        ('{"text": "a"}\nb', "t.jsonl:2: not valid JSON"),
         ('{"text": " "}', "t.jsonl:1: text is empty, expected text"),
         ('{"text": 3}', "t.jsonl:1: text is a int, expected text"),
         ('{"text": "\\ud800"}', "t.jsonl:1: .*surrogate"),
-        ('{"question": "a", "answer": null}', "t.jsonl:1: answer is a NoneType, expected text"),
+        ('{"question": "a", "answer": null}', "t.jsonl:1: answer is empty, expected text"),
     ],
 )
 def test_a_line_without_text_is_refused(tmp_path, content, message):
@@ -165,7 +169,7 @@ def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):
     [
         (b'{"question": "a"}', "gsm8k.jsonl:1: found the fields 'question'"),
         (b'{"question": "a", "answer": 3}', "gsm8k.jsonl:1: answer is a int, expected text"),
-        (b'{"text": "a"}', "gsm8k.jsonl: text 1 has no question, expected JSON lines with question and answer"),
+        (b'{"text": "a"}', "gsm8k.jsonl:1: found the fields 'text', expected question, answer"),
         (b"\xff\xfe", "gsm8k.jsonl:1: not UTF-8"),
     ],
 )

@@ -270,10 +270,10 @@ def _configs() -> list[dict[str, bytes]]:
 
 def _texts() -> list[dict[str, bytes]]:
     problem = {"question": "1 + 1?", "answer": "It is <<1+1=2>>2. #### 2"}
-    chat = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
+    passages = ({"text": "Some words."}, {"text": "More words."})
     return [
         {"g.jsonl": "".join(json.dumps(problem) + "\n" for _ in range(3)).encode()},
-        {"g.jsonl": "".join(json.dumps(text) + "\n" for text in (problem, chat, {"text": "Some words."})).encode()},
+        {"g.jsonl": "".join(json.dumps(text) + "\n" for text in passages).encode()},
         {"g.txt": b"A passage.\nIt goes on.\n\nAnother one.\n"},
     ]
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, render_conversation, render_prompt
 from sempa.errors import SempaError
-from sempa.io.rows import json_object, numbered_lines
+from sempa.io.rows import Layout, line_records, numbered_lines
 
 # A sample gives a perplexity to three digits, and a report should not take longer than the training.
 GSM8K_PROBLEMS = 40
 _BUILTIN = Path(__file__).parent / "texts"
+_QUESTIONS = Layout(("question", "answer"), tabs_quote=True, number_last=False)
+_TEXTS = Layout(("text",), tabs_quote=True, number_last=False)
 _CALCULATOR_MARK = re.compile("<<.*?>>")
 
 
@@ -38,27 +40,27 @@ class ScoredTokens:
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    A JSON line holds `text`, or `question` and `answer`. A file whose name ends in `.jsonl` or `.json`, or whose first
+    JSON lines hold `question` and `answer`, or `text`. A file whose name ends in `.jsonl` or `.json`, or whose first
     line is a JSON object, has JSON lines. Raises `SempaError` with file and line for anything else.
     """
-    # The file is read once, since a pipe cannot be read twice.
-    lines = [(number, line) for number, line in numbered_lines(path)]
-    first = next((line for _, line in lines if line.strip()), "")
-    if not first:
+    lines = numbered_lines(path)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
         raise SempaError(f"{path}: holds blank lines only, expected texts")
-    texts = _json_texts(path, lines) if _is_json_lines(path, first) else _passages(lines)
+    lines = itertools.chain([first], lines)
+    if _is_json_lines(path, first[1]):
+        texts = _recorded_texts(path, lines, (_QUESTIONS, _TEXTS))
+    else:
+        texts = _passages(lines)
     return list(itertools.islice(texts, limit))
 
 
 def read_gsm8k(path: Path, limit: int | None = None) -> list[EvalText]:
     """Questions and answers of a GSM8K file (JSON lines), without the calculator marks `<<…>>` in the answers.
 
-    Raises `SempaError` as `read_texts` does, and for a line without the two fields.
+    Raises `SempaError` with file and line for anything else.
     """
-    texts = read_texts(path, limit)
-    for place, text in enumerate(texts, start=1):
-        if not text.question:
-            raise SempaError(f"{path}: text {place} has no question, expected JSON lines with question and answer")
+    texts = itertools.islice(_recorded_texts(path, numbered_lines(path), [_QUESTIONS]), limit)
     return [EvalText(_CALCULATOR_MARK.sub("", text.text), text.question) for text in texts]
 
 
@@ -126,37 +128,18 @@ def _is_json_lines(path: Path, first: str) -> bool:
         return False
 
 
-def _passages(lines: Sequence[tuple[int, str]]) -> Iterator[EvalText]:
+def _passages(lines: Iterable[tuple[int, str]]) -> Iterator[EvalText]:
     for blank, group in itertools.groupby(lines, key=lambda numbered: not numbered[1].strip()):
         if not blank:
             yield EvalText("".join(line for _, line in group).rstrip())
 
 
-def _json_texts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[EvalText]:
-    for number, line in lines:
-        if line.strip():
-            try:
-                yield _json_text(json_object(line))
-            except ValueError as error:
-                raise SempaError(f"{path}:{number}: {error}") from error
-
-
-def _json_text(fields: dict) -> EvalText:
-    """The text of a JSON line; a `ValueError` says what is wrong with it."""
-    if "question" in fields and "answer" in fields:
-        return EvalText(_text_field(fields, "answer"), _text_field(fields, "question"))
-    if "text" in fields:
-        return EvalText(_text_field(fields, "text"))
-    found = ", ".join(map(repr, list(fields)[:8])) or "none"
-    raise ValueError(f"found the fields {found}, expected text, or question and answer")
-
-
-def _text_field(fields: dict, name: str) -> str:
-    value = fields[name]
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is a {type(value).__name__}, expected text")
-    if not value.strip():
-        raise ValueError(f"{name} is empty, expected text")
-    # Half a surrogate pair passes the JSON parser, but no tokenizer.
-    value.encode()
-    return value
+def _recorded_texts(path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]) -> Iterator[EvalText]:
+    layout, records = line_records(path, lines, layouts)
+    for number, values in records:
+        if isinstance(values, str):
+            raise SempaError(f"{path}:{number}: {values}")
+        if empty := [name for name, value in zip(layout.names, values, strict=True) if not value.strip()]:
+            raise SempaError(f"{path}:{number}: {empty[0]} is empty, expected text")
+        *question, text = values
+        yield EvalText(text, *question)
