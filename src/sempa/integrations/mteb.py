@@ -5,12 +5,11 @@ from pathlib import Path
 
 import mteb
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
-from torch.nn import functional as F
 
 from sempa.data.sts import StsTask
 from sempa.embedding.corpus import embedder_settings
@@ -21,7 +20,7 @@ from sempa.io.files import fingerprint
 from sempa.model.forward import context_length
 
 
-class MtebEncoder:
+class MtebEncoder(AbsEncoder):
     """An `Embedder` as mteb's encoder; `mteb.evaluate(MtebEncoder(embedder), tasks)` runs any of its tasks.
 
     Results are filed under `name` (`organisation/model`, by default `sempa/` and the base model's name) and a revision,
@@ -52,14 +51,6 @@ class MtebEncoder:
         """
         texts = [text if text.strip() else "." for batch in inputs for text in batch["text"]]
         return self.embedder.encode(texts, batch_size, bool(context.get("show_progress_bar")))
-
-    def similarity(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> torch.Tensor:
-        """Cosines `[n, m]` of `[n, D]` and `[m, D]`."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
-
-    def similarity_pairwise(self, embeddings1: np.ndarray, embeddings2: np.ndarray) -> torch.Tensor:
-        """Cosines `[n]` of the rows of two `[n, D]`."""
-        return (_unit(embeddings1) * _unit(embeddings2)).sum(-1)
 
 
 class LocalSts(AbsTaskSTS):
@@ -116,7 +107,3 @@ def evaluate_mteb(
         )
         scores |= {task.task_name: float(task.get_score()) for task in result.task_results}
     return scores
-
-
-def _unit(vectors: np.ndarray) -> torch.Tensor:
-    return F.normalize(torch.as_tensor(np.asarray(vectors), dtype=torch.float32), dim=-1)
