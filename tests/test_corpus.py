@@ -24,7 +24,6 @@ from sempa.embedding.corpus import (
     read_shards,
     write_corpus,
 )
-from sempa.integrations.batches import BatchEmbedder
 from sempa.model import base as models
 from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import add_lora, lora_parameters
@@ -316,16 +315,6 @@ def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_many(embedder, so
             lambda chunks: itertools.chain(pieces(chunks), [np.ones((1, 32))]),
             *(lambda: iter(SENTENCES), about, settings, source, tmp_path / "more", 5, "npy"),
         )
-
-
-def test_a_batch_embedder_adds_a_column_of_vectors(embedder, tiny_folder):
-    mapped = BatchEmbedder(str(tiny_folder), column="s", output="v", dtype="float32", device="cpu", normalize=True)
-    batch = {"id": np.arange(4), "s": np.array(SENTENCES[:4], dtype=object)}
-    result = mapped(batch)
-    assert list(result) == ["id", "s", "v"]
-    np.testing.assert_array_equal(result["v"], embedder.encode(SENTENCES[:4], normalize=True))
-    with pytest.raises(SempaError, match="found the columns id, expected s"):
-        mapped({"id": np.arange(2)})
 
 
 def test_the_command_streams_resumes_and_tells(tiny_folder, source, tmp_path, capsys, monkeypatch):

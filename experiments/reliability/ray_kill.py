@@ -24,9 +24,11 @@ from tiny import make_folder, one_thread, sentences
 
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
-from sempa.integrations import ray_data
-from sempa.integrations.batches import BatchEmbedder
 from sempa.io.files import write_json
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+import embed_on_ray
+from embed_on_ray import BatchEmbedder
 
 # Long enough that a kill finds the actor at work.
 SECONDS_PER_CHUNK = 0.3
@@ -60,7 +62,7 @@ def ray_kill(folder: Path, rows: int, shard_rows: int) -> dict:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A processor each for two actors, and one for what else Ray Data does.
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    ray_data.BatchEmbedder = watched(notes)
+    embed_on_ray.BatchEmbedder = watched(notes)
     killed = {}
 
     def kill_half_way() -> None:
@@ -77,7 +79,7 @@ def ray_kill(folder: Path, rows: int, shard_rows: int) -> dict:
     threading.Thread(target=kill_half_way, daemon=True).start()
     try:
         arguments = {"model": model, "workers": 2, "shard_rows": shard_rows, **OPTIONS}
-        ray_data.embed_corpus_on_ray(source, folder / "ray", **arguments)
+        embed_on_ray.embed_corpus_on_ray(source, folder / "ray", **arguments)
         alone, found = content(folder / "alone"), content(folder / "ray")
         _expect(bool(killed), "no worker was killed before the end")
         _expect(found == alone, "the shards differ from those made without Ray")
@@ -87,7 +89,7 @@ def ray_kill(folder: Path, rows: int, shard_rows: int) -> dict:
         workers = {path.name.split("-")[1] for path in (*done, *lost)}
         for path in (folder / "ray" / f"shard-{number:06d}.safetensors" for number in (1, 3)):
             path.unlink()
-        ray_data.embed_corpus_on_ray(source, folder / "ray", **arguments)
+        embed_on_ray.embed_corpus_on_ray(source, folder / "ray", **arguments)
         _expect(content(folder / "ray") == alone, "the shards made again differ")
         again = len(list(notes.glob("done-*"))) - len(done)
         _expect(again == 2, f"{again} shards were embedded again, expected the two that were taken away")

@@ -1,17 +1,41 @@
-"""A corpus embedded by the workers of a Ray cluster: the shards and the manifest of `sempa embed`, from Ray Data."""
+"""Embed a corpus on the workers of a Ray cluster: the shards and the manifest of `sempa embed`, from Ray Data.
 
-from collections.abc import Iterable, Iterator
+pip install 'ray[data]'
+python examples/embed_on_ray.py corpus.jsonl.gz vectors --adapter runs/smollm2_captions/adapter --workers 8
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import ray
 
+from sempa import Embedder, SempaError
+from sempa.commands.common import add_model_arguments, base_name
 from sempa.data.sentences import read_sentences
 from sempa.embedding.corpus import SHARD_ROWS, describe, embedder_settings, write_corpus
-from sempa.embedding.embedder import Embedder
-from sempa.errors import SempaError
-from sempa.integrations.batches import BatchEmbedder
+
+# Workers get this module with their work: they need not find the file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class BatchEmbedder:
+    """What `map_batches` calls: the column `text` of a batch embedded into its column `embedding`, float32 `[n, D]`.
+
+    The model is loaded once per worker; `options` are those of `Embedder`.
+    """
+
+    def __init__(self, batch_size: int = 32, normalize: bool = False, **options: object) -> None:
+        self.batch_size, self.normalize = batch_size, normalize
+        self.embedder = Embedder(**options)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with one column more."""
+        vectors = self.embedder.encode(list(batch["text"]), self.batch_size, normalize=self.normalize)
+        return {**batch, "embedding": vectors}
 
 
 def embed_corpus_on_ray(
@@ -92,3 +116,28 @@ def _in_order(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[np.ndarray]:
             )
         yield batch["embedding"]
         first += len(wanted)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Embed the file; bad input ends with one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_arguments(parser)
+    parser.add_argument("input", type=Path, help="sentences, in any form that `sempa embed` reads")
+    parser.add_argument("output", type=Path, help="folder of shards")
+    parser.add_argument("--workers", type=int, default=2, help="processes, a model each (default %(default)s)")
+    parser.add_argument("--gpus-per-worker", type=float, default=0, help="of each process (default %(default)s)")
+    parser.add_argument("--address", help="of the cluster, such as auto (default: one on this machine)")
+    given = parser.parse_args(argv)
+    try:
+        options = {"model": base_name(given.model, given.adapter), "adapter": given.adapter}
+        options |= {"dtype": given.dtype, "device": given.device}
+        ray.init(given.address)
+        resources = {"workers": given.workers, "gpus_per_worker": given.gpus_per_worker}
+        manifest = embed_corpus_on_ray(given.input, given.output, **resources, **options)
+    except SempaError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"{manifest['settings']['input']['rows']:,} embeddings in {len(manifest['shards']):,} shards: {given.output}")
+
+
+if __name__ == "__main__":
+    main()
