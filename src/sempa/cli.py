@@ -15,6 +15,7 @@ from sempa.commands import (
     keytokens,
     lm_eval,
     retention,
+    serve,
     similarity,
     table,
     train,
@@ -26,7 +27,7 @@ COMMANDS = (
     train,
     *(embed, similarity),
     *(evaluate, table, retention, lm_eval, geometry, keytokens),
-    *(generate, export),
+    *(generate, serve, export),
 )
 _EPILOGUE = """\
 Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
