@@ -219,11 +219,8 @@ def test_a_full_disk_behind_standard_output_is_an_error_at_the_end(tmp_path):
 
 
 FAILS_LATE = """
-import sempa.cli
-class Command:
-    def add(commands):
-        commands.add_parser("train").set_defaults(run=lambda arguments: print("result"))
-sempa.cli.COMMANDS = [Command]
+import sempa.commands.train
+sempa.commands.train.run = lambda arguments: print("result")
 sys.exit(main(["train"]))
 """
 

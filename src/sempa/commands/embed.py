@@ -1,4 +1,4 @@
-"""`sempa embed`: the sentences of a file as vectors."""
+"""Embed the sentences of a file: one float32 row per sentence, in the file's order."""
 
 import argparse
 
@@ -6,14 +6,11 @@ from sempa.commands.common import add_model_arguments, add_readout_arguments, lo
 from sempa.io.files import check_output, user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "embed",
-        help="embed sentences into a .npy, .csv, .safetensors or .parquet file, or a corpus into a folder of shards",
-        description="Embed the sentences of a file: one float32 row per sentence, in the file's order.",
-        epilog="A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
-        "the same command continues where it stopped.",
+    parser.epilog = (
+        "A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
+        "the same command continues where it stopped."
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
@@ -42,7 +39,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
         default="safetensors",
         help="file format of the shards (default %(default)s)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,21 +1,15 @@
-"""`sempa generate`: the model answers."""
+"""Answer a prompt through the chat template, with the adapter when one is given."""
 
 import argparse
 
 from sempa.commands.common import add_model_arguments, load_embedder
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "generate",
-        help="let the model answer a prompt",
-        description="Answer a prompt through the chat template, greedily, with the adapter when one is given.",
-    )
     add_model_arguments(parser)
     parser.add_argument("prompt", help="what the user says, in quotes")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default %(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

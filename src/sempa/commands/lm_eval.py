@@ -1,4 +1,6 @@
-"""`sempa lm-eval`: lm-evaluation-harness on base and adapter."""
+"""Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the paper's MMLU 5-shot,
+GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.
+"""
 
 import argparse
 
@@ -7,15 +9,9 @@ from sempa.errors import SempaError
 from sempa.io.files import check_output, user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "lm-eval",
-        help="run lm-evaluation-harness on a base model and its adapter",
-        description="Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the "
-        "paper's MMLU 5-shot, GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.",
-        epilog="The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned.",
-    )
+    parser.epilog = "The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned."
     add_model_arguments(parser)
     parser.add_argument(
         "--tasks", default="", metavar="A,B,…", help="the harness's task names, or YAML files of tasks of your own"
@@ -25,7 +21,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument(
         "--output", type=user_path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

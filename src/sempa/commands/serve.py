@@ -1,4 +1,4 @@
-"""`sempa serve`: one model that embeds and answers over HTTP, as OpenAI's clients ask for it."""
+"""Serve one model over HTTP: /v1/embeddings, /v1/chat/completions, /v1/models, /health, /metrics."""
 
 import argparse
 import os
@@ -12,13 +12,10 @@ from sempa.errors import SempaError
 from sempa.io.files import user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "serve",
-        help="serve embeddings and chat over HTTP, as OpenAI's clients ask for them",
-        description="Serve one model over HTTP: /v1/embeddings, /v1/chat/completions, /v1/models, /health, /metrics.",
-        epilog="With SEMPA_API_KEY in the environment, clients must show that key. SIGTERM finishes what is running.",
+    parser.epilog = (
+        "With SEMPA_API_KEY in the environment, clients must show that key. SIGTERM finishes what is running."
     )
     parser.add_argument(
         "model",
@@ -37,7 +34,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
