@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
+    parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument(
         "--field", help="column or field that holds the sentence (default: text, where the input has fields)"
     )
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     check_vectors_name(arguments.output)
     check_output(arguments.output, arguments.input)
-    numbered = list(read_sentences(arguments.input, arguments.field))
+    numbered = list(read_sentences(arguments.input, arguments.field, skip_empty=arguments.skip_empty))
     embedder = load_embedder(arguments)
     sentences = list(check_lengths(embedder, arguments.input, numbered))
     vectors = embedder.encode(sentences, arguments.batch_size, show_progress=True, normalize=arguments.normalize)
@@ -74,6 +75,7 @@ def _write_shards(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             normalize=arguments.normalize,
             field=arguments.field,
+            skip_empty=arguments.skip_empty,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command continues behind the last whole shard") from None

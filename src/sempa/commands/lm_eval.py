@@ -6,7 +6,7 @@ import argparse
 
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
-from sempa.io.files import check_output, user_path
+from sempa.io.files import check_output, user_path, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--tasks", default="", metavar="A,B,…", help="the harness's task names, or YAML files of tasks of your own"
+    )
+    parser.add_argument(
+        "--apply-chat-template", action="store_true", help="put every question through the model's chat template"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first problems of each task, to try it out")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default %(default)s)")
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the tasks, and print base, aligned and change."""
     from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
-    from sempa.io.files import write_json
+    from sempa.model.adapter_files import adapter_folder
     from sempa.report.tables import number, text_table
 
     if arguments.adapter is None:
@@ -36,11 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise SempaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
-    output = arguments.output or arguments.adapter.parent / "lm_eval"
+    output = arguments.output or adapter_folder(arguments.adapter).parent / "lm_eval"
     check_output(output, folder=True)
     base = load_embedder(arguments).base
-    rows = run_harness(base, str(arguments.adapter), output, tasks, arguments.limit, arguments.batch_size)
-    summary = {"model": arguments.model, "adapter": str(arguments.adapter), "limit": arguments.limit, "results": rows}
+    options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
+    rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
+    summary = {"model": arguments.model, "adapter": str(arguments.adapter), **options, "results": rows}
     write_json(output / "summary.json", summary)
     cells = [
         [

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=user_path,
         default=[],
-        metavar="FOLDER",
-        help="LoRA adapter, such as RUN/adapter; may be given several times",
+        metavar="RUN",
+        help="run folder, or LoRA adapter folder; may be given several times",
     )
     parser.add_argument(
         "--sts", type=user_path, required=True, metavar="PATH", help="SentEval STS folder, or one scored-pairs file"
