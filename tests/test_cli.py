@@ -5,25 +5,17 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from sempa import __version__
-from sempa.cli import _parser, main
+from sempa import __version__, commands
+from sempa.cli import COMMANDS, main, make_parser
 from sempa.embedding.embedder import Embedder
 
-COMMANDS = (
-    "train",
-    "embed",
-    "similarity",
-    "evaluate",
-    "lm-eval",
-    "table",
-    "generate",
-    "export",
-)
+NAMES = [name for group in COMMANDS.values() for name in group]
 
 
 @pytest.fixture
@@ -62,15 +54,36 @@ def fails(capsys, *arguments):
     return error
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NAMES)
 def test_help_explains_every_argument(command, capsys):
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 8
-    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-    for action in commands.choices[command]._actions:
+    (subparsers,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for action in subparsers.choices[command]._actions:
         assert action.help, action.dest
+
+
+def test_help_lists_every_command_by_its_task_in_lines_of_80_columns(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    groups = re.findall(r"^([a-z ]+):\n((?:  \S.*\n)+)", shown, flags=re.MULTILINE)
+    listed = {group: re.findall(r"^  (\S+)  ", lines, flags=re.MULTILINE) for group, lines in groups}
+    assert {group: listed[group] for group in COMMANDS} == {group: list(own) for group, own in COMMANDS.items()}
+    assert {"align", "embed", "evaluate", "serve and export"} == COMMANDS.keys()
+    assert len(NAMES) <= 12
+    assert max(map(len, shown.splitlines())) <= 80
+    modules = {path.stem.replace("_", "-") for path in Path(commands.__path__[0]).glob("[!_]*.py")}
+    assert modules == {*NAMES, "common"}
+
+
+def test_a_command_imports_no_other_commands_module():
+    code = "import sys\nfrom sempa.cli import make_parser\nmake_parser('train').parse_args(['train', 'x.yaml'])\n"
+    code += "print(*(name for name in sys.modules if name.startswith('sempa.commands.')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["sempa.commands.train"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"]])

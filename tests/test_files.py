@@ -10,13 +10,16 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_gguf
+from safetensors.torch import save_file
 
 from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
 from sempa.io.files import cache_folder, check_output, optional_write, user_path, write_atomic, write_json
 from sempa.io.streams import lasting_streams
+from sempa.io.tensors import write_tensors
 from sempa.model.base import load_base
 from sempa.training.base_samples import sample_texts
 
@@ -29,6 +32,26 @@ def source(tmp_path):
 
 
 # Outputs
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+    tensors = {"a": torch.zeros(2)}
+
+    def write(folder):
+        save_file(tensors, folder / "a.safetensors")
+        (folder / "in").mkdir()
+        save_file(tensors, folder / "in" / "b.safetensors")
+
+    before = os.umask(0o027)
+    try:
+        files.replace_folder(tmp_path / "model", write)
+        write_atomic(tmp_path / "one.txt", "x")
+        write_tensors(tmp_path / "c.safetensors", tensors)
+    finally:
+        os.umask(before)
+    written = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    names = ("a.safetensors", "b.safetensors", "c.safetensors", "one.txt")
+    assert written == {"model": 0o750, "in": 0o750} | dict.fromkeys(names, 0o640)
 
 
 def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
@@ -219,11 +242,8 @@ def test_a_full_disk_behind_standard_output_is_an_error_at_the_end(tmp_path):
 
 
 FAILS_LATE = """
-import sempa.cli
-class Command:
-    def add(commands):
-        commands.add_parser("train").set_defaults(run=lambda arguments: print("result"))
-sempa.cli.COMMANDS = [Command]
+import sempa.commands.train
+sempa.commands.train.run = lambda arguments: print("result")
 sys.exit(main(["train"]))
 """
 

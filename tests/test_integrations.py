@@ -39,6 +39,13 @@ def test_documents_and_queries_are_the_embedders_unit_vectors_as_lists(embedder)
         embeddings.embed_query(" ")
 
 
+def test_options_of_encode_reach_the_vectors_of_a_store(embedder):
+    embeddings = DocumentEmbeddings(embedder, on_empty="zero", dim=8)
+    found = np.array(embeddings.embed_documents([*SENTENCES, " "]))
+    np.testing.assert_allclose(found[:-1], embedder.encode(SENTENCES, normalize=True, dim=8), rtol=1e-5, atol=1e-6)
+    assert not found[-1].any()
+
+
 def test_the_same_from_an_event_loop(embedder):
     embeddings = DocumentEmbeddings(embedder)
 
@@ -98,6 +105,7 @@ def test_llama_index_gets_the_same_vectors(embedder):
         [asyncio.run(theirs.aget_text_embedding(sentence)) for sentence in SENTENCES],
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not any(LlamaIndexEmbedding(embedder, on_empty="zero").get_text_embedding(" "))
 
 
 @pytest.fixture(scope="module")

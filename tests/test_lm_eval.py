@@ -155,7 +155,7 @@ def test_gsm8k_by_generation_runs_from_the_command_line(tiny_folder, base, tmp_p
         generation_kwargs={"until": ["Q:"], "do_sample": False, "max_gen_toks": 5},
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
-    command = ["lm-eval", "--adapter", str(tmp_path / "run" / "adapter"), "--dtype", "float32", "--tasks", task]
+    command = ["lm-eval", "--adapter", str(tmp_path / "run"), "--dtype", "float32", "--tasks", task]
     assert main([*command, "--limit", "2"]) == 0
     shown = capsys.readouterr().out
     assert "gsm8k_local      0  exact_match" in shown
@@ -165,6 +165,11 @@ def test_gsm8k_by_generation_runs_from_the_command_line(tiny_folder, base, tmp_p
     answers = [[row["resps"][0][0] for row in samples(tmp_path / "run" / "lm_eval" / s)] for s in ("base", "aligned")]
     assert len(answers[0]) == len(answers[1]) == 2
     assert answers[0] != answers[1]
+    output = tmp_path / "chat"
+    assert main([*command, "--limit", "1", "--apply-chat-template", "--output", str(output)]) == 0
+    (asked,) = samples(output / "aligned")
+    assert asked["arguments"]["gen_args_0"]["arg_0"].startswith("<|im_start|>user\nQ: ")
+    assert asked["arguments"]["gen_args_0"]["arg_0"].endswith("<|im_start|>assistant\n")
 
 
 def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questions, monkeypatch, capsys):

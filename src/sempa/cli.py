@@ -4,36 +4,40 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 from sempa import __version__
-from sempa.commands import (
-    embed,
-    evaluate,
-    export,
-    generate,
-    lm_eval,
-    similarity,
-    table,
-    train,
-)
 from sempa.errors import SempaError
 from sempa.io.streams import lasting_streams
 
-COMMANDS = (
-    train,
-    *(embed, similarity),
-    *(evaluate, table, lm_eval),
-    *(generate, export),
-)
+# Each command is a module of `sempa.commands`, which is imported when the command is asked for.
+COMMANDS = {
+    "align": {"train": "align a model on triplets and report what changed"},
+    "embed": {
+        "embed": "embed the sentences of a file, or a corpus of any size",
+        "similarity": "print the cosine of two or more sentences",
+    },
+    "evaluate": {
+        "evaluate": "measure similarity, geometry and drift of an adapter",
+        "table": "score readouts and adapters as in the paper's main table",
+        "lm-eval": "run lm-evaluation-harness on a base model and its adapter",
+    },
+    "serve and export": {
+        "generate": "let the model answer a prompt",
+        "serve": "serve embeddings and chat over HTTP to OpenAI's clients",
+        "export": "write an adapter merged into its base for other tools",
+    },
+}
 _EPILOGUE = """\
-Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
+sempa COMMAND --help explains a command. Bad input ends with one sentence and
+exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
     with lasting_streams() as output:
-        code = _run(argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
         output.flush()
         if output.error is not None and not code:
             print(f"sempa: standard output cannot be written: {output.error.strerror}", file=sys.stderr)
@@ -41,10 +45,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    parser = _parser()
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands, or one that knows the arguments of the command `only` and imports no other."""
+    parser = argparse.ArgumentParser(
+        prog="sempa",
+        usage="sempa COMMAND ...",
+        description="Sentence-level preference alignment: a chat LLM learns to embed and still chats.",
+        epilog="\n".join([*map(_group_lines, COMMANDS), _EPILOGUE]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sempa {__version__}")
+    # Help lists the commands by task, in the epilogue; a completion's script is made of those that argparse would list.
+    listed = None if only is None else argparse.SUPPRESS
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", prog="sempa", help=listed)
+    for name, text in (command for group in COMMANDS.values() for command in group.items()):
+        subparser = subparsers.add_parser(name, help=text)
+        if only in (None, name):
+            module = import_module(f"sempa.commands.{name.replace('-', '_')}")
+            subparser.description = module.__doc__
+            subparser.set_defaults(run=module.run)
+            module.add_arguments(subparser)
+    return parser
+
+
+def _group_lines(group: str) -> str:
+    return f"{group}:\n" + "".join(f"  {name:12}{text}\n" for name, text in COMMANDS[group].items())
+
+
+def _run(argv: Sequence[str]) -> int:
+    asked = next((word for word in argv if not word.startswith("-")), "")
     try:
-        arguments = parser.parse_args(argv)
+        arguments = make_parser(only=asked).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.run(arguments)
@@ -61,16 +92,3 @@ def _show_warning(message: Warning | str, category: type[Warning], *_place: obje
     """A warning as one line; warnings that libraries address to developers are left out."""
     if issubclass(category, UserWarning):
         print(f"sempa: warning: {message}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sempa",
-        description="SemPA: sentence-level preference alignment makes a chat LLM a sentence encoder that still talks.",
-        epilog=_EPILOGUE,
-    )
-    parser.add_argument("--version", action="version", version=f"sempa {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    return parser

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--adapter`, `--dtype` and `--device`."""
     add_base_arguments(parser)
-    parser.add_argument("--adapter", type=user_path, metavar="FOLDER", help="LoRA adapter, such as RUN/adapter")
+    parser.add_argument("--adapter", type=user_path, metavar="RUN", help="run folder, or LoRA adapter folder")
 
 
 def add_base_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`sempa embed`: the sentences of a file as vectors."""
+"""Embed the sentences of a file: one float32 row per sentence, in the file's order."""
 
 import argparse
 
@@ -6,14 +6,11 @@ from sempa.commands.common import add_model_arguments, add_readout_arguments, lo
 from sempa.io.files import check_output, user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "embed",
-        help="embed sentences into a .npy, .csv, .safetensors or .parquet file, or a corpus into a folder of shards",
-        description="Embed the sentences of a file: one float32 row per sentence, in the file's order.",
-        epilog="A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
-        "the same command continues where it stopped.",
+    parser.epilog = (
+        "A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
+        "the same command continues where it stopped."
     )
     add_model_arguments(parser)
     add_readout_arguments(parser)
@@ -30,6 +27,7 @@ def add(commands: "argparse._SubParsersAction") -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
+    parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument(
         "--field", help="column or field that holds the sentence (default: text, where the input has fields)"
     )
@@ -42,7 +40,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
         default="safetensors",
         help="file format of the shards (default %(default)s)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     check_vectors_name(arguments.output)
     check_output(arguments.output, arguments.input)
-    numbered = list(read_sentences(arguments.input, arguments.field))
+    numbered = list(read_sentences(arguments.input, arguments.field, skip_empty=arguments.skip_empty))
     embedder = load_embedder(arguments)
     sentences = list(check_lengths(embedder, arguments.input, numbered))
     vectors = embedder.encode(sentences, arguments.batch_size, show_progress=True, normalize=arguments.normalize)
@@ -78,6 +75,7 @@ def _write_shards(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             normalize=arguments.normalize,
             field=arguments.field,
+            skip_empty=arguments.skip_empty,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command continues behind the last whole shard") from None

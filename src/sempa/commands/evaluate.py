@@ -1,4 +1,6 @@
-"""`sempa evaluate`: what a run's report measures, of any adapter on the user's own data."""
+"""Spearman's rho x 100 on similarity benchmarks, the geometry of their embeddings, perplexity and KL(base || aligned)
+on unseen text, and greedy answers, with the adapter off and on.
+"""
 
 import argparse
 
@@ -12,15 +14,9 @@ A text file holds passages with blank lines between them, or JSON lines: {"text"
 """
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="score similarity, the embedding space and language-model drift of a base model and its adapter",
-        description="Spearman's rho x 100 on similarity benchmarks, the geometry of their embeddings, perplexity and "
-        "KL(base || aligned) on unseen text, and greedy answers, with the adapter off and on.",
-        epilog=_FORMATS,
-    )
+    parser.epilog = _FORMATS
     add_model_arguments(parser)
     add_readout_arguments(parser)
     add_task_arguments(parser)
@@ -41,7 +37,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first of each file's texts and prompts")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

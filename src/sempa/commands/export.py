@@ -1,4 +1,6 @@
-"""`sempa export`: an adapter merged into its base, for other tools."""
+"""Write a folder of the base model with the adapter merged in, with tokenizer, chat template and a model card. (PEFT
+loads RUN/adapter as it is.)
+"""
 
 import argparse
 
@@ -6,15 +8,9 @@ from sempa.commands.common import base_name
 from sempa.io.files import user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "export",
-        help="write an adapter merged into its base for transformers, vLLM, llama.cpp or sentence-transformers",
-        description="Write a folder of the base model with the adapter merged in, with tokenizer, chat template and a "
-        "model card. (PEFT loads RUN/adapter as it is.)",
-        epilog="Example: sempa export --sentence-transformers runs/smollm2_captions my-encoder",
-    )
+    parser.epilog = "Example: sempa export --sentence-transformers runs/smollm2_captions my-encoder"
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--merge", action="store_true", help="a plain transformers folder, as vLLM and llama.cpp take it")
     kind.add_argument(
@@ -24,7 +20,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
     parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

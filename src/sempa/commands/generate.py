@@ -1,25 +1,43 @@
-"""`sempa generate`: the model answers."""
+"""Answer a prompt through the model's chat template, word by word, with the adapter when one is given."""
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, load_embedder, seed_number
+from sempa.errors import SempaError
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "generate",
-        help="let the model answer a prompt",
-        description="Answer a prompt through the chat template, greedily, with the adapter when one is given.",
-    )
     add_model_arguments(parser)
-    parser.add_argument("prompt", help="what the user says, in quotes")
+    parser.add_argument("prompt", help="what the user says, in quotes; - is standard input")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: what the chat template itself says)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default %(default)s)")
-    parser.set_defaults(run=run)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 answers greedily (default %(default)s)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of an answer that is drawn (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the greedy answer."""
-    from sempa.evaluation.drift import generate
+    """Print the answer's text as it grows."""
+    from sempa.batching.prompts import encode_texts, render_messages, render_prompt
+    from sempa.io.rows import STANDARD_INPUT, numbered_lines
+    from sempa.model.sampling import encode_prompts, end_tokens
+    from sempa.model.streaming import IncrementalDecoder, stream_tokens
 
-    print(generate(load_embedder(arguments).base, arguments.prompt, arguments.max_new_tokens))
+    prompt, longest = arguments.prompt, arguments.max_new_tokens
+    if prompt == str(STANDARD_INPUT):
+        prompt = "".join(line for _, line in numbered_lines(STANDARD_INPUT)).strip()
+    base = load_embedder(arguments).base
+    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    messages.append({"role": "user", "content": prompt})
+    if base.tokenizer.chat_template is not None:
+        text = render_messages(base.tokenizer, messages, add_generation_prompt=True)
+    elif arguments.system:
+        raise SempaError("system: the model has no chat template, so no system message either")
+    else:
+        text = render_prompt(base.tokenizer, prompt)
+    (ids,) = encode_prompts(base, encode_texts(base.tokenizer, [text]), longest)
+    tokens = stream_tokens(base, ids, longest, arguments.temperature, 1.0, arguments.seed, end_tokens(base))
+    decoder = IncrementalDecoder(base.tokenizer)
+    for token in tokens:
+        print(decoder.push(token), end="", flush=True)
+    print(decoder.flush())

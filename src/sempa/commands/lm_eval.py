@@ -1,37 +1,35 @@
-"""`sempa lm-eval`: lm-evaluation-harness on base and adapter."""
+"""Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the paper's MMLU 5-shot,
+GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.
+"""
 
 import argparse
 
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.errors import SempaError
-from sempa.io.files import check_output, user_path
+from sempa.io.files import check_output, user_path, write_json
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "lm-eval",
-        help="run lm-evaluation-harness on a base model and its adapter",
-        description="Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the "
-        "paper's MMLU 5-shot, GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.",
-        epilog="The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned.",
-    )
+    parser.epilog = "The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned."
     add_model_arguments(parser)
     parser.add_argument(
         "--tasks", default="", metavar="A,B,…", help="the harness's task names, or YAML files of tasks of your own"
+    )
+    parser.add_argument(
+        "--apply-chat-template", action="store_true", help="put every question through the model's chat template"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first problems of each task, to try it out")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default %(default)s)")
     parser.add_argument(
         "--output", type=user_path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the tasks, and print base, aligned and change."""
     from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
-    from sempa.io.files import write_json
+    from sempa.model.adapter_files import adapter_folder
     from sempa.report.tables import number, text_table
 
     if arguments.adapter is None:
@@ -41,11 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise SempaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
-    output = arguments.output or arguments.adapter.parent / "lm_eval"
+    output = arguments.output or adapter_folder(arguments.adapter).parent / "lm_eval"
     check_output(output, folder=True)
     base = load_embedder(arguments).base
-    rows = run_harness(base, str(arguments.adapter), output, tasks, arguments.limit, arguments.batch_size)
-    summary = {"model": arguments.model, "adapter": str(arguments.adapter), "limit": arguments.limit, "results": rows}
+    options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
+    rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
+    summary = {"model": arguments.model, "adapter": str(arguments.adapter), **options, "results": rows}
     write_json(output / "summary.json", summary)
     cells = [
         [

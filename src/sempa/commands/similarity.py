@@ -1,22 +1,16 @@
-"""`sempa similarity`: the cosine of two sentences."""
+"""Print the cosine similarity (-1 to 1) of the first sentence to each of the others."""
 
 import argparse
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "similarity",
-        help="print the cosine of two sentences, or of the first to each other one",
-        description="Print the cosine similarity (-1 to 1) of the first sentence to each of the others.",
-    )
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument("first", help="a sentence, in quotes")
     parser.add_argument("others", nargs="+", metavar="other", help="one or more sentences to compare it with")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,6 @@
-"""`sempa table`: the paper's main table for a base model and its adapters."""
+"""Spearman's rho x 100 of readouts and adapters on similarity sets, with 95 % intervals and a paired test against the
+base model's prompteol row. Finished rows are kept: the same command goes on.
+"""
 
 import argparse
 from pathlib import Path
@@ -7,22 +9,16 @@ from sempa.commands.common import add_base_arguments, base_name, seed_number
 from sempa.io.files import check_output, user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "table",
-        help="score readouts and adapters on STS12-16, STS-B and SICK, as in the paper's main table",
-        description="Spearman's rho x 100 of readouts and adapters on similarity sets, with 95 % intervals and a "
-        "paired test against the base model's prompteol row. Finished rows are kept: the same command goes on.",
-    )
     add_base_arguments(parser)
     parser.add_argument(
         "--adapter",
         action="append",
         type=user_path,
         default=[],
-        metavar="FOLDER",
-        help="LoRA adapter, such as RUN/adapter; may be given several times",
+        metavar="RUN",
+        help="run folder, or LoRA adapter folder; may be given several times",
     )
     parser.add_argument(
         "--sts", type=user_path, required=True, metavar="PATH", help="SentEval STS folder, or one scored-pairs file"
@@ -58,7 +54,6 @@ def add(commands: "argparse._SubParsersAction") -> None:
         metavar="FOLDER",
         help="where to write (default %(default)s)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`sempa train`: from a config to an aligned adapter and its report."""
+"""Align a LoRA adapter by sentence-level DPO, evaluate it, and write adapter, metrics and report."""
 
 import argparse
 import shlex
@@ -8,18 +8,12 @@ from sempa.errors import SempaError
 from sempa.io.files import user_path
 
 
-def add(commands: "argparse._SubParsersAction") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser = commands.add_parser(
-        "train",
-        help="align a model on triplets and report what changed",
-        description="Train a LoRA adapter by sentence-level DPO, evaluate it, and write adapter, metrics and report.",
-        epilog="Example: sempa train experiments/smollm2_nli.yaml triplets=nli_for_simcse.csv output=runs/nli",
-    )
+    parser.epilog = "Example: sempa train experiments/smollm2_nli.yaml triplets=nli_for_simcse.csv output=runs/nli"
     parser.add_argument("config", nargs="?", type=user_path, metavar="CONFIG.yaml", help="flat YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument("--resume", type=user_path, metavar="RUN", help="go on with the interrupted run in this folder")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

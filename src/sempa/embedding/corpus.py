@@ -40,6 +40,7 @@ def embed_corpus(
     batch_size: int = 32,
     normalize: bool = False,
     field: str | None = None,
+    skip_empty: bool = False,
 ) -> dict:
     """Embed a file of any size into shards of `shard_rows` rows in `folder`, in constant memory; returns the manifest.
 
@@ -57,7 +58,7 @@ def embed_corpus(
         return (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
 
     def sentences() -> Iterator[str]:
-        return check_lengths(embedder, source, read_sentences(source, field))
+        return check_lengths(embedder, source, read_sentences(source, field, skip_empty=skip_empty))
 
     return write_corpus(encode, sentences, describe(embedder), settings, source, folder, shard_rows, shard_format)
 

@@ -4,6 +4,7 @@ sentences → prompts as token ids → batches of like length → one packed row
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sempa.embedding.compress import check_dim, check_precision, cosines, middle_directions, quantise, unit
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
 from sempa.embedding.readouts.prompts import Prompt
 from sempa.errors import SempaError
@@ -75,21 +77,68 @@ class Embedder:
         batch_size: int = 32,
         show_progress: bool = False,
         normalize: bool = False,
+        *,
+        dim: int | None = None,
+        precision: str = "float32",
+        on_empty: str = "error",
     ) -> np.ndarray:
         """Embed sentences, in their order: float32 `[n, D]` (`[D]` for a single string).
 
-        `normalize` divides by the Euclidean length, so that a dot product is the cosine.
+        `encode_query` and `encode_document` are the same: SemPA knows one kind of sentence.
+
+        Args:
+            sentences: strings in a sequence of one dimension, or one string.
+            batch_size: sentences at a time.
+            show_progress: show a bar.
+            normalize: divide by the Euclidean length, so that a dot product is the cosine.
+            dim: numbers to keep, the first after a rotation (`shorten`); None keeps all, as they are.
+            precision: `float32`; `int8`, whose cosines are the float's to rounding; or `binary`, uint8 `[n, D / 8]`,
+                one bit for each number's sign, to be compared by Hamming distance (FAISS's `IndexBinaryFlat`).
+            on_empty: what a sentence without a character is: an `error`, or `zero`, the zero vector.
+
+        Raises:
+            SempaError: as `embed`, and for a `dim`, `precision` or `on_empty` that does not exist.
         """
+        if on_empty not in ("error", "zero"):
+            raise SempaError(f"on_empty: found {on_empty!r}, expected error or zero")
+        width = embedding_width(self.readout, self.base.model, self.layer)
+        if dim is not None:
+            check_dim(dim, width, self.base.model.get_output_embeddings().weight)
+        check_precision(precision, width if dim is None else dim)
         single = isinstance(sentences, str)
-        vectors = embed(
-            self.base, [sentences] if single else sentences, batch_size, self.layer, show_progress, self.readout
-        )
+        texts = check_sentences([sentences] if single else sentences, on_empty)
+        empty = [not text.strip() for text in texts]
+        # Embedded as a full stop, an empty text keeps its place, which errors name.
+        texts = ["." if blank else text for text, blank in zip(texts, empty, strict=True)]
+        vectors = embed(self.base, texts, batch_size, self.layer, show_progress, self.readout)
+        vectors[empty] = 0
+        if dim is not None:
+            vectors = self.shorten(vectors, dim)
         if normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            vectors = unit(vectors)
+        vectors = quantise(vectors, precision)
         return vectors[0] if single else vectors
 
+    encode_query = encode_document = encode
 
-@torch.inference_mode()
+    def shorten(self, vectors: np.ndarray, dim: int) -> np.ndarray:
+        """The first `dim` numbers of `[n, D]` after an orthogonal map, the same for every vector of this model.
+
+        The map's first directions say most about a sentence (`sempa.embedding.compress.middle_directions`). The first
+        numbers of a vector of 256 are the vector of 128.
+        """
+        return vectors @ self._directions[:, :dim]
+
+    @functools.cached_property
+    def _directions(self) -> np.ndarray:
+        return middle_directions(self.base.model.get_output_embeddings().weight)
+
+    @staticmethod
+    def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """The cosine of each of n vectors with each of m, of any precision: float32 `[n, m]`."""
+        return cosines(first, second)
+
+
 def embed(
     base: BaseModel,
     sentences: Iterable[str],
@@ -108,20 +157,33 @@ def embed(
     check_readout(readout, layer, base.model)
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size!r}, expected a whole number of at least 1")
+    prompts = sentence_prompts(base, readout, sentences)
+    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
+    with shown as progress:
+        return embed_prompts(base, prompts, batch_size, layer, readout, progress)
+
+
+@torch.inference_mode()
+def embed_prompts(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    batch_size: int = 32,
+    layer: int = -1,
+    readout: str = "prompteol",
+    progress: tqdm | None = None,
+) -> np.ndarray:
+    """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()
-    prompts = _encode(base, readout, _check_sentences(sentences))
     batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
     vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
 
     def run(batch: list[int]) -> Tensor:
         return read(readout, model, [prompts[i] for i in batch], layer)
 
-    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
-    with shown as progress:
-        for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
-            vectors[batch] = found.cpu().numpy()
-            if progress is not None:
-                progress.update(len(batch))
+    for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
+        vectors[batch] = found.cpu().numpy()
+        if progress is not None:
+            progress.update(len(batch))
     return vectors
 
 
@@ -142,7 +204,7 @@ def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _check_sentences(sentences: Iterable[str]) -> list[str]:
+def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
     """The sentences as a list; what iterates as something else, such as a table's column names, is refused."""
     ordered = isinstance(sentences, Iterable) and not isinstance(sentences, str | bytes | Mapping | set | frozenset)
     if not ordered or getattr(sentences, "ndim", 1) != 1:
@@ -154,7 +216,7 @@ def _check_sentences(sentences: Iterable[str]) -> list[str]:
     for place, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
-        if not sentence.strip():
+        if not sentence.strip() and on_empty == "error":
             raise SempaError(f"sentence {place}: is empty")
         try:
             sentence.encode()
@@ -164,8 +226,9 @@ def _check_sentences(sentences: Iterable[str]) -> list[str]:
     return sentences
 
 
-def _encode(base: BaseModel, readout: str, sentences: Sequence[str]) -> list[Prompt]:
-    """Every sentence's prompt; raises `SempaError` for one that is longer than the model can read."""
+def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) -> list[Prompt]:
+    """Every sentence's prompt as token ids; raises `SempaError` as `embed` does for a sentence."""
+    sentences = check_sentences(sentences)
     prompts: list[Prompt] = []
     for begin in range(0, len(sentences), _TOKENIZED_AT_ONCE):
         prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])

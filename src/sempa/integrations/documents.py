@@ -21,17 +21,19 @@ class DocumentEmbeddings(Embeddings):
     ```
 
     Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike. A query is embedded as a
-    document is: SemPA knows one kind of sentence. `sempa.integrations.llama_index` has the same for LlamaIndex.
+    document is: SemPA knows one kind of sentence. `options` are those of `Embedder.encode`: with `on_empty="zero"` an
+    empty chunk is the zero vector, with `dim` vectors are shorter. `sempa.integrations.llama_index` has the same for
+    LlamaIndex.
     """
 
-    def __init__(self, embedder: Embedder, batch_size: int = 32) -> None:
-        self.embedder, self.batch_size = embedder, batch_size
+    def __init__(self, embedder: Embedder, batch_size: int = 32, **options: object) -> None:
+        self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of D numbers per text; raises `SempaError` for an empty one, and for a single string."""
+        """One vector of D numbers per text; raises `SempaError` as `encode` does, and for a single string."""
         if isinstance(texts, str):
             raise SempaError("embed_documents: found one string, expected a list of them; embed_query takes one")
-        return self.embedder.encode(list(texts), self.batch_size, normalize=True).tolist()
+        return self.embedder.encode(list(texts), **self.options).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text, D numbers."""

@@ -11,15 +11,15 @@ from sempa.integrations.documents import DocumentEmbeddings
 class LlamaIndexEmbedding(BaseEmbedding):
     """LlamaIndex's `BaseEmbedding`: `Settings.embed_model = LlamaIndexEmbedding(Embedder("smollm2-135m"))`.
 
-    Vectors are those of `DocumentEmbeddings`: of length 1, and of a query as of a document.
+    Vectors and `options` are those of `DocumentEmbeddings`: of length 1, and of a query as of a document.
     """
 
     # pydantic keeps what begins with an underscore out of the model's fields.
     _embeddings: DocumentEmbeddings
 
-    def __init__(self, embedder: Embedder, batch_size: int = DEFAULT_EMBED_BATCH_SIZE) -> None:
+    def __init__(self, embedder: Embedder, batch_size: int = DEFAULT_EMBED_BATCH_SIZE, **options: object) -> None:
         super().__init__(model_name=embedder.base.source, embed_batch_size=batch_size)
-        self._embeddings = DocumentEmbeddings(embedder, batch_size)
+        self._embeddings = DocumentEmbeddings(embedder, batch_size, **options)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._embeddings.embed_query(text)

@@ -25,6 +25,7 @@ def run_harness(
     tasks: Sequence[str] = tuple(PAPER_TASKS),
     limit: int | None = None,
     batch_size: int = 8,
+    apply_chat_template: bool = False,
 ) -> list[dict]:
     """Run each task on the base model and with its adapter, by the harness's own model class and rules.
 
@@ -36,6 +37,7 @@ def run_harness(
             number of few-shot examples, any other its own.
         limit: only the first problems of each task, to try things out.
         batch_size: sequences at a time.
+        apply_chat_template: put every question through the model's chat template.
 
     Returns:
         One row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
@@ -58,11 +60,15 @@ def run_harness(
     harness = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=batch_size)
     rows = []
     for name, task in loaded.items():
-        shots = PAPER_TASKS.get(name)
+        options = {
+            "num_fewshot": PAPER_TASKS.get(name),
+            "limit": limit,
+            "apply_chat_template": apply_chat_template,
+            "task_manager": manager,
+        }
         with adapter_disabled(base.model):
-            before = _evaluate(harness, manager, task, shots, limit, {"pretrained": base.source}, output / "base")
-        names = {"pretrained": base.source, "peft": adapter}
-        after = _evaluate(harness, manager, task, shots, limit, names, output / "aligned")
+            before = _evaluate(harness, task, {"pretrained": base.source}, output / "base", options)
+        after = _evaluate(harness, task, {"pretrained": base.source, "peft": adapter}, output / "aligned", options)
         rows += _compare(before, after)
     return rows
 
@@ -79,28 +85,14 @@ def _load(manager: "TaskManager", name: str) -> list:
     return tops + [task for key, task in found["tasks"].items() if not tops and key not in inner]
 
 
-def _evaluate(
-    harness: "HFLM",
-    manager: "TaskManager",
-    task: list,
-    shots: int | None,
-    limit: int | None,
-    names: dict[str, str],
-    output: Path,
-) -> dict:
+def _evaluate(harness: "HFLM", task: list, names: dict[str, str], output: Path, options: dict[str, object]) -> dict:
     """The harness's results for one task, which it also writes below `output`."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker(output_path=str(output))
     results = lm_eval.simple_evaluate(
-        model=harness,
-        model_args=names,
-        tasks=task,
-        num_fewshot=shots,
-        limit=limit,
-        task_manager=manager,
-        evaluation_tracker=tracker,
+        model=harness, model_args=names, tasks=task, evaluation_tracker=tracker, **options
     )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)

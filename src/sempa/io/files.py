@@ -67,8 +67,12 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
         temporary = _temporary(folder)
         try:
             temporary.mkdir(parents=True)
+            readable = temporary.stat().st_mode & 0o666
             write(temporary)
             for path in (*temporary.rglob("*"), temporary):
+                # safetensors lets nobody but the owner read what it writes, whatever the umask says.
+                if path.is_file():
+                    path.chmod(readable)
                 fsync(path)
             if new:
                 temporary.replace(folder)
