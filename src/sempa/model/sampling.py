@@ -61,7 +61,7 @@ def sample(
     Raises:
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
     """
-    _check(n, max_new_tokens, temperature, top_p, batch_size)
+    check_sampling(max_new_tokens, temperature, top_p, n, batch_size)
     sequences = encode_prompts(base, prompts, max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
@@ -198,7 +198,8 @@ def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple
     return tokens.to(device), seen.to(device)
 
 
-def _check(n: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float, n: int = 1, batch_size: int = 1) -> None:
+    """Raise `SempaError` for a number out of its range."""
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise SempaError(f"{name}: found {value}, expected at least 1")
