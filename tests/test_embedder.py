@@ -172,7 +172,7 @@ def test_texts_are_tokenized_in_slices_and_kept_as_small_numbers(embedder, monke
     asked, make = [], make_prompts
     monkeypatch.setattr(embedding, "make_prompts", lambda *a: asked.append(len(a[-1])) or make(*a))
     tracemalloc.start()
-    prompts = embedding._encode(embedder.base, "prompteol", sentences)
+    prompts = embedding.sentence_prompts(embedder.base, "prompteol", sentences)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert max(asked) <= 4096

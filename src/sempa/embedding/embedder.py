@@ -89,7 +89,6 @@ class Embedder:
         return vectors[0] if single else vectors
 
 
-@torch.inference_mode()
 def embed(
     base: BaseModel,
     sentences: Iterable[str],
@@ -108,20 +107,33 @@ def embed(
     check_readout(readout, layer, base.model)
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size!r}, expected a whole number of at least 1")
+    prompts = sentence_prompts(base, readout, sentences)
+    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
+    with shown as progress:
+        return embed_prompts(base, prompts, batch_size, layer, readout, progress)
+
+
+@torch.inference_mode()
+def embed_prompts(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    batch_size: int = 32,
+    layer: int = -1,
+    readout: str = "prompteol",
+    progress: tqdm | None = None,
+) -> np.ndarray:
+    """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()
-    prompts = _encode(base, readout, _check_sentences(sentences))
     batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
     vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
 
     def run(batch: list[int]) -> Tensor:
         return read(readout, model, [prompts[i] for i in batch], layer)
 
-    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
-    with shown as progress:
-        for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
-            vectors[batch] = found.cpu().numpy()
-            if progress is not None:
-                progress.update(len(batch))
+    for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
+        vectors[batch] = found.cpu().numpy()
+        if progress is not None:
+            progress.update(len(batch))
     return vectors
 
 
@@ -164,8 +176,9 @@ def _check_sentences(sentences: Iterable[str]) -> list[str]:
     return sentences
 
 
-def _encode(base: BaseModel, readout: str, sentences: Sequence[str]) -> list[Prompt]:
-    """Every sentence's prompt; raises `SempaError` for one that is longer than the model can read."""
+def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) -> list[Prompt]:
+    """Every sentence's prompt as token ids; raises `SempaError` as `embed` does for a sentence."""
+    sentences = _check_sentences(sentences)
     prompts: list[Prompt] = []
     for begin in range(0, len(sentences), _TOKENIZED_AT_ONCE):
         prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
