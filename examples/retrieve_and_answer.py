@@ -1,6 +1,7 @@
-"""One model does both: it finds the sentences that a question is about, then answers from them in its own words.
+"""Retrieve and answer with one model behind one address, by OpenAI's client:
 
-    python examples/retrieve_and_answer.py notes/ --adapter runs/smollm2_captions/adapter --question "Who plays music?"
+    sempa serve smollm2-135m --adapter runs/smollm2_captions &
+    python examples/retrieve_and_answer.py notes/ --question "Who plays music?"
 
 The adapter makes the embeddings good and leaves the chat as it was, so that no second model is in memory.
 """
@@ -8,11 +9,13 @@ The adapter makes the embeddings good and leaves the chat as it was, so that no 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from semantic_search import Passage, add_arguments, encode_cached, read_passages, search, show
+import numpy as np
+from openai import OpenAI, OpenAIError
+from semantic_search import Passage, read_passages, show
 
-from sempa import Embedder, SempaError
-from sempa.evaluation.drift import generate
+from sempa import SempaError
 
 PROMPT = """\
 Here are some notes:
@@ -22,6 +25,12 @@ Here are some notes:
 Answer in one or two sentences, from these notes alone: {question}"""
 
 
+def embed(client: OpenAI, model: str, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors `[n, D]`, a thousand texts a request."""
+    parts = (texts[begin : begin + 1000] for begin in range(0, len(texts), 1000))
+    return np.array([one.embedding for part in parts for one in client.embeddings.create(model=model, input=part).data])
+
+
 def make_prompt(question: str, passages: Sequence[Passage]) -> str:
     """What the model is asked: the found sentences, then the question."""
     notes = "\n".join(f"- {passage.text}" for passage in passages)
@@ -29,21 +38,28 @@ def make_prompt(question: str, passages: Sequence[Passage]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the answer and the sentences that it was given; returns the exit code, 2 for bad input."""
+    """Print the answer as it grows, then the sentences behind it; returns the exit code, 2 for what went wrong."""
     parser = argparse.ArgumentParser(description="Answer a question from text files, with one model.")
-    add_arguments(parser)
+    parser.add_argument("paths", nargs="+", type=Path, help="text files, or folders of them")
     parser.add_argument("--question", required=True, help="what to answer")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
+    parser.add_argument("--server", default="http://127.0.0.1:8000/v1", help="the server (default %(default)s)")
+    parser.add_argument("--key", default="none", help="the server's API key")
+    parser.add_argument("--top", type=int, default=3, help="sentences to answer from (default %(default)s)")
     arguments = parser.parse_args(argv)
     try:
         passages = read_passages(arguments.paths)
-        embedder = Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype)
-        vectors = encode_cached(embedder, [passage.text for passage in passages], arguments.cache)
-        found = search(embedder, vectors, arguments.question, arguments.top)
-        prompt = make_prompt(arguments.question, [passages[place] for _, place in found])
-        print(generate(embedder.base, prompt, arguments.max_new_tokens))
-        show(passages, found)
-    except SempaError as error:
+        client = OpenAI(base_url=arguments.server, api_key=arguments.key)
+        model = next(iter(client.models.list())).id
+        scores = embed(client, model, [p.text for p in passages]) @ embed(client, model, [arguments.question])[0]
+        best = np.argsort(-scores, kind="stable")[: arguments.top].tolist()
+        prompt = make_prompt(arguments.question, [passages[place] for place in best])
+        messages = [{"role": "user", "content": prompt}]
+        ask = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64}
+        for chunk in client.chat.completions.create(**ask, stream=True):
+            print(chunk.choices[0].delta.content or "", end="", flush=True)
+        print()
+        show(passages, [(float(scores[place]), place) for place in best])
+    except (SempaError, OpenAIError) as error:
         print(f"retrieve_and_answer: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,7 @@
 """The examples, run as functions on files made on the spot."""
 
 import io
+import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from sempa import Embedder, SempaError
 from sempa.model.lora import add_lora
 
+pytest.importorskip("openai", reason="openai is not installed")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 try:
@@ -119,20 +121,29 @@ def test_semantic_search_prints_the_nearest_sentence_of_each_query(notes, tiny_f
     assert capsys.readouterr().out == from_option
 
 
-def test_retrieve_and_answer_asks_one_model_with_what_it_found(notes, tiny_folder, tmp_path, capsys, monkeypatch):
+def test_retrieve_and_answer_asks_one_server_with_what_it_found(notes, embedder, capsys, monkeypatch):
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    from test_serve import serving
+
     asked = []
-    real = retrieve_and_answer.generate
-    monkeypatch.setattr(retrieve_and_answer, "generate", lambda *a: asked.append(a[1]) or f"<{real(*a)}>")
-    options = [str(notes), "--model", str(tiny_folder), "--dtype", "float32", "--cache", str(tmp_path / "cache")]
-    options += ["--top", "2", "--max-new-tokens", "4", "--question", "The bird ignores the boy."]
-    assert retrieve_and_answer.main(options) == 0
-    lines = capsys.readouterr().out
-    assert lines.startswith("<")
-    assert "pets.txt:4  The bird ignores the boy." in lines
+    real = retrieve_and_answer.make_prompt
+    monkeypatch.setattr(retrieve_and_answer, "make_prompt", lambda *a: asked.append(real(*a)) or asked[-1])
+    with serving(embedder) as address:
+        options = ["--server", f"{address}/v1", "--top", "2", "--question", "The bird ignores the boy."]
+        assert retrieve_and_answer.main([str(notes), *options]) == 0
+    *_, first, _second = capsys.readouterr().out.splitlines()
+    assert first.endswith("pets.txt:4  The bird ignores the boy.") and first.startswith("  1.000")
     (prompt,) = asked
     assert prompt.count("\n- ") == 2
     assert "- The bird ignores the boy." in prompt
     assert prompt.endswith("from these notes alone: The bird ignores the boy.")
+
+
+def test_retrieve_and_answer_without_a_server_ends_with_a_sentence(notes, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    assert retrieve_and_answer.main([str(notes), "--server", address, "--question", "?"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("example", [semantic_search, retrieve_and_answer])
@@ -143,4 +154,4 @@ def test_bad_input_ends_with_a_sentence_and_help_with_none(example, tmp_path, ca
     with pytest.raises(SystemExit) as ended:
         example.main(["--help"])
     assert ended.value.code == 0
-    assert "--adapter" in capsys.readouterr().out
+    assert "paths" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from sempa.commands import (
     export,
     generate,
     lm_eval,
+    serve,
     similarity,
     table,
     train,
@@ -23,7 +24,7 @@ COMMANDS = (
     train,
     *(embed, similarity),
     *(evaluate, table, lm_eval),
-    *(generate, export),
+    *(generate, serve, export),
 )
 _EPILOGUE = """\
 Bad input ends with one sentence and exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.

@@ -1,0 +1,83 @@
+"""`sempa serve`: one model that embeds and answers over HTTP, as OpenAI's clients ask for it."""
+
+import argparse
+import os
+import signal
+import socket
+import warnings
+from pathlib import Path
+
+from sempa.commands.common import load_embedder
+from sempa.errors import SempaError
+from sempa.io.files import user_path
+
+
+def add(commands: "argparse._SubParsersAction") -> None:
+    """Describe the command's arguments."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve embeddings and chat over HTTP, as OpenAI's clients ask for them",
+        description="Serve one model over HTTP: /v1/embeddings, /v1/chat/completions, /v1/models, /health, /metrics.",
+        epilog="With SEMPA_API_KEY in the environment, clients must show that key. SIGTERM finishes what is running.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="",
+        help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
+    )
+    parser.add_argument("--adapter", type=user_path, metavar="RUN", help="run folder, or LoRA adapter")
+    parser.add_argument("--name", help="what clients call the model (default: the last part of MODEL)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 is any (default %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="longest sentence, or chat with its answer (default %(default)s)"
+    )
+    parser.add_argument("--queue", type=int, default=128, help="requests served at once (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until a signal ends it."""
+    try:
+        import uvicorn
+
+        from sempa.integrations.server.app import make_app
+        from sempa.integrations.server.requests import Limits
+    except ImportError as error:
+        raise SempaError(f"serve: {error.name} is missing; install sempa with its extra `serve`") from error
+    for name in ("max_tokens", "queue", "timeout"):
+        if not 0 < getattr(arguments, name) < float("inf"):
+            raise SempaError(f"{name.replace('_', '-')}: found {getattr(arguments, name)}, expected more than 0")
+    key = os.environ.get("SEMPA_API_KEY", "")
+    listener = _listen(arguments.host, arguments.port)
+    embedder = load_embedder(arguments)
+    name = arguments.name or Path(arguments.model).name
+    limits = Limits(tokens=arguments.max_tokens, requests=arguments.queue, seconds=arguments.timeout)
+    config = uvicorn.Config(
+        make_app(embedder, name, limits, key),
+        log_level="warning",
+        timeout_graceful_shutdown=int(arguments.timeout) + 1,
+    )
+    if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
+        warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
+    host, port = listener.getsockname()[:2]
+    print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)", flush=True)
+    # uvicorn finishes what is running, then sends itself the signal again.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that has the address, so that one that is taken is found before the model is loaded."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise SempaError(f"serve: cannot listen at {host} port {port}: {error}") from error
+    return listener

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: one loaded model that embeds and answers, in one process."""

@@ -1,0 +1,488 @@
+"""The server by its clients: openai and LangChain, many at once, malformed, too many, too late, and hanging up."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import adapt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sempa import Embedder
+from sempa.batching.prompts import encode_one_word, encode_texts, render_messages
+from sempa.cli import main
+from sempa.model.sampling import sample
+
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+openai = pytest.importorskip("openai", reason="openai is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+pytest.importorskip("starlette", reason="starlette is not installed")
+
+from sempa.integrations.server import engine as engines  # noqa: E402
+from sempa.integrations.server.app import make_app  # noqa: E402
+from sempa.integrations.server.engine import Engine  # noqa: E402
+from sempa.integrations.server.metrics import Metrics  # noqa: E402
+from sempa.integrations.server.requests import (  # noqa: E402
+    ApiError,
+    Limits,
+    parse_body,
+    parse_chat_request,
+    parse_embedding_request,
+)
+
+SENTENCES = ["A man pets a dog.", "Two girls ride a horse over there, don't they?", "Hi", "A bird sings 🎵 to a cat"]
+MESSAGES = [{"role": "user", "content": "Who pets a dog?"}]
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_folder):
+    embedder = Embedder(str(tiny_folder), dtype="float32", device="cpu")
+    adapt(embedder.base.model, 1.0)
+    return embedder
+
+
+@contextlib.contextmanager
+def serving(embedder, api_key="", **limits):
+    """The server in a thread; yields its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = make_app(embedder, "tiny", Limits(**limits), api_key)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(embedder):
+    with serving(embedder) as address:
+        yield address
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """No token ends an answer of a server that starts now."""
+    monkeypatch.setattr(engines, "end_tokens", lambda base: [])
+
+
+def client(address, **options):
+    return openai.OpenAI(base_url=f"{address}/v1", **{"api_key": "any", "max_retries": 0} | options)
+
+
+def post(address, path, body, **options):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(f"{address}{path}", content=content, timeout=60, **options)
+
+
+def metric(address, name):
+    found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{address}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def reference(embedder, sentences):
+    return embedder.encode(sentences, normalize=True)
+
+
+def answer(embedder, messages, count, temperature=0.0, top_p=1.0, seed=0):
+    """What `sample` makes of the model's own template."""
+    base = embedder.base
+    (prompt,) = encode_texts(base.tokenizer, [render_messages(base.tokenizer, messages, add_generation_prompt=True)])
+    ((found,),) = sample(base, [prompt], 1, count, temperature, top_p, seed)
+    return prompt, found
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+def test_embeddings_are_the_embedders_unit_vectors(embedder, address, encoding):
+    options = {} if encoding is None else {"encoding_format": encoding}
+    found = client(address).embeddings.create(model="tiny", input=SENTENCES, **options)
+    values = [one.embedding for one in found.data]
+    if encoding == "base64":
+        values = [np.frombuffer(base64.b64decode(value), "<f4") for value in values]
+    np.testing.assert_allclose(np.array(values), reference(embedder, SENTENCES), atol=2e-6)
+    assert [one.index for one in found.data] == [0, 1, 2, 3]
+    tokens = sum(map(len, encode_one_word(embedder.base.tokenizer, SENTENCES)))
+    assert found.usage.prompt_tokens == found.usage.total_tokens == tokens
+    (one,) = client(address).embeddings.create(model="tiny", input=SENTENCES[1]).data
+    np.testing.assert_allclose(one.embedding, values[1], atol=2e-6)
+
+
+def test_dimensions_are_the_first_ones_at_length_one(embedder, address):
+    found = client(address).embeddings.create(model="tiny", input=SENTENCES, dimensions=5)
+    values, first = np.array([one.embedding for one in found.data]), reference(embedder, SENTENCES)[:, :5]
+    np.testing.assert_allclose(values, first / np.linalg.norm(first, axis=1, keepdims=True), atol=2e-6)
+
+
+def test_requests_at_the_same_time_share_batches_and_get_their_own_vectors(embedder, address):
+    sentences = [f"A man number {i} pets {i % 5} dogs." for i in range(48)]
+    before = metric(address, "sempa_batches_total")
+    with client(address) as shared, ThreadPoolExecutor(24) as pool:
+        found = pool.map(lambda text: shared.embeddings.create(model="tiny", input=text).data[0].embedding, sentences)
+        np.testing.assert_allclose(np.array(list(found)), reference(embedder, sentences), atol=2e-6)
+    assert metric(address, "sempa_batches_total") - before < 24
+
+
+def test_a_long_list_lets_others_in_and_comes_back_in_order(embedder, address):
+    many = [f"{'A small bird sings. ' * (1 + i % 7)}{i}" for i in range(300)]
+    with ThreadPoolExecutor(2) as pool:
+        ended = []
+
+        def ask(texts):
+            values = client(address).embeddings.create(model="tiny", input=texts).data
+            ended.append(len(texts))
+            return np.array([one.embedding for one in values])
+
+        long = pool.submit(ask, many)
+        until(lambda: metric(address, "sempa_requests") >= 2)
+        pool.submit(ask, SENTENCES[0]).result()
+        np.testing.assert_allclose(long.result(), reference(embedder, many), atol=2e-6)
+    assert ended[-1] == len(many)
+
+
+def test_langchain_embeds_and_its_token_ids_are_refused_with_the_remedy(embedder, address):
+    langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+    embeddings = langchain.OpenAIEmbeddings(
+        base_url=f"{address}/v1", api_key="any", model="tiny", check_embedding_ctx_length=False, dimensions=8
+    )
+    expected = reference(embedder, SENTENCES)[:, :8]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings.embed_documents(SENTENCES), expected, atol=2e-6)
+    np.testing.assert_allclose(asyncio.run(embeddings.aembed_query(SENTENCES[2])), expected[2], atol=2e-6)
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client(address).embeddings.create(model="tiny", input=[[5, 9, 200]])
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.3, "seed": 7}, {"top_p": 0.6, "temperature": 0.8}])
+def test_an_answer_whole_and_streamed_is_that_of_the_models_own_template(embedder, address, settings):
+    messages = [{"role": "system", "content": "Be brief."}, *MESSAGES, {"role": "assistant", "content": "I do."}]
+    messages.append({"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "why?"}]})
+    options = {"temperature": 0.0, "seed": 3} | settings
+    plain = [*messages[:-1], {"role": "user", "content": "And why?"}]
+    prompt, expected = answer(embedder, plain, 60, **options)
+    ask = {"model": "tiny", "messages": messages, "max_tokens": 60, **options}
+    whole = client(address).chat.completions.create(**ask)
+    assert whole.choices[0].message.content.strip() == expected.text
+    assert whole.choices[0].finish_reason == ("stop" if expected.ended else "length")
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(prompt), len(expected.tokens))
+    *chunks, last = client(address).chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert last.usage == whole.usage
+    assert len({c.id for c in chunks}) == 1 and len(chunks) > 3
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_an_answer_ends_before_its_first_stop(address, data):
+    text = (
+        client(address)
+        .chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=30, temperature=0)
+        .choices[0]
+        .message.content
+    )
+    begins = data.draw(st.lists(st.integers(0, len(text) - 1), min_size=1, max_size=4))
+    stops = [text[b : b + data.draw(st.integers(1, 6))] for b in begins]
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 30, "temperature": 0, "stop": stops}
+    found = client(address).chat.completions.create(**ask).choices[0]
+    assert found.message.content == text[: min(text.find(stop) for stop in stops)]
+    assert found.finish_reason == "stop"
+    streamed = client(address).chat.completions.create(**ask, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in streamed) == found.message.content
+
+
+def test_without_a_seed_answers_differ(address):
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 20, "temperature": 2}
+    texts = {client(address).chat.completions.create(**ask).choices[0].message.content for _ in range(5)}
+    assert len(texts) > 1
+
+
+def test_models_health_and_metrics(address):
+    assert [model.id for model in client(address).models.list()] == ["tiny"]
+    assert client(address).models.retrieve("tiny").owned_by == "sempa"
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    found = httpx.get(f"{address}/metrics")
+    assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
+    kinds = {family.name: family.type for family in families.text_string_to_metric_families(found.text)}
+    assert kinds["sempa_requests"] == "gauge" and kinds["sempa_generated_tokens"] == "counter"
+    assert len(kinds) == 8 and set(kinds.values()) == {"gauge", "counter"}
+
+
+LONG = "dog " * 3000
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
+
+
+@pytest.mark.parametrize(
+    "path, body, param, message",
+    [
+        (EMBED, b"", None, "body: is no JSON"),
+        (EMBED, b"\xff\xfe{", None, "body: is no JSON"),
+        (EMBED, b"[" * 100_000, None, "body: is no JSON"),
+        (EMBED, b'{"input": "a", "dimensions": NaN}', None, "NaN is no number"),
+        (EMBED, b'{"input": "a", "dimensions": 1' + b"0" * 5000 + b"}", None, "body: is no JSON"),
+        (EMBED, [1], None, "expected a JSON object"),
+        (EMBED, {}, "input", "found None"),
+        (EMBED, {"input": []}, "input", "found 0 texts, expected 1 to 2,048"),
+        (EMBED, {"input": ["a"] * 2049}, "input", "found 2,049 texts"),
+        (EMBED, {"input": ["a", 3]}, "input", "expected a string or a list of strings"),
+        (EMBED, {"input": {"text": "a"}}, "input", "expected a string or a list of strings"),
+        (EMBED, {"input": ["a", " "]}, None, "sentence 1: is empty"),
+        (EMBED, {"input": "half \ud83d"}, None, "lone surrogate"),
+        (EMBED, {"input": ["a", LONG]}, None, "sentence 1: has .* tokens in its prompt"),
+        (EMBED, {"input": "a", "dimensions": 0}, "dimensions", "found 0, expected a whole number from 1 to 32"),
+        (EMBED, {"input": "a", "dimensions": 33}, "dimensions", "found 33"),
+        (EMBED, {"input": "a", "dimensions": True}, "dimensions", "found True"),
+        (EMBED, {"input": "a", "encoding_format": "hex"}, "encoding_format", "expected float or base64"),
+        (CHAT, {}, "messages", "found None"),
+        (CHAT, {"messages": []}, "messages", "expected a list of at least one"),
+        (CHAT, {"messages": ["hello"]}, "messages", r"messages\[0\]: found 'hello'"),
+        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "expected a role of system"),
+        (CHAT, {"messages": [{"role": ["user"], "content": "x"}]}, "messages", "expected a role of system"),
+        (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "a content of text"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "a content of text"),
+        (CHAT, {"messages": [{"role": "user", "content": "\udc00"}]}, None, "lone surrogate"),
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}, "messages", "expected at most 2,048 together"),
+        (CHAT, {"messages": MESSAGES, "max_tokens": 2040}, "messages", "2,040 of the answer"),
+        (CHAT, {"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "found 0"),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": "9"}, "max_completion_tokens", "found '9'"),
+        (CHAT, {"messages": MESSAGES, "temperature": -1}, "temperature", "expected a number from 0 to 2"),
+        (CHAT, {"messages": MESSAGES, "temperature": "hot"}, "temperature", "found 'hot'"),
+        (CHAT, b'{"messages": [], "temperature": 1e999}', "messages", "found"),
+        (CHAT, {"messages": MESSAGES, "top_p": 1.5}, "top_p", "expected a number from 0 to 1"),
+        (CHAT, {"messages": MESSAGES, "seed": 2**63}, "seed", "expected a whole number"),
+        (CHAT, {"messages": MESSAGES, "stop": [""]}, "stop", "none of them empty"),
+        (CHAT, {"messages": MESSAGES, "stop": list("abcde")}, "stop", "a list of at most 4"),
+        (CHAT, {"messages": MESSAGES, "stream": "yes"}, "stream", "expected true or false"),
+        (CHAT, {"messages": MESSAGES, "stream_options": [1]}, "stream_options", "expected an object"),
+        (CHAT, {"messages": MESSAGES, "n": 2}, "n", "expected none: this server does not support it"),
+        (
+            CHAT,
+            {"messages": MESSAGES, "tools": [{"type": "function"}]},
+            "tools",
+            "expected none: this server does not support it",
+        ),
+        (
+            CHAT,
+            {"messages": MESSAGES, "presence_penalty": 0.5},
+            "presence_penalty",
+            "expected none: this server does not support it",
+        ),
+    ],
+)
+def test_what_the_client_got_wrong_is_400_and_names_the_field(address, path, body, param, message):
+    found = post(address, path, body)
+    assert found.status_code == 400, found.text
+    error = found.json()["error"]
+    assert error["param"] == param and re.search(message, error["message"])
+    assert error["type"] == "invalid_request_error" and set(error) == {"message", "type", "param", "code"}
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = (
+    *("input", "dimensions", "encoding_format", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "n"),
+    *("stream", "stream_options"),
+)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, ANYTHING)))
+def test_any_body_is_read_or_refused_with_400(body):
+    for parse in (parse_chat_request, lambda found: parse_embedding_request(found, 32, 8)):
+        try:
+            parse(body)
+        except ApiError as error:
+            assert error.status == 400 and str(error).encode()
+
+
+@given(st.binary())
+def test_any_bytes_are_read_or_refused_with_400(body):
+    with contextlib.suppress(ApiError):
+        assert isinstance(parse_body(body), dict)
+
+
+def test_other_paths_methods_and_models_are_404_and_405(address):
+    assert httpx.get(f"{address}/v1/nothing").json()["error"]["message"] == "Not Found"
+    assert httpx.get(f"{address}/v1/nothing").status_code == 404
+    assert httpx.get(f"{address}/v1/embeddings").status_code == 405
+    with pytest.raises(openai.NotFoundError, match="model: found 'gpt-4', expected 'tiny'") as raised:
+        client(address).embeddings.create(model="gpt-4", input="a")
+    assert raised.value.code == "model_not_found"
+    assert post(address, EMBED, {"input": "no model named"}).status_code == 200
+
+
+def test_the_key_is_asked_for_below_v1(embedder):
+    with serving(embedder, api_key="s3cret-ü") as address:
+        for key in ("", "s3cret", "S3CRET-ü"):
+            header = {"authorization": f"Bearer {key}".encode()}
+            found = post(address, EMBED, {"input": "a"}, headers=header)
+            assert (found.status_code, found.json()["error"]["code"]) == (401, "invalid_api_key")
+        with pytest.raises(openai.AuthenticationError):
+            client(address).models.list()
+        assert post(address, EMBED, {"input": "a"}, headers={"authorization": "Bearer s3cret-ü".encode()}).is_success
+        assert httpx.get(f"{address}/health").is_success and httpx.get(f"{address}/metrics").is_success
+
+
+def test_a_large_body_is_413_told_by_its_length_or_not(embedder):
+    with serving(embedder, body_bytes=1000) as address:
+        body = json.dumps({"input": "a" * 2000}).encode()
+        assert post(address, EMBED, body).status_code == 413
+        parts = (body[i : i + 500] for i in range(0, len(body), 500))
+        assert httpx.post(f"{address}{EMBED}", content=parts).status_code == 413
+        assert post(address, EMBED, {"input": "a"}).is_success
+
+
+def test_a_sentence_longer_than_the_servers_limit(embedder):
+    with serving(embedder, tokens=40) as address:
+        found = post(address, EMBED, {"input": ["a", "dog " * 40]}).json()["error"]
+        assert found["message"].startswith("input[1]: found") and found["code"] == "context_length_exceeded"
+
+
+def test_a_full_queue_is_429_and_its_clients_come_in_later(embedder, endless):
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 400}
+    with serving(embedder, requests=2, answers=1) as address, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client(address).chat.completions.create, **ask)
+        until(lambda: metric(address, "sempa_answers") == 1)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match="1 answers are being written") as raised:
+                client(address).chat.completions.create(**ask, stream=stream)
+            assert raised.value.response.headers["retry-after"] == "1"
+        assert running.result().usage.completion_tokens == 400
+        until(lambda: metric(address, "sempa_requests") == 1)
+        assert client(address).chat.completions.create(**ask | {"max_tokens": 3})
+    with serving(embedder, requests=1) as address, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client(address).chat.completions.create, **ask)
+        until(lambda: metric(address, "sempa_answers") == 1)
+        with pytest.raises(openai.RateLimitError, match="1 requests are under way"):
+            client(address).embeddings.create(model="tiny", input="a")
+        assert client(address, max_retries=9).embeddings.create(model="tiny", input="a").data
+        assert running.result()
+
+
+def test_what_takes_too_long_is_504_and_stops(embedder, endless):
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2000}
+    with serving(embedder, seconds=0.3) as address:
+        assert post(address, CHAT, ask).status_code == 504
+        with pytest.raises(openai.APIError, match=r"took more than 0\.3 seconds"):
+            list(client(address).chat.completions.create(**ask, stream=True))
+        assert post(address, EMBED, {"input": ["a dog " * 100] * 2000}).status_code == 504
+        until(lambda: metric(address, "sempa_answers") == 0)
+        # The queue is empty again.
+        until(lambda: post(address, EMBED, {"input": "a"}).is_success)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_ends_its_answer(embedder, endless, stream):
+    body = {"messages": MESSAGES, "max_tokens": 2000, "stream": stream}
+    with serving(embedder) as address:
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=0.5) as response,
+        ):
+            assert next(response.iter_lines()).startswith("data: ")
+        until(lambda: metric(address, "sempa_answers") == 0)
+        written = metric(address, "sempa_generated_tokens_total")
+        assert 0 < written < 1900
+        time.sleep(0.2)
+        assert metric(address, "sempa_generated_tokens_total") == written
+        status = "200" if stream else "499"
+        assert metric(address, f'sempa_requests_total{{path="{CHAT}",status="{status}"}}') == 1
+
+
+def test_batches_and_tokens_take_turns(embedder, monkeypatch):
+    """One after another, and each kind gets its part of the time while both are there."""
+    monkeypatch.setattr(engines, "end_tokens", lambda base: [])
+    asked = parse_chat_request({"messages": MESSAGES, "max_tokens": 200, "seed": 0})
+    prompts = [engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES * 40)]
+    turns = []
+
+    async def run():
+        engine = Engine(embedder, 2, Metrics())
+        turn = engine._turn
+
+        async def watched(job, *arguments):
+            began = time.perf_counter()
+            result = await turn(job, *arguments)
+            turns.append((job.__name__, time.perf_counter() - began))
+            return result
+
+        engine._turn = watched
+
+        async def write():
+            return [piece async for piece in engine.answer([5, 9, 200], asked)]
+
+        async def embed():
+            for _ in range(4):
+                await engine.embed(prompts)
+
+        await asyncio.gather(write(), write(), embed())
+        engine.close()
+
+    asyncio.run(run())
+    kinds = [kind for kind, _ in turns]
+    batches = [place for place, kind in enumerate(kinds) if kind == "embed_prompts"]
+    together = kinds[batches[0] : len(kinds) - 1 - kinds[::-1].index("next")]
+    assert together.count("embed_prompts") >= 4, "an answer kept the batches waiting"
+    # Between two batches every answer gets a token at least.
+    for first, second in itertools.pairwise(batches):
+        if second < len(together):
+            assert second - first > 2
+
+
+def test_sigterm_finishes_what_is_running(tiny_folder):
+    command = [sys.executable, "-m", "sempa", "serve", str(tiny_folder), "--port", "0", "--dtype", "float32"]
+    environment = os.environ | {"SEMPA_API_KEY": "k"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment) as process:
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        name = tiny_folder.name
+        own = client(address, api_key="k")
+        stream = own.chat.completions.create(model=name, messages=MESSAGES, max_tokens=500, seed=1, stream=True)
+        next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        finished = [chunk.choices[0].finish_reason for chunk in stream]
+        assert finished[-1] in ("stop", "length")
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health")
+
+
+def test_an_address_that_is_taken_and_numbers_out_of_range_are_a_sentence(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port]) == 2
+        assert f"serve: cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+    assert main(["serve", "--port", "70000"]) == 2
+    assert main(["serve", "--timeout", "nan"]) == 2
+    assert "timeout: found nan, expected more than 0" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve"]) == 2
+    assert "uvicorn is missing; install sempa with its extra `serve`" in capsys.readouterr().err
