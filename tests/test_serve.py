@@ -34,6 +34,7 @@ pytest.importorskip("starlette", reason="starlette is not installed")
 from sempa.integrations.server import engine as engines  # noqa: E402
 from sempa.integrations.server.app import make_app  # noqa: E402
 from sempa.integrations.server.engine import Engine  # noqa: E402
+from sempa.integrations.server.gate import Gate  # noqa: E402
 from sempa.integrations.server.metrics import Metrics  # noqa: E402
 from sempa.integrations.server.requests import (  # noqa: E402
     ApiError,
@@ -411,6 +412,21 @@ def test_a_client_that_hangs_up_ends_its_answer(embedder, endless, stream):
         assert metric(address, "sempa_generated_tokens_total") == written
         status = "200" if stream else "499"
         assert metric(address, f'sempa_requests_total{{path="{CHAT}",status="{status}"}}') == 1
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_place():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await asyncio.sleep(600)
+
+    async def run():
+        gate = Gate(app, Metrics(), "", 1, 0.05)
+        scope = {"type": "http", "path": "/v1/embeddings", "headers": []}
+        await asyncio.wait_for(gate(scope, None, lambda message: asyncio.sleep(0)), 30)
+        return gate.requests, gate.metrics.text()
+
+    requests, text = asyncio.run(run())
+    assert requests == 0 and 'sempa_requests_total{path="/v1/embeddings",status="200"} 1' in text
 
 
 def test_batches_and_tokens_take_turns(embedder, monkeypatch):

@@ -63,7 +63,7 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
             Route("/health", routes.health),
             Route("/metrics", routes.prometheus),
         ],
-        middleware=[Middleware(Gate, metrics, api_key, limits.requests)],
+        middleware=[Middleware(Gate, metrics, api_key, limits.requests, 2 * limits.seconds)],
         exception_handlers=dict.fromkeys((SempaError, HTTPException, ClientDisconnect, Exception), error_response),
         lifespan=lifespan,
     )
@@ -116,21 +116,14 @@ class Routes:
 
     async def _read(self, request: Request) -> dict:
         """The body's JSON, which names this model or none; raises `ApiError`."""
-
-        async def receive() -> bytes:
-            body = bytearray()
-            async for part in request.stream():
-                body += part
-                if len(body) > self.limits.body_bytes:
-                    raise ApiError(413, f"body: found more than {self.limits.body_bytes:,} bytes")
-            return bytes(body)
-
-        try:
-            body = parse_body(await asyncio.wait_for(receive(), self.limits.seconds))
-        except asyncio.TimeoutError:
-            raise self._late() from None
-        check_model(body, self.name)
-        return body
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self.limits.body_bytes:
+                raise ApiError(413, f"body: found more than {self.limits.body_bytes:,} bytes")
+        parsed = parse_body(bytes(body))
+        check_model(parsed, self.name)
+        return parsed
 
     async def _in_time(self, request: Request, work: Awaitable[Result]) -> Result:
         """The result of `work`, which is cancelled when its time is out or the client hangs up."""

@@ -1,5 +1,7 @@
 """In front of every route: the API key, how many requests are under way, and the error in OpenAI's form."""
 
+import asyncio
+import contextlib
 import hmac
 import time
 
@@ -19,10 +21,14 @@ _HUNG_UP = 499
 
 
 class Gate:
-    """ASGI middleware that lets a request below `/v1` in with the key, while fewer than `most_requests` are served."""
+    """ASGI middleware that lets a request below `/v1` in with the key, while fewer than `most_requests` are served.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str, most_requests: int) -> None:
-        self.app, self.metrics, self.most_requests, self.requests = app, metrics, most_requests, 0
+    After `seconds` the connection is closed: a client that does not read its answer would hold its place for ever.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str, most_requests: int, seconds: float) -> None:
+        self.app, self.metrics, self.requests = app, metrics, 0
+        self.most_requests, self.seconds = most_requests, seconds
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +48,8 @@ class Gate:
         self.metrics.add("sempa_requests")
         try:
             app = self.app if error is None else await error_response(Request(scope), error)
-            await app(scope, receive, watched_send)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(app(scope, receive, watched_send), self.seconds)
         finally:
             self.requests -= 1
             self.metrics.add("sempa_requests", -1)
