@@ -338,7 +338,7 @@ def test_other_paths_methods_and_models_are_404_and_405(address):
 
 def test_the_key_is_asked_for_below_v1(embedder):
     with serving(embedder, api_key="s3cret-ü") as address:
-        for key in ("", "s3cret", "S3CRET-ü"):
+        for key in ("x", "s3cret", "S3CRET-ü"):
             header = {"authorization": f"Bearer {key}".encode()}
             found = post(address, EMBED, {"input": "a"}, headers=header)
             assert (found.status_code, found.json()["error"]["code"]) == (401, "invalid_api_key")
