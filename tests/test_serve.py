@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import adapt
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import Embedder
 from sempa.batching.prompts import encode_one_word, encode_texts, render_messages
 from sempa.cli import main
+from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.sampling import sample
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
@@ -51,7 +52,10 @@ MESSAGES = [{"role": "user", "content": "Who pets a dog?"}]
 @pytest.fixture(scope="module")
 def embedder(tiny_folder):
     embedder = Embedder(str(tiny_folder), dtype="float32", device="cpu")
-    adapt(embedder.base.model, 1.0)
+    add_lora(embedder.base.model, 2, 4)
+    with torch.no_grad():
+        for parameter in lora_parameters(embedder.base.model).values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     return embedder
 
 
