@@ -19,6 +19,7 @@ from sempa.data.captions import caption_triplets
 from sempa.data.examples import Triplet
 from sempa.data.triplets import read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
+from sempa.model.checkpointing import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.threads import parallel_map
@@ -105,6 +106,7 @@ def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[
     }
     for rows in _ROWS[1:]:
         makers[f"sempa step, rows of {rows} tokens"] = lambda n=rows: sempa_contestants(given, triplets, n)["step"]
+    makers["sempa step, recomputed"] = lambda: sempa_contestants(given, triplets, recomputed=True)["step"]
     for size in (8,) if given.short else _TRL_BATCHES:
         makers[f"TRL, batch {size}"] = lambda n=size: trl_step(given, triplets, n, padding_free=False)
     if not given.short:
@@ -113,9 +115,9 @@ def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[
 
 
 def prepare(
-    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0], recomputed: bool = False
 ) -> tuple[BaseModel, Config, list[Batch]]:
-    """The model with an adapter, and the triplets packed."""
+    """The model with an adapter, its blocks kept or recomputed for the backward pass, and the triplets packed."""
     dpo_alone = {"preference": 1.0, "preference_fraction": 1.0, "contrast": 0.0, "retention": 0.0, "batch_size": 32}
     numbers = {"learning_rate": 1e-4, "lora_rank": RANK, "lora_alpha": _ALPHA}
     config = Config(model=given.model, row_tokens=row_tokens, **dpo_alone, **numbers)
@@ -123,14 +125,16 @@ def prepare(
     add_lora(base.model, RANK, _ALPHA)
     for parameter in lora_parameters(base.model).values():
         parameter.requires_grad_(True)
+    if recomputed:
+        checkpoint_blocks(base.model)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
 def sempa_contestants(
-    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0], recomputed: bool = False
 ) -> dict[str, Callable[[], None]]:
     """A forward pass over all triplets, and training steps over them: policy, reference, gradient, update."""
-    base, config, batches = prepare(given, triplets, row_tokens)
+    base, config, batches = prepare(given, triplets, row_tokens, recomputed)
     rows = [row for batch in batches for row in batch.rows]
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
 
