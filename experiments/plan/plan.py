@@ -84,8 +84,9 @@ def make_plan(config: Config) -> Plan:
     """Count what a run of `config` takes: its preference, contrast and retention losses, in packed rows.
 
     FLOPs per token: 2 per weight for a forward pass, 2 for the gradient of its activations, 6 per adapter parameter.
-    Preferences add the reference's forward pass, checkpointing one more of the policy. The head runs on response tokens and on retention's samples, with one
-    product more for its gradient direction. The base's samples and evaluation are not counted.
+    Preferences add the reference's forward pass, checkpointing one more of the policy. The head runs on response
+    tokens and on retention's samples, with one product more for its gradient direction. The base's samples and
+    evaluation are not counted.
 
     Losses run one after another, each with its own backward pass. In bfloat16 on a CPU they run side by side: their
     activations add up there.
