@@ -1,5 +1,6 @@
 """The benchmarks' pictures show what was measured."""
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -30,15 +31,23 @@ def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_
     assert sorted(shown) == sorted(texts((RESULTS / f"{name}.svg").read_text(encoding="utf-8")))
 
 
-def test_growth_is_drawn_over_triplets_and_over_parameters():
+def test_growth_is_drawn_over_everything_that_grows():
+    growth = load_script(BENCHMARKS / "growth.py")
     rows = [
-        {"over": over, "triplets": size, "parameters": 1e6 * size, "seconds": 0.5 * size, "peak MiB": 100.0}
-        for over in ("triplets", "parameters")
+        {"over": over, "size": size, "seconds": 0.5 * size, "peak MiB": 100.0}
+        for over in growth.SIZES
         for size in (16, 32, 64)
     ]
-    shown = texts(load_script(BENCHMARKS / "growth.py").plot(rows))
-    assert shown.count("seconds") == shown.count("peak MiB") == 2
-    assert {"triplets of a pass", "parameters, million"} < set(shown)
+    shown = texts(growth.plot(rows))
+    assert shown.count("seconds") == shown.count("peak MiB") == 5
+    assert {"tokens", "vocabulary", "triplets", "parameters", "sentences"} < set(shown)
+
+
+@pytest.mark.parametrize("over", ["tokens", "vocabulary", "triplets", "parameters", "sentences"])
+def test_whatever_grows_can_be_run(over, tiny_folder):
+    growth = load_script(BENCHMARKS / "growth.py")
+    given = argparse.Namespace(device="cpu", dtype="float32", triplets="captions")
+    assert growth.make_run(given, over, 8, str(tiny_folder))() is None
 
 
 def test_the_gatherers_growth_is_drawn_over_rows_and_over_the_vocabulary():

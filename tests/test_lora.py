@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from sempa import SempaError
 from sempa.io.tensors import read_tensors, write_tensors
 from sempa.model.adapter_files import load_adapter, read_adapter, save_adapter
-from sempa.model.lora import LoraLinear, adapter_disabled, add_lora, lora_parameters
+from sempa.model.lora import LoraLinear, adapter_disabled, adapter_dropout, add_lora, lora_parameters
 
 # Separate and fused projections, tied and untied heads, transposed layers.
 CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}
@@ -94,7 +94,7 @@ def test_switching_the_adapter_off_gives_the_base_model_bit_for_bit():
 def test_numerical_differentiation_agrees_with_the_fused_product(dropout, transposed):
     torch.manual_seed(0)
     linear = Conv1D(4, 6) if transposed else torch.nn.Linear(6, 4)
-    layer = LoraLinear(linear.double().requires_grad_(False), 2, 3.0, dropout).train()
+    layer = LoraLinear(linear.double().requires_grad_(False), 2, 3.0, dropout)
     x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
     low = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     high = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
@@ -103,7 +103,8 @@ def test_numerical_differentiation_agrees_with_the_fused_product(dropout, transp
         torch.manual_seed(3)
         del layer.lora_A, layer.lora_B
         layer.lora_A, layer.lora_B = low, high
-        return layer(x)
+        with adapter_dropout(layer):
+            return layer(x)
 
     assert torch.autograd.gradcheck(forward, (x, low, high))
 
@@ -119,17 +120,19 @@ def test_the_weights_of_the_adapter_are_float32_on_a_bfloat16_model_and_so_are_i
         assert bool(parameter.grad.any()) == name.endswith("lora_B.weight")
 
 
-def test_dropout_keeps_the_mean_and_only_runs_in_training():
+def test_dropout_keeps_the_mean_and_only_runs_where_it_is_switched_on():
     linear = torch.nn.Linear(64, 8, bias=False).requires_grad_(False)
     layer = LoraLinear(linear, 2, 2.0, 0.5)
     torch.nn.init.normal_(layer.lora_A)
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(1, 64)
     torch.manual_seed(0)
-    mean = layer.train()(x.expand(20000, 64)).mean(0)
-    exact = layer.eval()(x)[0]
-    torch.testing.assert_close(mean, exact, rtol=0.05, atol=0.5)
-    assert torch.equal(layer.eval()(x), layer.eval()(x))
+    with adapter_dropout(layer):
+        dropped = layer(x.expand(20000, 64))
+    assert not torch.equal(dropped[0], dropped[1])
+    exact = layer(x)[0]
+    torch.testing.assert_close(dropped.mean(0), exact, rtol=0.05, atol=0.5)
+    assert torch.equal(layer.train()(x), layer.eval()(x))
 
 
 def test_equal_seeds_give_equal_adapters_and_other_seeds_others():
@@ -272,7 +275,7 @@ def test_under_autocast_the_adapter_computes_as_its_linear_layer_does(dropout):
     for used in (False, True):
         given = x.clone().requires_grad_()
         torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=used):
+        with adapter_dropout(layer), torch.autocast("cpu", torch.bfloat16, enabled=used):
             y = layer(given)
         assert y.dtype == (torch.bfloat16 if used else torch.float32)
         y.backward(upstream.to(y.dtype))

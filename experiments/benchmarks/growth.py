@@ -1,64 +1,99 @@
-"""How a training step grows: time and memory over the triplets of a pass, and over the model's parameters."""
+"""How time and memory grow: over response tokens, vocabulary, triplets, parameters and the sentences of a corpus.
+
+Tokens and vocabulary are those of `token_logprobs` forward and backward (D 576), triplets and parameters those of
+training steps, sentences those of a corpus that is embedded into shards.
+"""
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import gatherer
 import race
 import torch
 from training import OPTIONS, random_model, read_or_make, sempa_contestants
 from transformers import AutoModelForCausalLM
 
+from sempa.data.captions import caption_pairs
+from sempa.embedding.corpus import embed_corpus
+from sempa.embedding.embedder import Embedder
+from sempa.kernels import token_logprobs
 from sempa.model.base import open_config
 from sempa.model.resolve import quiet, resolve_model
-from sempa.report.plots import ALIGNED, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
-_TRIPLETS = (16, 32, 64, 128)
-# Width and depth of models with random weights, in the default model's proportions and with its vocabulary.
-_SHAPES = ((192, 10), (320, 17), (448, 23), (576, 30), (768, 40))
-# Triplets of a pass where the model is what grows.
-_COUNT = 16
+# Each from small to large; of a model width and depth, in the default model's proportions and with its vocabulary.
+SIZES = {
+    "tokens": (512, 1024, 2048, 4096, 8192),
+    "vocabulary": (32_000, 64_000, 128_000, 256_000),
+    "triplets": (16, 32, 64, 128),
+    "parameters": ((192, 10), (320, 17), (448, 23), (576, 30), (768, 40)),
+    "sentences": (128, 256, 512, 1024),
+}
+# What stays the same where another grows: of a kernel's call N, D and V, and triplets of a pass.
+_TOKENS, _WIDTH, _VOCABULARY, _TRIPLETS = 512, 576, 49_152, 16
 
 
 def main() -> None:
     given = race.arguments(
         __doc__,
         triplets=OPTIONS["triplets"],
-        memory={"default": "", "help": "measure the peak memory of a step for MODEL,COUNT only"},
+        model=OPTIONS["model"],
+        over={"choices": SIZES, "help": "measure the peak memory of this kind only, at --size"},
+        size={"type": int, "help": "number of what grows"},
     )
-    given.model = "smollm2-135m"
-    if given.memory:
-        given.model, count = given.memory.rsplit(",", 1)
-        given.count = int(count)
+    if given.over:
         print(json.dumps({"bytes": _memory(given)}))
         return
-    sizes, shapes = (_TRIPLETS[:2], _SHAPES[:2]) if given.short else (_TRIPLETS, _SHAPES)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        runs = [("triplets", given.model, count) for count in sizes]
-        for width, depth in shapes:
-            runs.append(("parameters", f"{folder}/{width}", _COUNT))
-            random_model(given.model, Path(folder) / str(width), width, depth)
-        rows = _measure(given, runs)
+        for over, sizes in SIZES.items():
+            rows += _measure(given, over, sizes[:2] if given.short else sizes, Path(folder))
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
     print(race.keep("growth", given, rows, plot))
 
 
-def _measure(given: argparse.Namespace, runs: Sequence[tuple[str, str, int]]) -> list[dict]:
-    """A pass of optimiser steps for each model and number of triplets: median seconds, peak above the loaded model."""
-    steps = {}
-    for run in runs:
-        _, given.model, given.count = run
-        steps[run] = sempa_contestants(given, read_or_make(given))["step"]
-    seconds = race.alternate(steps, given.rounds)
+def _measure(given: argparse.Namespace, over: str, sizes: tuple, folder: Path) -> list[dict]:
+    """Median seconds of every size, and its peak memory above what lay there before, in a fresh process."""
+    models = dict.fromkeys(sizes, given.model)
+    if over == "parameters":
+        for width, depth in sizes:
+            models[width, depth] = f"{folder}/{width}"
+            random_model(given.model, folder / str(width), width, depth)
+    counts = {size: _parameters(models[size]) if over == "parameters" else size for size in sizes}
+    runs = {size: make_run(given, over, counts[size], models[size]) for size in sizes}
+    seconds = race.alternate(runs, given.rounds)
+    options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--over", over)
     rows = []
-    for over, model, count in runs:
-        options = ("--device", given.device, "--dtype", race.dtype(given), "--triplets", given.triplets, "--memory")
-        risen = race.in_fresh_process(__file__, *options, f"{model},{count}")["bytes"]
-        size = {"triplets": count, "parameters": _parameters(model)}
-        rows.append({"over": over, **size, "seconds": seconds[over, model, count], "peak MiB": risen / 2**20})
+    for size in sizes:
+        more = ("--model", models[size], "--size", counts[size])
+        risen = race.in_fresh_process(__file__, *options, *more)["bytes"] / 2**20
+        rows.append({"over": over, "size": counts[size], "seconds": seconds[size], "peak MiB": risen})
     return rows
+
+
+def make_run(given: argparse.Namespace, over: str, size: int, model: str) -> Callable[[], object]:
+    """What is timed: one call with `size` of what grows."""
+    if over in ("tokens", "vocabulary"):
+        n, v = (size, _VOCABULARY) if over == "tokens" else (_TOKENS, size)
+        where = argparse.Namespace(device=given.device, trained=False)
+        return gatherer._forward_backward(token_logprobs, *gatherer._inputs(where, race.dtype(given), n, _WIDTH, v))
+    if over == "sentences":
+        return partial(_embed, Embedder(model, dtype=race.dtype(given), device=given.device), size)
+    chosen = argparse.Namespace(**vars(given) | {"model": model, "count": size if over == "triplets" else _TRIPLETS})
+    return sempa_contestants(chosen, read_or_make(chosen))["step"]
+
+
+def _embed(embedder: Embedder, count: int) -> None:
+    """A corpus of so many sentences into shards of 128."""
+    texts = [text for pair in caption_pairs("test") for text in (pair.first, pair.second)]
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder, "corpus.txt")
+        corpus.write_text("".join(f"{text}\n" for text in texts[:count]), encoding="utf-8")
+        embed_corpus(embedder, corpus, Path(folder, "vectors"), shard_rows=128)
 
 
 def _parameters(model: str) -> int:
@@ -69,26 +104,27 @@ def _parameters(model: str) -> int:
 
 
 def _memory(given: argparse.Namespace) -> int:
-    step = sempa_contestants(given, read_or_make(given))["step"]
+    run = make_run(given, given.over, given.size, given.model)
     peak = race.PeakMemory(given.device)
-    step()
+    run()
     return peak.risen()
 
 
 def plot(rows: list[dict]) -> str:
-    """Seconds and peak memory over the triplets of a pass, and over the model's parameters, from zero; an SVG."""
-    figure, axes = make_figure(1, 4, (12.0, 2.9))
-    for place, (over, unit, label) in enumerate(
-        (("triplets", 1, "triplets of a pass"), ("parameters", 1e6, "parameters, million"))
-    ):
+    """Seconds (left) and peak memory (right) over everything that grows, from zero; an SVG."""
+    figure, axes = make_figure(1, len(SIZES), (3.0 * len(SIZES), 2.9))
+    for axis, over in zip(axes, SIZES, strict=True):
         points = [row for row in rows if row["over"] == over]
-        x = [row[over] / unit for row in points]
-        for axis, key in zip(axes[2 * place : 2 * place + 2], ("seconds", "peak MiB"), strict=True):
-            axis.plot(x, [row[key] for row in points], color=ALIGNED, marker="o", markersize=4)
+        x = [row["size"] for row in points]
+        axis.set(xlim=(0, None), xlabel=over)
+        for side, key, colour in ((axis, "seconds", ALIGNED), (axis.twinx(), "peak MiB", BASE)):
+            side.plot(x, [row[key] for row in points], color=colour, marker="o", markersize=4)
             # What proportional growth from the largest point would be.
-            axis.plot([0, x[-1]], [0, points[-1][key]], color=INK, linewidth=0.7, linestyle=":")
-            axis.set(xlim=(0, None), ylim=(0, None), xlabel=label, title=key)
-    return standalone(svg(figure, "growth", "Seconds and peak memory of training steps over triplets and parameters"))
+            side.plot([0, x[-1]], [0, points[-1][key]], color=INK, linewidth=0.7, linestyle=":")
+            side.set_ylim(0, None)
+            side.set_ylabel(key, color=colour)
+            side.tick_params(axis="y", labelsize=8, colors=colour)
+    return standalone(svg(figure, "growth", "Seconds and peak memory over what a run can have more of"))
 
 
 if __name__ == "__main__":

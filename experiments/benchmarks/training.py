@@ -10,7 +10,7 @@ from pathlib import Path
 
 import race
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.batches import Batch, Batches
 from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
@@ -19,6 +19,7 @@ from sempa.data.captions import caption_triplets
 from sempa.data.examples import Triplet
 from sempa.data.triplets import read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
+from sempa.model.checkpointing import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.threads import parallel_map
@@ -30,7 +31,7 @@ OPTIONS = {
     "model": {"default": "smollm2-135m", "help": "model name, folder, .gguf file or hub id"},
     "triplets": {"default": "captions", "help": "triplets file, or captions for the built-in ones"},
 }
-RANK, _ALPHA = 8, 32
+RANK, ALPHA = 8, 32
 # Tokens of a packed row, the default first: longer rows can be faster, shorter ones take less memory.
 _ROWS = (512, 1024, 128)
 _TRL_BATCHES = (1, 2, 4, 8)
@@ -105,6 +106,7 @@ def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[
     }
     for rows in _ROWS[1:]:
         makers[f"sempa step, rows of {rows} tokens"] = lambda n=rows: sempa_contestants(given, triplets, n)["step"]
+    makers["sempa step, recomputed"] = lambda: sempa_contestants(given, triplets, recomputed=True)["step"]
     for size in (8,) if given.short else _TRL_BATCHES:
         makers[f"TRL, batch {size}"] = lambda n=size: trl_step(given, triplets, n, padding_free=False)
     if not given.short:
@@ -113,24 +115,26 @@ def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[
 
 
 def prepare(
-    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0], recomputed: bool = False
 ) -> tuple[BaseModel, Config, list[Batch]]:
-    """The model with an adapter, and the triplets packed."""
+    """The model with an adapter, its blocks kept or recomputed for the backward pass, and the triplets packed."""
     dpo_alone = {"preference": 1.0, "preference_fraction": 1.0, "contrast": 0.0, "retention": 0.0, "batch_size": 32}
-    numbers = {"learning_rate": 1e-4, "lora_rank": RANK, "lora_alpha": _ALPHA}
+    numbers = {"learning_rate": 1e-4, "lora_rank": RANK, "lora_alpha": ALPHA}
     config = Config(model=given.model, row_tokens=row_tokens, **dpo_alone, **numbers)
     base = load_base(given.model, race.dtype(given), given.device)
-    add_lora(base.model, RANK, _ALPHA)
+    add_lora(base.model, RANK, ALPHA)
     for parameter in lora_parameters(base.model).values():
         parameter.requires_grad_(True)
+    if recomputed:
+        checkpoint_blocks(base.model)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
 
 
 def sempa_contestants(
-    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0]
+    given: argparse.Namespace, triplets: Sequence[Triplet], row_tokens: int = _ROWS[0], recomputed: bool = False
 ) -> dict[str, Callable[[], None]]:
     """A forward pass over all triplets, and training steps over them: policy, reference, gradient, update."""
-    base, config, batches = prepare(given, triplets, row_tokens)
+    base, config, batches = prepare(given, triplets, row_tokens, recomputed)
     rows = [row for batch in batches for row in batch.rows]
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
 
@@ -149,12 +153,28 @@ def trl_step(
     given: argparse.Namespace, triplets: Sequence[Triplet], batch: int, padding_free: bool
 ) -> Callable[[], None] | None:
     """TRL's own training step on the same triplets, prompt, LoRA and dtype; its reference is a pass without adapter."""
+    source = resolve_model(given.model)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, race.dtype(given))).to(given.device)
+    try:
+        return trl_trainer_step(model, AutoTokenizer.from_pretrained(source), triplets, batch, padding_free)
+    except Exception as error:
+        print(f"TRL, batch {batch}, padding_free={padding_free}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
+def trl_trainer_step(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    triplets: Sequence[Triplet],
+    batch: int,
+    padding_free: bool = False,
+    liger: bool = False,
+) -> Callable[[], None]:
+    """The same of a loaded model, with Liger's kernels where asked for; raises whatever TRL raises."""
     import datasets
     import peft
     import trl
 
-    source = resolve_model(given.model)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, race.dtype(given))).to(given.device)
     rows = [
         {
             "prompt": [
@@ -166,44 +186,41 @@ def trl_step(
         }
         for t in triplets
     ]
-    try:
-        trainer = trl.DPOTrainer(
-            model=model,
-            args=trl.DPOConfig(
-                output_dir=tempfile.mkdtemp(),
-                per_device_train_batch_size=batch,
-                padding_free=padding_free,
-                gradient_checkpointing=False,
-                bf16=race.dtype(given) == "bfloat16",
-                use_cpu=given.device == "cpu",
-                beta=0.1,
-                report_to=[],
-                disable_tqdm=True,
-                max_length=None,
-            ),
-            processing_class=AutoTokenizer.from_pretrained(source),
-            train_dataset=datasets.Dataset.from_list(rows),
-            peft_config=peft.LoraConfig(r=RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        if padding_free and not getattr(trainer, "padding_free", False):
-            raise RuntimeError("this release pads all the same")
-        # What `train()` would set before its first step.
-        trainer.current_gradient_accumulation_steps = 1
-        batches = list(trainer.get_train_dataloader())
-        optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
+    trainer = trl.DPOTrainer(
+        model=model,
+        args=trl.DPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=batch,
+            padding_free=padding_free,
+            use_liger_kernel=liger,
+            gradient_checkpointing=False,
+            bf16=model.dtype == torch.bfloat16,
+            use_cpu=model.device.type == "cpu",
+            beta=0.1,
+            report_to=[],
+            disable_tqdm=True,
+            max_length=None,
+        ),
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list(rows),
+        peft_config=peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    if padding_free and not getattr(trainer, "padding_free", False):
+        raise RuntimeError("this release pads all the same")
+    # What `train()` would set before its first step.
+    trainer.current_gradient_accumulation_steps = 1
+    batches = list(trainer.get_train_dataloader())
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
 
-        def step() -> None:
-            trainer.model.train()
-            for inputs in batches:
-                trainer.training_step(trainer.model, dict(inputs))
-            torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+    def step() -> None:
+        trainer.model.train()
+        for inputs in batches:
+            trainer.training_step(trainer.model, dict(inputs))
+        torch.nn.utils.clip_grad_norm_([p for p in trainer.model.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
-        step()
-    except Exception as error:
-        print(f"TRL, batch {batch}, padding_free={padding_free}: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
+    step()
     return step
 
 

@@ -84,8 +84,9 @@ def make_plan(config: Config) -> Plan:
     """Count what a run of `config` takes: its preference, contrast and retention losses, in packed rows.
 
     FLOPs per token: 2 per weight for a forward pass, 2 for the gradient of its activations, 6 per adapter parameter.
-    Preferences add the reference's forward pass. The head runs on response tokens and on retention's samples, with one
-    product more for its gradient direction. The base's samples and evaluation are not counted.
+    Preferences add the reference's forward pass, checkpointing one more of the policy. The head runs on response
+    tokens and on retention's samples, with one product more for its gradient direction. The base's samples and
+    evaluation are not counted.
 
     Losses run one after another, each with its own backward pass. In bfloat16 on a CPU they run side by side: their
     activations add up there.
@@ -114,6 +115,7 @@ def make_plan(config: Config) -> Plan:
     preferences, responses = round(ranked * per_triplet), round(ranked * answers)
     tokens = preferences + round(seen * words) + samples
     flops = tokens * (4 * blocks + 6 * adapter) + preferences * 2 * blocks
+    flops += tokens * 2 * (blocks + adapter) if config.checkpoint_activations else 0
     flops += 2 * head * 3 * (responses + samples)
     # The preference loss runs row by row; the contrast compares the whole batch.
     row = min(config.row_tokens, round(_ranked(config, config.batch_size) * per_triplet))
@@ -121,6 +123,11 @@ def make_plan(config: Config) -> Plan:
     bound = max(kept, key=kept.__getitem__)
     with explain_failures(config.model):
         saved = _saved_bytes(model, min(kept[bound], _MEASURED_TOKENS)) * kept[bound]
+        if config.checkpoint_activations:
+            # The input of every block, and all that one block keeps while it runs again.
+            shape = model.config.get_text_config()
+            inputs = shape.num_hidden_layers * shape.hidden_size * 2 * kept[bound]
+            saved = inputs + saved / shape.num_hidden_layers
     bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
     return Plan(
         parameters=parameters,

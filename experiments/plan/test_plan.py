@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
 
 from sempa import SempaError
-from sempa.config import Config
+from sempa.config import Config, load_config
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 
@@ -106,6 +106,24 @@ def test_saved_activations_grow_with_the_row_and_are_those_of_a_real_pass(tiny_f
     assert 0.85 < whole / half < 1.15
     # The smallest row has two triplets, however few tokens were asked for: its own length is what counts.
     assert 1 / 1.3 < shortest / half < 1.3
+
+
+def test_checkpointing_adds_a_forward_pass_and_keeps_the_inputs_of_blocks(tiny_folder, triplets_file):
+    common = {"model": str(tiny_folder), "triplets": str(triplets_file), "held_out": 0, **PREFERENCE_ONLY}
+    kept, recomputed = (make_plan(Config(**common, checkpoint_activations=on)) for on in (False, True))
+    base = load_base(str(tiny_folder), "float32", "cpu").model
+    blocks = sum(p.numel() for name, p in base.named_parameters() if p.dim() == 2 and "layers." in name)
+    assert recomputed.flops - kept.flops == pytest.approx(kept.tokens * 2 * (blocks + kept.adapter_parameters))
+    assert recomputed.tokens == kept.tokens
+    # Of two blocks one is kept at a time, beside the inputs of both.
+    assert kept.saved_bytes / 2 < recomputed.saved_bytes < 0.6 * kept.saved_bytes
+
+
+def test_the_papers_models_fit_into_24_gb_with_checkpointing():
+    config = load_config(EXPERIMENTS / "paper_llama3_8b.yaml")
+    kept, recomputed = (make_plan(replace(config, checkpoint_activations=on)) for on in (False, True))
+    assert "24 GB: lower row_tokens" in describe_plan(kept, 0.4)
+    assert "24 GB" not in describe_plan(recomputed, 0.4)
 
 
 def test_hours_follow_flops_and_efficiency():

@@ -73,8 +73,9 @@ class Config:
     batch_size: int = 8
     weight_decay: float = 0.0
     beta2: float = 0.999
-    # Tokens of a packed row.
+    # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
     row_tokens: int = 512
+    checkpoint_activations: bool = False
     # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
     eval_every: int = 20
     dev_pairs: int = 100

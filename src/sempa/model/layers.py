@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -86,8 +87,10 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     outputs: list[Tensor] = []
 
     def collect(_: nn.Module, __: tuple, output: Tensor) -> None:
-        # The sum is at least float32, as bfloat16 would round it at every block.
-        outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
+        # At least float32: bfloat16 would round the sum at every block. Whatever is saved here stays outside of
+        # a checkpointed block, which runs again without this hook.
+        with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
     with hooked(*((projection.register_forward_hook, collect) for projection in projections)):
         hidden_states(model, **row_inputs(model, row))

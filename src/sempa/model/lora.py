@@ -22,8 +22,9 @@ from sempa.kernels import in_autocast_dtype
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # PEFT wraps the model twice, hence its prefix.
 PEFT_PREFIX = "base_model.model."
-# Whether the adapters are off: a context variable, so that other threads may run the policy at the same time.
+# The adapters' switches are context variables, so that other threads may run the policy at the same time.
 _disabled: contextvars.ContextVar[bool] = contextvars.ContextVar("adapter_disabled", default=False)
+_dropout: contextvars.ContextVar[bool] = contextvars.ContextVar("adapter_dropout", default=False)
 
 
 class LoraLinear(nn.Module):
@@ -38,14 +39,13 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
         self.scale = alpha / rank
         self.dropout = dropout
-        self.dropout_active = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
         if _disabled.get():
             return self.base(x)
         rows = in_autocast_dtype(x.flatten(0, -2))
-        dropped = F.dropout(rows, self.dropout) if self.dropout_active and self.dropout else None
+        dropped = F.dropout(rows, self.dropout) if _dropout.get() and self.dropout else None
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
         weight, bias = (None if w is None else in_autocast_dtype(w) for w in (weight, self.base.bias))
         y = _LoraProduct.apply(rows, dropped, weight, bias, self.lora_A, self.lora_B, self.scale)
@@ -144,14 +144,11 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def adapter_dropout(model: nn.Module) -> Iterator[None]:
     """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
-    layers = lora_layers(model).values()
-    for layer in layers:
-        layer.dropout_active = True
+    before = _dropout.set(True)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.dropout_active = False
+        _dropout.reset(before)
 
 
 @contextlib.contextmanager

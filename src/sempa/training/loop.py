@@ -19,6 +19,7 @@ from sempa.errors import SempaError
 from sempa.io.files import explain_os_errors, fingerprint
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
+from sempa.model.checkpointing import checkpoint_blocks
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import log_metrics, open_metrics
@@ -49,6 +50,8 @@ def train(
     started = time.perf_counter()
     model, world = base.model.eval(), join_world()
     optimizer = make_optimizer(config, model)
+    if config.checkpoint_activations:
+        checkpoint_blocks(model)
     batches = Batches(config, preferences)
     total = max(1, rounded_up(config.epochs, len(batches)))
     samples = base_samples(base) if config.retention and world.is_last else []
