@@ -92,6 +92,7 @@ def test_the_harness_scores_both_sides_as_plain_forward_passes_do(base, choice_t
     ]
     assert [row["change"] for row in rows] == [row["aligned"] - row["base"] for row in rows] != [0, 0]
     assert rows[0]["base_stderr"] >= 0
+    assert 0 < rows[0]["change_stderr"] < 0.5
     asked = list(map(json.loads, questions.read_text().splitlines()))
     aligned = [choice_logprobs(base, question) for question in asked]
     with adapter_disabled(base.model):
@@ -111,7 +112,7 @@ def test_the_harness_writes_its_result_files_and_a_group_is_one_row(base, choice
     (tmp_path / "outer.yaml").write_text(yaml.safe_dump({**group, "group": "all", "task": ["both"]}))
     only_these_tasks(monkeypatch, tmp_path)
     rows = run_harness(base, "RUN/adapter", tmp_path / "out", ["all"], limit=2)
-    assert [(row["task"], row["metric"]) for row in rows] == [("all", "acc")]
+    assert [(row["task"], row["metric"], row["change_stderr"]) for row in rows] == [("all", "acc", None)]
     (written,) = (tmp_path / "out" / "aligned" / "RUN__adapter").glob("results_*.json")
     results = json.loads(written.read_text())
     assert results["config"]["limit"] == 2

@@ -1,8 +1,9 @@
 """Spearman's rho x 100 on similarity benchmarks, the geometry of their embeddings, perplexity and KL(base || aligned)
-on unseen text, and greedy answers, with the adapter off and on.
+on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off and on.
 """
 
 import argparse
+from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, add_task_arguments, load_embedder
 from sempa.errors import SempaError
@@ -11,6 +12,7 @@ from sempa.io.files import check_output, user_path
 _FORMATS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
 ...}. Of a question and its answer the answer's tokens count.
+HellaSwag is answered without examples, by log-probability per character (lm-evaluation-harness's acc_norm).
 """
 
 
@@ -32,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts for perplexity beside the built-in",
     )
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
+    parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
+    parser.add_argument(
+        "--hellaswag-tasks", type=int, default=2000, help="a sample of so many tasks, 0 for all (default %(default)s)"
+    )
+    parser.add_argument("--report", action="store_true", help="also put HellaSwag into the report of the adapter's run")
     parser.add_argument("--no-retention", action="store_true", help="leave the language model out")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts to answer greedily, one a line")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
@@ -44,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.data.sts import read_sts
     from sempa.evaluation.drift import generate_side_by_side, measure_drift
     from sempa.evaluation.eval_texts import read_prompts, read_texts, report_texts
+    from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
     from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
@@ -52,13 +60,17 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise SempaError(f"{name}: found {value}, expected at least 1")
+    if arguments.hellaswag_tasks < 0:
+        raise SempaError(f"hellaswag_tasks: found {arguments.hellaswag_tasks}, expected 1 or more, or 0 for all")
     if arguments.json:
         check_output(arguments.json)
+    run = _finished_run(arguments) if arguments.report else None
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
     texts = report_texts(arguments.gsm8k) | {str(path): read_texts(path, arguments.limit) for path in arguments.texts}
     prompts = read_prompts(arguments.prompts, arguments.limit) if arguments.prompts else []
+    questions = read_hellaswag(arguments.hellaswag, arguments.hellaswag_tasks) if arguments.hellaswag else []
     embedder = load_embedder(arguments)
     report: dict[str, object] = {
         "model": arguments.model,
@@ -71,8 +83,34 @@ def run(arguments: argparse.Namespace) -> None:
             report["geometry"] = [measure_geometry(task, sides) for task in tasks]
     if not arguments.no_retention:
         report["retention"] = measure_drift(embedder.base, texts)
+    if questions:
+        report["hellaswag"] = measure_hellaswag(embedder.base, questions)
     if prompts:
         report["generations"] = generate_side_by_side(embedder.base, prompts, arguments.max_new_tokens)
     print(terminal_table(report))
     if arguments.json:
         write_json(arguments.json, report)
+    if run:
+        _add_to_report(run, report["hellaswag"])
+
+
+def _finished_run(arguments: argparse.Namespace) -> Path:
+    """The run folder of the adapter, which holds its report."""
+    from sempa.model.adapter_files import adapter_folder
+
+    if arguments.adapter is None or arguments.hellaswag is None:
+        raise SempaError("report: give --adapter RUN and --hellaswag FILE too")
+    run = adapter_folder(arguments.adapter).parent
+    if not (run / "report.json").is_file():
+        raise SempaError(f"report: {run} holds no report.json, expected the folder of a finished run")
+    return run
+
+
+def _add_to_report(run: Path, hellaswag: dict) -> None:
+    from sempa.io.files import read_json
+    from sempa.report.run_report import write_report
+    from sempa.training.metrics import read_metrics
+
+    report = read_json(run / "report.json")
+    write_report(run, {**report, "hellaswag": hellaswag}, read_metrics(run / "metrics.jsonl"))
+    print(f"report: {run / 'report.html'}")

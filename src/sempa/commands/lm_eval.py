@@ -52,11 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
             str(row["shots"]),
             row["metric"],
             *(f"{number(row[side], 4)} ± {number(row[f'{side}_stderr'], 4)}" for side in ("base", "aligned")),
-            f"{row['change']:+.4f}",
+            f"{row['change']:+.4f} ± {number(row['change_stderr'], 4)}",
         ]
         for row in rows
     ]
-    columns = ["task", "shots", "metric", "base ± stderr", "aligned ± stderr", "change"]
+    columns = ["task", "shots", "metric", "base ± stderr", "aligned ± stderr", "change ± paired stderr"]
     title = "lm-evaluation-harness" + (f", first {arguments.limit} of each task" if arguments.limit else "")
     print(text_table(title, columns, cells))
     print(f"\nFiles: {output}")

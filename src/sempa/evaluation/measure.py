@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
@@ -86,20 +88,12 @@ def measure_preference(
     `base_accuracy` and `aligned_accuracy` compare log π(y⁺|x) with log π(y⁻|x); `reward_accuracy` and `reward_margin`
     (nats) compare the implicit rewards β log π/π_ref.
     """
-    rows = pack_preferences(preferences, range(len(preferences)), row_tokens)
-    with bar(2 * len(preferences), "held-out triplets", "triplet") as progress, torch.inference_mode():
-
-        def logprobs() -> Tensor:
-            result, model = torch.empty(len(preferences), 2), base.model.eval()
-            for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
-                # Of a ranking, its best and its worst.
-                result[list(row.examples)] = found[:, [0, -1]].float().cpu()
-                progress.update(len(row.examples))
-            return result
-
+    with bar(2 * len(preferences), "held-out triplets", "triplet") as progress:
         with adapter_disabled(base.model):
-            reference = logprobs()
-        policy = logprobs()
+            reference = response_logprobs(base.model, preferences, row_tokens, progress)
+        policy = response_logprobs(base.model, preferences, row_tokens, progress)
+    # Of a ranking, its best and its worst.
+    reference, policy = reference[:, [0, -1]], policy[:, [0, -1]]
     rewards = beta * (policy - reference)
     margins = rewards[:, 0] - rewards[:, 1]
     return {
@@ -109,6 +103,23 @@ def measure_preference(
         "reward_accuracy": (margins > 0).double().mean().item(),
         "reward_margin": margins.mean().item(),
     }
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
+) -> Tensor:
+    """log π(y_k|x) of every response of the preferences: `[preferences, responses]` float32, nats, on the CPU.
+
+    `progress` advances by one for every preference.
+    """
+    rows = pack_preferences(preferences, range(len(preferences)), row_tokens)
+    result = torch.empty(len(preferences), len(preferences[0].responses))
+    model.eval()
+    for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
+        result[list(row.examples)] = found.float().cpu()
+        progress.update(len(row.examples))
+    return result
 
 
 def measure_geometry(task: StsTask, sides: Sides) -> dict:

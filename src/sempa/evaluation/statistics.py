@@ -1,4 +1,4 @@
-"""Correlations of two series, their bootstrap intervals, and the paired test between two encoders.
+"""Correlations of two series, their bootstrap intervals, and paired tests between two encoders or language models.
 
 Correlations are × 100, as in the papers' tables. The bootstrap draws whole pairs (cosine and gold score together) with
 replacement and ranks each draw anew (Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 13 and 16).
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from sempa.errors import SempaError
 
@@ -91,6 +91,29 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> C
     differences = differences[~np.isnan(differences)]
     p = (1 + np.count_nonzero(differences <= 0)) / (1 + len(differences))
     return Comparison(a - b, interval(differences), float(p))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of values `[n]` and its standard error s / √n, s² with n − 1 (NaN for a single value)."""
+    values = np.asarray(values, dtype=np.float64)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Which of the same n questions are answered rightly, boolean `[n]`, by `base` and by `aligned`.
+
+    Each has its accuracy and standard error. `change_stderr` is that of the mean of the n differences −1, 0 or 1, and
+    `p` McNemar's exact two-sided test (1947): of the questions that one side alone answers, does either have more?
+    """
+    base, base_stderr = mean_and_error(before)
+    aligned, aligned_stderr = mean_and_error(after)
+    change, change_stderr = mean_and_error(after.astype(int) - before)
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return {
+        **{"base": base, "base_stderr": base_stderr, "aligned": aligned, "aligned_stderr": aligned_stderr},
+        **{"change": change, "change_stderr": change_stderr, "p": p},
+    }
 
 
 def _series(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,10 @@ The cosines of a row are stored as soon as it is measured. Scores, intervals and
 second call measures only the rows that are missing.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +76,10 @@ def measure_rows(
     Raises `SempaError` for a method given twice, a layer that the model does not have, an adapter that cannot be used,
     a row whose cosines on a task are all the same, and whatever `embed` raises.
     """
-    for place, method in enumerate(methods):
-        if method in methods[:place]:
-            raise SempaError(f"row {method.label}: is there twice")
-        check_readout(method.readout, method.layer, base.model)
-        if method.adapter:
-            # A broken adapter is found before the first row is measured.
-            read_adapter(Path(method.adapter))
+    check_methods(base, methods)
+    pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     rows = {}
-    for method, key in zip(methods, _row_keys(base, methods, tasks)):
+    for method, key in zip(methods, row_keys(base, methods, pairs)):
         file = folder / f"{method.readout}-{key}.json"
         stored = _read_cosines(file, tasks)
         cosines = stored or _measure_cosines(base, method, tasks)
@@ -94,6 +90,39 @@ def measure_rows(
         if stored is None:
             write_json(file, {task.name: own.tolist() for task, own in zip(tasks, cosines)})
     return rows
+
+
+def check_methods(base: BaseModel, methods: Sequence[Method]) -> None:
+    """Raise `SempaError` for a method given twice, a layer that the model does not have, an unusable adapter."""
+    for place, method in enumerate(methods):
+        if method in methods[:place]:
+            raise SempaError(f"row {method.label}: is there twice")
+        check_readout(method.readout, method.layer, base.model)
+        if method.adapter:
+            # A broken adapter is found before the first row is measured.
+            read_adapter(Path(method.adapter))
+
+
+def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> list[str]:
+    """For each method a fingerprint of all that decides its figures on `data`."""
+    machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
+    common = fingerprint(weights_fingerprint(base), machine, data)
+    adapters = {
+        adapter: [sha256(Path(adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        for adapter in {method.adapter for method in methods if method.adapter}
+    }
+    return [fingerprint(common, m.readout, m.layer, adapters.get(m.adapter)) for m in methods]
+
+
+@contextlib.contextmanager
+def holding_adapter(base: BaseModel, method: Method) -> Iterator[None]:
+    """Inside, `base` holds the method's adapter, if it has one; afterwards it holds none."""
+    try:
+        if method.adapter:
+            load_adapter(base.model, Path(method.adapter))
+        yield
+    finally:
+        remove_adapter(base.model)
 
 
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
@@ -155,27 +184,11 @@ def _draws(rows: Mapping[Method, Sequence[StsResult]], resamples: int, seed: int
 
 def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> list[np.ndarray]:
     pairs = [pair for task in tasks for pair in task.pairs]
-    with bar(len(distinct_sentences(pairs)), method.label, "sentence") as progress:
-        try:
-            if method.adapter:
-                load_adapter(base.model, Path(method.adapter))
-            vectors = encode_distinct(
-                lambda texts: embed(base, texts, layer=method.layer, readout=method.readout, progress=progress), pairs
-            )
-        finally:
-            remove_adapter(base.model)
+    with bar(len(distinct_sentences(pairs)), method.label, "sentence") as progress, holding_adapter(base, method):
+        vectors = encode_distinct(
+            lambda texts: embed(base, texts, layer=method.layer, readout=method.readout, progress=progress), pairs
+        )
     return [pair_cosines(vectors, task.pairs) for task in tasks]
-
-
-def _row_keys(base: BaseModel, methods: Sequence[Method], tasks: Sequence[StsTask]) -> list[str]:
-    pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
-    machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
-    common = fingerprint(weights_fingerprint(base), machine, pairs)
-    adapters = {
-        adapter: [sha256(Path(adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        for adapter in {method.adapter for method in methods if method.adapter}
-    }
-    return [fingerprint(common, m.readout, m.layer, adapters.get(m.adapter)) for m in methods]
 
 
 def _read_cosines(file: Path, tasks: Sequence[StsTask]) -> list[np.ndarray] | None:

@@ -1,12 +1,15 @@
 """lm-evaluation-harness on a model with its adapter off and on: the paper's five benchmarks, or any of its tasks."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from yaml import YAMLError
 
 from sempa.errors import SempaError
+from sempa.evaluation.statistics import mean_and_error
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled
 
@@ -41,7 +44,8 @@ def run_harness(
 
     Returns:
         One row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
-        `aligned_stderr` (None where the harness gives none), in the harness's units.
+        `aligned_stderr` (None where the harness gives none), in the harness's units. `change_stderr` is the paired
+        standard error over the problems, None for a metric that is no mean of theirs and for a group of tasks.
 
     Raises:
         SempaError: the harness is not installed, a task is unknown, or its data cannot be loaded.
@@ -98,7 +102,7 @@ def _evaluate(harness: "HFLM", task: list, names: dict[str, str], output: Path, 
     tracker.save_results_aggregated(results=results, samples=samples)
     for name, answered in samples.items():
         tracker.save_results_samples(task_name=name, samples=answered)
-    return results
+    return {**results, "samples": samples}
 
 
 def _compare(before: dict, after: dict) -> list[dict]:
@@ -124,6 +128,22 @@ def _compare(before: dict, after: dict) -> list[dict]:
                     "change": two[key] - value,
                     "base_stderr": base_stderr,
                     "aligned_stderr": aligned_stderr,
+                    "change_stderr": _paired_error(before, after, task, key),
                 }
             )
     return rows
+
+
+def _paired_error(before: dict, after: dict, task: str, key: str) -> float | None:
+    """The standard error of a metric's mean difference on the same problems; None where it is no mean of theirs."""
+    metric, _, filtered = key.partition(",")
+    sides = []
+    for results in (before, after):
+        answered = [one for one in results["samples"].get(task, []) if one["filter"] == filtered]
+        values = [one.get(metric) for one in sorted(answered, key=lambda one: one["doc_id"])]
+        if not values or not all(isinstance(value, int | float) for value in values):
+            return None
+        if not math.isclose(sum(values) / len(values), results["results"][task][key], abs_tol=1e-9):
+            return None
+        sides.append(np.array(values))
+    return mean_and_error(sides[1] - sides[0])[1]

@@ -224,8 +224,8 @@ def _quoted_rows(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -
                 yield begin, row
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of UTF-8 text, plain or gzip, with 1-based numbers; they keep their ends, and only LF ends a line.
+def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """The lines of a text, plain or gzip, with 1-based numbers; they keep their ends, and only LF ends a line.
 
     `path` is a file, a pipe or `-`, standard input; it is opened once and read front to back.
 
@@ -248,7 +248,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                         raise SempaError(f"{path}:{number}: a NUL byte (binary or UTF-16?), expected UTF-8 text")
                     if len(raw) > LONGEST_ROW:
                         raise SempaError(f"{path}:{number}: over {LONGEST_ROW:,} bytes long, expected one row a line")
-                    text = raw.decode("utf-8")
+                    text = raw.decode(encoding)
                     yield number, text.removeprefix("\ufeff") if number == 1 else text
                     offset += len(raw)
     except UnicodeDecodeError as error:

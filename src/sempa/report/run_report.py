@@ -54,6 +54,8 @@ def tables(report: dict) -> list[Table]:
         made.append(_preference_table(report["preference"]))
     if report.get("retention"):
         made.append(_drift_table(report["retention"]))
+    if report.get("hellaswag"):
+        made.append(_hellaswag_table(report["hellaswag"]))
     if report.get("budget"):
         made.append(_budget_table(report["budget"]))
     if report.get("generations"):
@@ -113,6 +115,14 @@ def _drift_table(drifts: Sequence[dict]) -> Table:
         for row in drifts
     ]
     return Table("Language-model drift", columns, rows)
+
+
+def _hellaswag_table(measured: dict) -> Table:
+    values = [f"{percent(measured[side])} ± {100 * measured[f'{side}_stderr']:.1f}" for side in ("base", "aligned")]
+    change = f"{100 * measured['change']:+.2f} ± {100 * measured['change_stderr']:.2f}"
+    row = ["accuracy (acc_norm)", f"{measured['tasks']:,}", *values, change, f"{measured['p']:.3f}"]
+    columns = ["HellaSwag, 0-shot", "tasks", "base", "aligned", "change", "p"]
+    return Table("Tasks, ± standard error", columns, [row])
 
 
 def _answers_table(answers: Sequence[dict]) -> Table:

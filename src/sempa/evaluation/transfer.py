@@ -1,0 +1,167 @@
+"""Transfer tasks by SentEval's protocol: how well does a linear classifier do on the frozen embeddings?
+
+Logistic regression with an L2 penalty. Its strength C is chosen by accuracy on data that is not judged: inner folds of
+the training examples, or the development set where there is one. MR, CR, SUBJ and MPQA are judged in ten outer folds,
+the others on their test sets. A pair (MRPC) is given as |u − v| and u · v, element by element.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sempa.data.transfer import Examples, TransferTask
+from sempa.embedding.embedder import embed
+from sempa.errors import SempaError
+from sempa.evaluation.statistics import compare_accuracies, mean_and_error
+from sempa.evaluation.table import BASELINE, Method, check_methods, holding_adapter, row_keys
+from sempa.io.files import fingerprint, write_json
+from sempa.io.progress import bar
+from sempa.model.base import BaseModel
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+FOLDS = 10
+# The values of C that are tried; SentEval's 2⁻² to 2³ fit the scale of the encoders of its time.
+STRENGTHS = tuple(10.0**power for power in range(-4, 2))
+MOST_STEPS = 2000
+
+
+def measure_transfer(
+    base: BaseModel, methods: Sequence[Method], tasks: Sequence[TransferTask], folder: Path, seed: int = 0
+) -> dict[Method, list[np.ndarray]]:
+    """The class that each method's embeddings predict of every judged example, `[n]` for each task.
+
+    `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
+    all that decides them, and those that are there are read instead. `seed` draws the folds.
+
+    Raises `SempaError` without scikit-learn, for a method given twice or one that cannot be had, and as `embed` does.
+    """
+    try:
+        from sklearn import __version__ as version
+    except ImportError as error:
+        raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install 'sempa[eval]'") from error
+    check_methods(base, methods)
+    predictions: dict[Method, list[np.ndarray]] = {}
+    for method, key in zip(methods, row_keys(base, methods, (seed, version))):
+        predictions[method] = []
+        for task in tasks:
+            examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]
+            file = folder / f"{task.name}-{method.readout}-{fingerprint(key, examples)}.json"
+            stored = _read_predictions(file, len(judged(task).labels))
+            if stored is None:
+                stored = predict(task, _vectors(base, method, task), seed, method.label)
+                write_json(file, stored.tolist())
+            predictions[method].append(stored)
+    return predictions
+
+
+def judged(task: TransferTask) -> Examples:
+    """The examples that a task's accuracy is over."""
+    return task.splits["test" if "test" in task.splits else "all"]
+
+
+def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0, label: str = "") -> np.ndarray:
+    """The predicted class of each judged example `[n]`; `vectors` has the embedding `[D]` of every sentence.
+
+    The embeddings are divided by one number, their standard deviation, so that C means the same for every readout.
+    """
+    matrix = np.stack([vectors[sentence] for sentence in task.sentences])
+    spread = (matrix - matrix.mean(0)).std() or 1.0
+    parts = {split: (_features(part, vectors, spread), part.labels) for split, part in task.splits.items()}
+    # Without a penalty on the intercept the centre changes nothing, and the solver needs fewer steps.
+    centre = parts["train" if "train" in parts else "all"][0].mean(0)
+    for features, _ in parts.values():
+        features -= centre
+    if "all" not in parts:
+        return _fit(parts["train"], parts.get("dev"), seed).predict(parts["test"][0])
+    features, labels = parts["all"]
+    predicted = np.empty_like(labels)
+    with bar(FOLDS, f"{task.name} {label}".rstrip(), "fold") as progress:
+        for train, test in _folds(seed).split(features, labels):
+            predicted[test] = _fit((features[train], labels[train]), None, seed).predict(features[test])
+            progress.update()
+    return predicted
+
+
+def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks: Sequence[TransferTask]) -> dict:
+    """Every figure of the table as plain data, ready for JSON.
+
+    A row has for each task its accuracy × 100 with the standard error (MRPC: also F1 × 100 of paraphrases) and, where
+    the `BASELINE` row is among the rows, the change from it with the paired standard error and McNemar's p. `average`
+    is the plain mean of the tasks.
+    """
+    truth = [judged(task).labels for task in tasks]
+    right = {method: [own == true for own, true in zip(each, truth)] for method, each in predictions.items()}
+    rows = []
+    for method, each in predictions.items():
+        figures = {}
+        for place, (task, own, true) in enumerate(zip(tasks, each, truth)):
+            figure = dict(zip(("accuracy", "stderr"), _hundredfold(*mean_and_error(own == true))))
+            if task.name == "MRPC":
+                figure["f1"] = 200 * float(((own == 1) & (true == 1)).sum() / ((own == 1).sum() + (true == 1).sum()))
+            if BASELINE in right and method != BASELINE:
+                test = compare_accuracies(right[BASELINE][place], right[method][place])
+                change, error = _hundredfold(test["change"], test["change_stderr"])
+                figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
+            figures[task.name] = figure
+        average = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
+        rows.append({"label": method.label, **vars(method), "average": average, "tasks": figures})
+    return {
+        "baseline": BASELINE.label,
+        "tasks": [
+            {"name": task.name, "judged": len(true), "trained": len(next(iter(task.splits.values())).labels)}
+            for task, true in zip(tasks, truth)
+        ],
+        "notes": [note for task in tasks for note in task.notes],
+        "rows": rows,
+    }
+
+
+def _hundredfold(*values: float) -> tuple[float, ...]:
+    return tuple(100 * value for value in values)
+
+
+def _vectors(base: BaseModel, method: Method, task: TransferTask) -> dict[str, np.ndarray]:
+    sentences = task.sentences
+    with holding_adapter(base, method), bar(len(sentences), f"{task.name} {method.label}", "sentence") as progress:
+        found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=progress)
+    return dict(zip(sentences, found))
+
+
+def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) -> np.ndarray:
+    """What the classifier sees of each example: `[n, D]`, of pairs `[n, 2 D]`."""
+    first, *second = (np.stack([vectors[s] for s in side]) / spread for side in zip(*part.texts))
+    return np.hstack([np.abs(first - second[0]), first * second[0]]) if second else first
+
+
+def _fit(
+    train: tuple[np.ndarray, np.ndarray], dev: tuple[np.ndarray, np.ndarray] | None, seed: int
+) -> "LogisticRegression | GridSearchCV":
+    """The classifier of the training examples with the best C, on `dev` or else in inner folds; of equals the least."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    if dev is None:
+        return GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=_folds(seed)).fit(*train)
+    fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]
+    return max(fitted, key=lambda one: one.score(*dev))
+
+
+def _folds(seed: int) -> "StratifiedKFold":
+    from sklearn.model_selection import StratifiedKFold
+
+    return StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+
+
+def _read_predictions(file: Path, count: int) -> np.ndarray | None:
+    """Stored predictions, None where they are missing or damaged, which only costs their measurement."""
+    try:
+        found = np.array(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == (count,) and found.dtype.kind == "i" else None

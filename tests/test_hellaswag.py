@@ -1,0 +1,191 @@
+"""HellaSwag against plain forward passes and the real lm-evaluation-harness; its paired statistics against scipy's."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import SHARED
+
+from sempa import SempaError
+from sempa.cli import main
+from sempa.evaluation.hellaswag import HellaSwagTask, encode_hellaswag, measure_hellaswag, read_hellaswag
+from sempa.evaluation.statistics import compare_accuracies
+from sempa.model.adapter_files import save_adapter
+from sempa.model.lora import adapter_disabled
+from sempa.report.run_report import terminal_table, write_report
+
+TASK_FILE = Path(__file__).resolve().parents[1] / "experiments" / "lm_eval" / "hellaswag.yaml"
+OWNERS = ("man", "woman", "girl", "boy", "cat", "horse", "bird", "dog")
+ENDINGS = ["is petted.", "ignores the horse and [the  man] runs off.", "x", "sleeps [title] it dreams  of it"]
+
+
+def lines(count=24):
+    rng, rows = random.Random(0), []
+    for k in range(count):
+        endings = [f"{ending} {' '.join(rng.choices(OWNERS, k=3))}" for ending in ENDINGS]
+        rows.append({"ctx": f"Pets: The dog {k} of a {OWNERS[k % 8]} ", "endings": endings, "label": rng.randrange(4)})
+    return rows
+
+
+def write(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def plain_choice(base, task):
+    """The best ending by one forward pass for each, and one log-softmax over all logits."""
+    scores = []
+    for ending in task.endings:
+        before, whole = base.tokenizer([task.context, f"{task.context} {ending}"], add_special_tokens=False)[
+            "input_ids"
+        ]
+        with torch.no_grad():
+            logprobs = base.model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        total = sum(logprobs[i - 1, whole[i]].item() for i in range(len(before), len(whole)))
+        scores.append(total / len(ending))
+    return scores.index(max(scores))
+
+
+def test_accuracies_are_those_of_plain_forward_passes(adapted_base, tmp_path):
+    tasks = read_hellaswag(write(tmp_path / "h.jsonl.gz", lines()))
+    measured = measure_hellaswag(adapted_base, tasks)
+    after = [plain_choice(adapted_base, task) == task.answer for task in tasks]
+    with adapter_disabled(adapted_base.model):
+        before = [plain_choice(adapted_base, task) == task.answer for task in tasks]
+    assert before != after
+    assert measured["tasks"] == 24
+    assert (measured["base"], measured["aligned"]) == (np.mean(before), np.mean(after))
+    assert measured["change_stderr"] == pytest.approx(np.std(np.subtract(after, before, dtype=float), ddof=1) / 24**0.5)
+
+
+def test_the_harness_gives_the_same_accuracies_from_the_shipped_task_file(adapted_base, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from sempa.integrations.lm_eval import run_harness
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    data = write(tmp_path / "hellaswag_val.jsonl.gz", lines())
+    # The shipped file names the data in the current folder.
+    monkeypatch.chdir(tmp_path)
+    rows = run_harness(adapted_base, "RUN/adapter", tmp_path / "out", [str(TASK_FILE)])
+    (row,) = [row for row in rows if row["metric"] == "acc_norm"]
+    measured = measure_hellaswag(adapted_base, read_hellaswag(data))
+    assert {name: row[name] for name in ("base", "aligned")} == {name: measured[name] for name in ("base", "aligned")}
+    for name in ("base_stderr", "aligned_stderr", "change", "change_stderr"):
+        assert row[name] == pytest.approx(measured[name], abs=1e-9)
+    assert measured["change"] != 0
+
+
+def test_the_published_layout_gives_the_harness_s_own_context(tmp_path):
+    pytest.importorskip("lm_eval")
+    datasets = pytest.importorskip("datasets")
+    from lm_eval.tasks.hellaswag.utils import process_docs
+
+    row = {
+        "activity_label": "Pets",
+        "ctx_a": "A dog [header] barks.",
+        "ctx_b": "then it",
+        "ctx": "unused",
+        "label": "3",
+    }
+    row["endings"] = ENDINGS
+    (theirs,) = process_docs(datasets.Dataset.from_list([row]))
+    (task,) = read_hellaswag(write(tmp_path / "h.jsonl", [row]))
+    assert (task.context, list(task.endings), task.answer) == (theirs["query"], theirs["choices"], theirs["gold"])
+
+
+def test_a_sample_is_drawn_from_the_whole_file_the_same_each_time(tmp_path):
+    path = write(tmp_path / "h.jsonl", lines())
+    every, drawn = read_hellaswag(path), read_hellaswag(path, 6)
+    assert drawn == read_hellaswag(path, 6) != read_hellaswag(path, 6, seed=1)
+    places = [every.index(task) for task in drawn]
+    assert len(places) == 6
+    assert places == sorted(places)
+    assert max(places) > 12
+    assert read_hellaswag(path, 100) == every
+
+
+def test_paired_statistics_are_scipys():
+    rng = np.random.default_rng(0)
+    before = rng.random(300) < 0.4
+    after = before ^ (rng.random(300) < 0.1)
+    found = compare_accuracies(before, after)
+    test = scipy.stats.ttest_rel(after.astype(float), before.astype(float))
+    assert found["change"] / found["change_stderr"] == pytest.approx(test.statistic)
+    assert found["base_stderr"] == pytest.approx(scipy.stats.sem(before.astype(float)))
+    gained, lost = (after & ~before).sum(), (before & ~after).sum()
+    # Below both tails of a fair coin, doubled.
+    tail = scipy.stats.binom.cdf(min(gained, lost), gained + lost, 0.5)
+    assert found["p"] == pytest.approx(min(1, 2 * tail))
+    assert compare_accuracies(before, before)["p"] == 1
+    # Far less than if the two were measured on different questions.
+    assert found["change_stderr"] < 0.7 * np.hypot(found["base_stderr"], found["aligned_stderr"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"endings": None}, "no field 'endings'; found 'ctx', 'label', expected endings, label, ctx"),
+        ({"ctx": None}, "no field 'ctx'; found 'endings', 'label'"),
+        ({"ctx_a": "A dog"}, "no field 'activity_label'"),
+        ({"endings": ["a", "b"]}, r"endings is \['a', 'b'\], expected 4 texts"),
+        ({"endings": ["a", "b", "c", 4]}, "endings is 4, expected text"),
+        ({"endings": ["a", "b", "c", " "]}, "an empty context or ending"),
+        ({"label": ""}, "label is '', expected 0 to 3"),
+        ({"label": True}, "label is True, expected 0 to 3"),
+        ({"ctx": "\ud800"}, "surrogates not allowed"),
+    ],
+)
+def test_a_line_of_another_layout_is_named_with_what_it_lacks(tmp_path, change, message):
+    good, bad = lines(2)
+    bad = {name: value for name, value in {**bad, **change}.items() if value is not None}
+    with pytest.raises(SempaError, match=r"h\.jsonl:2: .*" + message):
+        read_hellaswag(write(tmp_path / "h.jsonl", [good, bad]))
+
+
+def test_a_task_too_long_for_the_model_is_named(adapted_base):
+    task = HellaSwagTask("dog " * 2100, ("a", "b", "c", "d"), 0, "h.jsonl:7")
+    with pytest.raises(SempaError, match=r"h.jsonl:7: has .* tokens, expected at most the model's 2,048"):
+        encode_hellaswag(adapted_base, [task])
+
+
+def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, tiny_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_adapter(adapted_base.model, run / "adapter", str(tiny_folder))
+    data, out = write(tmp_path / "h.jsonl", lines()), tmp_path / "out.json"
+    command = ["evaluate", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(run / "adapter")]
+    command += ["--builtin-pairs", "0", "--no-retention", "--hellaswag", str(data), "--hellaswag-tasks", "20"]
+    assert main([*command, "--report"]) == 2
+    assert "holds no report.json" in capsys.readouterr().err
+    write_report(run, {"model": "tiny", "notes": ["as it was"]}, [])
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    assert main([*command, "--report", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    measured = json.loads(out.read_text())["hellaswag"]
+    assert measured["tasks"] == 20
+    assert f"{100 * measured['base']:.1f} % ± {100 * measured['base_stderr']:.1f}" in shown
+    report = json.loads((run / "report.json").read_text())
+    assert report == {"model": "tiny", "notes": ["as it was"], "hellaswag": measured}
+    assert terminal_table({"hellaswag": measured}) in shown
+    assert f"HellaSwag: {100 * measured['change']:+.2f} points." in (run / "report.html").read_text()
+    for words, message in (
+        (["--hellaswag-tasks", "-1"], "hellaswag_tasks: found -1"),
+        (["--hellaswag", str(tmp_path / "nowhere")], "nowhere: no such file"),
+    ):
+        assert main([*command, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", "--report"]) == 2
+    assert "report: give --adapter RUN and --hellaswag FILE too" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real HellaSwag is not beside the project")
+def test_the_real_file_has_its_ten_thousand_tasks():
+    tasks = read_hellaswag(SHARED / "generation" / "hellaswag_val.jsonl.gz")
+    assert len(tasks) == 10_042
+    assert tasks[0].context == "Roof shingle removal: A man is sitting on a roof. he"
+    assert np.bincount([task.answer for task in tasks]).tolist() == [2515, 2485, 2584, 2458]
