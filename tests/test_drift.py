@@ -11,12 +11,12 @@ from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
 from sempa.evaluation import drift as module
-from sempa.evaluation.drift import generate, generate_side_by_side, measure_drift, token_drift
+from sempa.evaluation.drift import generate_side_by_side, measure_drift, token_drift
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
-from sempa.model.sampling import Sample
+from sempa.model.sampling import Sample, sample
 
 SEQUENCES = [
     ScoredTokens([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),
@@ -78,22 +78,27 @@ def test_nothing_to_score_is_refused(tiny_llama):
         token_drift(tiny_llama, [ScoredTokens([3], [])], "notes")
 
 
+def greedy_answer(base, prompt, max_new_tokens):
+    ((answer,),) = sample(base, [prompt], max_new_tokens=max_new_tokens, temperature=0)
+    return answer.text
+
+
 def test_the_greedy_answer_is_that_of_transformers(adapted, tokenizer):
     base = BaseModel(adapted, tokenizer, "tiny")
     (ids,) = encode_texts(tokenizer, [render_prompt(tokenizer, "Say something.")])
     tokens = torch.tensor([ids])
     greedy = GenerationConfig(max_new_tokens=9, do_sample=False, eos_token_id=2, pad_token_id=0)
     expected = adapted.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=greedy)[0, len(ids) :]
-    assert generate(base, "Say something.", 9) == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert greedy_answer(base, "Say something.", 9) == tokenizer.decode(expected, skip_special_tokens=True).strip()
 
 
 def test_generations_switch_the_adapter_off_for_the_base(adapted, tokenizer):
     base = BaseModel(adapted, tokenizer, "tiny")
     first, second = generate_side_by_side(base, ["Say something.", "What is it?"], 6)
     assert (first["prompt"], second["prompt"]) == ("Say something.", "What is it?")
-    assert first["aligned"] == generate(base, "Say something.", 6)
+    assert first["aligned"] == greedy_answer(base, "Say something.", 6)
     with adapter_disabled(adapted):
-        assert first["base"] == generate(base, "Say something.", 6)
+        assert first["base"] == greedy_answer(base, "Say something.", 6)
     assert first["base"] != first["aligned"]
 
 

@@ -93,12 +93,6 @@ def token_drift(
     return Drift(text, count, math.exp(base_nll), math.exp(aligned_nll), kl, agreement)
 
 
-def generate(base: BaseModel, prompt: str, max_new_tokens: int) -> str:
-    """The greedy answer of the model, with whatever adapter it holds, to a user's prompt through the chat template."""
-    ((answer,),) = sample(base, [prompt], max_new_tokens=max_new_tokens, temperature=0)
-    return answer.text
-
-
 def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, str | float]]:
     """For each prompt the greedy answers with the adapter off and on, under `prompt`, `base` and `aligned`.
 

@@ -58,8 +58,9 @@ def tables(report: dict) -> list[Table]:
         made.append(_hellaswag_table(report["hellaswag"]))
     if report.get("budget"):
         made.append(_budget_table(report["budget"]))
-    if report.get("generations"):
-        made.append(_answers_table(report["generations"]))
+    # The card of a model that version 0.1 trained shows its report, whose answers lack the fraction.
+    if answers := [answer for answer in report.get("generations") or [] if "unchanged" in answer]:
+        made.append(_answers_table(answers))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
     if cost := _cost_rows(report):
         made.append(Table("Cost", ["", ""], cost))
