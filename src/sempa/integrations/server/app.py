@@ -150,11 +150,13 @@ class Routes:
             place, found = counts.index(max(counts)), f"found {max(counts):,} tokens with its prompt"
             raise _too_long(f"input[{place}]: {found}, expected at most {self.most_tokens:,}", "input")
         vectors = await self.engine.embed(prompts)
+
+        def reply() -> JSONResponse:
+            shown = vectors if asked.dimensions is None else self.engine.embedder.shorten(vectors, asked.dimensions)
+            return JSONResponse(replies.embedding_list(shown, asked.base64, self.name, sum(counts)))
+
         # Thousands of vectors take a while to write as JSON.
-        make = replies.embedding_list
-        return await asyncio.to_thread(
-            lambda: JSONResponse(make(vectors, asked.dimensions, asked.base64, self.name, sum(counts)))
-        )
+        return await asyncio.to_thread(reply)
 
     def _encode_chat(self, asked: ChatRequest) -> tuple[list[int], ChatRequest]:
         """The conversation by the model's own template as token ids, and the request with its length and seed set."""

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 
+from sempa.embedding.compress import unit
+
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
 
 
@@ -14,10 +16,9 @@ def error(status: int, message: str, param: str | None = None, code: str | None 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def embedding_list(vectors: np.ndarray, dimensions: int | None, as_base64: bool, model: str, tokens: int) -> dict:
-    """Vectors `[n, D]`, cut to their first `dimensions` and of length 1: lists, or base64 of little-endian float32."""
-    vectors = vectors[:, :dimensions]
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def embedding_list(vectors: np.ndarray, as_base64: bool, model: str, tokens: int) -> dict:
+    """Vectors `[n, D]`, at length 1: lists, or base64 of little-endian float32."""
+    vectors = unit(vectors)
     if as_base64:
         values = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     else:

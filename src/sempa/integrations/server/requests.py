@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """Sentences to embed; `dimensions` is how many numbers of a vector to keep (None: all)."""
+    """Sentences to embed; `dimensions` is `dim` of `Embedder.encode`."""
 
     sentences: list[str]
     base64: bool
