@@ -41,6 +41,8 @@ def test_growth_is_drawn_over_everything_that_grows():
     shown = texts(growth.plot(rows))
     assert shown.count("seconds") == shown.count("peak MiB") == 5
     assert {"tokens", "vocabulary", "triplets", "parameters", "sentences"} < set(shown)
+    # Axes reach the largest point.
+    assert "60" in shown
 
 
 @pytest.mark.parametrize("over", ["tokens", "vocabulary", "triplets", "parameters", "sentences"])

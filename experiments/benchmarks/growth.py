@@ -116,7 +116,6 @@ def plot(rows: list[dict]) -> str:
     for axis, over in zip(axes, SIZES, strict=True):
         points = [row for row in rows if row["over"] == over]
         x = [row["size"] for row in points]
-        axis.set(xlim=(0, None), xlabel=over)
         for side, key, colour in ((axis, "seconds", ALIGNED), (axis.twinx(), "peak MiB", BASE)):
             side.plot(x, [row[key] for row in points], color=colour, marker="o", markersize=4)
             # What proportional growth from the largest point would be.
@@ -124,6 +123,7 @@ def plot(rows: list[dict]) -> str:
             side.set_ylim(0, None)
             side.set_ylabel(key, color=colour)
             side.tick_params(axis="y", labelsize=8, colors=colour)
+        axis.set(xlim=(0, None), xlabel=over)
     return standalone(svg(figure, "growth", "Seconds and peak memory over what a run can have more of"))
 
 

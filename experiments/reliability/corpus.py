@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from long_run import MIB, RESULTS, Sample, judge
+from long_run import MIB, RESULTS, WARM_UP, Sample, judge
 from tiny import make_folder, tiny_texts
 
 from sempa.embedding.corpus import read_shards
@@ -79,7 +79,10 @@ def corpus_run(folder: Path, count: int, shard_rows: int = SHARD_ROWS) -> dict:
     before = done()
     samples, rows, ended = watch(command, lambda: False, done)
     seconds = [sample.seconds for sample in samples]
-    first, last = (_rate(seconds, rows, part) for part in (slice(None, len(rows) // 2), slice(len(rows) // 2, None)))
+    # As with the memory, behind a warm-up: a process that loads does not embed yet.
+    warm = int(WARM_UP * len(rows))
+    middle = (warm + len(rows)) // 2
+    first, last = (_rate(seconds, rows, part) for part in (slice(warm, middle), slice(middle, None)))
     found = np.concatenate([shard for _, shard in read_shards(vectors)])
     chosen = list(range(0, count, max(1, count // 64)))
     expected = Embedder(str(model), device="cpu").encode([sentence(number) for number in chosen])
