@@ -20,12 +20,21 @@ from sempa.data.sentences import read_sentences
 from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
+from sempa.evaluation.hellaswag import read_hellaswag
 from sempa.io.tensors import write_tensors
 from sempa.model.adapter_files import CONFIG_FILE, read_adapter, save_adapter
 from sempa.model.lora import add_lora
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
-READERS = (read_triplets, read_sts, read_texts, read_gsm8k, lambda path: list(read_sentences(path)), load_config)
+READERS = (
+    read_triplets,
+    read_sts,
+    read_texts,
+    read_gsm8k,
+    read_hellaswag,
+    lambda path: list(read_sentences(path)),
+    load_config,
+)
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,14 @@ from tiny import load, make_folder, make_llama, train_tiny, write_gguf
 from sempa.config import load_config
 from sempa.data.sentences import read_sentences
 from sempa.data.sts import read_sts
+from sempa.data.transfer import read_transfer
 from sempa.data.triplets import read_triplets
 from sempa.embedding.corpus import FORMATS, embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import WRITERS, read_vectors, write_vectors
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
+from sempa.evaluation.hellaswag import read_hellaswag
 from sempa.io.files import read_json, write_json
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel
@@ -179,6 +181,8 @@ def readers(folder: Path) -> list[Reader]:
         Reader("YAML config", _configs(), only(lambda path: load_config(path, ["seed=1"])), 70),
         Reader("texts", _texts(), only(read_texts), 70),
         Reader("GSM8K", _texts()[:1], only(read_gsm8k), 30),
+        Reader("HellaSwag", _hellaswag(), only(read_hellaswag), 30),
+        Reader("transfer tasks", _transfer(), lambda inside: read_transfer(inside, ["TREC", "MRPC"]), 30),
         Reader("text of sempa embed", _plain(), only(lambda path: drain(read_sentences(path))), 120),
         Reader("adapter folder", [adapter], adapt, 45),
         Reader("checkpoint folder", [checkpoint], check_checkpoint, 10),
@@ -276,6 +280,20 @@ def _texts() -> list[dict[str, bytes]]:
         {"g.jsonl": "".join(json.dumps(text) + "\n" for text in passages).encode()},
         {"g.txt": b"A passage.\nIt goes on.\n\nAnother one.\n"},
     ]
+
+
+def _hellaswag() -> list[dict[str, bytes]]:
+    rows = [(f"Pets: A dog {k}", ["barks.", "sings.", "reads [title] it.", "x"], k % 4) for k in range(3)]
+    return [{"h.jsonl": _lines(("ctx", "endings", "label"), rows)}]
+
+
+def _transfer() -> list[dict[str, bytes]]:
+    questions = "".join(f"{('NUM', 'HUM')[k % 2]}:x Who or how many {k} ?\n" for k in range(24)).encode()
+    header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    pairs = (header + "".join(f"{k % 2}\t1\t2\tOne {k}.\tTwo.\n" for k in range(24))).encode()
+    names = {"TREC": "TREC.{}", "MRPC": "msr_paraphrase_{}.txt"}
+    data = {"TREC": questions, "MRPC": pairs}
+    return [{names[task].format(split): data[task] for task in names for split in ("train", "test")}]
 
 
 def _plain() -> list[dict[str, bytes]]:

@@ -111,6 +111,9 @@ def _add_to_report(run: Path, hellaswag: dict) -> None:
     from sempa.report.run_report import write_report
     from sempa.training.metrics import read_metrics
 
-    report = read_json(run / "report.json")
-    write_report(run, {**report, "hellaswag": hellaswag}, read_metrics(run / "metrics.jsonl"))
+    try:
+        report = read_json(run / "report.json")
+        write_report(run, {**report, "hellaswag": hellaswag}, read_metrics(run / "metrics.jsonl"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SempaError(f"report: {run / 'report.json'} is not one of this version's runs ({error!r})") from error
     print(f"report: {run / 'report.html'}")

@@ -60,7 +60,7 @@ def line_records(
     place = f"{path}:{number}"
     if first.lstrip()[0] in "{[":
         try:
-            layout = _match(place, "fields", list(_json_object(first)), layouts)
+            layout = _match(place, "fields", list(json_object(first)), layouts)
         except ValueError as error:
             raise SempaError(f"{place}: the first record is {error}; JSON needs one object a line here") from error
         return layout, _json_records(itertools.chain([(number, first)], lines), layout)
@@ -121,7 +121,7 @@ def _match(place: str, kind: str, found: list[str], layouts: Sequence[Layout]) -
     )
 
 
-def _json_object(text: str) -> dict:
+def json_object(text: str) -> dict:
     """The object in a line; a `ValueError` says what else it is."""
     try:
         # Without its end, or the parser would speak of the line after.
@@ -153,7 +153,7 @@ def _field_records(rows: Iterator[tuple[int, str | dict]], layout: Layout) -> It
     """Records of rows that are JSON text, or its content already."""
     for number, row in rows:
         try:
-            yield number, _field_values(_json_object(row) if isinstance(row, str) else row, layout)
+            yield number, _field_values(json_object(row) if isinstance(row, str) else row, layout)
         except ValueError as error:
             yield number, str(error)
 
