@@ -45,7 +45,7 @@ def make_adapter(model, folder, source):
     with torch.no_grad():
         for parameter in lora_parameters(model).values():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    save_adapter(model, folder, str(source))
+    save_adapter(model, folder, str(source), "prompteol")
 
 
 def policy_logits(model, adapter, dtype="float32"):
@@ -346,6 +346,15 @@ def test_a_base_that_cannot_be_opened_is_one_sentence(run, tmp_path, capsys):
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nobody/nothing"}))
     assert main(["export", "--merge", str(adapter), str(tmp_path / "merged")]) == 2
     assert "model 'nobody/nothing': cannot be opened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [["--merge"], ["--sentence-transformers"], ["--gguf", "f16"]])
+def test_an_adapter_that_other_tools_cannot_read_is_refused(kind, run, tmp_path, capsys):
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    (adapter / "readout.json").write_text('{"readout": "attention-sum"}')
+    assert main(["export", *kind, str(adapter), str(tmp_path / "out")]) == 2
+    assert "was trained at the readout attention-sum, which other tools do not compute" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):

@@ -61,10 +61,10 @@ PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "ADAPTER
 
 
 def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
-    """Write weights and config in PEFT's layout and a README.md, each atomically.
+    """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
 
-    `base_name` is the base's portable name (`sempa.model.resolve.portable_name`). With `readout`, also `readout.json`:
-    the readout that the adapter was trained at.
+    `base_name` is the base's portable name (`sempa.model.resolve.portable_name`). With `readout`, the readout that the
+    adapter was trained at, also `readout.json` and a README.md that says how to use the adapter.
     """
     layers = lora_layers(model)
     first = next(iter(layers.values()))
@@ -72,7 +72,7 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = 
     write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
     if readout:
         write_json(folder / READOUT_FILE, {"readout": readout})
-    write_atomic(folder / CARD_FILE, _CARD.format(base=base_name))
+        write_atomic(folder / CARD_FILE, _CARD.format(base=base_name))
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",
