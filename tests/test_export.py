@@ -1,12 +1,14 @@
 """Exports give what sempa itself gives: merged models its logits, sentence-transformers its vectors."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
+from conftest import make_llama, make_tokenizer, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -16,10 +18,13 @@ from sempa import Embedder, SempaError
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
 from sempa.cli import main
 from sempa.export import folders as export
-from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers, sentence_template
+from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers
+from sempa.export.gguf import export_gguf
+from sempa.export.prompt_template import prompt_template
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
+from sempa.model.resolve import portable_name
 
 SENTENCES = [
     "A man runs",
@@ -40,7 +45,7 @@ def make_adapter(model, folder, source):
     with torch.no_grad():
         for parameter in lora_parameters(model).values():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    save_adapter(model, folder, str(source))
+    save_adapter(model, folder, str(source), "prompteol")
 
 
 def policy_logits(model, adapter, dtype="float32"):
@@ -48,6 +53,14 @@ def policy_logits(model, adapter, dtype="float32"):
     load_adapter(base.model, adapter)
     with torch.no_grad():
         return base.model(TOKENS).logits
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "models").mkdir()
+    write_gguf(tmp_path / "models" / "tiny.gguf", make_llama(initializer_range=0.2))
+    return tmp_path / "models" / "tiny.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +208,79 @@ def _begin(token, number):
 def test_the_template_cleans_a_sentence_as_the_prompt_does(sentence):
     tokenizer = make_tokenizer()
     rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": sentence}], chat_template=sentence_template(tokenizer), tokenize=False
+        [{"role": "user", "content": sentence}], chat_template=prompt_template(tokenizer), tokenize=False
     )
     assert rendered == f"{EOL_PREFIX}{clean_sentence(sentence)}{EOL_SUFFIX}"
+
+
+def test_the_file_in_every_export_gives_the_prompts_token_ids_for_the_last_user_message(run, tiny_folder, tmp_path):
+    export_merged(str(tiny_folder), run, tmp_path / "merged")
+    export_sentence_transformers(str(tiny_folder), run, tmp_path / "encoder")
+    export_gguf(str(tiny_folder), run, tmp_path / "gguf", "q8_0")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for folder in ("merged", "encoder", "gguf"):
+        template = (tmp_path / folder / "prompteol.jinja").read_text()
+        # What looks like a control token is one to a template.
+        for sentence in SENTENCES[:-1]:
+            said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": sentence}]
+            ids = tokenizer.apply_chat_template(said, chat_template=template, return_dict=False)
+            assert [ids] == encode_one_word(tokenizer, [sentence])
+            earlier = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
+            assert ids == tokenizer.apply_chat_template(earlier + said, chat_template=template, return_dict=False)
+
+
+def test_the_cards_commands_name_the_files_that_are_there(run, tiny_folder, tmp_path):
+    export_merged(str(tiny_folder), run, tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "vllm serve mine --runner pooling" in card
+    assert "--chat-template mine/prompteol.jinja" in card
+    assert "falls to" in card
+    assert "pip install sempa" not in card
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}], ids=["default", "linear"]
+)
+def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_path, tokenizer):
+    """Version 4.57 reads `rope_theta` and `rope_scaling`; by the new name alone it takes 10,000 without a word."""
+    rope = {"rope_theta": 123456.0, **rope}
+    make_llama(initializer_range=0.2, rope_parameters=rope).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    export_merged(str(tmp_path / "base"), run, tmp_path / "merged", "float32")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["rope_theta"], config["torch_dtype"]) == (123456.0, "float32")
+    assert (config.get("rope_scaling") or {"rope_type": "default"})["rope_type"] == rope["rope_type"]
+    names = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert names["tokenizer_class"] == "PreTrainedTokenizerFast"
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = policy_logits(tmp_path / "base", run / "adapter")
+    with torch.no_grad():
+        assert (merged(TOKENS).logits - expected).norm() <= 1e-5 * expected.norm()
+    if not (old := os.environ.get("TRANSFORMERS4")):
+        pytest.skip("TRANSFORMERS4 names no Python with transformers 4.57")
+    script = "import sys, torch, transformers; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    script += "assert transformers.__version__ < '5'; AutoTokenizer.from_pretrained(sys.argv[1])\n"
+    script += "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+    script += "print(model(torch.arange(40)[None] * 7 % 320).logits.flatten().tolist())"
+    answer = subprocess.run([old, "-c", script, tmp_path / "merged"], capture_output=True, text=True, check=True).stdout
+    assert (torch.tensor(json.loads(answer)) - expected.flatten()).norm() <= 1e-5 * expected.norm()
+
+
+def test_peft_loads_a_portable_adapter_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    monkeypatch.chdir(tiny_gguf.parent)
+    name = portable_name(str(tiny_gguf))
+    make_adapter(load_base(str(tiny_gguf), "float32", "cpu").model, tmp_path / "adapter", name)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f'Embedder("{name}"' in card
+    assert "sempa export --base ADAPTER BASE" in card
+    assert main(["export", "--base", str(tmp_path / "adapter"), str(tmp_path / "base")]) == 0
+    assert name in (tmp_path / "base" / "README.md").read_text()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        logits = theirs(TOKENS).logits
+    torch.testing.assert_close(logits, policy_logits(name, tmp_path / "adapter"), rtol=1e-4, atol=1e-5)
 
 
 def test_the_template_begins_where_the_tokenizer_begins_a_text():
@@ -205,7 +288,7 @@ def test_the_template_begins_where_the_tokenizer_begins_a_text():
     tokenizer.bos_token = "<s>"
     tokenizer.backend_tokenizer.post_processor = _begin("<s>", tokenizer.bos_token_id)
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "a"}], chat_template=sentence_template(tokenizer), return_dict=False
+        [{"role": "user", "content": "a"}], chat_template=prompt_template(tokenizer), return_dict=False
     )
     assert [ids] == encode_one_word(tokenizer, ["a"])
 
@@ -265,6 +348,15 @@ def test_a_base_that_cannot_be_opened_is_one_sentence(run, tmp_path, capsys):
     assert "model 'nobody/nothing': cannot be opened" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [["--merge"], ["--sentence-transformers"], ["--gguf", "f16"]])
+def test_an_adapter_that_other_tools_cannot_read_is_refused(kind, run, tmp_path, capsys):
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    (adapter / "readout.json").write_text('{"readout": "attention-sum"}')
+    assert main(["export", *kind, str(adapter), str(tmp_path / "out")]) == 2
+    assert "was trained at the readout attention-sum, which other tools do not compute" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -279,7 +371,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(run, tiny_folder, tmp_pat
     real = export.write_atomic
 
     def slow(*arguments):
-        (tmp_path / "out").mkdir()
+        (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious.txt").write_text("mine")
         real(*arguments)
 

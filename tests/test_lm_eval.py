@@ -181,7 +181,7 @@ def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questi
     with pytest.raises(SempaError, match=r"task '.*missing.yaml': cannot be loaded: .*nowhere.jsonl"):
         run_harness(base, "a", tmp_path, [missing])
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.models.huggingface", None)
-    with pytest.raises(SempaError, match=r"pip install 'sempa\[lm-eval\]'"):
+    with pytest.raises(SempaError, match=r"pip install lm_eval"):
         run_harness(base, "a", tmp_path, ["mmlu"])
     for words, message in (([], "give --adapter"), (["--adapter", "x", "--limit", "0"], "limit: found 0")):
         assert main(["lm-eval", *words]) == 2

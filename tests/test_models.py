@@ -1,5 +1,6 @@
 """Loading base models: every source, and one clear sentence for what cannot be loaded."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
 from sempa.model.lora import add_lora
-from sempa.model.resolve import check_loaded
+from sempa.model.resolve import check_loaded, portable_name
 
 ROOT = Path(__file__).resolve().parents[1]
 # Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.
@@ -228,3 +229,42 @@ def test_transformers_can_be_imported_from_the_projects_root_beside_its_kernels_
     code = "import transformers, sempa.kernels; from transformers import LlamaForCausalLM; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_an_adapter_names_its_base_so_that_another_machine_finds_it(tmp_path, monkeypatch, tiny_folder, tiny_llama):
+    for name in ("smollm2-135m", "owner/model", f"x.gguf@{'0' * 12}"):
+        assert portable_name(name) == name
+    monkeypatch.chdir(tiny_folder.parent)
+    assert portable_name(tiny_folder.name) == str(tiny_folder)
+    for machine in ("here", "there"):
+        (tmp_path / machine).mkdir()
+    write_gguf(tmp_path / "here" / "tiny.gguf", tiny_llama)
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "here" / "cache"))
+    name = portable_name(str(tmp_path / "here" / "tiny.gguf"))
+    digest = hashlib.sha256((tmp_path / "here" / "tiny.gguf").read_bytes()).hexdigest()
+    assert name == f"tiny.gguf@{digest[:12]}"
+    source = resolve_model(str(tmp_path / "here" / "tiny.gguf"))
+    # Here it was converted once, wherever the file is by now.
+    (tmp_path / "here" / "tiny.gguf").rename(tmp_path / "moved.gguf")
+    assert resolve_model(name) == source
+    # There the file is asked for, and it must be this one.
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "there" / "cache"))
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(SempaError, match=r"was never read here; put tiny.gguf into the working folder, or name it by"):
+        resolve_model(name)
+    Path("tiny.gguf").write_bytes(b"GGUF, but another one")
+    with pytest.raises(SempaError, match=r"the file tiny.gguf here is another one, its SHA-256 begins"):
+        resolve_model(name)
+    shutil.copy(tmp_path / "moved.gguf", "tiny.gguf")
+    found = load_base(name, "float32", "cpu")
+    assert found.source.startswith(str(tmp_path / "there" / "cache"))
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(found.model(tokens).logits, tiny_llama(tokens).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(SempaError, match="no such folder"):
+        resolve_model(f"../up/tiny.gguf@{digest[:12]}")
+
+
+def test_a_trained_adapter_names_the_folder_and_no_cache(setting, tmp_path, tiny_folder):
+    setting(epochs=0.25)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_folder)

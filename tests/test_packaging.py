@@ -37,7 +37,7 @@ def asked():
     found = settings()
     required = names(found["options"]["install_requires"])
     extras = set().union(*(names(text) for text in found["options.extras_require"].values()))
-    return required, extras - {"sempa"}
+    return required, extras - {settings()["metadata"]["name"]}
 
 
 def pins():
@@ -96,6 +96,20 @@ def test_the_version_is_the_same_everywhere():
 
     assert sempa.__version__ == settings()["metadata"]["version"]
     assert f"## [{sempa.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_nobody_is_told_to_install_another_project():
+    """`sempa` on the package index is other software; this one is the distribution `sempa-align`."""
+    assert settings()["metadata"]["name"] == "sempa-align"
+    places = [
+        ROOT / "README.md",
+        ROOT / "setup.cfg",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "experiments").rglob("*.md"),
+    ]
+    for path in (*places, *python_files(), *(ROOT / "examples").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install [^\n]*\bsempa(?![-\w])|^ +sempa\[", text, re.MULTILINE), path
 
 
 def test_all_that_is_asked_for_is_pinned_and_all_that_is_pinned_is_asked_for():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def ray_kill(monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'sempa[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     monkeypatch.syspath_prepend(ROOT / "experiments" / "reliability")
     import ray_kill
 
@@ -29,7 +29,7 @@ def test_a_worker_killed_half_way_costs_no_row_and_doubles_none(ray_kill, tmp_pa
 
 @pytest.mark.parametrize("numbers", [[[0, 1], [3]], [[0, 1], [1, 2]], [[1, 0]]])
 def test_rows_that_are_lost_doubled_or_out_of_order_are_refused(monkeypatch, numbers):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'sempa[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     monkeypatch.syspath_prepend(ROOT / "examples")
     from embed_on_ray import _in_order
 

@@ -188,4 +188,4 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     html = page(example(), HISTORY)
     assert "<svg" not in html
-    assert "pip install &#39;sempa[plots]&#39;" in html
+    assert "pip install matplotlib" in html

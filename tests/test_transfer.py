@@ -305,5 +305,5 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(folder, tiny_folder, tmp
 
 def test_without_scikit_learn_the_extra_is_named(folder, base, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    with pytest.raises(SempaError, match=r"pip install 'sempa\[eval\]'"):
+    with pytest.raises(SempaError, match=r"pip install scikit-learn"):
         measure_transfer(base, [Method("mean")], read_transfer(folder, ["CR"]), tmp_path)

@@ -1,6 +1,6 @@
 """Kill a worker of a Ray cluster half-way through a corpus and compare what comes of it with what one process embeds.
 
-    pip install 'sempa[ray]'
+    pip install 'ray[data]'
     .venv/bin/python experiments/reliability/ray_kill.py --json experiments/results/ray_kill.json
 
 A cluster on this machine embeds a corpus with a tiny model on two actors. When half of the shards are written, an actor

@@ -25,7 +25,7 @@ COMMANDS = {
     "serve and export": {
         "generate": "let the model answer a prompt",
         "serve": "serve embeddings and chat over HTTP to OpenAI's clients",
-        "export": "write an adapter merged into its base for other tools",
+        "export": "write an aligned model for vLLM, llama.cpp and other tools",
     },
 }
 _EPILOGUE = """\

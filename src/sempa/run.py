@@ -35,6 +35,7 @@ from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, 
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
+from sempa.model.resolve import portable_name
 from sempa.model.sampling import encode_prompts
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import has_checkpoint
@@ -116,7 +117,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
     with interpolated(base.model, scale):
-        save_adapter(base.model, run / "adapter", base.source, config.readout)
+        save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
         report = _evaluate(config, base, dataset, tasks, texts)
     report["budget"] = {"kl_budget": config.kl_budget, "scale": scale, "task": dev.name, "curve": curve}
     finished = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Run lm-evaluation-harness (the extra sempa[lm-eval]) with the adapter off and on: by default the paper's MMLU 5-shot,
+"""Run lm-evaluation-harness (the extra `lm-eval`) with the adapter off and on: by default the paper's MMLU 5-shot,
 GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.
 """
 

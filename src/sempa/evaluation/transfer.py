@@ -44,7 +44,7 @@ def measure_transfer(
     try:
         from sklearn import __version__ as version
     except ImportError as error:
-        raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install 'sempa[eval]'") from error
+        raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
     check_methods(base, methods)
     predictions: dict[Method, list[np.ndarray]] = {}
     for method, key in zip(methods, row_keys(base, methods, (seed, version))):

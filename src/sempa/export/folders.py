@@ -1,6 +1,6 @@
 """An adapter and its base as one folder for other people's tools: plain transformers, or sentence-transformers.
 
-The adapter itself needs no export: `RUN/adapter` is in PEFT's layout.
+The adapter itself needs no export, it is in PEFT's layout; its base may, as a folder that PEFT can open.
 """
 
 import importlib.metadata
@@ -8,15 +8,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
+from sempa.batching.prompts import begin_of_text
 from sempa.config import DTYPES
 from sempa.errors import SempaError
-from sempa.export.model_card import model_card
-from sempa.io.files import check_output, replace_folder, write_atomic, write_json
-from sempa.model.adapter_files import adapter_folder, load_adapter
+from sempa.export.model_card import base_card, model_card
+from sempa.export.prompt_template import TEMPLATE_FILE, prompt_template
+from sempa.io.files import check_output, read_json, replace_folder, write_atomic, write_json
+from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
@@ -25,20 +25,13 @@ from sempa.model.resolve import quiet, resolve_model
 SHARD = "5GB"
 # What a tokenizer may consist of beside the files that transformers writes: llama.cpp reads the original ones.
 _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt")
-# `prompts.clean_sentence` in the language of chat templates, which sentence-transformers runs on every sentence.
-_CLEAN = """\
-{%- set sentence = messages[-1]['content'].split() | join(' ') -%}
-{%- if sentence and sentence[-1] not in ".?\\"'" -%}{%- set sentence = sentence ~ '.' -%}{%- endif -%}
-{%- set sentence = sentence | replace('"', "'") -%}
-{%- if sentence.endswith('?') -%}{%- set sentence = sentence[:-1] ~ '.' -%}{%- endif -%}
-"""
 
 
 def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat16") -> None:
     """Write the adapter merged into its base as a plain transformers folder, which vLLM and llama.cpp's converter take.
 
     It holds weights (W + (α / r) B A in float32, rounded to `dtype` once), config, generation config, tokenizer, chat
-    template and a model card.
+    template, the one-word prompt as another chat template, and a model card.
 
     Args:
         model: the base, as `sempa.model.base.load_base` takes it.
@@ -47,9 +40,10 @@ def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat1
         dtype: `bfloat16` or `float32`.
 
     Raises:
-        SempaError: an existing output, a base or adapter that cannot be loaded or do not fit, a full disk.
+        SempaError: an existing output, a base or adapter that cannot be loaded or do not fit, an adapter trained at
+            another readout than PromptEOL, a full disk.
     """
-    _export(model, adapter, output, dtype, for_sentence_transformers=False)
+    _export(model, adapter, output, dtype, "merged")
 
 
 def export_sentence_transformers(model: str, adapter: Path, output: Path, dtype: str = "bfloat16") -> None:
@@ -59,29 +53,66 @@ def export_sentence_transformers(model: str, adapter: Path, output: Path, dtype:
     `trust_remote_code` is needed to load the folder. Its own chat template stays in place, so it still answers, too.
     Arguments and errors are those of `export_merged`.
     """
-    _export(model, adapter, output, dtype, for_sentence_transformers=True)
+    _export(model, adapter, output, dtype, "sentence-transformers")
 
 
-def _export(model: str, adapter: Path, output: Path, dtype: str, *, for_sentence_transformers: bool) -> None:
+def export_base(model: str, adapter: Path, output: Path) -> None:
+    """Write the base alone as a plain transformers folder in its stored precision, for PEFT and llama.cpp's converters.
+
+    Arguments and errors are those of `export_merged`.
+    """
+    check_new(output)
+    folder = adapter_folder(adapter)
+    base = _load_stored(model)
+
+    def write(temporary: Path) -> None:
+        _write_model(base, temporary)
+        write_atomic(temporary / "README.md", base_card(output.name, model, folder.name))
+
+    replace_folder(output, write, new=True)
+
+
+def _export(model: str, adapter: Path, output: Path, dtype: str, kind: str) -> None:
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    check_new(output)
+    folder = prompteol_adapter(adapter)
+    base = merged_base(model, folder, dtype)
+
+    def write(temporary: Path) -> None:
+        if kind == "sentence-transformers":
+            # Any token will do: padding on the right is never seen.
+            base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
+        _write_model(base, temporary)
+        if kind == "sentence-transformers":
+            _write_sentence_transformers(base, temporary)
+        write_prompt_and_card(temporary, output.name, model, folder, base, kind)
+
+    replace_folder(output, write, new=True)
+
+
+def check_new(output: Path) -> None:
+    """Raise `SempaError` unless a new folder can be written at `output`."""
     if output.exists() or output.is_symlink():
         raise SempaError(f"output {output}: exists already; give a folder that does not")
     check_output(output, folder=True)
-    folder = adapter_folder(adapter)
-    base = merged_base(model, folder, dtype)
-    card = model_card(output.name, model, folder, base, for_sentence_transformers=for_sentence_transformers)
 
-    def write(temporary: Path) -> None:
-        with quiet():
-            base.model.save_pretrained(temporary, max_shard_size=SHARD)
-            base.tokenizer.save_pretrained(temporary)
-        _copy_tokenizer_files(base.source, temporary)
-        if for_sentence_transformers:
-            _write_sentence_transformers(base, temporary)
-        write_atomic(temporary / "README.md", card)
 
-    replace_folder(output, write, new=True)
+def prompteol_adapter(path: Path) -> Path:
+    """The adapter folder in `path`; raises `SempaError` for one whose embeddings other tools do not compute."""
+    folder = adapter_folder(path)
+    if (readout := adapter_readout(folder)) != "prompteol":
+        raise SempaError(
+            f"adapter {str(path)!r}: was trained at the readout {readout}, which other tools do not compute; embed "
+            "with sempa, or train with readout=prompteol"
+        )
+    return folder
+
+
+def write_prompt_and_card(folder: Path, name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> None:
+    """Write `prompteol.jinja` and `README.md`; `name` is the exported folder's, `kind` as `model_card` takes it."""
+    write_atomic(folder / TEMPLATE_FILE, prompt_template(base.tokenizer))
+    write_atomic(folder / "README.md", model_card(name, model, adapter, base, kind))
 
 
 def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
@@ -90,17 +121,40 @@ def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
     Raises `SempaError` as `load_base` and `load_adapter` do.
     """
     # In its stored precision, so that only one layer at a time is there in float32.
-    stored = open_config(model, resolve_model(model)).dtype
-    base = load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu", emulate=True)
+    base = _load_stored(model)
     load_adapter(base.model, adapter)
     merge_adapter(base.model, getattr(torch, dtype))
     base.model.to(getattr(torch, dtype))
     return base
 
 
-def sentence_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Clean-up and PromptEOL as a Jinja template: `[{"content": sentence}]` → the text of `encode_one_word`."""
-    return f"{_CLEAN}{begin_of_text(tokenizer)}{EOL_PREFIX}{{{{ sentence }}}}{EOL_SUFFIX}"
+def _load_stored(model: str) -> BaseModel:
+    """The base on the CPU in the precision of its files."""
+    stored = open_config(model, resolve_model(model)).dtype
+    return load_base(model, "bfloat16" if stored == torch.bfloat16 else "float32", "cpu", emulate=True)
+
+
+def _write_model(base: BaseModel, folder: Path) -> None:
+    """Weights, configs and tokenizer as transformers 5 writes them, and as transformers 4.57 reads them, too."""
+    with quiet():
+        base.model.save_pretrained(folder, max_shard_size=SHARD)
+        base.tokenizer.save_pretrained(folder)
+    _copy_tokenizer_files(base.source, folder)
+    config = read_json(folder / "config.json")
+    config["torch_dtype"] = config["dtype"]
+    # By the new name alone version 4 takes its default of 10,000, and nothing tells. Bases with one rotation for each
+    # kind of layer had no common name for theirs.
+    if theta := (rope := config.get("rope_parameters") or {}).get("rope_theta"):
+        config["rope_theta"] = theta
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = rope
+    write_json(folder / "config.json", config)
+    tokenizer = read_json(folder / "tokenizer_config.json")
+    if tokenizer["tokenizer_class"] == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_json(folder / "tokenizer_config.json", tokenizer)
 
 
 def _copy_tokenizer_files(source: str, folder: Path) -> None:
@@ -117,17 +171,13 @@ def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
     package = "sentence_transformers"
     read = {"method": "forward", "method_output_name": "last_hidden_state"}
     text: dict[str, object] = {"padding_side": "right"}
-    template: dict[str, object] = {"chat_template": sentence_template(base.tokenizer)}
+    template: dict[str, object] = {"chat_template": prompt_template(base.tokenizer)}
     # A control token in a sentence is text. Where the prompt itself begins with one, only the newer option can do that,
     # which tokenizes the text on either side by itself.
     if begin_of_text(base.tokenizer):
         template["sanitize_control_tokens"] = True
     else:
         text["split_special_tokens"] = True
-    if base.tokenizer.pad_token is None:
-        # Any token will do: padding on the right is never seen.
-        base.tokenizer.pad_token = base.tokenizer.eos_token
-        base.tokenizer.save_pretrained(folder)
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{package}.base.modules.transformer.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.{package[:-1]}.modules.pooling.Pooling"},

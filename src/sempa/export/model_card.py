@@ -9,6 +9,7 @@ import yaml
 from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
 from sempa.batching.tokens import begin_of_text
+from sempa.export.prompt_template import TEMPLATE_FILE
 from sempa.model.adapter_files import read_adapter
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
@@ -18,54 +19,128 @@ from sempa.report.tables import markdown_table
 PAPER = "https://arxiv.org/abs/2601.05075"
 # Settings that say something of one machine only.
 _OF_ONE_MACHINE = ("model", "device", "output")
+_FOLDERS = ("merged", "sentence-transformers")
 _USE_MERGED = """\
+```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 
-# Sentence embeddings, with `pip install sempa`:
+# Sentence embeddings, with sempa (`pip install .` in a checkout of it):
 from sempa import Embedder
 
-vectors = Embedder("{name}").encode(["A man plays a guitar.", "Someone makes music."], normalize=True)"""
+vectors = Embedder("{name}").encode(["A man plays a guitar.", "Someone makes music."], normalize=True)
+```"""
 _USE_SENTENCE_TRANSFORMERS = """\
+```python
 from sentence_transformers import SentenceTransformer  # 6.0 or later; earlier ones ignore the template
 
 model = SentenceTransformer("{name}")
 vectors = model.encode(["A man plays a guitar.", "Someone makes music."], normalize_embeddings=True)
-print(vectors[0] @ vectors[1])"""
+print(vectors[0] @ vectors[1])
+```"""
+_USE_VLLM = """\
+With vLLM:
+
+```
+vllm serve {name} --runner pooling --convert embed --pooler-config '{{"pooling_type": "LAST"}}' \\
+  --chat-template {name}/{template}
+curl localhost:8000/v1/embeddings -H 'Content-Type: application/json' \\
+  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "A man plays a guitar."}}]}}'
+```
+
+llama-server takes a GGUF file, which `sempa export --gguf f16` writes from the same adapter."""
+_USE_LLAMA_SERVER = """\
+With llama.cpp, whose server fills the prompt in by one request and embeds it by another:
+
+```
+llama-server -m {file} --embeddings --pooling last --jinja --chat-template-file {name}/{template}
+curl -s localhost:8080/apply-template -d '{{"messages": [{{"role": "user", "content": "A man plays a guitar."}}]}}' |
+  jq '{{input: .prompt}}' | curl -s localhost:8080/v1/embeddings -d @-
+```
+
+Without `--embeddings`, `--pooling` and `--chat-template-file` it chats."""
+_PROMPT = """\
+An embedding is the last layer's hidden state at the last token of `{prefix}…{suffix}`; compare two by their cosine. A
+server that gets the bare sentence embeds something else, and nothing tells: on STS-B dev a default run's {filled}
+falls to {raw}. `{template}` is clean-up and prompt as a chat template, which fills the last user message in."""
+# ρ × 100 on STS-B dev with the prompt and without it (docs/integrations.md has the command).
+_FILLED, _RAW = 79.6, 45.1
+_BASE_CARD = """\
+# {name}
+
+{model}, the base of a LoRA adapter, as a plain transformers folder. Nothing of the adapter is in it. Written by sempa
+{version}.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{name}"), "{adapter}")
+```
+
+llama.cpp's converter takes it, too: `python convert_lora_to_gguf.py {adapter} --base {name}`.
+"""
 
 
-def model_card(name: str, model: str, adapter: Path, merged: BaseModel, *, for_sentence_transformers: bool) -> str:
+def base_card(name: str, model: str, adapter: str) -> str:
+    """The card of a base alone; `name` is the exported folder's name, `adapter` the adapter's."""
+    return _BASE_CARD.format(name=name, model=_base_name(model), adapter=adapter, version=__version__)
+
+
+def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> str:
     """The card as Markdown with its YAML head; figures come from the `report.json` of the run that holds the adapter.
 
-    `name` is the exported folder's name, `model` the base model's, `merged` what is exported.
+    `name` is the exported folder's name, `model` the base model's. `base` is what is exported, as `kind`: `merged`,
+    `sentence-transformers`, or a GGUF file's `f32`, `f16`, `q8_0` or `lora`.
     """
-    report, dtype = _report(adapter), str(merged.model.dtype).removeprefix("torch.")
+    report = _report(adapter)
     settings, _ = read_adapter(adapter)
-    library = "sentence-transformers" if for_sentence_transformers else "transformers"
+    library = {"merged": "transformers", "sentence-transformers": kind}.get(kind, "gguf")
     head: dict[str, object] = {
         "library_name": library,
-        "pipeline_tag": "sentence-similarity" if for_sentence_transformers else "text-generation",
+        "pipeline_tag": "text-generation" if kind == "merged" else "sentence-similarity",
         "tags": ["sempa", "sentence-similarity", "feature-extraction", "dpo", "lora"],
     }
     if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists():
         head["base_model"] = model
-    usage = (_USE_SENTENCE_TRANSFORMERS if for_sentence_transformers else _USE_MERGED).format(name=name)
+    prompt = _PROMPT.format(prefix=EOL_PREFIX, suffix=EOL_SUFFIX, template=TEMPLATE_FILE, filled=_FILLED, raw=_RAW)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
-        f"{Path(report.get('model', model)).name} aligned by SemPA ([arXiv 2601.05075]({PAPER})), with the adapter "
-        "merged: a language model that still answers through its chat template, and whose hidden state behind a "
-        f"one-word prompt is a sentence embedding. Written by sempa {__version__}, weights in {dtype}.",
-        f"## Use\n\n```python\n{usage}\n```",
-        f"An embedding is the last layer's hidden state at the last token of `{EOL_PREFIX}…{EOL_SUFFIX}`; compare two "
-        "by their cosine.",
+        f"{Path(report.get('model', model)).name} aligned by SemPA ([arXiv 2601.05075]({PAPER})), "
+        f"{_what(model, base, kind)}: a language model that still answers through its chat template, and whose hidden "
+        f"state behind a one-word prompt is a sentence embedding. Written by sempa {__version__}.",
+        f"## Use\n\n{_usage(name, kind)}",
+        f"## The prompt\n\n{prompt}",
         _measured(report),
         _trained(report, settings),
-        _limits(report, merged, for_sentence_transformers),
+        _limits(report, base, kind),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _base_name(model: str) -> str:
+    """A base's name without the folders of one machine."""
+    return model if model.count("/") == 1 and not Path(model).exists() else Path(model).name
+
+
+def _what(model: str, base: BaseModel, kind: str) -> str:
+    if kind == "lora":
+        return f"the adapter alone, to be put on a GGUF file of {_base_name(model)}"
+    merged = "with the adapter merged, weights in "
+    return merged + (str(base.model.dtype).removeprefix("torch.") if kind in _FOLDERS else kind)
+
+
+def _usage(name: str, kind: str) -> str:
+    names = {"name": name, "template": TEMPLATE_FILE, "file": f"{name}/{name}-{kind}.gguf"}
+    if kind == "lora":
+        names["file"] = f"BASE.gguf --lora {names['file']}"
+    if kind not in _FOLDERS:
+        return _USE_LLAMA_SERVER.format(**names)
+    use = _USE_MERGED if kind == "merged" else _USE_SENTENCE_TRANSFORMERS
+    return f"{use}\n\n{_USE_VLLM}".format(**names)
 
 
 def _report(adapter: Path) -> dict:
@@ -107,7 +182,7 @@ def _trained(report: dict, settings: dict) -> str:
     return f"## Training data and settings\n\n{data}\n\n" + markdown_table("", ["setting", "value"], rows)
 
 
-def _limits(report: dict, merged: BaseModel, for_sentence_transformers: bool) -> str:
+def _limits(report: dict, base: BaseModel, kind: str) -> str:
     limits = [
         "The figures above are of this run's data; for your own, measure on your own.",
         "Similarity is that of meaning as natural-language inference has it, learnt from pairs in the language of the "
@@ -116,23 +191,23 @@ def _limits(report: dict, merged: BaseModel, for_sentence_transformers: bool) ->
         "becomes a full stop, and double quotes become single ones: what differs in these alone is embedded alike.",
         "What the base model gets wrong, and what its licence forbids, holds for this one too.",
     ]
-    if (context := context_length(merged.model)) < sys.maxsize:
-        cut = " (the sentence is cut, the prompt's end kept)" if for_sentence_transformers else ""
+    if (context := context_length(base.model)) < sys.maxsize:
+        cut = " (the sentence is cut, the prompt's end kept)" if kind == "sentence-transformers" else ""
         limits.append(f"Prompt and sentence together may have {context:,} tokens{cut}.")
-    limits.append(_control_tokens(merged, for_sentence_transformers))
+    limits.append(_control_tokens(base, kind))
     if changes := [row for row in report.get("retention") or [] if row.get("change") is not None]:
         worst = max(changes, key=lambda row: row["change"])
         limits.append(f"Language modelling changed: perplexity on {worst['text']} by {100 * worst['change']:+.1f} %.")
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
 
 
-def _control_tokens(merged: BaseModel, for_sentence_transformers: bool) -> str:
-    example = merged.tokenizer.eos_token or merged.tokenizer.bos_token
-    if not for_sentence_transformers:
+def _control_tokens(base: BaseModel, kind: str) -> str:
+    example = base.tokenizer.eos_token or base.tokenizer.bos_token
+    if kind != "sentence-transformers":
         return (
             f"Other tools read a control token in a text, such as `{example}`, as that token; sempa reads it as text."
         )
-    if begin_of_text(merged.tokenizer):
+    if begin_of_text(base.tokenizer):
         return (
             f"`{example}` and its like in a sentence are read as text by transformers 5.23 or later; the text around "
             "them may be cut into other tokens than by sempa."

@@ -55,7 +55,7 @@ def run_harness(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SempaError(
-            f"lm-evaluation-harness is missing ({error}); install it with: pip install 'sempa[lm-eval]'"
+            f"lm-evaluation-harness is missing ({error}); install it with: pip install lm_eval accelerate peft"
         ) from error
     # The harness's own 14,000 task files take ten seconds to index, and a task of the user's needs none of them.
     manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in tasks))

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("sempa", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+from sempa import __version__
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def origin(device: str = "") -> dict:
@@ -18,7 +20,8 @@ def origin(device: str = "") -> dict:
 
 def versions() -> dict[str, str]:
     """The versions of Python, sempa and the packages that its figures depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "sempa": __version__, **packages}
 
 
 def machine(device: str = "") -> dict:

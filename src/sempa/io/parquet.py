@@ -34,7 +34,7 @@ def import_pyarrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError as error:
         raise SempaError(
-            "parquet files and datasets folders need pyarrow; install it with: pip install 'sempa[parquet]'"
+            "parquet files and datasets folders need pyarrow; install it with: pip install pyarrow"
         ) from error
     return pyarrow
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.io.files import read_json, write_json
+from sempa.io.files import read_json, write_atomic, write_json
 from sempa.io.tensors import read_tensors, write_tensors
 from sempa.model.lora import (
     PEFT_PREFIX,
@@ -23,7 +23,7 @@ from sempa.model.lora import (
     remove_adapter,
 )
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"
 # Beside PEFT's files: how the embedding that the adapter was trained for is read.
 READOUT_FILE = "readout.json"
 _NUMBERS = (int, float)
@@ -43,12 +43,28 @@ _PLAIN_SETTINGS = {
     *("fan_in_fan_out", "eva_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
 }
 _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
+_CARD = """\
+# LoRA adapter of SemPA
+
+Base model: `{base}`. sempa knows it by this name, on any machine:
+
+```python
+Embedder("{base}", adapter="ADAPTER").encode(["A man plays a guitar."])  # from sempa; ADAPTER is this folder
+```
+
+PEFT and llama.cpp's converter take the base as a folder, which `sempa export --base ADAPTER BASE` writes:
+
+```python
+PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "ADAPTER")
+```
+"""
 
 
-def save_adapter(model: nn.Module, folder: Path, base_source: str, readout: str = "") -> None:
+def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
 
-    With `readout`, also `readout.json`: the readout that the adapter was trained at.
+    `base_name` is the base's portable name (`sempa.model.resolve.portable_name`). With `readout`, the readout that the
+    adapter was trained at, also `readout.json` and a README.md that says how to use the adapter.
     """
     layers = lora_layers(model)
     first = next(iter(layers.values()))
@@ -56,11 +72,12 @@ def save_adapter(model: nn.Module, folder: Path, base_source: str, readout: str 
     write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
     if readout:
         write_json(folder / READOUT_FILE, {"readout": readout})
+        write_atomic(folder / CARD_FILE, _CARD.format(base=base_name))
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_source,
+        "base_model_name_or_path": base_name,
         "r": rank,
         "lora_alpha": first.scale * rank,
         "lora_dropout": first.dropout,

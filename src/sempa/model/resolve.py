@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import mmap
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,21 @@ from sempa.io.files import cache_folder, replace_folder, sha256, temporary_folde
 _TWO_MODELS = "holds a model and an adapter_config.json, and which of the two is meant cannot be known"
 # A GGUF header's key (of any architecture) with its value's type and value behind it, as little-endian numbers.
 _BLOCK_COUNT, _GGUF_UINT32 = b".block_count", 4
+# A GGUF file by its name and the first digits of its SHA-256.
+_DIGEST = 12
+_PORTABLE_GGUF = re.compile(rf"([^/\\]+\.gguf)@([0-9a-f]{{{_DIGEST}}})")
+
+
+def portable_name(name: str) -> str:
+    """The name by which an adapter knows its base, and which `resolve_model` takes on any machine.
+
+    The embedded model's and a hub model's name are that already. A GGUF file is called `FILE.gguf@b179c9523d0e`, by its
+    name and its SHA-256. A folder keeps its absolute path.
+    """
+    path = user_path(name)
+    if name == DEFAULT_MODEL or _PORTABLE_GGUF.fullmatch(name) or not path.exists():
+        return name
+    return f"{path.name}@{sha256(path)[:_DIGEST]}" if path.is_file() else str(path.resolve())
 
 
 def resolve_model(name: str) -> str:
@@ -36,6 +52,8 @@ def resolve_model(name: str) -> str:
     """
     if name == DEFAULT_MODEL:
         return str(_converted(_embedded_gguf()))
+    if match := _PORTABLE_GGUF.fullmatch(name):
+        return str(_by_digest(*match.groups()))
     path = user_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -55,6 +73,20 @@ def resolve_model(name: str) -> str:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
         raise SempaError(f"model {name!r}: no such folder")
     return name
+
+
+def _by_digest(file: str, digest: str) -> Path:
+    """The converted folder of a GGUF file that was converted here before, or that lies in the working folder."""
+    converted = cache_folder() / "models" / f"{Path(file).stem}-{digest}"
+    if (converted / "config.json").is_file():
+        return converted
+    if not Path(file).is_file():
+        raise SempaError(
+            f"model '{file}@{digest}': was never read here; put {file} into the working folder, or name it by --model"
+        )
+    if (found := sha256(Path(file))[:_DIGEST]) != digest:
+        raise SempaError(f"model '{file}@{digest}': the file {file} here is another one, its SHA-256 begins {found}")
+    return _converted(Path(file))
 
 
 def _embedded_gguf() -> Path:
@@ -77,7 +109,7 @@ def _converted(gguf: Path) -> Path:
     with gguf.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise SempaError(f"model {str(gguf)!r}: is not a GGUF file (it does not begin with the bytes 'GGUF')")
-    name = f"{gguf.stem}-{sha256(gguf)[:12]}"
+    name = f"{gguf.stem}-{sha256(gguf)[:_DIGEST]}"
     cached = cache_folder() / "models" / name
     if (cached / "config.json").is_file():
         return cached

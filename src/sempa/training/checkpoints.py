@@ -19,7 +19,7 @@ _KEEP = 2
 
 
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, base_source: str
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, base_name: str
 ) -> None:
     """Write `checkpoints/step-…` (adapter, optimiser, state, and a manifest of their checksums) as a whole folder.
 
@@ -28,7 +28,7 @@ def save_checkpoint(
     """
 
     def write(folder: Path) -> None:
-        save_adapter(model, folder, base_source)
+        save_adapter(model, folder, base_name)
         moments = {
             f"{name}/{key}": value
             for name, parameter in lora_parameters(model).items()

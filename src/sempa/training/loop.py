@@ -20,6 +20,7 @@ from sempa.io.files import explain_os_errors, fingerprint
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.checkpointing import checkpoint_blocks
+from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import log_metrics, open_metrics
@@ -66,6 +67,7 @@ def train(
     state |= saved
     metrics = open_metrics(run / "metrics.jsonl" if world.is_first else Path(os.devnull), state["step"])
     already_warned: set[str] = set()
+    base_name = portable_name(config.model)
     began = started - state["seconds"]
 
     with (
@@ -94,7 +96,7 @@ def train(
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": step + 1}
                     if world.is_first:
-                        save_adapter(model, run / "adapter", base.source, config.readout)
+                        save_adapter(model, run / "adapter", base_name, config.readout)
                 log_metrics(metrics, {"step": step + 1, "eval/sts": score})
             if due or stopping:
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
@@ -102,7 +104,7 @@ def train(
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     with explain_os_errors(run):
                         os.fsync(metrics.fileno())
-                    save_checkpoint(run, step + 1, model, optimizer, state, base.source)
+                    save_checkpoint(run, step + 1, model, optimizer, state, base_name)
                 wait_for_all(world)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:

@@ -1,0 +1,203 @@
+"""GGUF files for llama.cpp: the merged model, or the adapter alone for a base that is a GGUF file already.
+
+Plain Llamas only; llama.cpp's own converter, which takes the other exports, knows every architecture.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from sempa.errors import SempaError
+from sempa.export.folders import check_new, merged_base, prompteol_adapter, write_prompt_and_card
+from sempa.export.gguf_tokenizer import add_tokenizer
+from sempa.io.files import replace_folder
+from sempa.model.adapter_files import load_adapter
+from sempa.model.base import BaseModel, load_base, open_config
+from sempa.model.lora import lora_layers
+from sempa.model.resolve import resolve_model
+
+# The type of the matrices, how `general.file_type` calls a file of them, and how far a matrix may be from the one that
+# was written, relative to its norm: rounding to 11 bits, or to 8 bits of the largest number in 32.
+_TYPES = {
+    "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32, 0.0),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16, 2**-11),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, 2**-6),
+}
+KINDS = (*_TYPES, "lora")
+# Static rotations: one factor for each frequency, which a tensor of its own can hold.
+_ROPES = ("default", "linear", "llama3")
+
+
+def export_gguf(model: str, adapter: Path, output: Path, kind: str) -> None:
+    """Write a folder with `NAME-KIND.gguf` for llama.cpp, `prompteol.jinja` and a model card.
+
+    The file is read back and compared before the folder gets its name.
+
+    Args:
+        model: the base, as `sempa.model.base.load_base` takes it: a plain Llama (SmolLM2, Llama 3 and their like).
+        adapter: a run folder or an adapter folder.
+        output: a folder that does not exist yet.
+        kind: `f32`, `f16` or `q8_0`, the merged model with matrices of this type, with vectors in float32, tokenizer,
+            chat template and pooling by the last token; or `lora`, the adapter alone.
+
+    Raises:
+        SempaError: an unknown kind, an existing output, another architecture or tokenizer (the sentence names the
+            converter's command), a base or adapter that cannot be loaded or do not fit, a full disk.
+    """
+    if kind not in KINDS:
+        raise SempaError(f"gguf: found {kind!r}, expected one of {', '.join(KINDS)}")
+    check_new(output)
+    folder = prompteol_adapter(adapter)
+    _check_llama(model, open_config(model, resolve_model(model)), kind)
+    base = _adapted_base(model, folder) if kind == "lora" else merged_base(model, folder, "float32")
+
+    def write(temporary: Path) -> None:
+        path = temporary / f"{output.name}-{kind}.gguf"
+        if kind == "lora":
+            _write_adapter(path, base)
+        else:
+            _write_model(path, base, output.name, kind)
+        write_prompt_and_card(temporary, output.name, model, folder, base, kind)
+
+    replace_folder(output, write, new=True)
+
+
+def _check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    # Mistral and others differ in what a file of the architecture `llama` has no place for.
+    plain = config.model_type == "llama" and config.hidden_act == "silu"
+    if plain and rope in _ROPES and not (config.attention_bias or config.mlp_bias):
+        return
+    command = "sempa export --merge RUN FOLDER, then python convert_hf_to_gguf.py FOLDER"
+    if kind == "lora":
+        command = "sempa export --base RUN FOLDER, then python convert_lora_to_gguf.py RUN/adapter --base FOLDER"
+    raise SempaError(
+        f"model {model!r}: is {config.model_type}, rotated by {rope!r}, and sempa writes GGUF files of plain Llamas "
+        f"only; use llama.cpp's converter (it needs the package sentencepiece): {command}"
+    )
+
+
+def _adapted_base(model: str, adapter: Path) -> BaseModel:
+    base = load_base(model, "float32", "cpu")
+    load_adapter(base.model, adapter)
+    return base
+
+
+def _write_model(path: Path, base: BaseModel, name: str, kind: str) -> None:
+    config, weights = base.model.config, _model_weights(base)
+    matrix_type, file_type, _ = _TYPES[kind]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(file_type)
+    if kind == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_pooling_type(gguf.PoolingType.LAST)
+    rows = len(weights["token_embd.weight"])
+    writer.add_vocab_size(rows)
+    add_tokenizer(writer, base.tokenizer, rows)
+    _write_weights(writer, weights, matrix_type)
+    _check_written(path, weights, kind)
+
+
+def _write_adapter(path: Path, base: BaseModel) -> None:
+    weights = _adapter_weights(base)
+    layer = next(iter(lora_layers(base.model).values()))
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, layer.scale * layer.lora_A.shape[0])
+    _write_weights(writer, weights, gguf.GGMLQuantizationType.F32)
+    _check_written(path, weights, "f32")
+
+
+def _model_weights(base: BaseModel) -> dict[str, Tensor]:
+    """llama.cpp's names → weights, matrices `[out, in]`."""
+    config, names, weights = base.model.config, _names(base), {}
+    for name, weight in base.model.state_dict().items():
+        # Without a head of its own the file's embeddings are the head.
+        if not (name == "lm_head.weight" and config.tie_word_embeddings):
+            weights[names[name]] = _rotary_order(name, weight, config)
+    theta, width = config.rope_parameters["rope_theta"], config.head_dim
+    plain = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    factors = plain / base.model.model.rotary_emb.inv_freq.double()
+    if not torch.allclose(factors, torch.ones_like(factors), rtol=1e-5):
+        weights["rope_freqs.weight"] = factors.float()
+    return weights
+
+
+def _adapter_weights(base: BaseModel) -> dict[str, Tensor]:
+    """llama.cpp's names → A `[r, in]` and B `[out, r]` of every adapted layer."""
+    names, weights = _names(base), {}
+    for name, layer in lora_layers(base.model).items():
+        target = names[f"{name}.weight"]
+        weights[f"{target}.lora_a"] = layer.lora_A.detach()
+        weights[f"{target}.lora_b"] = _rotary_order(name, layer.lora_B.detach(), base.model.config)
+    return weights
+
+
+def _names(base: BaseModel) -> dict[str, str]:
+    """transformers' names of a Llama's weights → llama.cpp's."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.model.config.num_hidden_layers)
+    plain = (name.replace(".base.", ".") for name in base.model.state_dict() if "lora_" not in name)
+    return {name: names.get_name(name, (".weight",)) for name in plain}
+
+
+def _rotary_order(name: str, weight: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Rows of queries and keys in llama.cpp's order: it rotates neighbours, transformers the two halves of a head."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    count = next((heads[part] for part in name.split(".") if part in heads), None)
+    if count is None:
+        return weight
+    return weight.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _write_weights(
+    writer: gguf.GGUFWriter, weights: Mapping[str, Tensor], matrix_type: gguf.GGMLQuantizationType
+) -> None:
+    """The file's header and tensors, converted one at a time."""
+    block, size = gguf.GGML_QUANT_SIZES[matrix_type]
+    for name, weight in weights.items():
+        kind, shape, count = gguf.GGMLQuantizationType.F32, tuple(weight.shape), 4 * weight.numel()
+        if weight.dim() == 2:
+            if shape[1] % block:
+                raise SempaError(
+                    f"gguf: {name} has rows of {shape[1]} numbers, expected blocks of {block} for this type"
+                )
+            kind, count = matrix_type, weight.numel() // block * size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), count, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for weight in weights.values():
+        kind = matrix_type if weight.dim() == 2 else gguf.GGMLQuantizationType.F32
+        writer.write_tensor_data(gguf.quantize(weight.float().contiguous().numpy(), kind))
+    writer.close()
+
+
+def _check_written(path: Path, weights: Mapping[str, Tensor], kind: str) -> None:
+    """Read the file back; raises `SempaError` where a tensor is missing or further from its weights than rounding."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name in stored.keys() | weights.keys():
+        if name in stored and name in weights:
+            expected = weights[name].float().numpy()
+            found = gguf.dequantize(stored[name].data, stored[name].tensor_type).reshape(expected.shape)
+            if np.linalg.norm(found - expected) <= _TYPES[kind][2] * np.linalg.norm(expected):
+                continue
+        raise SempaError(f"gguf: {name} could not be written as {kind}: read back, it is not what it was")

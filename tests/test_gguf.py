@@ -1,0 +1,243 @@
+"""GGUF exports: a real llama.cpp gives sempa's vectors and token ids; what cannot be written is said in a sentence."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import load_script, make_llama, make_tokenizer
+from safetensors.torch import load_file
+from test_export import make_adapter
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from sempa import Embedder, SempaError
+from sempa.cli import main
+from sempa.export.folders import export_merged
+from sempa.export.gguf import KINDS, export_gguf
+from sempa.export.gguf_tokenizer import _LLAMA3
+from sempa.model.adapter_files import save_adapter
+from sempa.model.base import load_base
+from sempa.model.lora import add_lora
+
+peers = load_script(Path(__file__).resolve().parents[1] / "experiments" / "exports" / "peers.py")
+# Long enough for a stretched rotation to matter.
+SENTENCES = [*peers.SENTENCES, "and so on, " * 20 + "until the end"]
+SCALED = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS = {
+    "untied": {},
+    "tied": {"tie_word_embeddings": True},
+    "stretched": {"rope_parameters": SCALED, "head_dim": 16},
+}
+# llama.cpp keeps keys and values in 16 bits, and multiplies an 8-bit matrix by 8-bit activations, whose rounding a
+# model of width 32 averages out less than a real one.
+NEAR = {"f32": 0.99998, "f16": 0.99998, "q8_0": 0.99, "lora": 0.99998}
+
+
+def write_base(folder, **changes):
+    make_llama(initializer_range=0.2, **changes).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request, tmp_path_factory):
+    """A folder with a base, an adapter that matters, and every kind of GGUF; `plain` is the base itself."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = write_base(folder / "base", **MODELS[request.param])
+    make_adapter(load_base(base, "float32", "cpu").model, folder / "adapter", base)
+    for kind in KINDS:
+        export_gguf(base, folder / "adapter", folder / kind, kind)
+    model = load_base(base, "float32", "cpu").model
+    add_lora(model, 2, 8)
+    save_adapter(model, folder / "nothing", base)
+    with pytest.warns(UserWarning, match="changes nothing"):
+        export_gguf(base, folder / "nothing", folder / "plain", "f32")
+    return folder
+
+
+def llama_cpp(*files):
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+    return peers.LlamaCpp(*files)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_gives_sempas_vectors(kind, exported):
+    template = exported / kind / "prompteol.jinja"
+    if kind == "lora":
+        server = llama_cpp(exported / "plain" / "plain-f32.gguf", template, exported / kind / "lora-lora.gguf")
+    else:
+        server = llama_cpp(exported / kind / f"{kind}-{kind}.gguf", template)
+    found = server.embed(SENTENCES)
+    base, adapter = str(exported / "base"), exported / "adapter"
+    assert peers.smallest_cosine(Embedder(base, adapter, dtype="float32").encode(SENTENCES), found) >= NEAR[kind]
+    assert peers.smallest_cosine(Embedder(base, dtype="float32").encode(SENTENCES), found) < 0.9
+
+
+def test_the_same_file_chats_through_the_models_own_template(exported):
+    server = llama_cpp(exported / "f32" / "f32-f32.gguf", None)
+    messages = [{"role": "user", "content": "Hello."}]
+    filled = server.post("/apply-template", {"messages": messages})["prompt"]
+    tokenizer = make_tokenizer()
+    assert filled == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 3, "temperature": 0})
+    assert answer["usage"]["prompt_tokens"] == len(tokenizer(filled)["input_ids"])
+
+
+def test_the_file_holds_the_merged_weights_and_what_a_reader_must_know(exported):
+    base, adapter = str(exported / "base"), exported / "adapter"
+    if not (exported / "merged").exists():
+        export_merged(base, adapter, exported / "merged", "float32")
+    merged = load_file(exported / "merged" / "model.safetensors")
+    reader = gguf.GGUFReader(exported / "f32" / "f32-f32.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["llama.pooling_type"] == gguf.PoolingType.LAST
+    assert fields["tokenizer.chat_template"] == make_tokenizer().chat_template
+    assert fields["tokenizer.ggml.pre"] == "gpt-2"
+    assert fields["tokenizer.ggml.eos_token_id"] == make_tokenizer().eos_token_id
+    stored = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert np.array_equal(stored["blk.1.ffn_up.weight"], merged["model.layers.1.mlp.up_proj.weight"])
+    # Neighbouring rows of a head in the file are the rows of its two halves.
+    keys = merged["model.layers.0.self_attn.k_proj.weight"].numpy()
+    half = keys.shape[0] // 2 // 2
+    for row in range(half):
+        assert np.array_equal(stored["blk.0.attn_k.weight"][2 * row], keys[row])
+        assert np.array_equal(stored["blk.0.attn_k.weight"][2 * row + 1], keys[half + row])
+    assert ("output.weight" in stored) == ("lm_head.weight" in merged)
+    assert ("rope_freqs.weight" in stored) == ("stretched" in exported.name)
+
+
+PRE_TOKENIZERS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+}
+TEXTS = [
+    "In 2024, 12345 dogs' toys weren't  sold;\n\n they'LL  be ² ³ free…   ",
+    "tabs\tand\r\nlines 我们看着 naïve café №7",
+    "a1b22c333d4444 100,000.50 x²+y² 😀😀",
+]
+
+
+def bpe(cut, ignore_merges):
+    inner = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    inner.pre_tokenizer, inner.decoder = cut, decoders.ByteLevel()
+    # One merge of digits, so that cutting numbers differently shows.
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([*TEXTS, "1234 2345 the dogs weren't sold  12 23 34 22 33 44"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|begin|>", eos_token="<|end|>")
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_llama_cpp_cuts_a_text_into_the_same_tokens(name, tmp_path):
+    tokenizer = bpe(PRE_TOKENIZERS[name], name == "llama-bpe")
+    model = make_llama(initializer_range=0.2)
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    path = tmp_path / "out" / "out-f16.gguf"
+    assert gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == name
+    server = llama_cpp(path, None)
+    for text in TEXTS:
+        assert server.post("/tokenize", {"content": text})["tokens"] == tokenizer(text)["input_ids"]
+
+
+def write_gpt2(folder):
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_another_architecture_is_sent_to_the_converter(tmp_path):
+    base = write_gpt2(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    with pytest.raises(SempaError, match=r"is gpt2, .*sentencepiece.*--merge RUN FOLDER.*convert_hf_to_gguf.py FOLDER"):
+        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    with pytest.raises(SempaError, match=r"--base RUN FOLDER.*convert_lora_to_gguf.py RUN/adapter --base FOLDER"):
+        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "lora")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_bias": True},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
+    ],
+)
+def test_a_llama_that_a_file_has_no_place_for_is_refused(changes, tmp_path):
+    base = write_base(tmp_path / "base", **changes)
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    with pytest.raises(SempaError, match=r"plain Llamas only; use llama.cpp's converter"):
+        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+
+
+def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
+    base = write_base(tmp_path / "base")
+    bpe(pre_tokenizers.Whitespace(), False).save_pretrained(tmp_path / "base")
+    model = make_llama()
+    model.resize_token_embeddings(400)
+    model.save_pretrained(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    with pytest.raises(SempaError, match=r"gguf: the base's tokenizer .*convert_hf_to_gguf.py FOLDER"):
+        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+
+
+def test_a_file_that_came_out_wrong_is_not_left_there(tmp_path, monkeypatch):
+    base = write_base(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    right = gguf.quantize
+    monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(1.01 * data, kind))
+    with pytest.raises(SempaError, match="could not be written as f16: read back, it is not what it was"):
+        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_and_its_card(tmp_path, capsys):
+    base = write_base(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    adapter = str(tmp_path / "adapter")
+    assert main(["export", "--gguf", "q8_0", adapter, str(tmp_path / "mine")]) == 0
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "README.md",
+        "mine-q8_0.gguf",
+        "prompteol.jinja",
+    ]
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "llama-server -m mine/mine-q8_0.gguf --embeddings --pooling last" in card
+    assert "--chat-template-file mine/prompteol.jinja" in card
+    assert main(["export", "--gguf", "lora", adapter, str(tmp_path / "alone")]) == 0
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "llama-server -m BASE.gguf --lora alone/alone-lora.gguf" in card
+    assert "the adapter alone, to be put on a GGUF file of base" in card
+    for arguments, told in (
+        (["--gguf", "int4", adapter, "out"], "gguf: found 'int4', expected one of f32, f16, q8_0, lora"),
+        (["--gguf", "f16", "--dtype", "float32", adapter, "out"], "--dtype: is of --merge"),
+    ):
+        capsys.readouterr()
+        assert main(["export", *arguments]) == 2
+        assert told in capsys.readouterr().err
