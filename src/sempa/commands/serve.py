@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
         warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
+    # From here on clients are let in, or wait the moment until uvicorn does so.
+    listener.listen()
     host, port = listener.getsockname()[:2]
     print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)", flush=True)
     # uvicorn finishes what is running, then sends itself the signal again.
@@ -69,7 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that has the address, so that one that is taken is found before the model is loaded."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # By the protocol's name asyncio knows that answers should not wait for the client's acknowledgement.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -21,9 +21,9 @@ from sempa.model.sampling import end_tokens
 from sempa.model.streaming import IncrementalDecoder, stream_tokens
 
 Result = TypeVar("Result")
-# A batch waits until so many seconds have brought no further request, or a twentieth of what the last batch took, in
-# which clients that had their answer come again; it waits for five such pauses at most.
-_PAUSE, _SHARE, _PAUSES = 0.004, 0.05, 5
+# A batch waits so many seconds for company. Then clients that have had their answer may come again: for all of the last
+# batch's it waits this share of the time that it took.
+_PAUSE, _SHARE = 0.004, 0.125
 # A batch holds so many sentences and tokens for each of PyTorch's threads: a turn is short however many wait.
 _SENTENCES, _TOKENS = 32, 1024
 
@@ -48,8 +48,8 @@ class Engine:
         self.width = embedding_width(embedder.readout, self.base.model, embedder.layer)
         self.answers = 0
         self._ends = end_tokens(self.base)
-        # Seconds of the last batch.
-        self._spent = 0.0
+        # Seconds of the last batch, and how many were in it or waited behind it.
+        self._spent, self._clients = 0.0, 0
         self._thread = ThreadPoolExecutor(1, "sempa-model")
         self._waiting: deque[tuple[Sequence[Prompt], asyncio.Future[np.ndarray]]] = deque()
         self._gathering: asyncio.Task | None = None
@@ -93,23 +93,22 @@ class Engine:
     async def _gather(self) -> None:
         try:
             while self._waiting:
-                await self._wait_for_company(max(_PAUSE, _SHARE * self._spent))
+                await self._wait_for_company()
                 began = time.perf_counter()
-                await self._run_batch(self._next_batch())
-                self._spent = time.perf_counter() - began
+                batch = self._next_batch()
+                await self._run_batch(batch)
+                self._spent, self._clients = time.perf_counter() - began, len(batch) + len(self._waiting)
                 while self.answers and time.perf_counter() - began < 2 * self._spent:
                     await asyncio.sleep(_PAUSE)
         finally:
             self._gathering = None
 
-    async def _wait_for_company(self, pause: float) -> None:
-        """Until a pause has brought nobody, or a batch is full."""
-        seen, full = 0, _TOKENS * torch.get_num_threads()
-        for _ in range(_PAUSES):
-            if len(self._waiting) == seen or sum(_tokens(prompts) for prompts, _ in self._waiting) >= full:
+    async def _wait_for_company(self) -> None:
+        until, full = time.perf_counter() + _SHARE * self._spent, _TOKENS * torch.get_num_threads()
+        while sum(_tokens(prompts) for prompts, _ in self._waiting) < full:
+            await asyncio.sleep(_PAUSE)
+            if len(self._waiting) >= self._clients or time.perf_counter() > until:
                 return
-            seen = len(self._waiting)
-            await asyncio.sleep(pause)
 
     def _next_batch(self) -> list[tuple[Sequence[Prompt], asyncio.Future]]:
         """What waits, as far as it fits into one turn; who gave up waiting is left out."""
