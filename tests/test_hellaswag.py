@@ -173,7 +173,7 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     assert report == {"model": "tiny", "notes": ["as it was"], "hellaswag": measured}
     assert terminal_table({"hellaswag": measured}) in shown
     assert f"HellaSwag: {100 * measured['change']:+.2f} points." in (run / "report.html").read_text()
-    (run / "report.json").write_text('{"model": "tiny", "generations": [{"prompt": "a"}]}')
+    (run / "report.json").write_text('{"sts": [{"task": "of another layout"}]}')
     assert main([*command, "--report"]) == 2
     assert f"report: {run / 'report.json'} is not one of this version's runs" in capsys.readouterr().err
     for words, message in (
