@@ -52,14 +52,14 @@ class Config:
     beta: float = 0.1
     anchor: float = 0.0
     # How an embedding is read from the one-word prompt: the readout that contrast trains and that is measured.
-    readout: str = "attention-sum"
+    readout: str = "prompteol"
     # The weight of InfoNCE on embeddings; its candidates: the batch's responses, or all texts in both directions; its
     # temperature τ.
     contrast: float = 1.0
     contrast_candidates: str = "all"
     temperature: float = 0.05
     # The weight of KL(base ‖ policy) per token on samples of the base model.
-    retention: float = 5.0
+    retention: float = 10.0
     # The most KL(base ‖ policy), in nats per token of samples kept from training, that the adapter may cost: it is
     # scaled down until it does not (0: no limit).
     kl_budget: float = 0.015
@@ -70,15 +70,15 @@ class Config:
     # AdamW; the rate warms up, then falls to zero along a cosine.
     learning_rate: float = 1e-3
     epochs: float = 1.0
-    batch_size: int = 16
+    batch_size: int = 8
     weight_decay: float = 0.0
     beta2: float = 0.999
     # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
-    row_tokens: int = 1024
+    row_tokens: int = 512
     checkpoint_activations: bool = False
     # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
-    eval_every: int = 50
-    dev_pairs: int = 200
+    eval_every: int = 20
+    dev_pairs: int = 100
 
 
 _AT_LEAST_ONE = ("batch_size", "row_tokens", "eval_every")
