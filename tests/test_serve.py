@@ -473,6 +473,27 @@ def test_batches_and_tokens_take_turns(embedder, monkeypatch):
             assert second - first > 2
 
 
+def test_sentences_of_a_client_that_gave_up_are_not_embedded(embedder, monkeypatch):
+    run, embedded = engines.embed_prompts, []
+    monkeypatch.setattr(
+        engines, "embed_prompts", lambda base, prompts, *rest: embedded.extend(prompts) or run(base, prompts, *rest)
+    )
+    first, second = (engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES[:2]))
+
+    async def ask():
+        engine = Engine(embedder, 1, Metrics())
+        gone, stays = (asyncio.create_task(engine.embed([prompt])) for prompt in (first, second))
+        await asyncio.sleep(0)
+        gone.cancel()
+        vectors = await stays
+        engine.close()
+        return vectors
+
+    vectors = asyncio.run(ask())
+    assert embedded == [second]
+    np.testing.assert_allclose(vectors[0], embedder.encode(SENTENCES[1]), rtol=1e-4, atol=1e-5)
+
+
 def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embedder, tiny_folder, tmp_path):
     save_adapter(embedder.base.model, tmp_path / "adapter", str(tiny_folder))
     command = [sys.executable, "-m", "sempa", "serve", "--adapter", str(tmp_path), "--port", "0", "--dtype", "float32"]
