@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from sempa import Embedder
 from sempa.batching.prompts import encode_one_word, encode_texts, render_messages
 from sempa.cli import main
+from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.sampling import sample
 
@@ -160,7 +161,7 @@ def test_a_long_list_lets_others_in_and_comes_back_in_order(embedder, address):
             return np.array([one.embedding for one in values])
 
         long = pool.submit(ask, many)
-        until(lambda: metric(address, "sempa_requests") >= 2)
+        until(lambda: metric(address, "sempa_requests_running") >= 2)
         pool.submit(ask, SENTENCES[0]).result()
         np.testing.assert_allclose(long.result(), reference(embedder, many), atol=2e-6)
     assert ended[-1] == len(many)
@@ -236,7 +237,7 @@ def test_models_health_and_metrics(address):
     assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     families = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
     kinds = {family.name: family.type for family in families.text_string_to_metric_families(found.text)}
-    assert kinds["sempa_requests"] == "gauge" and kinds["sempa_generated_tokens"] == "counter"
+    assert kinds["sempa_requests_running"] == "gauge" and kinds["sempa_generated_tokens"] == "counter"
     assert len(kinds) == 8 and set(kinds.values()) == {"gauge", "counter"}
 
 
@@ -376,17 +377,17 @@ def test_a_full_queue_is_429_and_its_clients_come_in_later(embedder, endless):
     ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 400}
     with serving(embedder, requests=2, answers=1) as address, ThreadPoolExecutor(1) as pool:
         running = pool.submit(client(address).chat.completions.create, **ask)
-        until(lambda: metric(address, "sempa_answers") == 1)
+        until(lambda: metric(address, "sempa_answers_running") == 1)
         for stream in (False, True):
             with pytest.raises(openai.RateLimitError, match="1 answers are being written") as raised:
                 client(address).chat.completions.create(**ask, stream=stream)
             assert raised.value.response.headers["retry-after"] == "1"
         assert running.result().usage.completion_tokens == 400
-        until(lambda: metric(address, "sempa_requests") == 1)
+        until(lambda: metric(address, "sempa_requests_running") == 1)
         assert client(address).chat.completions.create(**ask | {"max_tokens": 3})
     with serving(embedder, requests=1) as address, ThreadPoolExecutor(1) as pool:
         running = pool.submit(client(address).chat.completions.create, **ask)
-        until(lambda: metric(address, "sempa_answers") == 1)
+        until(lambda: metric(address, "sempa_answers_running") == 1)
         with pytest.raises(openai.RateLimitError, match="1 requests are under way"):
             client(address).embeddings.create(model="tiny", input="a")
         assert client(address, max_retries=9).embeddings.create(model="tiny", input="a").data
@@ -400,7 +401,7 @@ def test_what_takes_too_long_is_504_and_stops(embedder, endless):
         with pytest.raises(openai.APIError, match=r"took more than 0\.3 seconds"):
             list(client(address).chat.completions.create(**ask, stream=True))
         assert post(address, EMBED, {"input": ["a dog " * 100] * 2000}).status_code == 504
-        until(lambda: metric(address, "sempa_answers") == 0)
+        until(lambda: metric(address, "sempa_answers_running") == 0)
         # The queue is empty again.
         until(lambda: post(address, EMBED, {"input": "a"}).is_success)
 
@@ -414,7 +415,7 @@ def test_a_client_that_hangs_up_ends_its_answer(embedder, endless, stream):
             httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=0.5) as response,
         ):
             assert next(response.iter_lines()).startswith("data: ")
-        until(lambda: metric(address, "sempa_answers") == 0)
+        until(lambda: metric(address, "sempa_answers_running") == 0)
         written = metric(address, "sempa_generated_tokens_total")
         assert 0 < written < 1900
         time.sleep(0.2)
@@ -478,14 +479,38 @@ def test_batches_and_tokens_take_turns(embedder, monkeypatch):
             assert second - first > 2
 
 
-def test_sigterm_finishes_what_is_running(tiny_folder):
-    command = [sys.executable, "-m", "sempa", "serve", str(tiny_folder), "--port", "0", "--dtype", "float32"]
+def test_sentences_of_a_client_that_gave_up_are_not_embedded(embedder, monkeypatch):
+    run, embedded = engines.embed_prompts, []
+    monkeypatch.setattr(
+        engines, "embed_prompts", lambda base, prompts, *rest: embedded.extend(prompts) or run(base, prompts, *rest)
+    )
+    first, second = (engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES[:2]))
+
+    async def ask():
+        engine = Engine(embedder, 1, Metrics())
+        gone, stays = (asyncio.create_task(engine.embed([prompt])) for prompt in (first, second))
+        await asyncio.sleep(0)
+        gone.cancel()
+        vectors = await stays
+        engine.close()
+        return vectors
+
+    vectors = asyncio.run(ask())
+    assert embedded == [second]
+    np.testing.assert_allclose(vectors[0], embedder.encode(SENTENCES[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embedder, tiny_folder, tmp_path):
+    save_adapter(embedder.base.model, tmp_path / "adapter", str(tiny_folder))
+    command = [sys.executable, "-m", "sempa", "serve", "--adapter", str(tmp_path), "--port", "0", "--dtype", "float32"]
     environment = os.environ | {"SEMPA_API_KEY": "k"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, env=environment) as process:
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
         name = tiny_folder.name
         own = client(address, api_key="k")
+        (found,) = own.embeddings.create(model=name, input=SENTENCES[0]).data
+        np.testing.assert_allclose(found.embedding, reference(embedder, SENTENCES[:1])[0], atol=2e-6)
         stream = own.chat.completions.create(model=name, messages=MESSAGES, max_tokens=500, seed=1, stream=True)
         next(iter(stream))
         process.send_signal(signal.SIGTERM)

@@ -75,7 +75,7 @@ class Engine:
         if self.answers >= self.most_answers:
             raise ApiError(429, f"{self.answers} answers are being written; try again later", code="queue_full")
         self.answers += 1
-        self.metrics.add("sempa_answers")
+        self.metrics.add("sempa_answers_running")
         try:
             self.metrics.add("sempa_prompt_tokens_total", len(prompt), path="/v1/chat/completions")
             pieces = _pieces(self.base, self._ends, prompt, asked)
@@ -84,7 +84,7 @@ class Engine:
                 yield piece
         finally:
             self.answers -= 1
-            self.metrics.add("sempa_answers", -1)
+            self.metrics.add("sempa_answers_running", -1)
 
     def close(self) -> None:
         """Wait for the job that runs."""

@@ -45,14 +45,14 @@ class Gate:
 
         error = self._refusal(scope) if scope["path"].startswith("/v1/") else None
         self.requests += 1
-        self.metrics.add("sempa_requests")
+        self.metrics.add("sempa_requests_running")
         try:
             app = self.app if error is None else await error_response(Request(scope), error)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(app(scope, receive, watched_send), self.seconds)
         finally:
             self.requests -= 1
-            self.metrics.add("sempa_requests", -1)
+            self.metrics.add("sempa_requests_running", -1)
             path = scope["path"] if scope["path"] in _PATHS else "other"
             self.metrics.add("sempa_requests_total", path=path, status=status)
             self.metrics.add("sempa_request_seconds_total", time.perf_counter() - began, path=path)

@@ -4,8 +4,8 @@ from collections import Counter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAMILIES = {
-    "sempa_requests": ("gauge", "Requests under way."),
-    "sempa_answers": ("gauge", "Answers being written."),
+    "sempa_requests_running": ("gauge", "Requests under way."),
+    "sempa_answers_running": ("gauge", "Answers being written."),
     "sempa_requests_total": ("counter", "Requests that ended, by path and HTTP status."),
     "sempa_request_seconds_total": ("counter", "Seconds from a request's head to the end of its answer, by path."),
     "sempa_sentences_total": ("counter", "Sentences embedded."),
@@ -19,7 +19,9 @@ class Metrics:
     """Sums since the start, by name and labels. Only the event loop's thread adds to them."""
 
     def __init__(self) -> None:
-        self._sums: Counter[tuple[str, str]] = Counter({(name, ""): 0 for name in ("sempa_requests", "sempa_answers")})
+        self._sums: Counter[tuple[str, str]] = Counter()
+        self.add("sempa_requests_running", 0)
+        self.add("sempa_answers_running", 0)
 
     def add(self, name: str, amount: float = 1, **labels: object) -> None:
         """Add to the sum of that name; label values are the server's own words."""
