@@ -41,7 +41,7 @@ RESULTS = HERE.parent / "results" / "frontier"
 SHARED = (
     *("learning_rate", "batch_size", "beta", "preference", "preference_fraction", "contrast"),
     *("contrast_candidates", "temperature"),
-    *("retention", "lora_rank", "lora_alpha"),
+    *("retention", "lora_rank", "lora_alpha", "readout"),
 )
 # One objective alone, on whole batches; the contrast beside it is off.
 ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_fraction": 1.0}
@@ -123,7 +123,7 @@ def main() -> None:
     # A point that has changed since is measured anew.
     result["rows"] = [row for row in result["rows"] if row["changes"] == POINTS.get(row["name"])]
     if "base" not in result:
-        result["base"] = _scores(base, tasks)
+        result["base"] = _scores(base, tasks, config.readout)
     for seed in range(given.seeds):
         for name, changes in POINTS.items():
             known = any((row["name"], row["seed"]) == (name, seed) for row in result["rows"])
@@ -161,7 +161,7 @@ def _measure(
     for share in (1.0, *SHARES.get(name, ())):
         with interpolated(base.model, share):
             retention = measure_drift(base, texts)
-            row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks)}
+            row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks, config.readout)}
         row |= {"kl": {r["text"]: r["kl"] for r in retention}}
         row |= {"perplexity": {r["text"]: 100 * r["change"] for r in retention}, "training_seconds": seconds}
         rows.append(row)
@@ -170,11 +170,11 @@ def _measure(
     return rows
 
 
-def _scores(base: BaseModel, tasks: list[StsTask]) -> dict:
+def _scores(base: BaseModel, tasks: list[StsTask], readout: str) -> dict:
     vectors: list[np.ndarray] = []
 
     def encode(texts: list[str]) -> np.ndarray:
-        vectors.append(embed(base, texts))
+        vectors.append(embed(base, texts, readout=readout))
         return vectors[0]
 
     scores = {result.task.name: result.score for result in evaluate_sts(encode, tasks)}
