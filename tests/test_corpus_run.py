@@ -1,4 +1,4 @@
-"""The large corpus's script: a killed and resumed corpus is whole, and a leak or a falling rate is told."""
+"""The large corpus's script: a killed and resumed corpus is whole, and a leak or a falling rate is reported."""
 
 from pathlib import Path
 

@@ -234,10 +234,10 @@ def test_the_command_and_its_card(tmp_path, capsys):
     card = (tmp_path / "alone" / "README.md").read_text()
     assert "llama-server -m BASE.gguf --lora alone/alone-lora.gguf" in card
     assert "the adapter alone, to be put on a GGUF file of base" in card
-    for arguments, told in (
+    for arguments, message in (
         (["--gguf", "int4", adapter, "out"], "gguf: found 'int4', expected one of f32, f16, q8_0, lora"),
         (["--gguf", "f16", "--dtype", "float32", adapter, "out"], "--dtype: is of --merge"),
     ):
         capsys.readouterr()
         assert main(["export", *arguments]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ so it is measured on samples of the base that training did not see.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -33,11 +34,14 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
     limit. Warns where the divergence does not grow with the scale, as bisection takes it to do.
     """
     samples = base_samples(base, held_out=True)
-    scale = largest_scale(lambda scale: divergence(base, samples, scale), budget) if budget else 1.0
+    # The curve has scales that bisection has measured already.
+    kl = cache(lambda scale: divergence(base, samples, scale))
+    scale = largest_scale(kl, budget) if budget else 1.0
     curve = []
     for point in sorted({*CURVE, scale}):
         with interpolated(base.model, point):
-            curve.append({"scale": point, "kl": divergence(base, samples, 1.0), "score": score()})
+            similarity = score()
+        curve.append({"scale": point, "kl": kl(point), "score": similarity})
     if any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
         print("warning: the divergence from the base does not grow with the adapter's scale", file=sys.stderr)
     return scale, curve
