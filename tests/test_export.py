@@ -349,12 +349,18 @@ def test_a_base_that_cannot_be_opened_is_one_sentence(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", [["--merge"], ["--sentence-transformers"], ["--gguf", "f16"]])
-def test_an_adapter_that_other_tools_cannot_read_is_refused(kind, run, tmp_path, capsys):
+def test_an_adapter_of_another_readout_is_exported_with_a_note(kind, run, tiny_folder, tmp_path, capsys):
     adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
     (adapter / "readout.json").write_text('{"readout": "attention-sum"}')
-    assert main(["export", *kind, str(adapter), str(tmp_path / "out")]) == 2
-    assert "was trained at the readout attention-sum, which other tools do not compute" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    merged = tmp_path / "out"
+    assert main(["export", *kind, str(adapter), str(merged)]) == 0
+    assert "other tools read the last hidden state" in capsys.readouterr().out
+    if kind != ["--gguf", "f16"]:
+        # sempa itself reads the merged folder as it was trained.
+        embedder = Embedder(str(merged), dtype="float32")
+        assert embedder.readout == "attention-sum"
+        expected = Embedder(str(tiny_folder), adapter, dtype="float32").encode(["A man plays."])
+        assert Embedder.similarity(embedder.encode(["A man plays."]), expected).item() > 0.9999
 
 
 def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):

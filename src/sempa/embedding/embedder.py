@@ -38,8 +38,8 @@ class Embedder:
     Args:
         model: what `sempa.model.base.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
         adapter: folder of a LoRA adapter, from sempa or PEFT, or a run folder; None embeds with the base model.
-        readout: one of `sempa.embedding.readouts.READOUTS`; by default the one that the adapter was trained at, and
-            `prompteol` without an adapter.
+        readout: one of `sempa.embedding.readouts.READOUTS`; by default the one that the adapter, or the merged model,
+            was trained at, and `prompteol` where nothing is said.
         layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
             after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
             for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
@@ -63,7 +63,7 @@ class Embedder:
     ) -> None:
         folder = None if adapter is None else adapter_folder(Path(adapter))
         if readout is None:
-            readout = "prompteol" if folder is None else adapter_readout(folder)
+            readout = adapter_readout(Path(model) if folder is None else folder)
         check_readout(readout, layer)
         self.base = load_base(model, dtype, device)
         if folder is not None:

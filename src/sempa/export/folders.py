@@ -16,7 +16,7 @@ from sempa.errors import SempaError
 from sempa.export.model_card import base_card, model_card
 from sempa.export.prompt_template import TEMPLATE_FILE, prompt_template
 from sempa.io.files import check_output, read_json, replace_folder, write_atomic, write_json
-from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
+from sempa.model.adapter_files import READOUT_FILE, adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
@@ -40,8 +40,7 @@ def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat1
         dtype: `bfloat16` or `float32`.
 
     Raises:
-        SempaError: an existing output, a base or adapter that cannot be loaded or do not fit, an adapter trained at
-            another readout than PromptEOL, a full disk.
+        SempaError: an existing output, a base or adapter that cannot be loaded or do not fit, a full disk.
     """
     _export(model, adapter, output, dtype, "merged")
 
@@ -76,7 +75,7 @@ def _export(model: str, adapter: Path, output: Path, dtype: str, kind: str) -> N
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     check_new(output)
-    folder = prompteol_adapter(adapter)
+    folder = adapter_folder(adapter)
     base = merged_base(model, folder, dtype)
 
     def write(temporary: Path) -> None:
@@ -86,6 +85,7 @@ def _export(model: str, adapter: Path, output: Path, dtype: str, kind: str) -> N
         _write_model(base, temporary)
         if kind == "sentence-transformers":
             _write_sentence_transformers(base, temporary)
+        write_json(temporary / READOUT_FILE, {"readout": adapter_readout(folder)})
         write_prompt_and_card(temporary, output.name, model, folder, base, kind)
 
     replace_folder(output, write, new=True)
@@ -96,17 +96,6 @@ def check_new(output: Path) -> None:
     if output.exists() or output.is_symlink():
         raise SempaError(f"output {output}: exists already; give a folder that does not")
     check_output(output, folder=True)
-
-
-def prompteol_adapter(path: Path) -> Path:
-    """The adapter folder in `path`; raises `SempaError` for one whose embeddings other tools do not compute."""
-    folder = adapter_folder(path)
-    if (readout := adapter_readout(folder)) != "prompteol":
-        raise SempaError(
-            f"adapter {str(path)!r}: was trained at the readout {readout}, which other tools do not compute; embed "
-            "with sempa, or train with readout=prompteol"
-        )
-    return folder
 
 
 def write_prompt_and_card(folder: Path, name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from sempa.errors import SempaError
-from sempa.export.folders import check_new, merged_base, prompteol_adapter, write_prompt_and_card
+from sempa.export.folders import check_new, merged_base, write_prompt_and_card
 from sempa.export.gguf_tokenizer import add_tokenizer
 from sempa.io.files import replace_folder
-from sempa.model.adapter_files import load_adapter
+from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import lora_layers
 from sempa.model.resolve import resolve_model
@@ -52,7 +52,7 @@ def export_gguf(model: str, adapter: Path, output: Path, kind: str) -> None:
     if kind not in KINDS:
         raise SempaError(f"gguf: found {kind!r}, expected one of {', '.join(KINDS)}")
     check_new(output)
-    folder = prompteol_adapter(adapter)
+    folder = adapter_folder(adapter)
     _check_llama(model, open_config(model, resolve_model(model)), kind)
     base = _adapted_base(model, folder) if kind == "lora" else merged_base(model, folder, "float32")
 

@@ -10,7 +10,7 @@ from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
 from sempa.batching.tokens import begin_of_text
 from sempa.export.prompt_template import TEMPLATE_FILE
-from sempa.model.adapter_files import read_adapter
+from sempa.model.adapter_files import adapter_readout, read_adapter
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
 from sempa.report.run_report import tables
@@ -67,6 +67,9 @@ server that gets the bare sentence embeds something else, and nothing tells: on 
 falls to {raw}. `{template}` is clean-up and prompt as a chat template, which fills the last user message in."""
 # ρ × 100 on STS-B dev with the prompt and without it (docs/integrations.md has the command).
 _FILLED, _RAW = 79.6, 45.1
+_OTHER_READOUT = """\
+Similarity was trained and measured at the readout `{readout}`, which `sempa.Embedder` reads. Other tools cannot: they
+read the last hidden state at the same token, which gains less: measure it by `sempa evaluate --readout prompteol`."""
 _BASE_CARD = """\
 # {name}
 
@@ -114,7 +117,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         f"state behind a one-word prompt is a sentence embedding. Written by sempa {__version__}.",
         f"## Use\n\n{_usage(name, kind)}",
         f"## The prompt\n\n{prompt}",
-        _measured(report),
+        _measured(report, adapter_readout(adapter)),
         _trained(report, settings),
         _limits(report, base, kind),
     ]
@@ -151,11 +154,13 @@ def _report(adapter: Path) -> dict:
         return {}
 
 
-def _measured(report: dict) -> str:
+def _measured(report: dict, readout: str) -> str:
     blocks = [markdown_table(*table) for table in tables(report)]
     if not blocks:
         return "## Measured\n\nNothing: no report lay beside the adapter."
     blocks.append(f"Measured by the training run itself, before the merge, {_machine(report)}; base: without adapter.")
+    if readout != "prompteol":
+        blocks.append(_OTHER_READOUT.format(readout=readout))
     return "\n\n".join(["## Measured", *blocks])
 
 

@@ -101,7 +101,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def adapter_readout(folder: Path) -> str:
-    """The readout that the adapter in `folder` was trained at; `prompteol` where nothing is said, as from PEFT.
+    """The readout that the adapter or merged model in `folder` was trained at; `prompteol` where nothing is said.
 
     Raises `SempaError` when its file cannot be read.
     """
