@@ -189,7 +189,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("lora_rank: 1000000000000", "lora_rank is 1000000000000, expected 1 to 65,536"),
         ("lora_rank: 0", "lora_rank is 0, expected 1 to"),
         ("seed: 2147483648", "seed is 2147483648, expected below 2,147,483,648"),
-        ("contrast_candidates: al", "expected one of responses, all; the nearest is 'all'"),
+        ("contrast_candidates: all", "is a key of an earlier version"),
         ("- a\n- b", "found a list, expected lines of `key: value`"),
         ("beta: 1\nbeta: 2", "line 2: key 'beta' stands twice"),
         ("beta: [", "config.yaml: line"),

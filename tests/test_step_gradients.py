@@ -28,8 +28,7 @@ from sempa.training.processes import World
 RANK, ALPHA = 3, 5.0
 OFF = {"preference": 0.0, "anchor": 0.0, "contrast": 0.0, "retention": 0.0, "objective": "none"}
 RANKING = OFF | {"objective": "dpo", "preference": 0.7, "preference_fraction": 0.75, "beta": 0.3}
-RESPONSES = OFF | {"contrast": 0.6, "contrast_candidates": "responses", "temperature": 0.2}
-ALL = RESPONSES | {"contrast_candidates": "all"}
+CONTRAST = OFF | {"contrast": 0.6, "temperature": 0.2, "readout": "prompteol"}
 RETENTION = OFF | {"retention": 4.0}
 EVERYTHING = RANKING | {"anchor": 0.4, "contrast": 0.6, "temperature": 0.2, "retention": 4.0}
 LOSSES = {
@@ -40,9 +39,8 @@ LOSSES = {
     "plackett-luce-top1": RANKING | {"objective": "plackett-luce-top1"},
     "dpo with anchor": RANKING | {"anchor": 0.4},
     "anchor": OFF | {"anchor": 0.4},
-    "contrast with responses": RESPONSES,
-    "contrast with all": ALL,
-    "contrast at the attention outputs": ALL | {"readout": "attention-sum"},
+    "contrast": CONTRAST,
+    "contrast at the attention outputs": CONTRAST | {"readout": "attention-sum"},
     "retention": RETENTION,
     "everything": EVERYTHING,
 }
@@ -200,9 +198,6 @@ def expected_contrast(config, oracle, preferences):
 
     losses = []
     for i in range(n):
-        if config.contrast_candidates == "responses":
-            losses.append(pick(i, n + i, range(n, 3 * n)))
-            continue
         others = [c for c in range(3 * n) if texts[c] not in (texts[i], texts[n + i])]
         losses += [pick(i, n + i, [n + i, *others]) / 2, pick(n + i, i, [i, *others]) / 2]
     return config.contrast * sum(losses) / n
@@ -292,8 +287,7 @@ WRONG_CONFIGS = {
     "no anchor": {"anchor": 0.0},
     "contrast not weighted": {"contrast": 1.0},
     "another temperature": {"temperature": 0.21},
-    "another readout": {"readout": "attention-sum"},
-    "other candidates": {"contrast_candidates": "responses"},
+    "another readout": {"readout": "prompteol"},
     "retention not weighted": {"retention": 1.0},
     "every example ranked": {"preference_fraction": 1.0},
 }

@@ -19,7 +19,6 @@ DTYPES = ("bfloat16", "float32")
 CAPTIONS = "captions"
 RANKINGS = ("plackett-luce", "plackett-luce-top1")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
-CANDIDATES = ("responses", "all")
 # How a one-word prompt is read where the reading is trained: the last hidden state, or the attention outputs there.
 TRAINED_READOUTS = ("prompteol", "attention-sum")
 
@@ -48,18 +47,16 @@ class Config:
     # weight of the chosen sentence's NLL per token.
     objective: str = "dpo"
     preference: float = 0.5
-    preference_fraction: float = 0.25
+    preference_fraction: float = 0.125
     beta: float = 0.1
     anchor: float = 0.0
     # How an embedding is read from the one-word prompt: the readout that contrast trains and that is measured.
-    readout: str = "prompteol"
-    # The weight of InfoNCE on embeddings; its candidates: the batch's responses, or all texts in both directions; its
-    # temperature τ.
+    readout: str = "attention-sum"
+    # The weight of InfoNCE on embeddings, among all texts of a batch, and its temperature τ.
     contrast: float = 1.0
-    contrast_candidates: str = "all"
     temperature: float = 0.05
     # The weight of KL(base ‖ policy) per token on samples of the base model.
-    retention: float = 10.0
+    retention: float = 5.0
     # The most KL(base ‖ policy), in nats per token of samples kept from training, that the adapter may cost: it is
     # scaled down until it does not (0: no limit).
     kl_budget: float = 0.015
@@ -70,11 +67,11 @@ class Config:
     # AdamW; the rate warms up, then falls to zero along a cosine.
     learning_rate: float = 1e-3
     epochs: float = 1.0
-    batch_size: int = 8
+    batch_size: int = 16
     weight_decay: float = 0.0
     beta2: float = 0.999
     # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
-    row_tokens: int = 512
+    row_tokens: int = 1024
     checkpoint_activations: bool = False
     # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
     eval_every: int = 20
@@ -87,7 +84,7 @@ _AT_LEAST_ZERO = (
     "seed",
 )
 _ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "temperature")
-_CHOICES = {"objective": OBJECTIVES, "contrast_candidates": CANDIDATES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
+_CHOICES = {"objective": OBJECTIVES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
 # Beyond the width of any model's layers a higher rank says nothing new.
 _LARGEST_RANK = 65_536
 _BELOW_ONE = ("lora_dropout", "beta2")
@@ -95,6 +92,7 @@ _PATHS = ("triplets", "sts_dir", "gsm8k", "output")
 # Keys of version 0.1, and where their subject is now.
 _GONE = {
     "preference_share": "it is called preference_fraction",
+    "contrast_candidates": "contrast always compares all texts of a batch",
     "interpolation": "kl_budget now finds how far the adapter may go",
     "shard": "sharded bases are gone",
     **dict.fromkeys(("reference_share", "online_tokens"), "online preferences are in experiments/online"),

@@ -25,7 +25,6 @@ from sempa.losses import (
     ches_score,
     conservative_dpo_loss,
     dpo_loss,
-    embedding_infonce_loss,
     ipo_loss,
     nll_per_token,
     plackett_luce_loss,
@@ -173,11 +172,8 @@ def contrast_loss(
     embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)
     sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
     chosen, rejected = responses[0], responses[-1]
-    if config.contrast_candidates == "all":
-        compared = texts[[0, 1, -1]].flatten().to(model.device)
-        losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
-    else:
-        losses = embedding_infonce_loss(sentences, chosen, rejected, config.temperature)
+    compared = texts[[0, 1, -1]].flatten().to(model.device)
+    losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
     loss = config.contrast * losses.mean()
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
