@@ -22,7 +22,6 @@ SEQUENCES = [
     ScoredTokens([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),
     ScoredTokens([1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 5, 8]),
     ScoredTokens([300, 7], [1]),
-    ScoredTokens([300, 7, 8], []),
     ScoredTokens([11, 12, 13, 14, 15, 16], [5]),
 ]
 
@@ -50,27 +49,24 @@ def plain(model, sequences):
     return nll_base / count, nll_aligned / count, kl / count, agree / count, count
 
 
-@pytest.mark.parametrize(("chunk", "together"), [(1, 2048), (640, 13), (1 << 23, 1)])
-def test_the_measures_equal_plain_float64_arithmetic_whatever_the_chunk_and_batch(
-    adapted, monkeypatch, chunk, together
-):
+@pytest.mark.parametrize("chunk", [1, 640, 1 << 23])
+def test_the_measures_equal_plain_float64_arithmetic_whatever_the_chunk(adapted, monkeypatch, chunk):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(module, "BATCH_TOKENS", together)
     measured = token_drift(adapted, SEQUENCES, "text")
     base, aligned, kl, agreement, count = plain(adapted, SEQUENCES)
-    assert measured.tokens == count == 10
-    assert measured.base_perplexity == pytest.approx(torch.tensor(base).exp().item(), rel=1e-4)
-    assert measured.aligned_perplexity == pytest.approx(torch.tensor(aligned).exp().item(), rel=1e-4)
-    assert measured.kl == pytest.approx(kl, rel=1e-3)
+    assert measured["tokens"] == count == 10
+    assert measured["base_perplexity"] == pytest.approx(torch.tensor(base).exp().item(), rel=1e-4)
+    assert measured["aligned_perplexity"] == pytest.approx(torch.tensor(aligned).exp().item(), rel=1e-4)
+    assert measured["kl"] == pytest.approx(kl, rel=1e-3)
     assert kl > 0.01
-    assert measured.agreement == pytest.approx(agreement)
-    assert measured.change == pytest.approx(measured.aligned_perplexity / measured.base_perplexity - 1)
+    assert measured["agreement"] == pytest.approx(agreement)
+    assert measured["change"] == pytest.approx(measured["aligned_perplexity"] / measured["base_perplexity"] - 1)
 
 
 def test_an_adapter_that_does_nothing_has_no_kl_and_full_agreement(tiny_llama):
     add_lora(tiny_llama, 2, 4)
     measured = token_drift(tiny_llama, SEQUENCES, "text")
-    assert (measured.kl, measured.change, measured.agreement) == (0.0, 0.0, 1.0)
+    assert (measured["kl"], measured["change"], measured["agreement"]) == (0.0, 0.0, 1.0)
 
 
 def test_nothing_to_score_is_refused(tiny_llama):

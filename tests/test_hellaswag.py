@@ -130,21 +130,20 @@ def test_paired_statistics_are_scipys():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"endings": None}, "no field 'endings'; found 'ctx', 'label', expected endings, label, ctx"),
-        ({"ctx": None}, "no field 'ctx'; found 'endings', 'label'"),
-        ({"ctx_a": "A dog"}, "no field 'activity_label'"),
-        ({"endings": ["a", "b"]}, r"endings is \['a', 'b'\], expected 4 texts"),
-        ({"endings": ["a", "b", "c", 4]}, "endings is 4, expected text"),
-        ({"endings": ["a", "b", "c", " "]}, "an empty context or ending"),
-        ({"label": ""}, "label is '', expected 0 to 3"),
-        ({"label": True}, "label is True, expected 0 to 3"),
-        ({"ctx": "\ud800"}, "surrogates not allowed"),
+        ({"endings": None}, r"KeyError\('endings'\)"),
+        ({"ctx": None}, r"KeyError\('ctx'\)"),
+        ({"activity_label": "Pets", "ctx_a": "A dog"}, r"KeyError\('ctx_b'\)"),
+        ({"endings": ["a", "b"]}, "an ending too few"),
+        ({"endings": ["a", "b", "c", 4]}, "'int' object has no attribute"),
+        ({"endings": ["a", "b", "c", " "]}, "an empty text"),
+        ({"label": ""}, "invalid literal for int"),
+        ({"label": 4}, "4 is not in range"),
     ],
 )
 def test_a_line_of_another_layout_is_named_with_what_it_lacks(tmp_path, change, message):
     good, bad = lines(2)
     bad = {name: value for name, value in {**bad, **change}.items() if value is not None}
-    with pytest.raises(SempaError, match=r"h\.jsonl:2: .*" + message):
+    with pytest.raises(SempaError, match=rf"h\.jsonl:2: .*{message}.*; expected endings \(four texts\), label"):
         read_hellaswag(write(tmp_path / "h.jsonl", [good, bad]))
 
 

@@ -84,7 +84,7 @@ def test_a_report_measures_the_embeddings_that_similarity_has_scored(embedders):
         np.testing.assert_allclose(scatter[side], (first * second).sum(1), atol=1e-5)
     # Marks that only the given embeddings leave.
     zeros = {side: {sentence: 0 * vector for sentence, vector in vectors.items()} for side, vectors in sides.items()}
-    with pytest.raises(SempaError, match="x < & > y: vector 0: is zero"):
+    with pytest.raises(SempaError, match="vector 0: is zero"):
         measure_geometry(SECOND, zeros)
 
 
@@ -162,9 +162,3 @@ def inks(element, colour="black"):
 def test_an_axis_of_less_than_a_decade_has_labels_in_the_pages_ink():
     side = {"spectrum": [4.0, 3.0, 2.0], "effective_rank": 3.0}
     assert set(inks(ET.fromstring(plots.spectrum({"base": side, "aligned": side})))) == {"currentColor"}
-
-
-def test_a_task_without_positive_pairs_is_named(embedders):
-    task = StsTask("same", [ScoredPair("a", "b", 3.0), ScoredPair("c", "d", 3.0)])
-    with pytest.raises(SempaError, match="same: gold scores: all 2 are 3"):
-        measure_geometry(task, embed_sides(embedders["base"].base, distinct_sentences(task.pairs)))

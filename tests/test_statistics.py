@@ -81,18 +81,6 @@ def test_pearson_is_the_quotient_of_its_definition(points):
     assert pearson(x, y) == pytest.approx(pearson_by_hand(x, y), abs=1e-6)
 
 
-@given(points=COARSE, scale=st.sampled_from([-1e-300, 1.0, 1e304]), shift=st.sampled_from([0, 3]))
-def test_pearson_is_scipys_whatever_the_scale(points, scale, shift):
-    x, y = two_series(points)
-    expected = math.copysign(100, scale) * scipy.stats.pearsonr(x, y).statistic
-    assert pearson(x, [scale * (v + shift) for v in y]) == pytest.approx(expected, abs=1e-6)
-
-
-def test_pearson_of_the_largest_and_the_smallest_numbers_there_are():
-    assert pearson([1, 2, 3], [-1.7e308, 0, 1.7e308]) == pytest.approx(100)
-    assert pearson([1, 2, 3], [0, 0, 5e-324]) == pytest.approx(100 * scipy.stats.pearsonr([1, 2, 3], [0, 0, 1])[0])
-
-
 @pytest.mark.parametrize("correlation", [spearman, pearson, bootstrap])
 @pytest.mark.parametrize(
     "x, y, message",
@@ -109,12 +97,6 @@ def test_a_correlation_that_does_not_exist_is_refused(correlation, x, y, message
     with pytest.raises(SempaError) as caught:
         correlation(x, y)
     assert message in str(caught.value)
-
-
-def test_an_infinite_value_has_a_rank_but_no_distance():
-    assert spearman([1, 2, math.inf], [1, 2, 3]) == 100
-    with pytest.raises(SempaError, match="infinite value"):
-        pearson([1, 2, math.inf], [1, 2, 3])
 
 
 # The bootstrap
@@ -182,8 +164,6 @@ def test_the_seed_decides_the_draws_and_a_name_may_be_a_seed():
     x, y = noisy(50, 1.0)
     np.testing.assert_array_equal(bootstrap(x, y, 20, seed=(1, *b"STS12")), bootstrap(x, y, 20, seed=(1, *b"STS12")))
     assert (bootstrap(x, y, 20, seed=(1, *b"STS12")) != bootstrap(x, y, 20, seed=(1, *b"STS13"))).any()
-    with pytest.raises(SempaError, match="resamples: found 0, expected at least 1"):
-        bootstrap(x, y, 0)
 
 
 def test_draws_without_a_correlation_do_not_move_the_interval():

@@ -1,9 +1,8 @@
 """Texts that a language model is measured on: files of passages or of questions with answers, and the built-in ones."""
 
 import itertools
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +39,17 @@ class ScoredTokens:
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    JSON lines hold `question` and `answer`, or `text`. A file whose name ends in `.jsonl` or `.json`, or whose first
-    line is a JSON object, has JSON lines. Raises `SempaError` with file and line for anything else.
+    JSON lines hold `question` and `answer`, or `text`; a file has them if its name says so, or if it begins with `{"`.
+    Raises `SempaError` with file and line for anything else.
     """
-    lines = numbered_lines(path)
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None:
-        raise SempaError(f"{path}: holds blank lines only, expected texts")
+    lines = _lines(path, "texts")
+    first = next(lines)
     lines = itertools.chain([first], lines)
-    if _is_json_lines(path, first[1]):
-        texts = _recorded_texts(path, lines, (_QUESTIONS, _TEXTS))
+    if {".json", ".jsonl"} & set(path.suffixes) or first[1].lstrip().startswith('{"'):
+        texts = _recorded_texts(path, lines, [_QUESTIONS, _TEXTS])
     else:
-        texts = _passages(lines)
+        groups = itertools.groupby(lines, key=lambda numbered: not numbered[1].strip())
+        texts = (EvalText("".join(line for _, line in group).rstrip()) for blank, group in groups if not blank)
     return list(itertools.islice(texts, limit))
 
 
@@ -82,10 +80,7 @@ def builtin_prompts() -> list[str]:
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` lines of a file that are not blank; raises `SempaError` when there are none."""
-    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()]
-    if not prompts:
-        raise SempaError(f"{path}: holds blank lines only, expected one prompt a line")
-    return prompts[:limit]
+    return [line.strip() for _, line in _lines(path, "one prompt a line") if line.strip()][:limit]
 
 
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:
@@ -119,19 +114,12 @@ def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
         done = end
 
 
-def _is_json_lines(path: Path, first: str) -> bool:
-    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".json")):
-        return True
-    try:
-        return isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _passages(lines: Iterable[tuple[int, str]]) -> Iterator[EvalText]:
-    for blank, group in itertools.groupby(lines, key=lambda numbered: not numbered[1].strip()):
-        if not blank:
-            yield EvalText("".join(line for _, line in group).rstrip())
+def _lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file from its first line with text on; raises `SempaError` when there is none."""
+    lines = itertools.dropwhile(lambda numbered: not numbered[1].strip(), numbered_lines(path))
+    if (first := next(lines, None)) is None:
+        raise SempaError(f"{path}: holds blank lines only, expected {expected}")
+    return itertools.chain([first], lines)
 
 
 def _recorded_texts(path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]) -> Iterator[EvalText]:

@@ -22,8 +22,7 @@ from sempa.model.lora import adapter_disabled
 
 ENDINGS = 4
 ROW_TOKENS = 1024
-# The benchmark as published has the first names; a file may also hold the whole context in `ctx`.
-_PUBLISHED = ("activity_label", "ctx_a", "ctx_b")
+_EXPECTED = "expected endings (four texts), label (0 to 3), and either activity_label, ctx_a and ctx_b, or ctx"
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,7 @@ def read_hellaswag(path: Path, count: int = 0, seed: int = 0) -> list[HellaSwagT
     A line has `endings`, `label` and either the published `activity_label`, `ctx_a` and `ctx_b`, which make the context
     "activity: a B", or `ctx`, the context itself. Raises `SempaError` with file and line for anything else.
     """
-    tasks = []
-    for number, line in numbered_lines(path):
-        if line.strip():
-            try:
-                tasks.append(_task(json_object(line), f"{path}:{number}"))
-            except ValueError as error:
-                raise SempaError(f"{path}:{number}: {error}") from error
+    tasks = [_task(line, f"{path}:{number}") for number, line in numbered_lines(path) if line.strip()]
     if not tasks:
         raise SempaError(f"{path}: holds blank lines only, expected HellaSwag's tasks as JSON lines")
     if not 0 < count < len(tasks):
@@ -90,38 +83,20 @@ def encode_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> list[Prefer
     return preferences
 
 
-def _task(fields: dict, place: str) -> HellaSwagTask:
-    """The task in a line; a `ValueError` says what is wrong with it."""
-    published = any(name in fields for name in _PUBLISHED)
-    names = ("endings", "label", *(_PUBLISHED if published else ("ctx",)))
-    if missing := [name for name in names if name not in fields]:
-        found = ", ".join(map(repr, list(fields)[:8])) or "none"
-        raise ValueError(f"no field {missing[0]!r}; found {found}, expected {', '.join(names)}")
-    for name in names[2:]:
-        _check_text(name, fields[name])
-    context = fields["ctx"] if not published else _published_context(*(fields[name] for name in _PUBLISHED))
-    endings, label = fields["endings"], fields["label"]
-    if not isinstance(endings, list) or len(endings) != ENDINGS:
-        raise ValueError(f"endings is {endings!r:.60}, expected {ENDINGS} texts")
-    for ending in endings:
-        _check_text("endings", ending)
-    if str(label) not in map(str, range(ENDINGS)):
-        raise ValueError(f"label is {label!r:.60}, expected 0 to {ENDINGS - 1}")
-    context, *cleaned = (_clean(text) for text in (context, *endings))
-    if not (context and all(cleaned)):
-        raise ValueError("an empty context or ending")
-    return HellaSwagTask(context, tuple(cleaned), int(label), place)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r:.60}, expected text")
-    # Half a surrogate pair passes the JSON parser, but no tokenizer.
-    value.encode()
-
-
-def _published_context(activity: str, first: str, second: str) -> str:
-    return f"{activity}: {first} {second.capitalize()}"
+def _task(line: str, place: str) -> HellaSwagTask:
+    try:
+        fields = json_object(line)
+        if "activity_label" in fields:
+            context = f"{fields['activity_label']}: {fields['ctx_a']} {fields['ctx_b'].capitalize()}"
+        else:
+            context = fields["ctx"]
+        context, *endings = map(_clean, (context, *fields["endings"]))
+        answer = range(ENDINGS).index(int(fields["label"]))
+        if len(endings) != ENDINGS or not (context and all(endings)):
+            raise ValueError("an ending too few or too many, or an empty text")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SempaError(f"{place}: is no HellaSwag task ({error!r}); {_EXPECTED}") from error
+    return HellaSwagTask(context, tuple(endings), answer, place)
 
 
 def _clean(text: str) -> str:

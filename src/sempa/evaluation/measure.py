@@ -51,13 +51,10 @@ def embed_sides(
 ) -> Sides:
     """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned` where that is asked for."""
     distinct = list(dict.fromkeys(sentences))
-
-    def by_sentence() -> dict[str, np.ndarray]:
-        return dict(zip(distinct, embed(base, distinct, layer=layer, show_progress=True, readout=readout)))
-
+    encode = partial(embed, base, distinct, layer=layer, show_progress=True, readout=readout)
     with adapter_disabled(base.model):
-        sides = {"base": by_sentence()}
-    return {**sides, "aligned": by_sentence()} if aligned else sides
+        sides = {"base": dict(zip(distinct, encode()))}
+    return {**sides, "aligned": dict(zip(distinct, encode()))} if aligned else sides
 
 
 def measure_sts(
@@ -123,17 +120,11 @@ def response_logprobs(
 
 
 def measure_geometry(task: StsTask, sides: Sides) -> dict:
-    """One entry of a report's `geometry`: `all_measures` of each side's embeddings of the task's sentences.
-
-    Raises `SempaError` naming the task where no pair counts as positive or an embedding cannot be measured.
-    """
+    """One entry of a report's `geometry`: `all_measures` of each side's embeddings of the task's sentences."""
     sentences = distinct_sentences(task.pairs)
-    try:
-        positives = positive_pairs(task.pairs, sentences)
-        measured = {
-            side: all_measures(np.stack([vectors[sentence] for sentence in sentences]), positives)
-            for side, vectors in sides.items()
-        }
-    except SempaError as error:
-        raise SempaError(f"{task.name}: {error}") from error
+    positives = positive_pairs(task.pairs, sentences)
+    measured = {
+        side: all_measures(np.stack([vectors[sentence] for sentence in sentences]), positives)
+        for side, vectors in sides.items()
+    }
     return {"task": task.name, "sentences": len(sentences), "positives": len(positives), **measured}

@@ -6,9 +6,9 @@ second call measures only the rows that are missing.
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from sempa.embedding.embedder import embed
 from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval
-from sempa.evaluation.sts import StsResult, bootstrap_scores, encode_distinct, pair_cosines, score_sts
-from sempa.io.files import fingerprint, sha256, write_json
+from sempa.evaluation.sts import StsResult, bootstrap_scores, pair_cosines, score_sts
+from sempa.io.files import fingerprint, read_json, sha256, write_json
 from sempa.io.progress import bar
 from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
@@ -46,6 +46,7 @@ class Method:
 
 # Every other row is tested against this one.
 BASELINE = Method("prompteol")
+AVERAGE = "average"
 
 
 def parse_methods(readouts: str, adapter: str = "") -> list[Method]:
@@ -76,53 +77,56 @@ def measure_rows(
     Raises `SempaError` for a method given twice, a layer that the model does not have, an adapter that cannot be used,
     a row whose cosines on a task are all the same, and whatever `embed` raises.
     """
-    check_methods(base, methods)
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     rows = {}
-    for method, key in zip(methods, row_keys(base, methods, pairs)):
-        file = folder / f"{method.readout}-{key}.json"
-        stored = _read_cosines(file, tasks)
-        cosines = stored or _measure_cosines(base, method, tasks)
+    for method, key in row_keys(base, methods, pairs).items():
+        cosines = stored(folder / f"{method.readout}-{key}.json", partial(_measure_cosines, base, method, tasks))
         try:
-            rows[method] = [score_sts(task, own) for task, own in zip(tasks, cosines)]
+            rows[method] = [score_sts(task, np.array(cosines[task.name])) for task in tasks]
         except SempaError as error:
             raise SempaError(f"row {method.label}: {error}") from error
-        if stored is None:
-            write_json(file, {task.name: own.tolist() for task, own in zip(tasks, cosines)})
     return rows
 
 
-def check_methods(base: BaseModel, methods: Sequence[Method]) -> None:
-    """Raise `SempaError` for a method given twice, a layer that the model does not have, an unusable adapter."""
-    for place, method in enumerate(methods):
-        if method in methods[:place]:
-            raise SempaError(f"row {method.label}: is there twice")
-        check_readout(method.readout, method.layer, base.model)
-        if method.adapter:
-            # A broken adapter is found before the first row is measured.
-            read_adapter(Path(method.adapter))
+def stored(file: Path, measure: Callable[[], object]) -> object:
+    """What the JSON file holds; where there is none yet, what `measure` returns, written to it."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(file)
+    measured = measure()
+    write_json(file, measured)
+    return measured
 
 
-def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> list[str]:
-    """For each method a fingerprint of all that decides its figures on `data`."""
+def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
+    """For each method a fingerprint of all that decides its figures on `data`.
+
+    Raises `SempaError` for a method given twice, a layer that the model does not have, an unusable adapter.
+    """
     machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
     common = fingerprint(weights_fingerprint(base), machine, data)
-    adapters = {
-        adapter: [sha256(Path(adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        for adapter in {method.adapter for method in methods if method.adapter}
-    }
-    return [fingerprint(common, m.readout, m.layer, adapters.get(m.adapter)) for m in methods]
+    keys: dict[Method, str] = {}
+    for method in methods:
+        if method in keys:
+            raise SempaError(f"row {method.label}: is there twice")
+        check_readout(method.readout, method.layer, base.model)
+        files = []
+        if method.adapter:
+            read_adapter(Path(method.adapter))
+            files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        keys[method] = fingerprint(common, method.readout, method.layer, files)
+    return keys
 
 
-@contextlib.contextmanager
-def holding_adapter(base: BaseModel, method: Method) -> Iterator[None]:
-    """Inside, `base` holds the method's adapter, if it has one; afterwards it holds none."""
+def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: str) -> dict[str, np.ndarray]:
+    """The method's embedding of each sentence; `base` holds no adapter, before and after."""
     try:
         if method.adapter:
             load_adapter(base.model, Path(method.adapter))
-        yield
+        with bar(len(sentences), label, "sentence") as progress:
+            found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=progress)
     finally:
         remove_adapter(base.model)
+    return dict(zip(sentences, found))
 
 
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
@@ -135,12 +139,12 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
     figures = {method: _figures(results) for method, results in rows.items()}
     draws = _draws(rows, resamples, seed) if resamples else {}
     for method, drawn in draws.items():
-        for place, (figure, values) in enumerate(zip(figures[method], drawn)):
+        for name, values in drawn.items():
+            figure = figures[method][name]
             figure["spearman_interval"] = interval(values)
             if BASELINE in rows and method != BASELINE:
-                other = figures[BASELINE][place]["spearman"]
-                test = compare(figure["spearman"], other, values, draws[BASELINE][place])
-                figure["versus"] = dataclasses.asdict(test)
+                other = figures[BASELINE][name]["spearman"]
+                figure["versus"] = dataclasses.asdict(compare(figure["spearman"], other, values, draws[BASELINE][name]))
     tasks = [result.task for result in next(iter(rows.values()))]
     return {
         "resamples": resamples,
@@ -155,47 +159,35 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
             {
                 "label": method.label,
                 **dataclasses.asdict(method),
-                "average": average,
-                "tasks": {task.name: figure for task, figure in zip(tasks, each)},
+                "average": each.pop(AVERAGE),
+                "tasks": each,
                 "subtasks": {result.task.name: result.subtasks for result in rows[method] if result.subtasks},
             }
-            for method, (average, *each) in figures.items()
+            for method, each in figures.items()
         ],
     }
 
 
-def _figures(results: Sequence[StsResult]) -> list[dict]:
-    """Both correlations of the average and of each task, in this order."""
-    each = [{"spearman": result.score, "pearson": result.pearson} for result in results]
-    average = {name: sum(figure[name] for figure in each) / len(each) for name in ("spearman", "pearson")}
-    return [average, *each]
+def _figures(results: Sequence[StsResult]) -> dict[str, dict]:
+    """Both correlations of each task, by its name, and of the average."""
+    each = {result.task.name: {"spearman": result.score, "pearson": result.pearson} for result in results}
+    average = {name: float(np.mean([figure[name] for figure in each.values()])) for name in ("spearman", "pearson")}
+    return {**each, AVERAGE: average}
 
 
-def _draws(rows: Mapping[Method, Sequence[StsResult]], resamples: int, seed: int) -> dict[Method, list[np.ndarray]]:
-    """The bootstrap draws of the average and of each task, in this order."""
+def _draws(rows: Mapping[Method, Sequence[StsResult]], resamples: int, seed: int) -> dict[Method, dict]:
+    """The bootstrap draws of each task, by its name, and of the average."""
     draws = {}
     with bar(len(rows), "intervals", "row") as progress:
         for method, results in rows.items():
-            drawn = [bootstrap_scores(result, resamples, seed) for result in results]
-            draws[method] = [np.mean(drawn, axis=0), *drawn]
+            drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
+            draws[method] = {**drawn, AVERAGE: np.mean(list(drawn.values()), axis=0)}
             progress.update()
     return draws
 
 
-def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> list[np.ndarray]:
-    pairs = [pair for task in tasks for pair in task.pairs]
-    with bar(len(distinct_sentences(pairs)), method.label, "sentence") as progress, holding_adapter(base, method):
-        vectors = encode_distinct(
-            lambda texts: embed(base, texts, layer=method.layer, readout=method.readout, progress=progress), pairs
-        )
-    return [pair_cosines(vectors, task.pairs) for task in tasks]
-
-
-def _read_cosines(file: Path, tasks: Sequence[StsTask]) -> list[np.ndarray] | None:
-    """The stored cosines of each task, None where they are missing or damaged, which only costs their measurement."""
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        cosines = [np.array(saved[task.name], dtype=np.float64) for task in tasks]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return cosines if all(own.shape == (len(task.pairs),) for own, task in zip(cosines, tasks)) else None
+def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> dict[str, list[float]]:
+    """The cosines of each task's pairs, by its name; a sentence that several tasks share is embedded once."""
+    sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
+    vectors = embed_as(base, method, sentences, method.label)
+    return {task.name: pair_cosines(vectors, task.pairs).tolist() for task in tasks}

@@ -5,19 +5,18 @@ the training examples, or the development set where there is one. MR, CR, SUBJ a
 the others on their test sets. A pair (MRPC) is given as |u − v| and u · v, element by element.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sempa.data.transfer import Examples, TransferTask
-from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare_accuracies, mean_and_error
-from sempa.evaluation.table import BASELINE, Method, check_methods, holding_adapter, row_keys
-from sempa.io.files import fingerprint, write_json
+from sempa.evaluation.table import BASELINE, Method, embed_as, row_keys, stored
+from sempa.io.files import fingerprint
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 
@@ -45,18 +44,13 @@ def measure_transfer(
         from sklearn import __version__ as version
     except ImportError as error:
         raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
-    check_methods(base, methods)
     predictions: dict[Method, list[np.ndarray]] = {}
-    for method, key in zip(methods, row_keys(base, methods, (seed, version))):
+    for method, key in row_keys(base, methods, (seed, version)).items():
         predictions[method] = []
         for task in tasks:
             examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]
             file = folder / f"{task.name}-{method.readout}-{fingerprint(key, examples)}.json"
-            stored = _read_predictions(file, len(judged(task).labels))
-            if stored is None:
-                stored = predict(task, _vectors(base, method, task), seed, method.label)
-                write_json(file, stored.tolist())
-            predictions[method].append(stored)
+            predictions[method].append(np.array(stored(file, partial(_measure, base, method, task, seed))))
     return predictions
 
 
@@ -95,18 +89,20 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
     the `BASELINE` row is among the rows, the change from it with the paired standard error and McNemar's p. `average`
     is the plain mean of the tasks.
     """
-    truth = [judged(task).labels for task in tasks]
-    right = {method: [own == true for own, true in zip(each, truth)] for method, each in predictions.items()}
+    from sklearn.metrics import f1_score
+
     rows = []
     for method, each in predictions.items():
         figures = {}
-        for place, (task, own, true) in enumerate(zip(tasks, each, truth)):
-            figure = dict(zip(("accuracy", "stderr"), _hundredfold(*mean_and_error(own == true))))
+        for place, (task, predicted) in enumerate(zip(tasks, each)):
+            truth = judged(task).labels
+            accuracy, error = mean_and_error(predicted == truth)
+            figure: dict = {"accuracy": 100 * accuracy, "stderr": 100 * error}
             if task.name == "MRPC":
-                figure["f1"] = 200 * float(((own == 1) & (true == 1)).sum() / ((own == 1).sum() + (true == 1).sum()))
-            if BASELINE in right and method != BASELINE:
-                test = compare_accuracies(right[BASELINE][place], right[method][place])
-                change, error = _hundredfold(test["change"], test["change_stderr"])
+                figure["f1"] = 100 * float(f1_score(truth, predicted))
+            if BASELINE in predictions and method != BASELINE:
+                test = compare_accuracies(predictions[BASELINE][place] == truth, predicted == truth)
+                change, error = 100 * test["change"], 100 * test["change_stderr"]
                 figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
             figures[task.name] = figure
         average = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
@@ -114,23 +110,21 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
     return {
         "baseline": BASELINE.label,
         "tasks": [
-            {"name": task.name, "judged": len(true), "trained": len(next(iter(task.splits.values())).labels)}
-            for task, true in zip(tasks, truth)
+            {
+                "name": task.name,
+                "judged": len(judged(task).labels),
+                "trained": len(next(iter(task.splits.values())).labels),
+            }
+            for task in tasks
         ],
         "notes": [note for task in tasks for note in task.notes],
         "rows": rows,
     }
 
 
-def _hundredfold(*values: float) -> tuple[float, ...]:
-    return tuple(100 * value for value in values)
-
-
-def _vectors(base: BaseModel, method: Method, task: TransferTask) -> dict[str, np.ndarray]:
-    sentences = task.sentences
-    with holding_adapter(base, method), bar(len(sentences), f"{task.name} {method.label}", "sentence") as progress:
-        found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=progress)
-    return dict(zip(sentences, found))
+def _measure(base: BaseModel, method: Method, task: TransferTask, seed: int) -> list[int]:
+    vectors = embed_as(base, method, task.sentences, f"{task.name} {method.label}")
+    return predict(task, vectors, seed, method.label).tolist()
 
 
 def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) -> np.ndarray:
@@ -156,12 +150,3 @@ def _folds(seed: int) -> "StratifiedKFold":
     from sklearn.model_selection import StratifiedKFold
 
     return StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-
-
-def _read_predictions(file: Path, count: int) -> np.ndarray | None:
-    """Stored predictions, None where they are missing or damaged, which only costs their measurement."""
-    try:
-        found = np.array(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-    return found if found.shape == (count,) and found.dtype.kind == "i" else None
