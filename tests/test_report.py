@@ -174,12 +174,11 @@ def test_a_part_that_is_absent_or_empty_is_left_out(missing):
 
 def test_figures_that_are_not_finite_read_na_and_become_null(tmp_path):
     report = example()
-    report["sts"][0]["aligned"] = math.nan
     report["retention"][0]["kl"] = math.inf
     write_report(tmp_path, report, HISTORY)
     saved = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert saved["sts"][0]["aligned"] is None
-    assert saved["sts"][1]["aligned"] == 77.419
+    assert saved["retention"][0]["kl"] is None
+    assert saved["retention"][0]["agreement"] == 0.943
     assert "n/a" in (tmp_path / "report.html").read_text()
     assert finite({"a": [math.nan, 1.0, "x"]}) == {"a": [None, 1.0, "x"]}
 

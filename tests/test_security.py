@@ -317,7 +317,8 @@ class Tags(HTMLParser):
 
 def test_the_report_escapes_every_string_of_a_user_a_model_or_a_file():
     report = example()
-    report["generations"] = [dict.fromkeys(("prompt", "base", "aligned"), tiny_texts()[0][0])]
+    written = dict.fromkeys(("prompt", "base", "aligned"), tiny_texts()[0][0])
+    report["generations"] = [{**written, "unchanged": 0.5}]
     harmless, hostile = Tags(), Tags()
     harmless.feed(page(report, HISTORY))
     html = page(poisoned(report), HISTORY)

@@ -28,7 +28,18 @@ from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, add_lora
 from sempa.report.run_report import tables
-from sempa.report.table import csv_text, main_table, markdown, page, quoted_rows, terminal, write_table
+from sempa.report.table import (
+    csv_rows,
+    detail_tables,
+    main_table,
+    main_tables,
+    notes,
+    page,
+    quoted_rows,
+    terminal,
+    write_table,
+)
+from sempa.report.tables import csv_text, markdown
 
 WORDS = ("a", "man", "woman", "dog", "cat", "sings", "sleeps", "runs", "red", "house", "small", "river", "the", "old")
 
@@ -297,6 +308,10 @@ def report(tasks):
     return {"model": "tiny <b>|model", "base_source": "x", **summarise(made_rows(tasks, 1.0, 2.0, 0.4), 50)}
 
 
+def as_markdown(report):
+    return markdown(main_tables(report) + detail_tables(report), notes(report))
+
+
 def cells_of(text):
     """The rows of the Markdown tables as lists of cells."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
@@ -346,18 +361,18 @@ def test_quoted_rows_are_those_of_the_papers_and_only_beside_all_seven_sets(repo
         ("77.91", "arXiv 2602.01572"),
         ("76.25", "arXiv 2602.01572"),
     ]
-    lines = list(csv.DictReader(io.StringIO(csv_text(report))))
+    lines = list(csv.DictReader(io.StringIO(csv_text(csv_rows(report)))))
     assert [line["average"] for line in lines if line["method"] == "LLaMA3-8B Echo"] == ["66.81"]
     assert {line["source"] for line in lines} == {
         *("measured", "quoted from arXiv 2601.05075", "quoted from arXiv 2602.01572")
     }
     fewer = {"model": "tiny", **summarise(made_rows(tasks[1:], 1.0), 0)}
     assert quoted_rows(fewer) == []
-    assert "quoted" not in csv_text(fewer) + terminal(fewer) + markdown(fewer) + page(fewer).lower()
+    assert "quoted" not in csv_text(csv_rows(fewer)) + terminal(fewer) + as_markdown(fewer) + page(fewer).lower()
 
 
 def test_what_was_left_out_and_what_the_columns_mean_is_said_in_every_format(report):
-    for text in (terminal(report), markdown(report), page(report)):
+    for text in (terminal(report), as_markdown(report), page(report)):
         assert "STS12: 2 pairs without a gold score left out" in text
         assert "percentile interval of 50 bootstrap draws" in text
         assert "paired bootstrap test of the claim that the row beats prompteol" in text
@@ -370,11 +385,11 @@ def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
     assert "<b>" not in html
     assert not re.search(r"<(script|link|img|iframe)|https?://(?!www\.w3\.org)|@import|url\((?!#)", html)
     assert "forum" in html
-    assert "### tiny <b>|model" in markdown(report)
+    assert "### tiny <b>|model" in as_markdown(report)
 
 
 def test_sub_tasks_have_their_scores_and_mean(report):
-    cells = cells_of(markdown(report))
+    cells = cells_of(as_markdown(report))
     place = cells.index(["method", "forum", "news", "mean"])
     row = report["rows"][0]
     forum, news = (row["subtasks"]["STS12"][name] for name in ("forum", "news"))

@@ -26,7 +26,7 @@ from sempa.data.sts import read_sts
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
 from sempa.model.lm_head import head_logits
-from sempa.report.tables import number, percent, text_table
+from sempa.report.tables import number, text_table
 
 TOP = 10
 # Enough sentences for a fraction to ±2 %.
@@ -115,11 +115,11 @@ def word_table(base: BaseModel, sentence: str, sides: dict[str, np.ndarray], top
         found = key_tokens(base, [sentence], vector[None], top)
         present = found.by_word[0] | found.by_id[0]
         columns += [side, ""]
-        rows[0] += [number(found.entropy[0], 2), ""]
+        rows[0] += [number(found.entropy[0]), ""]
         rows[1] += [f"{present.sum()} of {top}", ""]
         for row, token, probability, own in zip(rows[2:], found.tokens[0], found.probabilities[0], present):
             shown = json.dumps(token, ensure_ascii=False)
-            row += [f"{shown} {'*' if own else ' '}", percent(float(probability))]
+            row += [f"{shown} {'*' if own else ' '}", number(float(probability), ".1%")]
     return text_table(sentence, columns, rows)
 
 
@@ -129,7 +129,8 @@ def summary_table(base: BaseModel, name: str, sentences: Sequence[str], sides: d
     sample = sentences[::step]
     summaries = {side: summarise(key_tokens(base, sample, vectors[::step])) for side, vectors in sides.items()}
     rows = [
-        [key, *(number(summary[key], 4) for summary in summaries.values())] for key in next(iter(summaries.values()))
+        [key, *(number(summary[key], ".4f") for summary in summaries.values())]
+        for key in next(iter(summaries.values()))
     ]
     return text_table(f"{name}: top {TOP} of {len(sample)} sentences", ["", *summaries], rows)
 

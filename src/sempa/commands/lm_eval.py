@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
             row["task"],
             str(row["shots"]),
             row["metric"],
-            *(f"{number(row[side], 4)} ± {number(row[f'{side}_stderr'], 4)}" for side in ("base", "aligned")),
-            f"{row['change']:+.4f} ± {number(row['change_stderr'], 4)}",
+            *(f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned")),
+            f"{row['change']:+.4f} ± {number(row['change_stderr'], '.4f')}",
         ]
         for row in rows
     ]

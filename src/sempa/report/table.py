@@ -1,14 +1,12 @@
 """The similarity table in every form: terminal, Markdown, CSV, JSON, and one self-contained HTML page."""
 
 import csv
-import io
 from pathlib import Path
 
 from sempa.data.sts import SETS
 from sempa.io.files import write_atomic, write_json
 from sempa.report import plots
-from sempa.report.html import render
-from sempa.report.tables import Table, finite, interval_cell, markdown_table, number, signed, text_table
+from sempa.report.tables import Table, csv_text, finite, html_page, interval_cell, markdown, number, plain_text
 
 _PUBLISHED = Path(__file__).parent / "published.csv"
 
@@ -16,8 +14,8 @@ _PUBLISHED = Path(__file__).parent / "published.csv"
 def write_table(folder: Path, report: dict) -> None:
     """Write `table.json`, `table.csv`, `table.md` and `table.html` into `folder`, each atomically."""
     write_json(folder / "table.json", finite({**report, "quoted": quoted_rows(report)}))
-    write_atomic(folder / "table.csv", csv_text(report))
-    write_atomic(folder / "table.md", markdown(report))
+    write_atomic(folder / "table.csv", csv_text(csv_rows(report)))
+    write_atomic(folder / "table.md", markdown(main_tables(report) + detail_tables(report), notes(report)))
     write_atomic(folder / "table.html", page(report))
 
 
@@ -34,52 +32,52 @@ def quoted_rows(report: dict) -> list[dict[str, str]]:
 
 def terminal(report: dict) -> str:
     """The main table, the quoted rows and the notes as plain text; for a single set its details too."""
-    shown = _main_tables(report) + (detail_tables(report) if len(report["tasks"]) == 1 else [])
-    return "\n\n".join([*(text_table(*table) for table in shown), "\n".join(notes(report))])
+    details = detail_tables(report) if len(report["tasks"]) == 1 else []
+    return plain_text(main_tables(report) + details, notes(report))
 
 
-def markdown(report: dict) -> str:
-    """All tables, details included, as Markdown."""
-    blocks = [markdown_table(*table) for table in _main_tables(report)]
-    blocks.append("\n".join(f"* {note}" for note in notes(report)))
-    blocks += [markdown_table(*table) for table in detail_tables(report)]
-    return "\n\n".join(blocks) + "\n"
-
-
-def csv_text(report: dict) -> str:
-    """One line per row, quoted ones included: scores, Pearson's r, intervals of the scores, and the test's outcome."""
-    names = [task["name"] for task in report["tasks"]]
-    figures = [*names, "average"]
-    header = ["method", "source", *figures, *(f"{name} Pearson" for name in figures)]
-    header += [f"{name} {end}" for name in figures for end in ("low", "high")]
-    header += ["difference", "difference low", "difference high", "p"]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+def csv_rows(report: dict) -> list[dict[str, object]]:
+    """For each row, quoted ones included: scores, Pearson's r, intervals of the scores, and the test's outcome."""
+    rows = []
     for row in report["rows"]:
-        every = [*(row["tasks"][name] for name in names), row["average"]]
-        ends = [end for figure in every for end in figure.get("spearman_interval", ("", ""))]
-        versus = row["average"].get("versus", {"difference": "", "interval": ("", ""), "p": ""})
-        tested = (versus["difference"], *versus["interval"], versus["p"])
-        values = [*(f["spearman"] for f in every), *(f["pearson"] for f in every), *ends]
-        writer.writerow([row["label"], "measured", *values, *tested])
+        figures = {**row["tasks"], "average": row["average"]}
+        cells = {"method": row["label"], "source": "measured"}
+        cells |= {name: figure["spearman"] for name, figure in figures.items()}
+        cells |= {f"{name} Pearson": figure["pearson"] for name, figure in figures.items()}
+        for name, figure in figures.items():
+            cells |= dict(zip((f"{name} low", f"{name} high"), figure.get("spearman_interval", ())))
+        if versus := row["average"].get("versus"):
+            low, high = versus["interval"]
+            cells |= {"difference": versus["difference"], "difference low": low, "difference high": high}
+            cells["p"] = versus["p"]
+        rows.append(cells)
+    names = [task["name"] for task in report["tasks"]]
     for row in quoted_rows(report):
-        values = [row["method"], f"quoted from {row['source']}", *(row[name] for name in (*SETS, "average"))]
-        writer.writerow(values + [""] * (len(header) - len(values)))
-    return stream.getvalue()
+        scores = {name: row[quoted] for name, quoted in zip([*names, "average"], [*SETS, "average"])}
+        rows.append({"method": row["method"], "source": f"quoted from {row['source']}", **scores})
+    return rows
 
 
 def page(report: dict) -> str:
     """The whole HTML page: main and quoted rows, notes, picture, details."""
-    return render(
+    return html_page(
         "table.html",
         report=report,
-        tables=_main_tables(report),
+        tables=main_tables(report),
         explained=notes(report),
         picture=_picture(report) if plots.available() else "",
         details=detail_tables(report),
         settings={key: report.get(key) for key in ("settings", "base_source", "versions")},
     )
+
+
+def main_tables(report: dict) -> list[Table]:
+    """The main table, and the quoted rows beside a table of all seven sets."""
+    tables = [main_table(report)]
+    if quoted := quoted_rows(report):
+        rows = [[row["method"], row["source"], *(row[name] for name in SETS), row["average"]] for row in quoted]
+        tables.append(Table("Quoted, not measured here", ["method", "source", *SETS, "avg"], rows))
+    return tables
 
 
 def main_table(report: dict) -> Table:
@@ -91,7 +89,7 @@ def main_table(report: dict) -> Table:
     for row in report["rows"]:
         scores = [row["tasks"][name]["spearman"] for name in names] + ([row["average"]["spearman"]] if several else [])
         tested = [interval_cell(row["average"]["spearman_interval"]), _p(row["average"])] if report["resamples"] else []
-        rows.append([row["label"], *(number(score, 2) for score in scores), *tested])
+        rows.append([row["label"], *(number(score) for score in scores), *tested])
     return Table(f"{report['model']}: Spearman's ρ × 100", columns, rows)
 
 
@@ -103,10 +101,10 @@ def detail_tables(report: dict) -> list[Table]:
         rows = []
         for row in report["rows"]:
             figure = row["tasks"][task["name"]]
-            cells = [row["label"], number(figure["spearman"], 2), interval_cell(figure.get("spearman_interval"))]
-            cells.append(number(figure["pearson"], 2))
+            cells = [row["label"], number(figure["spearman"]), interval_cell(figure.get("spearman_interval"))]
+            cells.append(number(figure["pearson"]))
             if versus := figure.get("versus"):
-                cells += [signed(versus["difference"]), interval_cell(versus["interval"], sign="+"), _p(figure)]
+                cells += [number(versus["difference"], "+.2f"), interval_cell(versus["interval"], sign="+"), _p(figure)]
             rows.append(cells + [""] * (len(columns) - len(cells)))
         made.append(Table(f"{task['name']}, {task['pairs']:,} pairs", columns, rows))
         if task["subtasks"]:
@@ -129,20 +127,12 @@ def notes(report: dict) -> list[str]:
     return explained + report["notes"]
 
 
-def _main_tables(report: dict) -> list[Table]:
-    tables = [main_table(report)]
-    if quoted := quoted_rows(report):
-        rows = [[row["method"], row["source"], *(row[name] for name in SETS), row["average"]] for row in quoted]
-        tables.append(Table("Quoted, not measured here", ["method", "source", *SETS, "avg"], rows))
-    return tables
-
-
 def _subtask_table(report: dict, task: dict) -> Table:
     rows = []
     for row in report["rows"]:
         scores = [row["subtasks"][task["name"]][name] for name in task["subtasks"]]
         mean = None if None in scores else sum(scores) / len(scores)
-        rows.append([row["label"], *(number(score, 2) for score in (*scores, mean))])
+        rows.append([row["label"], *(number(score) for score in (*scores, mean))])
     columns = ["method", *task["subtasks"], "mean"]
     return Table(f"{task['name']} by sub-task, Spearman's ρ × 100", columns, rows)
 

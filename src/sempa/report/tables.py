@@ -1,8 +1,13 @@
-"""Tables as plain text and as Markdown, and the numbers in their cells."""
+"""Tables as plain text, Markdown, CSV and HTML, and the numbers in their cells."""
 
+import csv
+import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader
 
 
 class Table(NamedTuple):
@@ -25,30 +30,35 @@ def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def markdown_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, under a heading of level 3 where it has a title."""
+    """A table as Markdown under a heading of level 3."""
     cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-    return "\n".join([f"### {title}", "", *lines] if title else lines)
+    return "\n".join([f"### {title}", "", *lines])
 
 
-def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals, or n/a."""
-    return f"{value:,.{digits}f}" if _is_number(value) else "n/a"
+def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Tables and the sentences that explain them, for a terminal."""
+    return "\n\n".join([*(text_table(*table) for table in tables), *(["\n".join(notes)] if notes else [])])
 
 
-def signed(value: float | None) -> str:
-    """A difference with its sign and two decimals, or n/a."""
-    return f"{value:+.2f}" if _is_number(value) else "n/a"
+def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Tables and the sentences that explain them as a Markdown file."""
+    bullets = "\n".join(f"* {note}" for note in notes)
+    return "\n\n".join([*(markdown_table(*table) for table in tables), bullets]) + "\n"
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal, or n/a."""
-    return f"{100 * value:.1f} %" if _is_number(value) else "n/a"
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows under a header of all their names; a cell that a row does not have is empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
-def signed_percent(value: float | None) -> str:
-    """A relative change as percent with its sign, or n/a."""
-    return f"{100 * value:+.1f} %" if _is_number(value) else "n/a"
+def number(value: float | None, form: str = ",.2f") -> str:
+    """A number in the form of a format specification, such as `+.2f` or `.1%`; n/a for None, NaN and infinity."""
+    return format(value, form).replace("%", " %") if value is not None and math.isfinite(value) else "n/a"
 
 
 def interval_cell(ends: Sequence[float] | None, sign: str = "") -> str:
@@ -65,5 +75,10 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+_PAGES = Environment(loader=PackageLoader("sempa.report", "pages"), autoescape=True, trim_blocks=True)
+_PAGES.filters |= {"number": number, "pretty": lambda data: json.dumps(data, indent=2, ensure_ascii=False)}
+
+
+def html_page(page: str, **content: object) -> str:
+    """The page of that name in `pages/` with its content; all that a user or a model wrote is escaped."""
+    return _PAGES.get_template(page).render(content)
