@@ -18,9 +18,8 @@ from sempa import Embedder, SempaError
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
 from sempa.cli import main
 from sempa.export import folders as export
-from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers
+from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers, prompt_template
 from sempa.export.gguf import export_gguf
-from sempa.export.prompt_template import prompt_template
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters

@@ -14,8 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.export.folders import export_merged
-from sempa.export.gguf import KINDS, export_gguf
-from sempa.export.gguf_tokenizer import _LLAMA3
+from sempa.export.gguf import _LLAMA3, KINDS, export_gguf
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora

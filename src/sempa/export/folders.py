@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from sempa.batching.prompts import begin_of_text
+from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.export.model_card import base_card, model_card
-from sempa.export.prompt_template import TEMPLATE_FILE, prompt_template
 from sempa.io.files import check_output, read_json, replace_folder, write_atomic, write_json
 from sempa.model.adapter_files import READOUT_FILE, adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
@@ -25,6 +25,18 @@ from sempa.model.resolve import quiet, resolve_model
 SHARD = "5GB"
 # What a tokenizer may consist of beside the files that transformers writes: llama.cpp reads the original ones.
 _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt")
+
+# `prompts.clean_sentence` in what Python's Jinja and llama.cpp's have in common. llama.cpp splits at blanks alone, and
+# hands out the empty texts between two of them.
+_CLEAN = """\
+{%- set said = messages | selectattr('role', 'equalto', 'user') | list | last -%}
+{%- set words = said.content.replace('\\n', ' ').replace('\\t', ' ').split() | reject('equalto', '') -%}
+{%- set sentence = words | join(' ') -%}
+{%- set ends = sentence.endswith('.') or sentence.endswith('?') or sentence.endswith('"') or sentence.endswith("'") -%}
+{%- if sentence and not ends -%}{%- set sentence = sentence ~ '.' -%}{%- endif -%}
+{%- set sentence = sentence | replace('"', "'") -%}
+{%- if sentence.endswith('?') -%}{%- set sentence = sentence[:-1] ~ '.' -%}{%- endif -%}
+"""
 
 
 def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat16") -> None:
@@ -100,8 +112,13 @@ def check_new(output: Path) -> None:
 
 def write_prompt_and_card(folder: Path, name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> None:
     """Write `prompteol.jinja` and `README.md`; `name` is the exported folder's, `kind` as `model_card` takes it."""
-    write_atomic(folder / TEMPLATE_FILE, prompt_template(base.tokenizer))
+    write_atomic(folder / "prompteol.jinja", prompt_template(base.tokenizer))
     write_atomic(folder / "README.md", model_card(name, model, adapter, base, kind))
+
+
+def prompt_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Clean-up and PromptEOL around the last user message, as a Jinja template that gives `encode_one_word`'s text."""
+    return f"{_CLEAN}{begin_of_text(tokenizer)}{EOL_PREFIX}{{{{ sentence }}}}{EOL_SUFFIX}"
 
 
 def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:

@@ -3,6 +3,8 @@
 Plain Llamas only; llama.cpp's own converter, which takes the other exports, knows every architecture.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +12,11 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from sempa.batching.prompts import begin_of_text
 from sempa.errors import SempaError
 from sempa.export.folders import check_new, merged_base, write_prompt_and_card
-from sempa.export.gguf_tokenizer import add_tokenizer
 from sempa.io.files import replace_folder
 from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
@@ -31,6 +33,21 @@ _TYPES = {
 KINDS = (*_TYPES, "lora")
 # Static rotations: one factor for each frequency, which a tensor of its own can hold.
 _ROPES = ("default", "linear", "llama3")
+
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA3}, "behavior": "Isolated", "invert": False}
+# How a text is cut before byte-pair encoding: llama.cpp's name for it, and the steps of the tokenizers library. The
+# last of them knows `ignore_merges`, too: a word that is in the vocabulary is taken whole.
+_PRE_TOKENIZERS = {
+    "gpt-2": ([_BYTES | {"use_regex": True}], False),
+    "smollm": ([_DIGITS, _BYTES | {"use_regex": True}], False),
+    "llama-bpe": ([_SPLIT, _BYTES | {"use_regex": False}], True),
+}
 
 
 def export_gguf(model: str, adapter: Path, output: Path, kind: str) -> None:
@@ -54,7 +71,11 @@ def export_gguf(model: str, adapter: Path, output: Path, kind: str) -> None:
     check_new(output)
     folder = adapter_folder(adapter)
     _check_llama(model, open_config(model, resolve_model(model)), kind)
-    base = _adapted_base(model, folder) if kind == "lora" else merged_base(model, folder, "float32")
+    if kind == "lora":
+        base = load_base(model, "float32", "cpu")
+        load_adapter(base.model, folder)
+    else:
+        base = merged_base(model, folder, "float32")
 
     def write(temporary: Path) -> None:
         path = temporary / f"{output.name}-{kind}.gguf"
@@ -82,19 +103,12 @@ def _check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
     )
 
 
-def _adapted_base(model: str, adapter: Path) -> BaseModel:
-    base = load_base(model, "float32", "cpu")
-    load_adapter(base.model, adapter)
-    return base
-
-
 def _write_model(path: Path, base: BaseModel, name: str, kind: str) -> None:
     config, weights = base.model.config, _model_weights(base)
-    matrix_type, file_type, _ = _TYPES[kind]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    writer.add_file_type(file_type)
+    writer.add_file_type(_TYPES[kind][1])
     if kind == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(config.max_position_embeddings)
@@ -111,20 +125,17 @@ def _write_model(path: Path, base: BaseModel, name: str, kind: str) -> None:
     writer.add_pooling_type(gguf.PoolingType.LAST)
     rows = len(weights["token_embd.weight"])
     writer.add_vocab_size(rows)
-    add_tokenizer(writer, base.tokenizer, rows)
-    _write_weights(writer, weights, matrix_type)
-    _check_written(path, weights, kind)
+    _add_tokenizer(writer, base.tokenizer, rows)
+    _write_weights(path, writer, weights, kind)
 
 
 def _write_adapter(path: Path, base: BaseModel) -> None:
-    weights = _adapter_weights(base)
     layer = next(iter(lora_layers(base.model).values()))
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, layer.scale * layer.lora_A.shape[0])
-    _write_weights(writer, weights, gguf.GGMLQuantizationType.F32)
-    _check_written(path, weights, "f32")
+    _write_weights(path, writer, _adapter_weights(base), "f32")
 
 
 def _model_weights(base: BaseModel) -> dict[str, Tensor]:
@@ -168,36 +179,72 @@ def _rotary_order(name: str, weight: Tensor, config: PreTrainedConfig) -> Tensor
     return weight.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def _write_weights(
-    writer: gguf.GGUFWriter, weights: Mapping[str, Tensor], matrix_type: gguf.GGMLQuantizationType
-) -> None:
-    """The file's header and tensors, converted one at a time."""
-    block, size = gguf.GGML_QUANT_SIZES[matrix_type]
+def _write_weights(path: Path, writer: gguf.GGUFWriter, weights: Mapping[str, Tensor], kind: str) -> None:
+    """Write the header and the tensors, one after another to save memory, and read them back.
+
+    Raises `SempaError` where a tensor that was read is further from its weights than rounding.
+    """
+    matrix_type, _, rounding = _TYPES[kind]
+    types = {
+        name: matrix_type if weight.dim() == 2 else gguf.GGMLQuantizationType.F32 for name, weight in weights.items()
+    }
     for name, weight in weights.items():
-        kind, shape, count = gguf.GGMLQuantizationType.F32, tuple(weight.shape), 4 * weight.numel()
-        if weight.dim() == 2:
-            if shape[1] % block:
-                raise SempaError(
-                    f"gguf: {name} has rows of {shape[1]} numbers, expected blocks of {block} for this type"
-                )
-            kind, count = matrix_type, weight.numel() // block * size
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), count, raw_dtype=kind)
+        size = math.prod(gguf.quant_shape_to_byte_shape(weight.shape, types[name]))
+        writer.add_tensor_info(name, weight.shape, np.dtype(np.float32), size, raw_dtype=types[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for weight in weights.values():
-        kind = matrix_type if weight.dim() == 2 else gguf.GGMLQuantizationType.F32
-        writer.write_tensor_data(gguf.quantize(weight.float().contiguous().numpy(), kind))
+    for name, weight in weights.items():
+        writer.write_tensor_data(gguf.quantize(weight.float().contiguous().numpy(), types[name]))
     writer.close()
+    for tensor in gguf.GGUFReader(path).tensors:
+        expected = weights[tensor.name].float().numpy()
+        found = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(expected.shape)
+        if np.linalg.norm(found - expected) > rounding * np.linalg.norm(expected):
+            raise SempaError(f"gguf: {tensor.name} could not be written as {kind}: read back, it is not what it was")
 
 
-def _check_written(path: Path, weights: Mapping[str, Tensor], kind: str) -> None:
-    """Read the file back; raises `SempaError` where a tensor is missing or further from its weights than rounding."""
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    for name in stored.keys() | weights.keys():
-        if name in stored and name in weights:
-            expected = weights[name].float().numpy()
-            found = gguf.dequantize(stored[name].data, stored[name].tensor_type).reshape(expected.shape)
-            if np.linalg.norm(found - expected) <= _TYPES[kind][2] * np.linalg.norm(expected):
-                continue
-        raise SempaError(f"gguf: {name} could not be written as {kind}: read back, it is not what it was")
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Add vocabulary, merges, special tokens and chat template; `rows` is the number of the model's token embeddings.
+
+    Raises `SempaError` unless it is a byte-level BPE tokenizer that cuts words as GPT-2, SmolLM or Llama 3 does.
+    """
+    found = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    pre = _pre_tokenizer(found)
+    if pre is None:
+        raise SempaError(
+            "gguf: the base's tokenizer is not a byte-level BPE that cuts words as GPT-2, SmolLM or Llama 3 does; use "
+            "llama.cpp's converter, which knows more (and needs the package sentencepiece): sempa export --merge RUN "
+            "FOLDER, then python convert_hf_to_gguf.py FOLDER"
+        )
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [gguf.TokenType.UNUSED] * rows
+    added = tokenizer.added_tokens_decoder
+    for token, number in tokenizer.get_vocab().items():
+        tokens[number], types[number] = token, gguf.TokenType.NORMAL
+        if number in added:
+            types[number] = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    # Older tokenizer files hold a merge as one text.
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in found["model"]["merges"]])
+    for kind in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{kind}_token_id")) is not None:
+            getattr(writer, f"add_{kind}_token_id")(number)
+    writer.add_add_bos_token(bool(begin_of_text(tokenizer)))
+    writer.add_add_space_prefix(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.get_chat_template())
+
+
+def _pre_tokenizer(found: dict) -> str | None:
+    """llama.cpp's name for the way this tokenizer cuts a text into words; None where it has none here."""
+    model, cut = found.get("model") or {}, found.get("pre_tokenizer") or {}
+    if model.get("type") != "BPE" or found.get("normalizer") or model.get("byte_fallback") or model.get("dropout"):
+        return None
+    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in cut.get("pretokenizers", [cut])]
+    # An older file leaves these out where they are true or false, respectively.
+    steps = [{"use_regex": True} | step if step.get("type") == "ByteLevel" else step for step in steps]
+    known = (steps, bool(model.get("ignore_merges")))
+    return next((name for name, kind in _PRE_TOKENIZERS.items() if kind == known), None)
