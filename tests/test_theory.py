@@ -119,6 +119,11 @@ def test_the_program_prints_a_table_and_exits_with_zero(capsys):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_the_list_checks_nothing(capsys):
+    assert verify_theory.main(["--list", "--statement", "bradley-terry"]) == 0
+    assert capsys.readouterr().out.startswith("bradley-terry: K = 1:")
+
+
 def test_a_false_statement_exits_with_one_and_is_named(capsys, monkeypatch):
     false = Statement("false", "1 = 2", "none", None, {"c": None}, lambda *_: [Measurement(1.0, 0.5)])
     monkeypatch.setattr(theory, "ALL", (false,))

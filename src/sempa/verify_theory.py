@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.list:
+            print("\n".join(f"{statement.name}: {statement.equation}" for statement in _statements(arguments)))
+            return 0
         verdicts = _verify(arguments)
         if arguments.plot is not None:
             from sempa.theory.pictures import draw_all
@@ -76,12 +79,12 @@ def _verify(arguments: argparse.Namespace) -> list:
 
     if arguments.trials < 1:
         raise SempaError(f"--trials: found {arguments.trials}, expected at least 1")
-    statements = _statements(arguments)
     verdicts = []
-    with bar(len(statements), "theory", "statement") as drawn:
+    statements = _statements(arguments)
+    with bar(len(statements), "theory", "statement") as progress:
         for statement in statements:
             verdicts.append(verify(statement, arguments.seed, arguments.trials))
-            drawn.update()
+            progress.update()
     return verdicts
 
 
@@ -127,23 +130,20 @@ def _finite(verdict: dict) -> dict:
 def _block(verdict: object) -> str:
     """One statement as some lines of at most 100 columns."""
     statement, worst = verdict.statement, verdict.worst
-    sign = "≤" if worst.holds else "not ≤"
-    word = "holds" if worst.holds else "FAILS"
+    word, sign = ("holds", "≤") if worst.holds else ("FAILS", "not ≤")
     if worst.holds and not verdict.control_rejected:
         word = "NO POWER"
-    lines = [f"{statement.name:<{_WIDTH - 8}}{word:>8}"]
-    lines += _wrapped(statement.equation)
-    lines += _wrapped(f"error {worst.error:.2g} {sign} {worst.tolerance:.2g}, the nearest of {verdict.measurements}")
-    lines += _wrapped(f"tolerance: {statement.tolerance}")
+    told = [
+        statement.equation,
+        f"error {worst.error:.2g} {sign} {worst.tolerance:.2g}, the nearest of {verdict.measurements}",
+        f"tolerance: {statement.tolerance}",
+    ]
     for heading, wanted in (("rejected", True), ("NOT REJECTED", False)):
         controls = [what for what, rejected in verdict.controls_rejected.items() if rejected is wanted]
         if controls:
-            lines += _wrapped(f"{heading}: " + " · ".join(controls))
-    return "\n".join(lines)
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+            told.append(f"{heading}: " + " · ".join(controls))
+    wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join([f"{statement.name:<{_WIDTH - 8}}{word:>8}", *map(wrap.fill, told)])
 
 
 def _summary(verdicts: list) -> str:

@@ -1,7 +1,7 @@
 """Random prompts with K + 1 candidate responses each: what the statements about finite K are checked on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ class Candidates:
     beta: float
 
     def rewards(self) -> Tensor:
-        """The implicit rewards r_j = β log π(y_j|x)/π_ref(y_j|x), `[batch, K + 1]` nats."""
-        return self.beta * (self.policy - self.reference)
+        """The implicit rewards, `[batch, K + 1]` nats."""
+        return implicit_reward(self, self.policy)
 
     def condition(self) -> float:
         """How a rounding of the log-probabilities feels in a loss: the largest β(|log π| + |log π_ref|), and K + 1.
@@ -33,9 +33,10 @@ class Candidates:
         size = self.beta * (self.policy.detach().abs() + self.reference.abs())
         return 2 * float(size.max()) + size.shape[1]
 
-    def with_policy(self, policy: Tensor) -> "Candidates":
-        """The same candidates under another policy."""
-        return replace(self, policy=policy)
+
+def implicit_reward(drawn: Candidates, policy: Tensor) -> Tensor:
+    """r_j = β log π(y_j|x)/π_ref(y_j|x) of the candidates under a policy, `[batch, K + 1]` nats."""
+    return drawn.beta * (policy - drawn.reference)
 
 
 def draw_candidates(generator: torch.Generator, batch: int, negatives: int) -> Candidates:

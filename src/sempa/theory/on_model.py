@@ -14,7 +14,7 @@ from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.theory.candidates import Candidates
-from sempa.theory.ranking import STATEMENTS, implicit_reward, pair_loss
+from sempa.theory.ranking import STATEMENTS, pair_loss, ranking_loss, top1_loss
 from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare
 
 PROMPTS, _TRIPLETS = 2, 4
@@ -77,44 +77,32 @@ def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
     """The statements of finite K on these candidates, with the claims and controls of their abstract forms."""
     abstract = {statement.name: statement for statement in STATEMENTS}
 
-    def bradley_terry(reward: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
-        return plackett_luce_loss(reward(_first_two(drawn), policy[:, :2]))
-
-    def shrinking(stages: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
-        return stages(policy - drawn.reference, 1 / drawn.beta)
-
-    compared = {
-        "bradley-terry": (bradley_terry, lambda drawn, policy: pair_loss(drawn, policy)),
-        "top1-is-infonce": (
-            lambda claim, drawn, policy: claim(drawn, policy),
-            lambda drawn, policy: plackett_luce_loss(implicit_reward(drawn, policy), top=1),
-        ),
-        "ranking-is-shrinking-infonce": (
-            shrinking,
-            lambda drawn, policy: plackett_luce_loss(implicit_reward(drawn, policy)),
-        ),
-    }
-    made = []
-    for name, (claimed, expected) in compared.items():
-
-        def check(claim: Claim, *_: object, pair: tuple = (claimed, expected)) -> Iterator[Measurement]:
+    def equals(expected: Claim, claimed: Claim = lambda claim: claim) -> Claim:
+        def check(claim: Claim, *_: object) -> Iterator[Measurement]:
             for prompt in scored:
-                yield from _same_gradient(prompt, lambda drawn, policy: pair[0](claim, drawn, policy), pair[1])
+                yield from _same_gradient(prompt, claimed(claim), expected)
 
-        made.append(replace(abstract[name], name=f"model-{name}", tolerance=_GRADIENTS, check=check))
+        return check
+
+    def loss_of_pair(reward: Claim) -> Claim:
+        return lambda drawn, policy: plackett_luce_loss(reward(_first_two(drawn), policy[:, :2]))
 
     def check_weights(weights: Claim, *_: object) -> Iterator[Measurement]:
         for prompt in scored:
-            _, upstream, gradient = _gradients(prompt, compared["top1-is-infonce"][1])
+            _, upstream, gradient = _gradients(prompt, top1_loss)
             claimed = prompt.drawn.beta * weights(prompt.drawn.rewards())
             yield _close(prompt, prompt.adapter_gradient(claimed), gradient, upstream)
 
-    made.append(
-        replace(
-            abstract["gradient-is-softmax"], name="model-gradient-is-softmax", tolerance=_GRADIENTS, check=check_weights
-        )
+    checks = {
+        "bradley-terry": equals(pair_loss, loss_of_pair),
+        "top1-is-infonce": equals(top1_loss),
+        "ranking-is-shrinking-infonce": equals(ranking_loss),
+        "gradient-is-softmax": check_weights,
+    }
+    return tuple(
+        replace(abstract[name], name=f"model-{name}", tolerance=_GRADIENTS, check=check)
+        for name, check in checks.items()
     )
-    return tuple(made)
 
 
 def _first_two(drawn: Candidates) -> Candidates:

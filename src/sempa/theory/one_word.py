@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sempa.kernels import token_logprobs
 from sempa.losses import dpo_loss, infonce_loss, positive_first
@@ -63,10 +64,8 @@ def _check_words(loss_of_scores: Claim, generator: torch.Generator, trials: int)
         width = float(answers.embeddings.abs().max())
         yield compare(-logprobs, losses, answers.condition())
         yield compare(-gradient, expected, answers.condition() * 2 * width)
-        # ∂ log π(w|x)/∂h = u_w − Σ_v p_v u_v: towards the word, away from what the model would say.
-        probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
-        pull = answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
-        yield compare(gradient, pull, answers.condition() * 2 * width)
+        # ∂ log π(w|x)/∂h
+        yield compare(gradient, _pull(answers), answers.condition() * 2 * width)
 
 
 def _vocabulary_first(answers: Answers, hidden: Tensor, embeddings: Tensor) -> Tensor:
@@ -93,28 +92,27 @@ def _check_moves(direction: Claim, generator: torch.Generator, trials: int) -> I
         )
 
 
-def _along_the_difference(answers: Answers) -> Tensor:
+def _along_the_difference(answers: Answers, pull: Tensor | None = None) -> Tensor:
+    """−β σ(−m) (u_w − u_l); with a `pull` `[n, D]` in place of the difference u_w − u_l behind the weight."""
     apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
     lead = (answers.hidden * apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
-    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * apart
+    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * (apart if pull is None else pull)
 
 
 def _with_normaliser(answers: Answers) -> Tensor:
     """As if the pull on the chosen word alone were what is left of it."""
+    return _along_the_difference(answers, _pull(answers))
+
+
+def _pull(answers: Answers) -> Tensor:
+    """u_w − Σ_v p_v u_v: towards the word, away from what the model would say, `[n, D]`."""
     probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
-    shifted = answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
-    apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
-    lead = (answers.hidden * apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
-    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * shifted
+    return answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
 
 
 def _capped(answers: Answers) -> Tensor:
     hidden = answers.hidden.clone().requires_grad_()
     return torch.autograd.grad(_dpo_of_words(answers, hidden, softcap=30.0).sum(), hidden)[0]
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 STATEMENTS = (
@@ -125,7 +123,7 @@ STATEMENTS = (
         claim=lambda answers, hidden: infonce_loss(_vocabulary_first(answers, hidden, answers.embeddings), 1.0),
         controls={
             "cosine in place of the inner product": lambda answers, hidden: infonce_loss(
-                _vocabulary_first(answers, _unit(hidden), _unit(answers.embeddings)), 1.0
+                _vocabulary_first(answers, normalize(hidden), normalize(answers.embeddings)), 1.0
             ),
             "τ = 1.01": lambda answers, hidden: infonce_loss(
                 _vocabulary_first(answers, hidden, answers.embeddings), 1.01

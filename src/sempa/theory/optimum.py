@@ -1,6 +1,7 @@
 """A finite response set: what the population loss is minimised by, and when nothing else minimises it."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -81,10 +82,7 @@ def _check_optimum(optimum: Claim, generator: torch.Generator, trials: int) -> I
         sets = tuple(combinations(range(_RESPONSES), size))
         for _ in range(_DRAWS):
             reference, reward, beta = _problem(generator)
-
-            def loss(logits: Tensor, given: tuple = (reference, reward, beta, sets)) -> Tensor:
-                return population_loss(logits, *given)
-
+            loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets)
             logits, gradient, curvature = minimise(loss, _start(generator))
             found = logits.log_softmax(0)
             expected = optimum(reference, reward, beta).log_softmax(0)
@@ -94,24 +92,17 @@ def _check_optimum(optimum: Claim, generator: torch.Generator, trials: int) -> I
 def _check_unique(sets: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(_DRAWS):
         reference, reward, beta = _problem(generator)
-
-        def loss(logits: Tensor, given: tuple = (reference, reward, beta, sets())) -> Tensor:
-            return population_loss(logits, *given)
-
+        loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets())
         ends = [minimise(loss, _start(generator)) for _ in range(_STARTS)]
         # What the complete set of comparisons would allow, so that a flat valley cannot excuse itself.
-        full = _distance(max(end[1] for end in ends), float(_complete_curvature(ends[0][0], reference, reward, beta)))
+        hessian = torch.func.hessian(partial(loss, sets=_pairs()))(ends[0][0])
+        full = _distance(max(end[1] for end in ends), float(torch.linalg.eigvalsh(hessian)[1]))
         for other in ends[1:]:
             yield Measurement(float((ends[0][0].softmax(0) - other[0].softmax(0)).abs().max()), full)
         optimum = reward / beta + reference
         away = torch.randn(8, _RESPONSES, generator=generator, dtype=torch.float64)
         losses = torch.stack([loss(optimum + shift) for shift in away])
         yield exceeds(loss(optimum).expand(8), losses, 1.0)
-
-
-def _complete_curvature(logits: Tensor, reference: Tensor, reward: Tensor, beta: float) -> Tensor:
-    hessian = torch.func.hessian(lambda x: population_loss(x, reference, reward, beta, _pairs()))(logits)
-    return torch.linalg.eigvalsh(hessian)[1]
 
 
 def _check_regularised(divergence: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
-from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
+from sempa.theory.candidates import Candidates, all_sizes, draw_candidates, implicit_reward
 from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds
 
 _ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for each derivative"
@@ -16,10 +16,10 @@ _ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for 
 _ALL_ORDERS = (1, 2, 3, 5)
 
 
-def _derivatives(loss: Claim, policy: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values `[batch]`, gradient `[batch, K + 1]` and Hessian-vector product of a per-prompt loss of the policy."""
-    policy = policy.clone().requires_grad_()
-    values = loss(policy)
+def _derivatives(loss: Claim, drawn: Candidates, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values `[batch]`, gradient `[batch, K + 1]` and Hessian-vector product of a per-prompt loss in the policy."""
+    policy = drawn.policy.clone().requires_grad_()
+    values = loss(drawn, policy)
     (gradient,) = torch.autograd.grad(values.sum(), policy, create_graph=True)
     # A loss without curvature has a gradient that no longer depends on the policy.
     curved = (gradient * direction).sum() + 0 * policy.sum()
@@ -27,61 +27,64 @@ def _derivatives(loss: Claim, policy: Tensor, direction: Tensor) -> tuple[Tensor
     return values.detach(), gradient.detach(), product
 
 
-def _same_loss(first: Claim, second: Claim, drawn: Candidates, generator: torch.Generator) -> Iterator[Measurement]:
-    """Compare two losses of the policy: values, gradients, Hessian-vector products."""
+def _same_loss(
+    first: Claim, second: Claim, drawn: Candidates, generator: torch.Generator, condition: float | None = None
+) -> Iterator[Measurement]:
+    """Compare two losses of candidates and a policy: values, gradients, Hessian-vector products."""
     direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
-    condition = drawn.condition()
+    condition = condition or drawn.condition()
     scales = (1.0, drawn.beta, drawn.beta**2 * 4 * float(direction.abs().max()))
-    derivatives = (_derivatives(loss, drawn.policy, direction) for loss in (first, second))
+    derivatives = (_derivatives(loss, drawn, direction) for loss in (first, second))
     for found, expected, scale in zip(*derivatives, scales, strict=True):
         yield compare(found, expected, condition * scale)
 
 
+def _equals(expected: Claim) -> Claim:
+    """The check that a claimed loss is the expected one, for every K."""
+
+    def check(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+        for drawn in all_sizes(generator, trials):
+            yield from _same_loss(claim, expected, drawn, generator)
+
+    return check
+
+
 def pair_loss(drawn: Candidates, policy: Tensor, rejected: int = 1) -> Tensor:
-    return dpo_loss(policy[:, 0], policy[:, rejected], drawn.reference[:, 0], drawn.reference[:, rejected], drawn.beta)[
-        0
-    ]
+    """DPO's loss of the preferred response against one other, `[batch]`."""
+    (chosen, other), (chosen_reference, other_reference) = (
+        (logprobs[:, 0], logprobs[:, rejected]) for logprobs in (policy, drawn.reference)
+    )
+    return dpo_loss(chosen, other, chosen_reference, other_reference, drawn.beta)[0]
 
 
-def implicit_reward(drawn: Candidates, policy: Tensor) -> Tensor:
-    return drawn.with_policy(policy).rewards()
+def top1_loss(drawn: Candidates, policy: Tensor) -> Tensor:
+    """The Plackett–Luce loss of the best candidate alone, `[batch]`."""
+    return plackett_luce_loss(implicit_reward(drawn, policy), top=1)
+
+
+def ranking_loss(drawn: Candidates, policy: Tensor) -> Tensor:
+    """The Plackett–Luce loss of the whole order, `[batch]`."""
+    return plackett_luce_loss(implicit_reward(drawn, policy))
 
 
 def _check_bradley_terry(reward: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     drawn = draw_candidates(generator, trials, 1)
 
-    def dpo(policy: Tensor) -> Tensor:
-        return pair_loss(drawn, policy)
-
-    def bradley_terry(policy: Tensor) -> Tensor:
+    def bradley_terry(drawn: Candidates, policy: Tensor) -> Tensor:
         rewards = reward(drawn, policy)
         # −log e^{r₀}/(e^{r₀} + e^{r₁}), as Bradley and Terry wrote it; the rewards here are far from overflow.
         return -torch.log(rewards[:, 0].exp() / rewards.exp().sum(1))
 
-    def ranked(top: int | None) -> Claim:
-        return lambda policy: plackett_luce_loss(reward(drawn, policy), top=top)
+    for top in (1, None):
 
-    for loss in (ranked(1), ranked(None)):
-        yield from _same_loss(loss, dpo, drawn, generator)
+        def ranked(drawn: Candidates, policy: Tensor, top: int | None = top) -> Tensor:
+            return plackett_luce_loss(reward(drawn, policy), top=top)
+
+        yield from _same_loss(ranked, pair_loss, drawn, generator)
     # In this form the two exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
     spread = drawn.rewards()
     stretch = float((spread[:, 0] - spread[:, 1]).abs().max().exp())
-    direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
-    plain, exact = (_derivatives(loss, drawn.policy, direction) for loss in (bradley_terry, dpo))
-    yield compare(plain[0], exact[0], drawn.condition() * stretch)
-    yield compare(plain[1], exact[1], drawn.condition() * stretch * drawn.beta)
-
-
-def _check_top1(contrastive: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-    for drawn in all_sizes(generator, trials):
-
-        def ranking(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
-            return plackett_luce_loss(implicit_reward(drawn, policy), top=1)
-
-        def infonce(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
-            return contrastive(drawn, policy)
-
-        yield from _same_loss(infonce, ranking, drawn, generator)
+    yield from _same_loss(bradley_terry, pair_loss, drawn, generator, drawn.condition() * stretch)
 
 
 def _infonce(drawn: Candidates, policy: Tensor) -> Tensor:
@@ -93,25 +96,21 @@ def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
     return torch.stack([pair_loss(drawn, policy, k) for k in range(1, policy.shape[1])], 1)
 
 
-def _check_ranking(stages: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-    for drawn in all_sizes(generator, trials):
-
-        def ranking(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
-            return plackett_luce_loss(implicit_reward(drawn, policy))
-
-        def contrastive(policy: Tensor, drawn: Candidates = drawn) -> Tensor:
-            return stages(policy - drawn.reference, 1 / drawn.beta)
-
-        yield from _same_loss(contrastive, ranking, drawn, generator)
-
-
-def _shrinking(scores: Tensor, temperature: float) -> Tensor:
+def _stages(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
 
 
-def _not_shrinking(scores: Tensor, temperature: float) -> Tensor:
+def _shrinking(drawn: Candidates, policy: Tensor) -> Tensor:
+    return _stages(policy - drawn.reference, 1 / drawn.beta)
+
+
+def _stages_of_all(scores: Tensor, temperature: float) -> Tensor:
     fronts = (torch.cat([scores[:, k : k + 1], scores[:, :k], scores[:, k + 1 :]], 1) for k in range(scores.shape[1]))
     return sum(infonce_loss(front, temperature) for front in fronts)
+
+
+def _not_shrinking(drawn: Candidates, policy: Tensor) -> Tensor:
+    return _stages_of_all(policy - drawn.reference, 1 / drawn.beta)
 
 
 def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
@@ -133,24 +132,20 @@ def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Ite
         prompt_term = 200 * torch.randn(trials, 1, generator=generator, dtype=torch.float64)
         for top in (1, None):
 
-            def loss(policy: Tensor, drawn: Candidates = drawn, top: int | None = top) -> Tensor:
+            def loss(drawn: Candidates, policy: Tensor, top: int | None = top) -> Tensor:
                 return plackett_luce_loss(implicit_reward(drawn, policy), top=top)
 
-            def moved(
-                policy: Tensor, drawn: Candidates = drawn, top: int | None = top, term: Tensor = prompt_term
-            ) -> Tensor:
+            def moved(drawn: Candidates, policy: Tensor, top: int | None = top, term: Tensor = prompt_term) -> Tensor:
                 extra, added = offset(drawn, policy, term)
                 return plackett_luce_loss(implicit_reward(drawn, policy) + extra, top=top) + added
 
             condition = drawn.condition() + 2 * float(prompt_term.abs().max()) + 2 * float(drawn.lengths.max())
-            direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
-            plain, shifted = (_derivatives(f, drawn.policy, direction) for f in (loss, moved))
             # A ranking of K + 1 has K stages, each with its own difference.
             condition *= drawn.policy.shape[1] if top is None else 1
-            yield compare(shifted[0], plain[0], condition)
-            yield compare(shifted[1], plain[1], condition * drawn.beta)
+            yield from _same_loss(moved, loss, drawn, generator, condition)
             # The direction along which all rewards rise together is flat.
-            yield compare(shifted[1].sum(1), torch.zeros(trials, dtype=torch.float64), condition * drawn.beta)
+            _, gradient, _ = _derivatives(moved, drawn, torch.zeros_like(drawn.policy))
+            yield compare(gradient.sum(1), torch.zeros(trials, dtype=torch.float64), condition * drawn.beta)
 
 
 def _check_gradient(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
@@ -217,7 +212,7 @@ STATEMENTS = (
             ),
             "sum of K pairwise DPO losses": lambda drawn, policy: _pairwise(drawn, policy).sum(1),
         },
-        check=_check_top1,
+        check=_equals(top1_loss),
     ),
     Statement(
         name="ranking-is-shrinking-infonce",
@@ -226,10 +221,10 @@ STATEMENTS = (
         claim=_shrinking,
         controls={
             "candidates not taken away": _not_shrinking,
-            "mean over the places": lambda scores, temperature: _shrinking(scores, temperature) / scores.shape[1],
-            "worst first": lambda scores, temperature: _shrinking(-scores.flip(1), temperature),
+            "mean over the places": lambda drawn, policy: _shrinking(drawn, policy) / policy.shape[1],
+            "worst first": lambda drawn, policy: _stages(-(policy - drawn.reference).flip(1), 1 / drawn.beta),
         },
-        check=_check_ranking,
+        check=_equals(ranking_loss),
     ),
     Statement(
         name="orders-sum-to-one",
@@ -237,7 +232,7 @@ STATEMENTS = (
         tolerance=_ROUNDING,
         claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
         controls={
-            "candidates not taken away": lambda rewards: torch.exp(-_not_shrinking(rewards, 1.0)),
+            "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards, 1.0)),
             "sum of pairwise losses": lambda rewards: torch.exp(
                 -sum(
                     torch.nn.functional.softplus(rewards[:, j] - rewards[:, i])

@@ -10,7 +10,7 @@ from scipy.special import gammaln, ive, roots_jacobi
 from torch import Tensor
 
 from sempa.theory.log_sum import expected_infonce
-from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, rounding
+from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, falls, rounding
 
 # K at which the limit is read off; each is followed by its double and its fourfold.
 _FAR = 1024
@@ -128,7 +128,7 @@ def _check_rate(deviation: Claim, generator: torch.Generator, trials: int) -> It
             actual = setting.excess(negatives) - limit
             return abs(actual - float(deviation(setting, negatives))) / abs(actual)
 
-        yield Measurement(missed(4 * _FAR), missed(_FAR) / 3)
+        yield falls(missed, _FAR)
 
 
 def _check_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:

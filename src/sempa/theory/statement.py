@@ -81,20 +81,15 @@ class Verdict:
 
 def verify(statement: Statement, seed: int, trials: int) -> Verdict:
     """Check a statement and its controls on the same random draws."""
-    measurements = _measure(statement, statement.claim, seed, trials)
-    rejected = {
-        what: not all(m.holds for m in _measure(statement, wrong, seed, trials))
-        for what, wrong in statement.controls.items()
-    }
-    return Verdict(statement, max(measurements, key=lambda m: m.ratio), len(measurements), rejected)
 
+    def measure(claim: Claim) -> list[Measurement]:
+        return list(statement.check(claim, torch.Generator().manual_seed(seed), trials))
 
-def _measure(statement: Statement, claim: Claim, seed: int, trials: int) -> list[Measurement]:
-    generator = torch.Generator().manual_seed(seed)
-    measurements = list(statement.check(claim, generator, trials))
+    measurements = measure(statement.claim)
     if not measurements:
         raise ValueError(f"statement {statement.name!r} measured nothing")
-    return measurements
+    rejected = {what: not all(m.holds for m in measure(wrong)) for what, wrong in statement.controls.items()}
+    return Verdict(statement, max(measurements, key=lambda m: m.ratio), len(measurements), rejected)
 
 
 def rounding(condition: torch.Tensor | float) -> float:
@@ -112,3 +107,8 @@ def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: torch.Tensor
     excess = (smaller - larger).detach()
     error = math.nan if excess.isnan().any() else max(0.0, float(excess.max()))
     return Measurement(error, rounding(condition))
+
+
+def falls(missed: Callable[[int], float], negatives: int) -> Measurement:
+    """Whether what an O(1/K) term misses falls at least threefold from K = `negatives` to 4 K (a 1/K law: fourfold)."""
+    return Measurement(missed(4 * negatives), missed(negatives) / 3)
