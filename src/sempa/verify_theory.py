@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.files import write_atomic
+from sempa.io.files import write_json
 
 _EPILOGUE = """\
 Exit code: 0 when every statement holds and every control is rejected, 1 when one does not, 2 for bad input.
@@ -108,23 +107,19 @@ def _statements(arguments: argparse.Namespace) -> list:
 
 
 def _write_json(verdicts: list, arguments: argparse.Namespace) -> None:
+    from sempa.report.tables import finite
+
     report = {
         "passed": all(verdict.passed for verdict in verdicts),
         "seed": arguments.seed,
         "trials": arguments.trials,
         "model": arguments.model,
-        "statements": [_finite(verdict.as_dict()) for verdict in verdicts],
+        "statements": [verdict.as_dict() for verdict in verdicts],
     }
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     if arguments.json == "-":
-        print(text, end="")
+        print(json.dumps(finite(report), indent=2, ensure_ascii=False))
     else:
-        write_atomic(Path(arguments.json), text)
-
-
-def _finite(verdict: dict) -> dict:
-    """JSON has no NaN; null stands for it."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in verdict.items()}
+        write_json(Path(arguments.json), finite(report))
 
 
 def _block(verdict: object) -> str:

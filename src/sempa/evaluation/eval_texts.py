@@ -42,14 +42,15 @@ def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     JSON lines hold `question` and `answer`, or `text`; a file has them if its name says so, or if it begins with `{"`.
     Raises `SempaError` with file and line for anything else.
     """
-    lines = _lines(path, "texts")
-    first = next(lines)
-    lines = itertools.chain([first], lines)
-    if {".json", ".jsonl"} & set(path.suffixes) or first[1].lstrip().startswith('{"'):
-        texts = _recorded_texts(path, lines, [_QUESTIONS, _TEXTS])
+    lines = list(numbered_lines(path))
+    begin = next((line.lstrip() for _, line in lines if line.strip()), "")
+    if not begin:
+        raise SempaError(f"{path}: holds blank lines only, expected texts")
+    if {".json", ".jsonl"} & set(path.suffixes) or begin.startswith('{"'):
+        texts = _recorded_texts(path, iter(lines), [_QUESTIONS, _TEXTS])
     else:
-        groups = itertools.groupby(lines, key=lambda numbered: not numbered[1].strip())
-        texts = (EvalText("".join(line for _, line in group).rstrip()) for blank, group in groups if not blank)
+        groups = itertools.groupby((line for _, line in lines), key=str.isspace)
+        texts = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
     return list(itertools.islice(texts, limit))
 
 
@@ -80,7 +81,10 @@ def builtin_prompts() -> list[str]:
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` lines of a file that are not blank; raises `SempaError` when there are none."""
-    return [line.strip() for _, line in _lines(path, "one prompt a line") if line.strip()][:limit]
+    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()]
+    if not prompts:
+        raise SempaError(f"{path}: holds blank lines only, expected one prompt a line")
+    return prompts[:limit]
 
 
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:
@@ -112,14 +116,6 @@ def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
         if targets:
             yield ScoredTokens(sequence.tokens[begin:end], targets)
         done = end
-
-
-def _lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file from its first line with text on; raises `SempaError` when there is none."""
-    lines = itertools.dropwhile(lambda numbered: not numbered[1].strip(), numbered_lines(path))
-    if (first := next(lines, None)) is None:
-        raise SempaError(f"{path}: holds blank lines only, expected {expected}")
-    return itertools.chain([first], lines)
 
 
 def _recorded_texts(path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]) -> Iterator[EvalText]:

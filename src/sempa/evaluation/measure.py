@@ -90,15 +90,13 @@ def measure_preference(
             reference = response_logprobs(base.model, preferences, row_tokens, progress)
         policy = response_logprobs(base.model, preferences, row_tokens, progress)
     # Of a ranking, its best and its worst.
-    reference, policy = reference[:, [0, -1]], policy[:, [0, -1]]
-    rewards = beta * (policy - reference)
-    margins = rewards[:, 0] - rewards[:, 1]
+    base_margins, margins = (logprobs[:, 0] - logprobs[:, -1] for logprobs in (reference, policy))
+    reward_margins = beta * (margins - base_margins)
+    accuracies = {"base": base_margins, "aligned": margins, "reward": reward_margins}
     return {
         "triplets": len(preferences),
-        "base_accuracy": (reference[:, 0] > reference[:, 1]).double().mean().item(),
-        "aligned_accuracy": (policy[:, 0] > policy[:, 1]).double().mean().item(),
-        "reward_accuracy": (margins > 0).double().mean().item(),
-        "reward_margin": margins.mean().item(),
+        **{f"{name}_accuracy": (own > 0).double().mean().item() for name, own in accuracies.items()},
+        "reward_margin": reward_margins.mean().item(),
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest, pearsonr, rankdata
 
 from sempa.errors import SempaError
@@ -31,7 +32,7 @@ class Comparison:
     p: float
 
 
-def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's ρ × 100 of two series `[n]`: Pearson's r of their ranks; ties share their average rank.
 
     Raises `SempaError` when the lengths differ, or a series has fewer than two values, is constant or holds a NaN.
@@ -39,17 +40,12 @@ def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     return _rank_correlation(*_series(x, y))
 
 
-def pearson(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's r × 100 of two series `[n]`; raises `SempaError` as `spearman` does."""
     return 100 * float(pearsonr(*_series(x, y)).statistic)
 
 
-def bootstrap(
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
-    resamples: int = 1000,
-    seed: int | Sequence[int] = 0,
-) -> np.ndarray:
+def bootstrap(x: ArrayLike, y: ArrayLike, resamples: int = 1000, seed: int | Sequence[int] = 0) -> np.ndarray:
     """Spearman's ρ × 100 of `resamples` draws of n pairs from n, with replacement: float64 `[resamples]`.
 
     The draws depend on n and `seed` alone: the cosines of two encoders against the same gold scores meet the same pairs
@@ -109,7 +105,7 @@ def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float
     }
 
 
-def _series(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _series(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise SempaError(

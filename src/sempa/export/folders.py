@@ -3,18 +3,18 @@
 The adapter itself needs no export, it is in PEFT's layout; its base may, as a folder that PEFT can open.
 """
 
-import importlib.metadata
 import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.config import DTYPES
 from sempa.errors import SempaError
-from sempa.export.model_card import base_card, model_card
+from sempa.export.model_card import TEMPLATES, base_card, model_card
 from sempa.io.files import check_output, read_json, replace_folder, write_atomic, write_json
 from sempa.model.adapter_files import READOUT_FILE, adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
@@ -25,18 +25,6 @@ from sempa.model.resolve import quiet, resolve_model
 SHARD = "5GB"
 # What a tokenizer may consist of beside the files that transformers writes: llama.cpp reads the original ones.
 _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt")
-
-# `prompts.clean_sentence` in what Python's Jinja and llama.cpp's have in common. llama.cpp splits at blanks alone, and
-# hands out the empty texts between two of them.
-_CLEAN = """\
-{%- set said = messages | selectattr('role', 'equalto', 'user') | list | last -%}
-{%- set words = said.content.replace('\\n', ' ').replace('\\t', ' ').split() | reject('equalto', '') -%}
-{%- set sentence = words | join(' ') -%}
-{%- set ends = sentence.endswith('.') or sentence.endswith('?') or sentence.endswith('"') or sentence.endswith("'") -%}
-{%- if sentence and not ends -%}{%- set sentence = sentence ~ '.' -%}{%- endif -%}
-{%- set sentence = sentence | replace('"', "'") -%}
-{%- if sentence.endswith('?') -%}{%- set sentence = sentence[:-1] ~ '.' -%}{%- endif -%}
-"""
 
 
 def export_merged(model: str, adapter: Path, output: Path, dtype: str = "bfloat16") -> None:
@@ -118,7 +106,11 @@ def write_prompt_and_card(folder: Path, name: str, model: str, adapter: Path, ba
 
 def prompt_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Clean-up and PromptEOL around the last user message, as a Jinja template that gives `encode_one_word`'s text."""
-    return f"{_CLEAN}{begin_of_text(tokenizer)}{EOL_PREFIX}{{{{ sentence }}}}{EOL_SUFFIX}"
+    # `prompts.clean_sentence` in what Python's Jinja and llama.cpp's have in common. llama.cpp splits at blanks alone,
+    # and hands out the empty texts between two of them.
+    clean = Path(__file__).with_name("templates") / "prompteol.jinja"
+    prompt = f"{begin_of_text(tokenizer)}{EOL_PREFIX}{{{{ sentence }}}}{EOL_SUFFIX}"
+    return clean.read_text(encoding="utf-8") + prompt
 
 
 def merged_base(model: str, adapter: Path, dtype: str) -> BaseModel:
@@ -174,41 +166,14 @@ def _copy_tokenizer_files(source: str, folder: Path) -> None:
 
 def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
     """The files by which sentence-transformers knows modules, template, pooling and similarity."""
-    package = "sentence_transformers"
-    read = {"method": "forward", "method_output_name": "last_hidden_state"}
-    text: dict[str, object] = {"padding_side": "right"}
-    template: dict[str, object] = {"chat_template": prompt_template(base.tokenizer)}
-    # A control token in a sentence is text. Where the prompt itself begins with one, only the newer option can do that,
-    # which tokenizes the text on either side by itself.
-    if begin_of_text(base.tokenizer):
-        template["sanitize_control_tokens"] = True
-    else:
-        text["split_special_tokens"] = True
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{package}.base.modules.transformer.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.{package[:-1]}.modules.pooling.Pooling"},
-    ]
-    write_json(folder / "modules.json", modules)
-    write_json(
-        folder / "sentence_bert_config.json",
-        {
-            "transformer_task": "feature-extraction",
-            "modality_config": {"text": read, "message": {**read, "format": "flat"}},
-            "module_output_name": "token_embeddings",
-            "processing_kwargs": {"text": text, "chat_template": template},
-        },
-    )
-    dimension = base.model.get_output_embeddings().weight.shape[1]
-    pooling = {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}
-    write_json(folder / "1_Pooling" / "config.json", pooling)
-    versions = {"sentence_transformers": "6.0.0", "transformers": importlib.metadata.version("transformers")}
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "model_type": "SentenceTransformer",
-            "__version__": {**versions, "pytorch": torch.__version__},
-            "prompts": {"query": "", "document": ""},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-    )
+    prefix = "sentence_transformers/"
+    for name in TEMPLATES.list_templates():
+        if name.startswith(prefix):
+            content = TEMPLATES.get_template(name).render(
+                begins=begin_of_text(base.tokenizer),
+                chat_template=prompt_template(base.tokenizer),
+                dimension=base.model.get_output_embeddings().weight.shape[1],
+                transformers=transformers.__version__,
+                pytorch=torch.__version__,
+            )
+            write_atomic(folder / name.removeprefix(prefix), content)

@@ -94,12 +94,16 @@ def _check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
     plain = config.model_type == "llama" and config.hidden_act == "silu"
     if plain and rope in _ROPES and not (config.attention_bias or config.mlp_bias):
         return
+    raise _unwritable(f"model {model!r}: is {config.model_type}, rotated by {rope!r}", kind)
+
+
+def _unwritable(found: str, kind: str) -> SempaError:
     command = "sempa export --merge RUN FOLDER, then python convert_hf_to_gguf.py FOLDER"
     if kind == "lora":
         command = "sempa export --base RUN FOLDER, then python convert_lora_to_gguf.py RUN/adapter --base FOLDER"
-    raise SempaError(
-        f"model {model!r}: is {config.model_type}, rotated by {rope!r}, and sempa writes GGUF files of plain Llamas "
-        f"only; use llama.cpp's converter (it needs the package sentencepiece): {command}"
+    return SempaError(
+        f"{found}, and sempa writes GGUF files of plain Llamas only; use llama.cpp's converter (it needs the package "
+        f"sentencepiece): {command}"
     )
 
 
@@ -125,7 +129,7 @@ def _write_model(path: Path, base: BaseModel, name: str, kind: str) -> None:
     writer.add_pooling_type(gguf.PoolingType.LAST)
     rows = len(weights["token_embd.weight"])
     writer.add_vocab_size(rows)
-    _add_tokenizer(writer, base.tokenizer, rows)
+    _add_tokenizer(writer, base.tokenizer, rows, kind)
     _write_weights(path, writer, weights, kind)
 
 
@@ -204,7 +208,7 @@ def _write_weights(path: Path, writer: gguf.GGUFWriter, weights: Mapping[str, Te
             raise SempaError(f"gguf: {tensor.name} could not be written as {kind}: read back, it is not what it was")
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, kind: str) -> None:
     """Add vocabulary, merges, special tokens and chat template; `rows` is the number of the model's token embeddings.
 
     Raises `SempaError` unless it is a byte-level BPE tokenizer that cuts words as GPT-2, SmolLM or Llama 3 does.
@@ -212,11 +216,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     found = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     pre = _pre_tokenizer(found)
     if pre is None:
-        raise SempaError(
-            "gguf: the base's tokenizer is not a byte-level BPE that cuts words as GPT-2, SmolLM or Llama 3 does; use "
-            "llama.cpp's converter, which knows more (and needs the package sentencepiece): sempa export --merge RUN "
-            "FOLDER, then python convert_hf_to_gguf.py FOLDER"
-        )
+        raise _unwritable("gguf: the base's tokenizer is no byte-level BPE of GPT-2, SmolLM or Llama 3", kind)
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [gguf.TokenType.UNUSED] * rows
     added = tokenizer.added_tokens_decoder
     for token, number in tokenizer.get_vocab().items():
@@ -229,9 +229,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     writer.add_token_types(types)
     # Older tokenizer files hold a merge as one text.
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in found["model"]["merges"]])
-    for kind in ("bos", "eos", "unk", "pad"):
-        if (number := getattr(tokenizer, f"{kind}_token_id")) is not None:
-            getattr(writer, f"add_{kind}_token_id")(number)
+    for role in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{role}_token_id")) is not None:
+            getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token(bool(begin_of_text(tokenizer)))
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template is not None:

@@ -17,17 +17,17 @@ from sempa.report.tables import markdown_table
 
 # Settings that say something of one machine only.
 _OF_ONE_MACHINE = ("model", "device", "output")
-_CARDS = Environment(
-    loader=PackageLoader("sempa.export", "cards"), trim_blocks=True, keep_trailing_newline=True, autoescape=False
+TEMPLATES = Environment(
+    loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True, autoescape=False
 )
 # Of a path, the file's name only.
-_CARDS.filters["file_name"] = lambda path: Path(path).name
+TEMPLATES.filters["file_name"] = lambda path: Path(path).name
 
 
 def base_card(name: str, model: str, adapter: str) -> str:
     """The card of a base alone; `name` is the exported folder's name, `adapter` the adapter's."""
     content = {"name": name, "base_name": _base_name(model), "adapter": adapter, "version": __version__}
-    return _CARDS.get_template("base.md").render(content)
+    return TEMPLATES.get_template("base.md").render(content)
 
 
 def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> str:
@@ -48,7 +48,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         if key not in _OF_ONE_MACHINE and value != ""
     }
     machine, context = report.get("machine") or {}, context_length(base.model)
-    return _CARDS.get_template("model.md").render(
+    return TEMPLATES.get_template("model.md").render(
         name=name,
         kind=kind,
         base_name=_base_name(model),

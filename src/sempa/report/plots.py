@@ -71,26 +71,23 @@ def standalone(picture: str) -> str:
 
 def curves(history: Sequence[dict]) -> str:
     """Loss, implicit rewards, CHES and the development score over the training steps."""
-    steps = [record for record in history if "loss" in record]
+    recorded = {name for record in history for name in record}
     panels = {
         "loss (nats)": {"loss": ALIGNED, "nll_loss": BASE},
         "implicit reward (nats)": {"rewards/margins": ALIGNED, "rewards/chosen": BASE, "rewards/rejected": INK},
         "CHES of chosen and rejected": {"ches": ALIGNED},
+        "development ρ × 100": {"eval/sts": ALIGNED},
     }
-    panels = {title: {n: c for n, c in names.items() if any(n in r for r in steps)} for title, names in panels.items()}
-    panels = {title: names for title, names in panels.items() if names}
-    figure, axes = make_figure(1, len(panels) + 1, (3.3 * len(panels) + 3.3, 2.9))
+    panels = {title: names for title, names in panels.items() if recorded & set(names)}
+    figure, axes = make_figure(1, len(panels), (3.3 * len(panels), 2.9))
     for axis, (title, names) in zip(axes, panels.items()):
         for name, colour in names.items():
-            values = [record.get(name) for record in steps]
-            axis.plot([r["step"] for r in steps], values, color=colour, label=name.split("/")[-1], linewidth=1.4)
+            values = {record["step"]: record[name] for record in history if name in record}
+            style = {"marker": "o", "markersize": 4} if name == "eval/sts" else {"linewidth": 1.4}
+            axis.plot(list(values), list(values.values()), color=colour, label=name.split("/")[-1], **style)
         axis.set_title(title)
-        _legend(axis)
-    scores = [record for record in history if "eval/sts" in record]
-    axes[-1].plot([r["step"] for r in scores], [r["eval/sts"] for r in scores], "o-", color=ALIGNED, markersize=4)
-    axes[-1].set_title("development ρ × 100")
-    for axis in axes:
         axis.set_xlabel("step")
+        _legend(axis)
     return svg(figure, "curves", "Loss, implicit rewards and development score over the training steps")
 
 

@@ -1,5 +1,6 @@
 """Four pictures of the theory: rounding, mutual information, many negatives, gradient weights."""
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sempa.errors import SempaError
-from sempa.io.files import replace_atomically
+from sempa.io.files import write_atomic
 from sempa.losses import infonce_loss, plackett_luce_loss
 from sempa.report import plots
 from sempa.theory.candidates import draw_candidates
@@ -22,22 +23,14 @@ def draw_all(folder: Path, seed: int) -> Iterator[Path]:
     """Draw every picture into `folder` as PNG and yield the paths; raises `SempaError` without matplotlib."""
     if not plots.available():
         raise SempaError("--plot: needs the package matplotlib, which `pip install matplotlib` brings")
-    for name, draw in (
-        ("rounding", _rounding),
-        ("information", _information),
-        ("many_negatives", _many_negatives),
-        ("gradient_weights", _gradient_weights),
-    ):
-        figure, axes = plots.make_figure(1, 1, (5.6, 3.8))
-        draw(axes[0], torch.Generator().manual_seed(seed))
-        legend = axes[0].legend(frameon=False, fontsize=8)
-        legend.set_zorder(5)
-        path = folder / f"{name}.png"
-
-        def save(temporary: Path, figure: object = figure) -> None:
-            figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-
-        replace_atomically(path, save)
+    for draw in (_rounding, _information, _many_negatives, _gradient_weights):
+        figure, (axis,) = plots.make_figure(1, 1, (5.6, 3.8))
+        draw(axis, torch.Generator().manual_seed(seed))
+        axis.legend(frameon=False, fontsize=8).set_zorder(5)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, facecolor="white")
+        path = folder / f"{draw.__name__.removeprefix('_')}.png"
+        write_atomic(path, png.getvalue())
         yield path
 
 

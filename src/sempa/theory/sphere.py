@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -140,37 +140,20 @@ def _check_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iter
             probabilities = weights.expand(_GRID, -1)
             return Setting(weights, cosines, probabilities, weights, temperature).uniformity()
 
-        lowest = uniformity(best(_GRID))
+        taken = best(torch.arange(_GRID)).double()
+        lowest = uniformity(taken / taken.sum())
         for spread in torch.linspace(0.1, 4, max(8, trials)):
             weights = (spread * torch.randn(_GRID, generator=generator, dtype=torch.float64)).softmax(0)
             yield exceeds(lowest, uniformity(weights), 1 / temperature + 1)
 
 
-def _even(size: int) -> Tensor:
-    return torch.full((size,), 1 / size, dtype=torch.float64)
-
-
-def _antipodal(size: int) -> Tensor:
-    weights = torch.zeros(size, dtype=torch.float64)
-    weights[0] = weights[size // 2] = 0.5
-    return weights
-
-
-def _half_circle(size: int) -> Tensor:
-    weights = torch.zeros(size, dtype=torch.float64)
-    weights[: size // 2] = 2 / size
-    return weights
-
-
 def _mean_similarity(setting: Setting) -> Tensor:
-    return setting.alignment() + (setting.weights * (setting.probabilities * setting.cosines).sum(1)).sum() / (
-        setting.temperature
-    )
+    mean = (setting.probabilities * setting.cosines).sum(1)
+    return setting.alignment() + (setting.weights * mean).sum() / setting.temperature
 
 
-def _tempered(setting: Setting) -> Tensor:
-    mean = (setting.probabilities * setting.cosines.exp()).sum(1)
-    return setting.alignment() + (setting.weights * mean.log()).sum()
+def _without_temperature(setting: Setting) -> Tensor:
+    return setting.alignment() + replace(setting, temperature=1.0).uniformity()
 
 
 STATEMENTS = (
@@ -181,7 +164,7 @@ STATEMENTS = (
         claim=lambda setting: setting.alignment() + setting.uniformity(),
         controls={
             "mean similarity in place of log-mean-exp": _mean_similarity,
-            "τ left out of the uniformity": _tempered,
+            "τ left out of the uniformity": _without_temperature,
             "alignment counted twice": lambda setting: 2 * setting.alignment() + setting.uniformity(),
             "limit 0.1 % off": lambda setting: 1.001 * (setting.alignment() + setting.uniformity()),
         },
@@ -202,8 +185,11 @@ STATEMENTS = (
         name="uniform-is-most-uniform",
         equation="E_x log E_y e^{x·y/τ} is smallest for the uniform distribution (on a circle of 48 places)",
         tolerance="64 ε × (1/τ + 1)",
-        claim=_even,
-        controls={"two opposite points": _antipodal, "one half of the circle": _half_circle},
+        claim=lambda places: places >= 0,
+        controls={
+            "two opposite points": lambda places: places % (_GRID // 2) == 0,
+            "one half of the circle": lambda places: places < _GRID // 2,
+        },
         check=_check_uniform,
     ),
 )
