@@ -317,8 +317,7 @@ class Tags(HTMLParser):
 
 def test_the_report_escapes_every_string_of_a_user_a_model_or_a_file():
     report = example()
-    written = dict.fromkeys(("prompt", "base", "aligned"), tiny_texts()[0][0])
-    report["generations"] = [{**written, "unchanged": 0.5}]
+    report["generations"] = [dict.fromkeys(("prompt", "base", "aligned"), tiny_texts()[0][0])]
     harmless, hostile = Tags(), Tags()
     harmless.feed(page(report, HISTORY))
     html = page(poisoned(report), HISTORY)

@@ -41,9 +41,11 @@ def tables(report: dict) -> list[Table]:
         "retention": _drift_table,
         "hellaswag": _hellaswag_table,
         "budget": _budget_table,
-        "generations": _answers_table,
     }
     made = [make(report[part]) for part, make in parts.items() if report.get(part)]
+    # The card of a model that version 0.1 trained shows its report, whose answers lack the fraction.
+    if answers := [answer for answer in report.get("generations") or [] if "unchanged" in answer]:
+        made.append(_answers_table(answers))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
     if cost := _cost_rows(report):
         made.append(Table("Cost", ["", ""], cost))
