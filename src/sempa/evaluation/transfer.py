@@ -110,11 +110,7 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
     return {
         "baseline": BASELINE.label,
         "tasks": [
-            {
-                "name": task.name,
-                "judged": len(judged(task).labels),
-                "trained": len(next(iter(task.splits.values())).labels),
-            }
+            {"name": task.name, "sizes": {split: len(part.labels) for split, part in task.splits.items()}}
             for task in tasks
         ],
         "notes": [note for task in tasks for note in task.notes],

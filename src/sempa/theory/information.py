@@ -87,13 +87,12 @@ def _check_approach(critic: Claim, generator: torch.Generator, trials: int) -> I
         values = [channel.bound(scores, proposal, k) for k in NEGATIVES]
         for fewer, more, negatives in zip(values, values[1:], NEGATIVES[1:], strict=False):
             yield exceeds(fewer, more, _condition(scores, negatives))
-        # I − I_K = χ²/2K + O(K⁻²): what is left over, relatively, must fall like 1/K.
-        chi2 = (channel.joint**2 / (channel.joint.sum(1, keepdim=True) * proposal)).sum() - 1
-        yield _falls(channel, scores, proposal, channel.divergence(proposal), chi2)
+        yield _falls(channel, scores, proposal, channel.divergence(proposal))
 
 
-def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor, chi2: Tensor) -> Measurement:
-    """Whether the share of `limit` − I_K that χ²/2K misses falls with K as 1/K does."""
+def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor) -> Measurement:
+    """limit − I_K = χ²/2K + O(K⁻²): whether what is left over, relatively, falls with K as 1/K does."""
+    chi2 = (channel.joint * channel.conditional / proposal).sum() - 1
 
     def missed(negatives: int) -> float:
         gap = limit - channel.bound(critic, proposal, negatives)
@@ -126,8 +125,7 @@ def _check_hard(ceiling: Claim, generator: torch.Generator, trials: int) -> Iter
         limit = ceiling(channel, proposal)
         for negatives in NEGATIVES:
             yield exceeds(channel.bound(best, proposal, negatives), limit, _condition(best, negatives))
-        chi2 = (channel.joint * channel.conditional / proposal).sum() - 1
-        yield _falls(channel, best, proposal, limit, chi2)
+        yield _falls(channel, best, proposal, limit)
 
 
 STATEMENTS = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,18 @@ _GRADIENTS = (
 class Scored:
     """One prompt's candidates with their log-probabilities still tied to the adapter that made them.
 
-    `drawn` holds the same numbers in float64, detached; `logprobs` `[1, K + 1]` float32 carries the graph; `pulls`
-    `[K + 1]` are the norms of ∂ log π_j / ∂ adapter.
+    `drawn` holds the same numbers in float64, detached; `logprobs` `[1, K + 1]` float32 carries the graph.
     """
 
     drawn: Candidates
     logprobs: Tensor
     adapter: tuple[nn.Parameter, ...]
-    pulls: Tensor
+
+    @cached_property
+    def pulls(self) -> Tensor:
+        """The norms of ∂ log π_j / ∂ adapter, `[K + 1]`."""
+        unit = torch.eye(self.logprobs.shape[1], dtype=torch.float64)
+        return torch.stack([self.adapter_gradient(row[None]).norm() for row in unit])
 
     def adapter_gradient(self, upstream: Tensor) -> Tensor:
         """The adapter's gradient for ∂ℓ/∂ log π = `upstream` `[1, K + 1]`, as one vector."""
@@ -68,9 +73,7 @@ def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, 
     with torch.no_grad(), adapter_disabled(base.model):
         reference = sequence_logprobs(base.model, row)
     drawn = Candidates(logprobs.detach().double(), reference.double(), row.lengths.double(), _BETA)
-    scored = Scored(drawn, logprobs, parameters, torch.zeros(0))
-    unit = torch.eye(logprobs.shape[1], dtype=torch.float64)
-    return replace(scored, pulls=torch.stack([scored.adapter_gradient(row[None]).norm() for row in unit]))
+    return Scored(drawn, logprobs, parameters)
 
 
 def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
