@@ -72,26 +72,3 @@ def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_pat
     # Of the versions and the machine that measured last.
     assert frontier._kept(file, {"limit": 1})["date"] == frontier.origin()["date"]
     assert frontier._kept(file, {"limit": 2})["rows"] == []
-
-
-def test_the_picture_of_triplets_has_a_bar_for_every_set_and_row_and_ink_of_its_own():
-    triplets = load_script(SCRIPT.with_name("triplets.py"))
-    rows = [
-        {"method": method, "source": source, "STS12": "60", "SICK trial": "70.5", "average": average, "other": "1"}
-        for method, source, average in (
-            ("prompteol", "measured", "61.23"),
-            *((f"prompteol + runs/nli_{n}/adapter", "measured", str(62 + n / 1e4)) for n in (1280, 320, 640)),
-            # Other readouts and adapters of the same table.
-            ("prompteol@-3", "measured", "63"),
-            ("prompteol@-3 + runs/nli_640/adapter", "measured", "64"),
-            ("prompteol + runs/smollm2_captions/adapter", "measured", "65"),
-            ("LLaMA", "quoted from a paper", "99"),
-        )
-    ]
-    drawn = triplets.plot(rows)
-    texts = re.findall(r">([^<]*)</text>", drawn)
-    assert {"STS12", "SICK trial", "average", "61.2"} < set(texts)
-    assert [text for text in texts if "triplets" in text] == ["320 triplets", "640 triplets", "1,280 triplets"]
-    # Neither quoted rows nor the columns behind the average.
-    assert not {"99", "other"} & set(texts)
-    assert "prefers-color-scheme" in drawn
