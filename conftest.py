@@ -13,7 +13,7 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 
 # No test judges time: a busy machine must not turn one red.
 settings.register_profile("sempa", deadline=None)

@@ -44,7 +44,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference, encode_one_word, encode_triplet
 from sempa.cli import main
 from sempa.config import Config
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 from sempa.embedding.embedder import embed
 from sempa.kernels import packed_attention
 from sempa.model.base import check_forward, load_base

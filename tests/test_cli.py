@@ -102,7 +102,7 @@ def test_the_package_runs_as_a_module():
 
 def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, tiny_folder):
     files = {"config.yaml", "environment.json", "metrics.jsonl", "report.json", "report.html"}
-    assert {path.name for path in run.iterdir()} == files | {"adapter", "checkpoints", ".lock"}
+    assert {path.name for path in run.iterdir()} == files | {"adapter", "checkpoints"}
     report = json.loads((run / "report.json").read_text())
     assert report["training"]["used"] == 13
     assert report["training"]["held_out"] == 3
@@ -182,19 +182,18 @@ def test_development_pairs_of_one_score_are_found_before_training(config, tmp_pa
 def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tiny_folder, capsys):
     model = ["--model", "/nowhere"]
     assert "built-in pairs: found 1, expected at least 2" in fails(capsys, "evaluate", *model, "--builtin-pairs", 1)
-    assert "built-in pairs: found -5" in fails(capsys, "evaluate", *model, "--builtin-pairs", -5)
-    assert "max_new_tokens: found 0" in fails(capsys, "evaluate", *model, "--max-new-tokens", 0)
-    for seed in ("-1", "10000000000000000000000", str(2**31), "x"):
-        with pytest.raises(SystemExit) as caught:
-            main(["table", "--sts", "x", f"--seed={seed}"])
-        assert caught.value.code == 2
-        assert f"found '{seed}', expected a number from 0 to 2147483647" in capsys.readouterr().err
+    assert "--builtin-pairs: found -5, expected a whole number" in fails(capsys, "evaluate", "--builtin-pairs=-5")
+    assert "--max-new-tokens: found 0" in fails(capsys, "evaluate", *model, "--max-new-tokens", 0)
+    for seed in ("-1", "x"):
+        assert f"--seed: found {seed}, expected a whole" in fails(capsys, "table", "--sts", "x", f"--seed={seed}")
 
 
 def test_other_mistakes_end_with_one_sentence_and_code_2(config, tmp_path, capsys):
     assert "give a CONFIG.yaml, or --resume RUN" in fails(capsys, "train")
     assert "holds no run to resume" in fails(capsys, "train", "--resume", tmp_path / "nothing")
-    assert "give no CONFIG.yaml beside it" in fails(capsys, "train", config, "--resume", tmp_path)
+    assert "give a CONFIG.yaml, or --resume RUN, which takes its settings from the run" in fails(
+        capsys, "train", config, "--resume", tmp_path
+    )
     assert "cannot be read" in fails(capsys, "train", tmp_path / "missing.yaml")
     assert "ends in .npy, .csv" in fails(capsys, "embed", "in.txt", "out.pkl")
     assert "missing.txt: no such file" in fails(capsys, "embed", "missing.txt", "out.npy")
@@ -262,17 +261,16 @@ def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path,
         (folder / name).mkdir(parents=True)
     (folder / "STS12" / "STS.input.news.txt").write_text("A dog runs.\tA dog is running.\nA cat sits.\tRain falls.\n")
     (folder / "STS12" / "STS.gs.news.txt").write_text("5\n1\n")
-    rows = [("5", "A dog runs.", "A dog is running."), ("0", "A cat sits.", "Rain falls."), ("7", "Hi.", "Hello.")]
+    rows = [("5", "A dog runs.", "A dog is running."), ("0", "A cat sits.", "Rain falls."), ("", "Hi.", "Hello.")]
     lines = ["\t".join(("main", "news", "2012", str(i), *row)) for i, row in enumerate(rows)]
     (folder / "STSBenchmark" / "sts-dev.csv").write_text("\n".join(lines) + "\n")
     assert main(["train", str(config), f"sts_dir={folder}"]) == 0
     expected = [
-        f"STS-B dev: 1 pair with a gold score off the scale left out, first {folder}/STSBenchmark/sts-dev.csv:3: 7, "
-        "expected 0 to 5",
+        "STS-B dev: 1 pair without a gold score left out",
         f"{folder}: only STS-B dev is used here, not STS12",
     ]
     assert capsys.readouterr().out.splitlines()[:2] == expected
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["notes"] == expected
     assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
-    assert "off the scale left out" in (tmp_path / "run" / "report.html").read_text()
+    assert "without a gold score left out" in (tmp_path / "run" / "report.html").read_text()

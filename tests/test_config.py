@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.batching.dataset import MAX_LENGTH
+from sempa.batching.batches import MAX_LENGTH
 from sempa.config import Config, dump_config, load_config
 from sempa.training.step import MAX_GRAD_NORM, WARMUP
 
@@ -56,23 +56,6 @@ def test_a_name_shared_by_a_number_and_a_text_is_read_as_either_needs_it(tmp_pat
     assert (config.output, config.batch_size, config.model) == ("010", 10, "010")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\0b", r"output is 'a\\x00b', with the character '\\x00'"),
-        ("a\nb", r"with the character '\\n'"),
-        ("a\udcffb", r"with the character '\\udcff'"),
-        ("runs/" + "ä" * 128, "of 133 characters, longer than a file's name"),
-        ("9" * 5000, "of 5,000 characters, longer than a file's name"),
-    ],
-)
-def test_a_text_that_no_folder_can_be_called_is_refused(tmp_path, text, message):
-    with pytest.raises(SempaError, match=message):
-        load_config(write(tmp_path, ""), [f"output={text}"])
-    # A hundred names of a hundred letters are a path.
-    assert load_config(write(tmp_path, ""), [f"output={'/'.join(['a' * 100] * 30)}"]).output
-
-
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_experiment_is_valid(path):
     load_config(path)
@@ -110,22 +93,6 @@ def test_a_shipped_file_holds_only_what_differs_from_the_default_recipe():
     for path in EXPERIMENTS.glob("*.yaml"):
         for key, value in yaml.safe_load(path.read_text()).items():
             assert value != getattr(Config(), key), f"{path.name}: {key}"
-
-
-@pytest.mark.parametrize(
-    ("key", "where"),
-    [
-        ("preference_share", "preference_fraction"),
-        ("sparse", "experiments/spod"),
-        ("online_tokens", "experiments/online"),
-        ("neutral_tokens", "constant"),
-        ("shard", "gone"),
-        ("interpolation", "kl_budget"),
-    ],
-)
-def test_a_key_of_an_earlier_version_says_where_it_went(tmp_path, key, where):
-    with pytest.raises(SempaError, match=rf"config.yaml: {key} is a key of an earlier version \(.*{where}.*train anew"):
-        load_config(write(tmp_path, f"{key}: 1\n"))
 
 
 def test_the_home_folder_is_found_in_paths_and_nowhere_else(tmp_path, monkeypatch):
@@ -167,33 +134,28 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("batch_size: true", "batch_size is 'true', expected a whole number"),
         ("batch_size: 0", "batch_size is 0, expected at least 1"),
         ("combinations: 1", "combinations is '1', expected true or false"),
-        ("model: [a]", "model is a list, expected text"),
+        ("beta: 1\nmodel: [a]", "config.yaml: line 2: expected `key: value` with one plain value"),
         ("seed: 0x" + "f" * 5000, "seed is '0xfff.*, expected a whole number"),
-        ("beta: " + "9" * 5000, "beta is inf, expected a number above 0"),
+        ("beta: " + "9" * 5000, "beta is inf, expected above 0"),
         ("seed: 2001-99-99", "seed is '2001-99-99', expected a whole number"),
-        ("beta: " + "[" * 3000, "is not valid YAML"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: [*c, *c]", "unknown key 'a'"),
-        ("beta: 1\n" * 200_000, "has over 1,000,000 bytes"),
-        ("beta: 0", "beta is 0.0, expected a number above 0"),
-        ("beta: nan", "beta is nan, expected a number above 0"),
+        ("beta: 0", "beta is 0.0, expected above 0"),
+        ("beta: nan", "beta is nan, expected above 0"),
         ("learning_rate: inf", "learning_rate is inf"),
         ("anchor: -1", "anchor is -1.0, expected at least 0"),
         ("dtype: float16", "dtype is 'float16', expected one of bfloat16, float32"),
         ("kl_budget: -1", "kl_budget is -1.0, expected at least 0"),
         ("output: ''", "output is '', expected a name or a path"),
-        ("beta2: 1", "beta2 is 1.0, expected a number from 0 to below 1"),
+        ("beta2: 1", "beta2 is 1.0, expected from 0 to below 1"),
         ("objective: none\ncontrast: 0", "objective, anchor and contrast are all off, so there is nothing to learn"),
         ("dev_pairs: 1", "dev_pairs is 1, expected at least 2"),
-        ("epochs: 1e308", r"epochs is 1e\+308, expected a number above 0, at most 1,000,000"),
-        ("epochs: 0", "epochs is 0.0, expected a number above 0"),
-        ("lora_rank: 1000000000000", "lora_rank is 1000000000000, expected 1 to 65,536"),
-        ("lora_rank: 0", "lora_rank is 0, expected 1 to"),
-        ("seed: 2147483648", "seed is 2147483648, expected below 2,147,483,648"),
-        ("contrast_candidates: all", "is a key of an earlier version"),
-        ("- a\n- b", "found a list, expected lines of `key: value`"),
+        ("epochs: 0", "epochs is 0.0, expected above 0"),
+        ("preference_fraction: 1.5", "preference_fraction is 1.5, expected above 0, at most 1"),
+        ("lora_rank: 0", "lora_rank is 0, expected at least 1"),
+        ("seed: 2147483648", "seed is 2147483648, expected from 0 to below 2,147,483,648"),
+        ("- a\n- b", "config.yaml: expected lines of `key: value`"),
         ("beta: 1\nbeta: 2", "line 2: key 'beta' stands twice"),
-        ("beta: [", "config.yaml: line"),
-        ("? [a]\n: 1", "a key is not a name"),
+        ("beta: [", "config.yaml: is not valid YAML: .*line 1"),
+        ("? [a]\n: 1", "line 1: expected `key: value`"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place_and_what_was_expected(tmp_path, text, message):
@@ -220,12 +182,3 @@ def test_wrong_overrides_and_unreadable_files_are_named(tmp_path):
 
 def test_every_key_has_a_plain_type():
     assert {field.type for field in dataclasses.fields(Config)} <= {str, int, float, bool}
-
-
-def test_a_home_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
-    def nobody(path):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", nobody)
-    with pytest.raises(SempaError, match="command line: output is '~/x', and there is no home folder"):
-        load_config(write(tmp_path, ""), ["output=~/x"])

@@ -281,7 +281,6 @@ def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
         ("a.txt", b"one\n \t\n", "a.txt:2: is empty"),
         ("a.txt", b"", "a.txt: the file is empty"),
         ("a.txt", b"one\ncaf\xe9\n", "a.txt:2: not UTF-8"),
-        ("a.txt", b"one\0", "a.txt:1: a NUL byte"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl:2: a JSON list"),
         ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}', "a.jsonl:2: no field text"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text is a int, expected text"),

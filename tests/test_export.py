@@ -367,7 +367,7 @@ def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sempa.export.folders.write_atomic", full)
-    with pytest.raises(SempaError, match="disk is full"):
+    with pytest.raises(SempaError, match="No space left on device"):
         export_merged(str(tiny_folder), run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,6 @@
 """Outputs are checked before the work, a cache is never needed, and standard output may go away."""
 
 import errno
-import io
 import os
 import stat
 import subprocess
@@ -18,7 +17,6 @@ from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
 from sempa.io.files import cache_folder, check_output, optional_write, user_path, write_atomic, write_json
-from sempa.io.streams import lasting_streams
 from sempa.io.tensors import write_tensors
 from sempa.model.base import load_base
 from sempa.training.base_samples import sample_texts
@@ -58,12 +56,12 @@ def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for path, options, message in (
-        (tmp_path / "folder", {}, "folder: is a folder, expected a file to write"),
-        (source, {"folder": True}, "in.csv: is a file, expected a folder to write"),
-        (source / "v.npy", {}, "v.npy: cannot be written, because .*in.csv is a file and no folder"),
-        (source / "a" / "b", {"folder": True}, "b: cannot be written, because .*in.csv is a file and no folder"),
-        (tmp_path / "fifo", {}, "fifo: is a device or a pipe, expected a file to write"),
-        (Path("/dev/null"), {}, "/dev/null: is a device or a pipe, expected a file to write"),
+        (tmp_path / "folder", {}, "folder: is no regular file, so it cannot be the output"),
+        (source, {"folder": True}, "in.csv: is no folder, so it cannot be the output"),
+        (source / "v.npy", {}, "v.npy: cannot be written, because .*in.csv is no folder that you may write to"),
+        (source / "a" / "b", {"folder": True}, "b: cannot be written, because .*in.csv is no folder that you may"),
+        (tmp_path / "fifo", {}, "fifo: is no regular file"),
+        (Path("/dev/null"), {}, "/dev/null: is no regular file"),
     ):
         with pytest.raises(SempaError, match=message):
             check_output(path, **options)
@@ -81,15 +79,8 @@ def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
 
 def test_a_read_only_folder_is_found_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(SempaError, match=f"because {tmp_path} is read-only"):
+    with pytest.raises(SempaError, match=f"because {tmp_path} is no folder that you may write to"):
         check_output(tmp_path / "a" / "v.npy")
-
-
-def test_a_device_is_not_replaced_by_a_file(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(SempaError, match="is a device or a pipe"):
-        write_json(tmp_path / "fifo", {})
-    assert (tmp_path / "fifo").is_fifo()
 
 
 def test_an_output_on_top_of_the_input_is_refused_by_any_name(source, tmp_path, monkeypatch, capsys):
@@ -108,16 +99,12 @@ def test_a_home_is_a_tilde_in_every_path(tmp_path, monkeypatch, source):
     monkeypatch.setenv("SEMPA_CACHE", "~/cache")
     assert user_path("~/in.csv") == source
     assert cache_folder() == tmp_path / "cache"
-    with pytest.raises(SempaError, match="there is no such home folder"):
-        user_path("~nobody-of-that-name/x")
 
 
-def test_the_command_line_expands_a_tilde(tmp_path, monkeypatch, source, tiny_folder, capsys):
+def test_the_command_line_expands_a_tilde(tmp_path, monkeypatch, source, tiny_folder):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["embed", "--model", str(tiny_folder), "--dtype", "float32", "~/in.csv", "~/out/v.npy"]) == 0
     assert (tmp_path / "out" / "v.npy").is_file()
-    assert main(["embed", "~nobody-of-that-name/in.csv", "v.npy"]) == 2
-    assert "there is no such home folder" in capsys.readouterr().err
 
 
 # What the file system refuses
@@ -159,31 +146,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_said_once(tmp_path):
             with optional_write():
                 write_json(tmp_path / "file" / "a.json", {})
     (warning,) = caught
-    assert "is a file and no folder" in str(warning.message)
+    assert "a.json: cannot be written" in str(warning.message)
     assert warning.filename == __file__
-
-
-def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch):
-    for name in ("HOME", "SEMPA_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-    def nobody():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", nobody)
-    folder = cache_folder()
-    assert folder.is_dir()
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert cache_folder() == folder
-
-
-def test_a_temporary_folder_ends_with_its_process_and_not_with_a_forked_child():
-    code = (
-        "import os, sys\nfrom sempa.io.files import temporary_folder\nfolder = temporary_folder()\n"
-        "if os.fork() == 0: sys.exit()\nos.wait()\nassert folder.is_dir()\nprint(folder)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
-    assert not Path(done.stdout.strip()).exists()
 
 
 def test_a_gguf_file_is_read_without_a_cache(tmp_path, monkeypatch, tiny_llama):
@@ -191,7 +155,7 @@ def test_a_gguf_file_is_read_without_a_cache(tmp_path, monkeypatch, tiny_llama):
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr("sempa.model.resolve.temporary_folder", lambda: tmp_path / "temporary")
     write_gguf(tmp_path / "tiny.gguf", tiny_llama)
-    with pytest.warns(UserWarning, match="is a file and no folder; tiny.gguf is converted for this process alone"):
+    with pytest.warns(UserWarning, match="cannot be written: .*; tiny.gguf is converted for this process alone"):
         base = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu")
     assert Path(base.source).is_relative_to(tmp_path / "temporary")
     assert load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source == base.source
@@ -206,61 +170,14 @@ def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_fol
     assert texts
 
 
-# Standard output and error
+# Standard output
 
 
-def run(code, **options):
-    code = f"import sys\nfrom sempa.io.streams import lasting_streams\n{code}"
-    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=60, **options)
-
-
-def test_work_goes_on_when_the_reader_of_standard_output_leaves(tmp_path):
+def test_a_reader_that_leaves_early_ends_the_command_without_a_traceback():
     reader, writer = os.pipe()
     os.close(reader)
-    code = f"""
-with lasting_streams() as output:
-    for line in range(10_000):
-        print(line, flush=line % 100 == 0)
-    assert output.error is None
-open({str(tmp_path / "done")!r}, "w").write("done")
-"""
-    done = run(code, stdout=writer)
+    code = "import sys, sempa.commands.train\nfrom sempa.cli import main\n"
+    code += "sempa.commands.train.run = lambda arguments: print('result')\nsys.exit(main(['train']))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert (tmp_path / "done").read_text() == "done"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output_is_an_error_at_the_end(tmp_path):
-    code = "from sempa.cli import main\nsys.exit(main(['--version']))"
-    with Path("/dev/full").open("w") as full:
-        done = run("with lasting_streams() as output: print(1)\nsys.exit(output.error.errno)", stdout=full)
-        assert done.returncode == errno.ENOSPC
-        done = run(code.replace("sys.exit(main(['--version']))", FAILS_LATE), stdout=full)
-    assert done.returncode == 2
-    assert done.stderr.decode() == "sempa: standard output cannot be written: No space left on device\n"
-
-
-FAILS_LATE = """
-import sempa.commands.train
-sempa.commands.train.run = lambda arguments: print("result")
-sys.exit(main(["train"]))
-"""
-
-
-def test_closed_streams_are_no_obstacle():
-    code = "with lasting_streams(): print(1); print(2, file=sys.stderr); assert not sys.stderr.isatty()"
-    for preexec in (lambda: os.close(1), lambda: os.close(2)):
-        assert run(code, stdout=subprocess.PIPE, preexec_fn=preexec).returncode == 0
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_a_terminal_of_any_encoding_shows_any_text(encoding, monkeypatch):
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
-    before = sys.stdout
-    with lasting_streams():
-        print("ρ é 我们 \udcff")
-    assert sys.stdout is before
-    expected = {"ascii": r"\u03c1 \xe9 \u6211\u4eec", "cp1252": r"\u03c1 é \u6211\u4eec", "utf-8": "ρ é 我们"}
-    assert raw.getvalue().decode(encoding) == expected[encoding] + " \\udcff\n"
+    assert (done.returncode, done.stderr) == (1, b"")

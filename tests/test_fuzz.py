@@ -1,10 +1,8 @@
-"""Broken input at every reader: a result or a sentence that names the file, never a traceback, in bounded memory."""
+"""Broken input at every reader: a result or a sentence that names the file, never a traceback."""
 
 import csv
-import gzip
 import io
 import json
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +14,12 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.config import Config, load_config
-from sempa.data.sentences import read_sentences
-from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
-from sempa.evaluation.eval_texts import read_gsm8k, read_texts
-from sempa.evaluation.hellaswag import read_hellaswag
 from sempa.io.tensors import write_tensors
 from sempa.model.adapter_files import CONFIG_FILE, read_adapter, save_adapter
 from sempa.model.lora import add_lora
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "experiments" / "reliability"
-READERS = (
-    read_triplets,
-    read_sts,
-    read_texts,
-    read_gsm8k,
-    read_hellaswag,
-    lambda path: list(read_sentences(path)),
-    load_config,
-)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +79,9 @@ def test_whatever_a_csv_library_writes_is_read_back_or_refused(tmp_path_factory,
     writer.writerows([("sent0", "sent1", "hard_neg"), *rows])
     path = tmp_path_factory.getbasetemp() / "h.csv"
     path.write_text(stream.getvalue(), encoding="utf-8", newline="")
-    triplets = refused_or_read(lambda p: read_triplets(p, max_bad_fraction=1.0)[0], path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sempa.data.triplets.MAX_BAD_FRACTION", 1.0)
+        triplets = refused_or_read(lambda p: read_triplets(p)[0], path)
     good = [row for row in rows if all(cell.strip() for cell in row) and row[1].strip() != row[2].strip()]
     plain = [row for row in good if not any(c in "".join(row) for c in "\r\n\0\x1c\x1d\x1e\x85\u2028\u2029")]
     if plain and len(plain) == len(rows):
@@ -150,40 +137,6 @@ def test_an_adapter_of_a_strange_size_is_refused_before_anything_of_that_size_is
     write_tensors(tmp_path / WEIGHTS_FILE, {name: torch.empty(rank, 0)})
     with pytest.raises(SempaError, match=r"has shape \(50000000, 0\), expected \(50000000, 32\)"):
         load_adapter(make_llama(), tmp_path)
-
-
-def refused_early(read, path, most):
-    tracemalloc.start()
-    with pytest.raises(SempaError, match=path.name):
-        read(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < most
-
-
-@pytest.mark.parametrize("beginning", [b"", b'{"text": "'])
-def test_a_zipped_gigabyte_in_one_line_is_refused_early(tmp_path, beginning):
-    """Members of a gzip file one behind the other are one stream: a gigabyte in a small file."""
-    path = tmp_path / "bomb.jsonl"
-    path.write_bytes(gzip.compress(beginning) + gzip.compress(b"a" * 10**7, 1) * 100)
-    for read in READERS:
-        refused_early(read, path, 20_000_000)
-
-
-def test_a_zipped_gigabyte_in_one_quoted_row_is_refused_early(tmp_path):
-    path = tmp_path / "bomb.csv"
-    path.write_bytes(gzip.compress(b'sent0,sent1,hard_neg\n"') + gzip.compress(b"a,\n" * 10**6, 1) * 333)
-    refused_early(read_triplets, path, 40_000_000)
-
-
-def test_a_gigabyte_without_a_line_end_on_the_disk_is_refused_early(tmp_path):
-    """A file with a hole: its size costs no disk, and nothing reads it to the end."""
-    path = tmp_path / "hole.csv"
-    with path.open("wb") as stream:
-        stream.write(b"a" * 2_000_000)
-        stream.truncate(2**30)
-    for read in READERS:
-        refused_early(read, path, 20_000_000)
 
 
 def test_an_arrays_header_that_promises_more_than_the_file_holds_is_refused(tmp_path):

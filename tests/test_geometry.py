@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.integrate import quad
 from scipy.special import hyp0f1
 
-from sempa.data.examples import ScoredPair
+from sempa.data.sts import ScoredPair
 from sempa.errors import SempaError
 from sempa.evaluation import geometry
 from sempa.evaluation.geometry import (

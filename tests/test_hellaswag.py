@@ -176,7 +176,7 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     assert main([*command, "--report"]) == 2
     assert f"report: {run / 'report.json'} is not one of this version's runs" in capsys.readouterr().err
     for words, message in (
-        (["--hellaswag-tasks", "-1"], "hellaswag_tasks: found -1"),
+        (["--hellaswag-tasks", "-1"], "--hellaswag-tasks: found -1"),
         (["--hellaswag", str(tmp_path / "nowhere")], "nowhere: no such file"),
     ):
         assert main([*command, *words]) == 2

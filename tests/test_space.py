@@ -10,8 +10,7 @@ import torch
 from test_report import HISTORY, example, parse
 
 from sempa.cli import main
-from sempa.data.examples import ScoredPair, distinct_sentences
-from sempa.data.sts import StsTask
+from sempa.data.sts import ScoredPair, StsTask, distinct_sentences
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
 from sempa.evaluation.geometry import all_measures, unit_vectors

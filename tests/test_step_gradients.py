@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from sempa.batching.batches import Batch, Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training import base_samples, step

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sempa import SempaError
 from sempa.cli import main
-from sempa.data.examples import ScoredPair
-from sempa.data.sts import SETS, StsTask, read_sts
+from sempa.data.sts import SETS, ScoredPair, StsTask, read_sts
 from sempa.embedding.embedder import Embedder, embed
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
@@ -477,10 +476,9 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     [
         (["--readouts", "meen"], "readout: found 'meen', expected some of mean"),
         (["--readouts", "mean,mean"], "row mean: is there twice"),
-        (["--sets", "STS12,sick"], "sets: found 'sick', expected some of STS12,STS13"),
+        (["--sets", "STS12,sick"], "0 tasks for sick (splits: dev, trial; found STS12, STS13"),
         (["--splits", "test"], "0 tasks for STS-B (splits: test; found STS12, STS13, STS14, STS15, STS16, STS-B dev"),
-        (["--pairs", "1"], "pairs: found 1, expected 2 or more, or 0 for all"),
-        (["--resamples", "-1"], "resamples: found -1, expected 0 or more"),
+        (["--resamples", "-1"], "--resamples: found -1, expected a whole number of 0 or more"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
         (["--adapter", "nowhere"], "adapter 'nowhere': holds no adapter_config.json"),
     ],

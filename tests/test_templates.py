@@ -1,7 +1,6 @@
 """Chat templates of every temper: thoughts, dates, dropped contents; and control tokens in text, which are text."""
 
 import datetime
-import warnings
 
 import numpy as np
 import pytest
@@ -17,17 +16,19 @@ from sempa.batching.prompts import (
     PARAPHRASE,
     SYSTEM,
     TODAY,
+    _encode_broken,
+    as_text,
     encode_one_word,
     encode_plain,
     encode_responses,
+    encode_texts,
     encode_triplet,
     end_of_turn,
     render_conversation,
     render_messages,
     render_prompt,
 )
-from sempa.batching.tokens import _encode_broken, as_text, encode_texts
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 from sempa.model.base import BaseModel
 from sempa.model.sampling import end_tokens, sample
 
@@ -153,20 +154,6 @@ def test_any_text_comes_through_a_template_that_writes_it_or_only_strips_it(text
         assert tokenizer.decode(preference.responses[0]).strip() == f"{text}{' ' * ('trim' not in template)}<|im_end|>"
 
 
-def test_a_template_without_an_end_of_turn_is_said_once():
-    tokenizer = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        for _ in range(3):
-            encode_triplet(tokenizer, TRIPLET)
-    assert [str(w.message) for w in caught] == [
-        "chat template: puts no end-of-turn token behind an answer, so training cannot teach where to stop"
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        encode_triplet(chat(TURNS + OPENING), TRIPLET)
-
-
 # Ends of an answer
 
 
@@ -193,9 +180,8 @@ def test_generation_stops_at_the_end_of_the_turn(monkeypatch):
     assert (answer.tokens, answer.ended) == ([end], True)
 
 
-def test_no_template_or_a_broken_one_has_no_end_but_the_tokenizers():
+def test_without_a_template_the_end_is_the_tokenizers():
     assert end_of_turn(make_tokenizer(("<s>", "</s>"), None)) == make_tokenizer(("<s>", "</s>"), None).eos_token_id
-    assert end_of_turn(chat("{{ raise_exception('no') }}")) is None
 
 
 # Control tokens in text
@@ -310,7 +296,7 @@ def test_half_a_surrogate_pair_is_refused_in_every_text():
     tokenizer = chat(TURNS + OPENING)
     for text in ("a \ud800 b", "\udcff"):
         for encode in (lambda t: encode_plain(tokenizer, [t]), lambda t: render_prompt(tokenizer, t)):
-            with pytest.raises(SempaError, match=r"text: holds the lone surrogate U\+D[8C]"):
+            with pytest.raises(SempaError, match=r"text: is not UTF-8 text .*surrogates not allowed"):
                 encode(text)
 
 

@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.data.examples import Triplet
-from sempa.data.triplets import TripletCounts, read_triplets
-from sempa.io import rows as records
+from sempa.data.triplets import Triplet, TripletCounts, read_triplets
 from sempa.io.rows import numbered_lines
 
 NLI = Path(__file__).resolve().parents[2] / "shared" / "data" / "nli"
@@ -42,6 +40,11 @@ def as_jsonl(rows, names=HEADER, ascii_only=False):
     return "".join(json.dumps(dict(zip(names, row)), ensure_ascii=ascii_only) + "\n" for row in rows)
 
 
+@pytest.fixture
+def any_number_of_bad_rows(monkeypatch):
+    monkeypatch.setattr("sempa.data.triplets.MAX_BAD_FRACTION", 1)
+
+
 def write(folder, text, name="data.csv", compress=False):
     data = text if isinstance(text, bytes) else text.encode("utf-8")
     (folder / name).write_bytes(gzip.compress(data) if compress else data)
@@ -52,9 +55,9 @@ def texts(triplets):
     return [[t.sentence, t.chosen, t.rejected] for t in triplets]
 
 
-def error_of(path, **options):
+def error_of(path):
     with pytest.raises(SempaError) as caught:
-        read_triplets(path, **options)
+        read_triplets(path)
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -96,9 +99,13 @@ def test_columns_are_found_by_name_among_others(tmp_path):
 @settings(max_examples=150)
 @given(rows=TRIPLETS, form=st.sampled_from([",", "\t", "jsonl", "escaped jsonl"]), compress=st.booleans())
 def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_path_factory, rows, form, compress):
+    """In a file that is padded with good rows, so that the bad ones are few enough."""
+    good = [(f"premise {i}", "yes", "no") for i in range(600)]
+
     def one_line(text):
         return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
 
+    rows = [*rows, *good]
     expected = list(dict.fromkeys(t for t in (tuple(map(one_line, row)) for row in rows) if t[1] != t[2]))
     if "jsonl" in form:
         text = as_jsonl(rows, ascii_only=form.startswith("escaped"))
@@ -108,12 +115,9 @@ def test_any_text_survives_the_round_trip_up_to_line_feeds_and_outer_blanks(tmp_
         csv.writer(buffer, delimiter=form, quoting=csv.QUOTE_ALL).writerows([HEADER, *rows])
         text = buffer.getvalue()
     path = write(tmp_path_factory.mktemp("trip"), text, compress=compress)
-    if not expected:
-        assert "row" in error_of(path, max_bad_fraction=1)
-        return
-    triplets, counts = read_triplets(path, max_bad_fraction=1)
+    triplets, counts = read_triplets(path)
     assert [tuple(t) for t in texts(triplets)] == expected
-    assert counts.kept + counts.same + counts.duplicates == counts.rows == len(rows)
+    assert counts.kept + counts.bad.total() == counts.rows == len(rows)
 
 
 @settings(max_examples=100)
@@ -123,11 +127,12 @@ def test_line_numbers_are_physical_even_where_fields_hold_line_feeds(tmp_path_fa
     for row in rows:
         begins.append(text.count("\n") + 1)
         text += as_csv([row], end="\n")
-    path = write(tmp_path_factory.mktemp("lines"), text + as_csv([["last", "of", "all"]], end="\n"))
-    triplets, _ = read_triplets(path, max_bad_fraction=1)
-    assert {t.line for t in triplets[:-1]} <= set(begins)
-    assert triplets[-1].line == text.count("\n") + 1
-    for triplet in triplets[:-1]:
+    last = [[f"premise {i}", "yes", "no"] for i in range(800)]
+    path = write(tmp_path_factory.mktemp("lines"), text + as_csv(last, end="\n"))
+    triplets, _ = read_triplets(path)
+    assert {t.line for t in triplets[:-800]} <= set(begins)
+    assert triplets[-1].line == text.count("\n") + 800
+    for triplet in triplets[:-800]:
         row = rows[begins.index(triplet.line)]
         assert triplet.sentence.split() == row[0].split()
 
@@ -147,16 +152,16 @@ def test_a_file_of_the_size_of_the_training_set_is_read_whole(tmp_path):
     assert triplets[-1] == Triplet("premise 275600", "yes", "no", line=275_602)
 
 
-def test_a_file_is_streamed(tmp_path):
+def test_a_file_is_streamed(tmp_path, any_number_of_bad_rows):
     # Of 40,000 long rows three are kept, so that the peak is what is held of the file itself (11 MB).
     path = many_rows(tmp_path / "big.csv.gz", 40_000, lambda i: [f"{i % 3}{'x' * 90}", "y" * 90, "z" * 90])
     tracemalloc.start()
     try:
-        triplets, counts = read_triplets(path, max_bad_fraction=1)
+        triplets, counts = read_triplets(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (len(triplets), counts.rows, counts.duplicates) == (3, 40_000, 39_997)
+    assert (len(triplets), counts.rows, counts.bad) == (3, 40_000, {"duplicate": 39_997})
     assert peak < 1_000_000
 
 
@@ -196,8 +201,8 @@ def test_combinations_are_every_entailment_with_every_contradiction_of_the_premi
 @pytest.mark.parametrize("label", ["-", -1, "-1", "", None])
 def test_pairs_without_a_gold_label_are_no_fault_of_the_file(tmp_path, label):
     rows = [["p", "x", label], ["p", "e", "entailment"], ["p", "c", "contradiction"], ["", "x", label]]
-    triplets, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_fraction=0)
-    assert (len(triplets), counts.unlabelled, counts.bad) == (1, 2, 0)
+    triplets, counts = read_triplets(write(tmp_path, labelled(*rows)))
+    assert (len(triplets), counts.unlabelled, counts.bad) == (1, 2, {})
     assert counts.describe() == "1 triplet from 4 rows; 2 rows without a gold label"
 
 
@@ -211,96 +216,72 @@ def test_the_official_tables_have_bare_quotes_and_rows_that_stop_short_of_the_la
     assert texts(read_triplets(path)[0]) == [['"Yes', 'He said "yes', "He said no"]]
 
 
-def test_a_row_that_lacks_a_wanted_column_or_has_too_many_is_malformed(tmp_path):
-    lines = ["sentence1\tsentence2\tgold_label\tlabel1", "p\te\tentailment", "p\tc\tcontradiction\tx"]
-    path = write(tmp_path, "\n".join([*lines, "p\tc", "p\te\tneutral\tx\ty"]))
-    triplets, counts = read_triplets(path, max_bad_fraction=1)
-    assert (len(triplets), counts.malformed) == (1, 2)
-    assert counts.examples == ["data.csv:4: 2 columns, expected 4", "data.csv:5: 5 columns, expected 4"]
-
-
 # What is left out
 
 
-BAD_ROWS = {
-    "empty": ('"a","  ","c"', '{"sent0": "a", "sent1": " ", "hard_neg": "c"}', "sent1 is empty"),
-    "null": (None, '{"sent0": "a", "sent1": "b", "hard_neg": null}', "hard_neg is empty"),
-    "same": ("a,b,b", '{"sent0": "a", "sent1": "b", "hard_neg": "b"}', "the chosen sentence is also the rejected one"),
-    "repeat": (",".join(GOOD[0]), json.dumps(dict(zip(HEADER, GOOD[0]))), "repeats line {first}"),
-    "narrow": ("a,b", '{"sent0": "a", "sent1": "b"}', "2 columns, expected 3|no field hard_neg"),
-    "wide": ("a,b,c,d", None, "4 columns, expected 3"),
-    "stray quote": ('"a"b,c,d', None, "stray quotation mark"),
-    "number": (None, '{"sent0": "a", "sent1": 5, "hard_neg": "c"}', "sent1 is a int, expected text"),
-    "last number": (None, '{"sent0": "a", "sent1": "b", "hard_neg": 5}', "hard_neg is a int, expected text"),
-    "half a pair": (None, '{"sent0": "a", "sent1": "\\ud83d", "hard_neg": "c"}', "surrogates not allowed"),
-    "cut": (None, '{"sent0": "a", "sent1"', "not valid JSON: Expecting ':' delimiter at column 23"),
-    "twins": (None, '{"sent0": "a", "sent0": "d", "sent1": "b", "hard_neg": "c"}', "the field 'sent0' twice"),
-    "list": (None, '["a", "b", "c"]', "a JSON list, expected an object"),
-    "deep": (None, "[" * 200_000, "JSON nested too deep"),
+SKIPPED_ROWS = {
+    "with an empty field": (["a", "  ", "c"], "sent1 is empty"),
+    "with chosen = rejected": (["a", "b", "b"], "the chosen sentence is also the rejected one"),
+    "duplicate": (GOOD[0], "repeats line {first}"),
 }
-KINDS = {"empty": "empty", "null": "empty", "same": "same", "repeat": "duplicates"}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", SKIPPED_ROWS)
+def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, kind, form, any_number_of_bad_rows):
+    row, reason = SKIPPED_ROWS[kind]
+    rows = [*GOOD, row, ["one", "more", "row"]]
+    path = write(tmp_path, as_csv([HEADER, *rows]) if form == "csv" else as_jsonl(rows))
+    triplets, counts = read_triplets(path)
+    first = 2 if form == "csv" else 1
+    assert (counts.rows, counts.kept, counts.bad) == (4, 3, {kind: 1})
+    assert counts.examples == [f"line {first + 2}: {reason.format(first=first)}"]
+    assert triplets[-1].line == first + 3
 
 
 @pytest.mark.parametrize(
-    "bad, form",
-    [(bad, form) for bad, rows in BAD_ROWS.items() for form, row in zip(("csv", "jsonl"), rows) if row is not None],
+    ("text", "told"),
+    [
+        (as_csv([HEADER, *GOOD, ["a", "b"]]), ":4: 2 columns, expected 3"),
+        (as_csv([HEADER, *GOOD, ["a", "b", "c", "d"]]), ":4: 4 columns, expected 3"),
+        (as_csv([HEADER, *GOOD]) + '"a"b,c,d\n', ":4: ',' expected after '\"'; is a quotation mark left open"),
+        (as_jsonl(GOOD) + '{"sent0": "a", "sent1": "b"}', ":3: no field hard_neg"),
+        (as_jsonl(GOOD) + '{"sent0": "a", "sent1": 5, "hard_neg": "c"}', ":3: sent1 is a int, expected text"),
+        (as_jsonl(GOOD) + '{"sent0": "a", "sent1": "\\ud83d", "hard_neg": "c"}', "surrogates not allowed"),
+        (as_jsonl(GOOD) + '{"sent0": "a", "sent1"', ":3: Expecting ':' delimiter at column 23, expected a JSON object"),
+        (as_jsonl(GOOD) + '["a", "b", "c"]', ":3: a JSON list, expected a JSON object a line"),
+        (
+            labelled(["p", "e", "maybe"]),
+            ":1: gold_label is 'maybe', expected one of entailment, neutral, contradiction, 0",
+        ),
+        (labelled(["p", 5, "neutral"]), ":1: sentence2 is a int, expected text"),
+        (
+            "sentence1\tsentence2\tgold_label\tlabel1\np\te\tentailment\np\tc\n",
+            ":3: 2 columns, expected 4",
+        ),
+    ],
 )
-def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, bad, form):
-    in_csv, in_jsonl, reason = BAD_ROWS[bad]
-    row, head = (in_csv, as_csv([HEADER])) if form == "csv" else (in_jsonl, "")
-    good = as_csv(GOOD) if form == "csv" else as_jsonl(GOOD)
-    text = head + good + row + "\n" + good.replace("a ", "one ")
-    triplets, counts = read_triplets(write(tmp_path, text), max_bad_fraction=0.2)
-    first = 2 if form == "csv" else 1
-    kind = KINDS.get(bad, "malformed")
-    assert len(triplets) == 4
-    assert (counts.rows, counts.kept, counts.bad, getattr(counts, kind)) == (5, 4, 1, 1)
-    (example,) = counts.examples
-    assert example.startswith(f"data.csv:{first + 2}: ")
-    assert re.search(reason.format(first=first), example)
-    assert triplets[-1].line == first + 4
+def test_a_row_that_does_not_fit_is_an_error_with_its_line(tmp_path, text, told):
+    assert told in error_of(write(tmp_path, text))
 
 
-def test_an_unknown_label_is_named(tmp_path):
-    rows = [["p", "e", "entailment"], ["p", "c", "contradiction"], ["p", "x", "maybe"], ["p", "x", 3], ["p", "x", True]]
-    _, counts = read_triplets(write(tmp_path, labelled(*rows)), max_bad_fraction=1)
-    assert counts.malformed == 3
-    assert counts.examples[0] == (
-        "data.csv:3: unknown gold_label 'maybe', expected one of entailment, neutral, contradiction, 0, 1, 2"
-    )
-
-
-def test_a_label_may_be_a_number_but_a_sentence_may_not(tmp_path):
-    rows = [["p", "e", 0], ["p", "c", 2], [1, "e", 0], ["p", 2, 0]]
-    path = write(tmp_path, as_jsonl(rows, ("premise", "hypothesis", "label")))
-    triplets, counts = read_triplets(path, max_bad_fraction=1)
-    assert texts(triplets) == [["p", "e", "c"]]
-    assert counts.examples == [
-        "data.csv:3: premise is a int, expected text",
-        "data.csv:4: hypothesis is a int, expected text",
-    ]
-
-
-def test_the_description_is_one_line_with_every_count_and_the_first_places(tmp_path):
-    rows = [HEADER, *GOOD, ["", "b", "c"], GOOD[0], ["a", "b", "b"], ["a"], ["a", "", "c"], ["a", "b", ""]]
-    _, counts = read_triplets(write(tmp_path, as_csv(rows)), max_bad_fraction=1)
+def test_the_description_is_one_line_with_every_count_and_the_first_places(tmp_path, any_number_of_bad_rows):
+    rows = [HEADER, *GOOD, ["", "b", "c"], GOOD[0], ["a", "b", "b"], ["a", "", "c"], ["a", "b", ""]]
+    _, counts = read_triplets(write(tmp_path, as_csv(rows)))
     assert counts.describe() == (
-        "2 triplets from 8 rows; skipped 6: 3 with an empty field, 1 duplicate, 1 with chosen = rejected, 1 malformed "
-        "(data.csv:4: sent0 is empty; data.csv:5: repeats line 2; "
-        "data.csv:6: the chosen sentence is also the rejected one; data.csv:7: 1 column, expected 3; "
-        "data.csv:8: sent1 is empty)"
+        "2 triplets from 7 rows; skipped 5: 3 with an empty field, 1 duplicate, 1 with chosen = rejected "
+        "(line 4: sent0 is empty; line 5: repeats line 2; line 6: the chosen sentence is also the rejected one)"
     )
 
 
 def test_bad_rows_are_borne_up_to_their_share_and_not_beyond(tmp_path):
     rows = [HEADER, *([f"premise {i}", "yes", "no"] for i in range(99)), ["a", "", "c"]]
     path = write(tmp_path, as_csv(rows))
-    assert read_triplets(path)[1].bad == 1
-    path = write(tmp_path, as_csv([*rows, ["a", "b"]]))
+    assert read_triplets(path)[1].bad.total() == 1
+    path = write(tmp_path, as_csv([*rows, ["a", "b", "b"]]))
     message = error_of(path)
     assert "2.0% of the rows are bad, expected at most 1.0%" in message
-    assert "data.csv:101: sent1 is empty; data.csv:102: 2 columns, expected 3" in message
-    assert read_triplets(path, max_bad_fraction=0.02)[1].kept == 99
+    assert "line 101: sent1 is empty; line 102: the chosen sentence is also the rejected one" in message
 
 
 # Files that cannot be read
@@ -331,18 +312,13 @@ def test_a_refused_read_says_why(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("data", [b"\x93NUMPY\x01\0v\0{", "sent0,sent1,hard_neg\n".encode("utf-16")])
 def test_a_binary_or_utf16_file_is_refused(tmp_path, data):
-    assert "data.csv:1: a NUL byte (binary or UTF-16?), expected UTF-8 text" in error_of(write(tmp_path, data))
+    assert "data.csv:1: not UTF-8 text" in error_of(write(tmp_path, data))
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-def test_another_encoding_is_refused_with_line_and_offset(tmp_path, bom):
+def test_another_encoding_is_refused_with_its_line(tmp_path, bom):
     data = bom + as_csv([HEADER, ["un café", "b", "c"]]).encode("latin-1")
-    offset = data.index(b"\xe9")
-    message = error_of(write(tmp_path, data))
-    assert f"data.csv:2: not UTF-8 (byte 0xE9 at offset {offset}), expected UTF-8 text" in message
-    assert "data.csv:1: not UTF-8 (byte 0xE9 at offset " + str(len(bom) + 2) in error_of(
-        write(tmp_path, bom + b"ab\xe9")
-    )
+    assert "data.csv:2: not UTF-8 text" in error_of(write(tmp_path, data))
 
 
 def test_a_truncated_or_corrupt_gzip_is_refused(tmp_path):
@@ -352,44 +328,29 @@ def test_a_truncated_or_corrupt_gzip_is_refused(tmp_path):
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
     for data in (whole[: len(whole) // 2], whole[:-4], bytes(damaged), b"\x1f\x8bnot gzip at all"):
-        message = error_of(write(tmp_path, data), max_bad_fraction=1)
-        assert "gzip data cut short or corrupt after line" in message or "not UTF-8" in message
+        message = error_of(write(tmp_path, data))
+        assert re.search("gzip data cut short or corrupt after line|not UTF-8|columns, expected 3", message)
 
 
 def test_an_unclosed_quote_is_located_where_its_row_begins(tmp_path):
     for tail in (100, 40_000):
         rows = [["a", str(i), "c"] for i in range(tail)]
         text = as_csv([HEADER, *GOOD]) + '"opened,b,c\n' + as_csv(rows)
-        message = error_of(write(tmp_path, text), max_bad_fraction=1)
-        assert "data.csv:4: the row that begins here does not end; is a quotation mark left open?" in message
-
-
-def test_an_unclosed_quote_is_found_whatever_field_size_others_have_allowed(tmp_path):
-    text = as_csv([HEADER, *GOOD]) + '"opened,b,c\n' + "a,b,c\n" * 200_000 + '",b,c\n'
-    previous = csv.field_size_limit(2**31 - 1)
-    try:
-        assert "data.csv:4: the row that begins here does not end" in error_of(write(tmp_path, text))
-    finally:
-        csv.field_size_limit(previous)
-
-
-def test_an_absurdly_long_line_is_refused(tmp_path):
-    long = json.dumps([dict(zip(HEADER, GOOD[0]))] * 20_000)
-    assert "data.csv:1: over 1,000,000 bytes long, expected one row a line" in error_of(write(tmp_path, long))
+        message = error_of(write(tmp_path, text))
+        assert "data.csv:4: " in message and "is a quotation mark left open, or not doubled inside a field?" in message
 
 
 @pytest.mark.parametrize(
     "text, told",
     [
         ("sentence,sent1,hard_negative\n1,2,3\n", "the columns 'sentence', 'sent1', 'hard_negative', expected sent0,"),
-        ("sent_0,sent1,hard_negative\n", "nearest: 'sent_0' for sent0, 'hard_negative' for hard_neg"),
         (
             '{"sent0": "a", "sent1": "b", "neg": "c"}',
-            "the fields 'sent0', 'sent1', 'neg', expected sent0, sent1, hard_neg",
+            "the columns 'sent0', 'sent1', 'neg', expected sent0, sent1, hard_neg",
         ),
         ("a man sings,a person sings,nobody sings\n", "or premise, hypothesis, label"),
-        ('{"sent0": "a", \n', "the first record is not valid JSON: Expecting property name"),
-        ("sent0,sent1,hard_neg\ra,b,c\r", "no header of sent0, sent1, hard_neg"),
+        ('{"sent0": "a", \n', "Expecting property name"),
+        ("sent0,sent1,hard_neg\ra,b,c\r", "new-line character seen in unquoted field"),
     ],
 )
 def test_a_wrong_header_names_what_was_found_what_is_expected_and_what_is_near(tmp_path, text, told):
@@ -415,7 +376,7 @@ def test_a_file_without_a_usable_triplet_is_refused(tmp_path):
 def test_whatever_a_file_holds_it_is_read_or_refused_in_one_sentence(tmp_path_factory, head, body, compress):
     path = write(tmp_path_factory.mktemp("fuzz"), head + body, compress=compress)
     try:
-        triplets, counts = read_triplets(path, max_bad_fraction=1)
+        triplets, counts = read_triplets(path)
     except SempaError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
@@ -447,42 +408,10 @@ def test_the_snli_dev_pairs_give_the_same_triplets_but_one_a_premise():
     # in the corpus, have two of each there. Here such a premise gives one triplet, or all combinations.
     ready, _ = read_triplets(NLI / "snli_dev_triplets.csv")
     single, counts = read_triplets(NLI / "snli_dev.jsonl")
-    assert (counts.rows, counts.kept, counts.bad, counts.incomplete) == (9842, 2943, 0, 376)
+    assert (counts.rows, counts.kept, counts.bad, counts.incomplete) == (9842, 2943, {}, 376)
     first_of_premise = {t[0]: t for t in reversed(texts(ready))}
     assert texts(single) == [first_of_premise[t.sentence] for t in single]
     assert len(ready) - len(first_of_premise) == 11
     every, counts = read_triplets(NLI / "snli_dev.jsonl", combinations=True)
-    assert (counts.kept, counts.duplicates) == (3253, 3)
+    assert (counts.kept, counts.bad) == (3253, {"duplicate": 3})
     assert {tuple(t) for t in texts(ready)} <= {tuple(t) for t in texts(every)}
-
-
-def test_a_column_that_is_there_twice_is_refused(tmp_path):
-    path = write(tmp_path, "sent0,sent1,hard_neg,sent1\na,b,c,d\n")
-    with pytest.raises(SempaError, match=r"data\.csv:1: found 2 columns 'sent1', expected one"):
-        read_triplets(path)
-    # What is not asked for may be there as often as it likes.
-    path = write(tmp_path, "note,sent0,sent1,hard_neg,note\nx,a,b,c,y\n")
-    assert texts(read_triplets(path)[0]) == [["a", "b", "c"]]
-
-
-def test_a_field_may_be_as_long_as_a_row(tmp_path):
-    long = "very " * 40_000
-    path = write(tmp_path, f"sent0,sent1,hard_neg\n{long}long.,b,c\n")
-    assert texts(read_triplets(path)[0]) == [[f"{long}long.", "b", "c"]]
-
-
-def test_a_line_of_very_many_fields_is_searched_for_twins_once():
-    """Comparing each name with all others would take minutes: the names' comparisons are counted, not timed."""
-    compared = []
-
-    class Name(str):
-        __hash__ = str.__hash__
-
-        def __eq__(self, other):
-            compared.append(1)
-            return str.__eq__(self, other)
-
-    fields = [(Name(f"field {i}"), 0) for i in range(2000)]
-    with pytest.raises(ValueError, match="the field 'field 1999' twice"):
-        records._without_twins([*fields, (Name("field 1999"), 1)])
-    assert len(compared) < 20_000

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa import Embedder
-from sempa.data.examples import distinct_sentences
-from sempa.data.sts import StsTask, read_sts
+from sempa.data.sts import StsTask, distinct_sentences, read_sts
 from sempa.embedding.compress import PRECISIONS, quantise
 from sempa.evaluation.sts import pair_cosines, score_sts
 from sempa.report.tables import text_table

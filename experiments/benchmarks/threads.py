@@ -18,7 +18,7 @@ import training
 from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import load_config
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 from sempa.embedding.embedder import Embedder
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters

@@ -16,8 +16,7 @@ from sempa.batching.batches import Batch, Batches
 from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.config import Config
 from sempa.data.captions import caption_triplets
-from sempa.data.examples import Triplet
-from sempa.data.triplets import read_triplets
+from sempa.data.triplets import Triplet, read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
 from sempa.model.checkpointing import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs

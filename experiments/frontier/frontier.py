@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sempa.batching.dataset import load_dataset
+from sempa.batching.batches import load_dataset
 from sempa.config import load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embedder import embed

@@ -19,10 +19,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sempa import SempaError
-from sempa.batching.tokens import as_text, encode_texts
+from sempa.batching.prompts import as_text, encode_texts
 from sempa.commands.common import add_model_arguments, add_task_arguments, load_embedder
-from sempa.data.examples import distinct_sentences
-from sempa.data.sts import read_sts
+from sempa.data.sts import distinct_sentences, read_sts
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
 from sempa.model.lm_head import head_logits

@@ -19,8 +19,7 @@ import numpy as np
 from mixture import sample_mixture
 
 from sempa import SempaError
-from sempa.batching.batches import Batches, rounded_up
-from sempa.batching.dataset import load_dataset
+from sempa.batching.batches import Batches, load_dataset, rounded_up
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.config import Config, load_config

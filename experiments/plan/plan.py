@@ -186,7 +186,7 @@ def _triplets(config: Config) -> int:
 
         return len(caption_triplets("train", config.triplet_limit or None))
     if Path(config.triplets).exists():
-        from sempa.batching.dataset import hold_out
+        from sempa.batching.batches import hold_out
         from sempa.data.triplets import read_triplets
 
         triplets, _ = read_triplets(Path(config.triplets), combinations=config.combinations)

@@ -3,7 +3,7 @@
     .venv/bin/python experiments/reliability/fuzz.py --inputs 100000 --json experiments/results/fuzz.json
 
 Sound files of every format are cut, flipped, spliced, repeated and stuffed with what parsers dislike: stray quotes,
-NUL, byte-order marks, half surrogates, numbers without end, nests without bottom, gzip within gzip, YAML's anchors. Any
+NUL, byte-order marks, half surrogates, numbers without end, gzip within gzip, YAML's anchors. Any
 other exception is a finding, and so are an input that takes longer than some seconds and a message that does not name
 the file. The seed and an input's number make it again (`--first NUMBER --inputs 1`). `--resume` goes on behind the
 inputs that the JSON file counts already.
@@ -56,7 +56,7 @@ KEPT_EVERY = 1000
 NASTY = (
     *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"\x80", b"\r", b"\n", b"\r\n", b"\n\n\n", b"\t", b'"', b'""'),
     *(b"'", b",", b";", b"{", b"}", b"[", b"]", b":", b"\\", b"\\u0000", b"\\ud800", b'{"', b"null", b"NaN", b"true"),
-    *(b"-Infinity", b"1e999", b"-1", b"0", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"\xed\xa0\x80", b"\xe2\x80\xa8"),
+    *(b"-Infinity", b"1e999", b"-1", b"0", b"9" * 5000, b"\xed\xa0\x80", b"\xe2\x80\xa8"),
     *(b"&a ", b"*a", b"<<: *a", b"!!python/object/apply:os.system ['true']", b"!!int x", b"? ", b"- ", b"|", b"%YAML"),
     *(b"2001-99-99", b"0x", b"0b", b"!!binary ", b"!!timestamp ", b"..", b"../../../etc/passwd", b"sent0", b"label"),
     *(b"F8_E4M3", b"I64", b"BOOL", b"F64", b"U16", b"C64", b"18446744073709551615", b"lora_A", b'"r": 1e9', b"$x^$"),

@@ -7,7 +7,8 @@ import torch
 
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data.examples import ScoredPair, Triplet
+from sempa.data.sts import ScoredPair
+from sempa.data.triplets import Triplet
 from sempa.embedding.embedder import embed
 from sempa.evaluation.statistics import spearman
 from sempa.evaluation.sts import encode_distinct, pair_cosines

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from sempa import SempaError
-from sempa.batching.batches import Batch, Batches, rounded_up
-from sempa.batching.dataset import load_dataset
+from sempa.batching.batches import Batch, Batches, load_dataset, rounded_up
 from sempa.batching.packing import pack_sentence_rows
 from sempa.batching.prompts import Preference, encode_one_word
 from sempa.config import Config, load_config

@@ -13,7 +13,7 @@ from amortised import amortise, load_map, save_map
 from semantic_uncertainty import uncertainties
 
 from sempa import SempaError
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder, seed_number
+from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.data.sentences import read_sentences
 from sempa.evaluation.statistics import spearman
 from sempa.report.tables import text_table
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--answers", type=int, default=10, help="to sample, 2 or more (default %(default)s)")
         command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
         command.add_argument("--temperature", type=float, default=1.0, help="above 0 (default %(default)s)")
-        command.add_argument("--seed", type=seed_number, default=0, help="of the samples (default %(default)s)")
+        command.add_argument("--seed", type=at_least(0), default=0, help="of the samples (default %(default)s)")
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)

@@ -3,9 +3,6 @@
 import dataclasses
 import difflib
 import math
-import os
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,36 +75,24 @@ class Config:
     dev_pairs: int = 100
 
 
-_AT_LEAST_ONE = ("batch_size", "row_tokens", "eval_every")
-_AT_LEAST_ZERO = (
-    *("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "kl_budget", "weight_decay"),
-    "seed",
-)
-_ABOVE_ZERO = ("beta", "lora_alpha", "learning_rate", "temperature")
-_CHOICES = {"objective": OBJECTIVES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
-# Beyond the width of any model's layers a higher rank says nothing new.
-_LARGEST_RANK = 65_536
-_BELOW_ONE = ("lora_dropout", "beta2")
-_PATHS = ("triplets", "sts_dir", "gsm8k", "output")
-# Keys of version 0.1, and where their subject is now.
-_GONE = {
-    "preference_share": "it is called preference_fraction",
-    "contrast_candidates": "contrast always compares all texts of a batch",
-    "interpolation": "kl_budget now finds how far the adapter may go",
-    "shard": "sharded bases are gone",
-    **dict.fromkeys(("reference_share", "online_tokens"), "online preferences are in experiments/online"),
-    **dict.fromkeys(("sparse", "sparse_tokens", "uniformity", "isotropy"), "sparse codes are in experiments/spod"),
-    **dict.fromkeys(("warmup", "max_length", "max_bad_share", "max_grad_norm"), "its default is a constant now"),
-    **dict.fromkeys(("label_smoothing", "neutral_tokens"), "its default is a constant now"),
-    **dict.fromkeys(("builtin_pairs", "generation_tokens"), "its default is a constant now"),
+# What a value may be, in the error's words, with its test and the keys it holds for.
+_RANGES = {
+    "at least 0": (
+        lambda x: 0 <= x < math.inf,
+        ("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "kl_budget", "weight_decay"),
+    ),
+    "at least 1": (lambda x: x >= 1, ("batch_size", "row_tokens", "eval_every", "lora_rank")),
+    "at least 2": (lambda x: x >= 2, ("dev_pairs",)),
+    "above 0": (lambda x: 0 < x < math.inf, ("beta", "temperature", "lora_alpha", "learning_rate", "epochs")),
+    "above 0, at most 1": (lambda x: 0 < x <= 1, ("preference_fraction",)),
+    "from 0 to below 1": (lambda x: 0 <= x < 1, ("lora_dropout", "beta2")),
+    "from 0 to below 2,147,483,648": (lambda x: 0 <= x < 2**31, ("seed",)),
+    "a name or a path": (bool, ("model", "triplets", "output")),
 }
-
-
-# A config is a page of settings; deep nests would end the interpreter's stack.
-_LARGEST_FILE = 1_000_000
-_YAML_ERRORS = (yaml.YAMLError, RecursionError)
+_CHOICES = {"objective": OBJECTIVES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
+_PATHS = ("triplets", "sts_dir", "gsm8k", "output")
+_TRUTH = {"true": True, "false": False}
 _EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_NOTHING = ("", "null", "~")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -116,20 +101,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises `SempaError` for an unreadable file, an unknown or repeated key (naming the nearest one), a wrong type or a
     value out of range.
     """
-    values = _read_yaml(path)
-    source = dict.fromkeys(values, str(path))
+    texts = _read_yaml(path)
+    source = dict.fromkeys(texts, str(path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise SempaError(f"argument {override!r}: expected key=value")
-        values[key], source[key] = text, "command line"
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    config = Config(**{key: _parse(key, text, fields, source[key]) for key, text in values.items()})
-    for key in fields:
-        _check_range(key, getattr(config, key), source.get(key, "config"))
+        texts[key], source[key] = text, "command line"
+    config = Config(**{key: _value(key, text, source[key]) for key, text in texts.items()})
     if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
-        where = source.get("objective", "config")
-        raise SempaError(f"{where}: objective, anchor and contrast are all off, so there is nothing to learn")
+        raise SempaError(f"{path}: objective, anchor and contrast are all off, so there is nothing to learn")
     return config
 
 
@@ -138,106 +119,49 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Every value as the text it is written as: a key's type decides what it means. A repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [(self.construct_object(key), key.start_mark) for key, _ in node.value]
-        for place, (key, mark) in enumerate(keys):
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key is not a name", mark)
-            if key in [earlier for earlier, _ in keys[:place]]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, object]:
+def _read_yaml(path: Path) -> dict[str, str]:
+    """Every value as the text it is written as: a key's type decides what it means, not YAML (to which `1e-4` is text
+    and `010` is 8).
+    """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_LARGEST_FILE + 1)
-        if len(data) > _LARGEST_FILE:
-            raise SempaError(f"config {path}: has over {_LARGEST_FILE:,} bytes, expected a page of settings")
-        values = yaml.load(data.decode(), _TextLoader)
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except UnicodeDecodeError as error:
         raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise SempaError(f"config {path}: cannot be read: {error.strerror}") from error
-    except _YAML_ERRORS as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        raise SempaError(f"config {path}:{where} {getattr(error, 'problem', None) or 'is not valid YAML'}") from error
-    if values in (None, ""):
-        return {}
-    if not isinstance(values, dict):
-        raise SempaError(f"config {path}: found a {type(values).__name__}, expected lines of `key: value`")
-    return values
+    except yaml.YAMLError as error:
+        raise SempaError(f"config {path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    texts: dict[str, str] = {}
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise SempaError(f"config {path}: expected lines of `key: value`")
+    for key, value in root.value if root else ():
+        line = key.start_mark.line + 1
+        if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
+            raise SempaError(f"config {path}: line {line}: expected `key: value` with one plain value")
+        if key.value in texts:
+            raise SempaError(f"config {path}: line {line}: key {key.value!r} stands twice")
+        texts[key.value] = value.value
+    return texts
 
 
-def _parse(key: str, text: object, fields: dict[str, dataclasses.Field], where: str) -> object:
-    """The value of a key from its text, by the key's type."""
-    if key in _GONE:
-        raise SempaError(
-            f"{where}: {key} is a key of an earlier version ({_GONE[key]}); take it out and train anew: its adapters "
-            "are loaded as before"
-        )
-    if key not in fields:
-        near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)[0]
-        raise SempaError(f"{where}: unknown key {key!r:.100}; the nearest known key is {near!r}")
-    kind = fields[key].type
-    if not isinstance(text, str):
-        raise SempaError(f"{where}: {key} is a {type(text).__name__}, expected {_EXPECTED[kind]}")
+def _value(key: str, text: str, where: str) -> object:
+    """The value of a key from its text, by the key's type and within its range."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
+    if key not in kinds:
+        near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.0)[0]
+        raise SempaError(f"{where}: unknown key {key!r}; the nearest known key is {near!r} (CHANGELOG.md has old keys)")
+    kind = kinds[key]
+    try:
+        value = _TRUTH[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise SempaError(f"{where}: {key} is {text!r:.100}, expected {_EXPECTED[kind]}") from None
     if kind is str:
-        return _check_text(key, "" if text in _NOTHING else text, where)
-    if kind is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        if kind is int and re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
-            return int(text)
-        if kind is float:
-            return float(text)
-    except ValueError:
-        pass
-    raise SempaError(f"{where}: {key} is {text!r:.100}, expected {_EXPECTED[kind]}")
-
-
-def _check_text(key: str, text: str, where: str) -> str:
-    """The text, with `~` in a path expanded; refused where no file system takes it for a path."""
-    # Control characters, and what stands for bytes that are not UTF-8.
-    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
-    if odd is not None:
-        raise SempaError(f"{where}: {key} is {text!r:.100}, with the character {odd!a}, expected printable text")
-    if max(map(len, os.fsencode(text).split(b"/"))) > 255:
-        raise SempaError(f"{where}: {key} is {text!r:.100}, of {len(text):,} characters, longer than a file's name")
-    try:
-        return str(Path(text).expanduser()) if key in _PATHS and text.startswith("~/") else text
-    except RuntimeError as error:
-        raise SempaError(f"{where}: {key} is {text!r:.100}, and there is no home folder") from error
-
-
-def _check_range(key: str, value: object, where: str) -> None:
-    expected = None
-    if key in _AT_LEAST_ONE and value < 1:
-        expected = "at least 1"
-    elif key in _AT_LEAST_ZERO and not 0 <= value < math.inf:
-        expected = "at least 0"
-    elif key in _ABOVE_ZERO and not 0 < value < math.inf:
-        expected = "a number above 0"
-    elif key == "preference_fraction" and not 0 < value <= 1:
-        expected = "a number above 0, at most 1"
-    elif key in _CHOICES and value not in _CHOICES[key]:
-        near = difflib.get_close_matches(value, _CHOICES[key], n=1, cutoff=0.0)[0]
-        expected = f"one of {', '.join(_CHOICES[key])}; the nearest is {near!r}"
-    elif key in _BELOW_ONE and not 0 <= value < 1:
-        expected = "a number from 0 to below 1"
-    elif key == "seed" and value >= 2**31:
-        expected = "below 2,147,483,648"
-    elif key == "dev_pairs" and value < 2:
-        expected = "at least 2"
-    elif key == "epochs" and not 0 < value <= 1_000_000:
-        expected = "a number above 0, at most 1,000,000"
-    elif key == "lora_rank" and not 1 <= value <= _LARGEST_RANK:
-        expected = f"1 to {_LARGEST_RANK:,}"
-    elif key in ("model", "triplets", "output") and not value:
-        expected = "a name or a path"
-    if expected:
-        raise SempaError(f"{where}: {key} is {value!r:.100}, expected {expected}")
+        value = "" if text in ("null", "~") else text
+    if key in _PATHS and value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    for expected, (fits, keys) in _RANGES.items():
+        if key in keys and not fits(value):
+            raise SempaError(f"{where}: {key} is {value!r}, expected {expected}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise SempaError(f"{where}: {key} is {value!r}, expected one of {', '.join(_CHOICES[key])}")
+    return value

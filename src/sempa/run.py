@@ -1,19 +1,15 @@
 """One run from config to report: data, adapter, training, evaluation, and a folder that holds it all."""
 
-import contextlib
-import dataclasses
-import datetime
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from sempa.batching.dataset import MAX_LENGTH, Dataset, load_dataset
+from sempa.batching.batches import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
-from sempa.data.examples import ScoredPair
 from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embedder import embed
 from sempa.embedding.readouts import check_readout
@@ -21,22 +17,15 @@ from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
 from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
-from sempa.evaluation.measure import (
-    builtin_task,
-    measure_geometry,
-    measure_preference,
-    measure_sts,
-)
+from sempa.evaluation.measure import builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
-from sempa.io.lock import folder_lock
-from sempa.io.origin import machine, origin, versions
+from sempa.io.origin import origin
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, set_lora
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
 from sempa.model.resolve import portable_name
-from sempa.model.sampling import encode_prompts
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import has_checkpoint
 from sempa.training.loop import train
@@ -54,15 +43,14 @@ def start_run(config: Config, command: str) -> dict:
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
     run, world = Path(config.output), join_world()
-    with _only_writer(run, world):
-        if world.is_first and ((run / "report.json").exists() or has_checkpoint(run)):
+    if world.is_first:
+        if (run / "report.json").exists() or has_checkpoint(run):
             raise SempaError(
                 f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
                 "or give another output=…"
             )
-        if world.is_first:
-            write_atomic(run / "config.yaml", dump_config(config))
-        return _run(config, run, command, world)
+        write_atomic(run / "config.yaml", dump_config(config))
+    return _run(config, run, command, world)
 
 
 def resume_run(run: Path, command: str) -> dict:
@@ -72,14 +60,7 @@ def resume_run(run: Path, command: str) -> dict:
     """
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
-    config = dataclasses.replace(load_config(run / "config.yaml"), output=str(run))
-    world = join_world()
-    with _only_writer(run, world):
-        return _run(config, run, command, world)
-
-
-def _only_writer(run: Path, world: World) -> AbstractContextManager[None]:
-    return folder_lock(run) if world.is_first else contextlib.nullcontext()
+    return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command, join_world())
 
 
 def _run(config: Config, run: Path, command: str, world: World) -> dict:
@@ -88,6 +69,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
+    dev = _dev_sample(config, tasks[0] if tasks else builtin_task(config.dev_pairs, "dev"))
     notes = [note for task in tasks for note in task.notes]
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
@@ -98,10 +80,6 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
             print(note, flush=True)
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-
-    dev = _dev_task(config, tasks)
-    # The report's answers have to fit into the model's context, too.
-    encode_prompts(base, builtin_prompts(), GENERATION_TOKENS)
 
     def score_dev() -> float:
         (result,) = evaluate_sts(lambda sentences: embed(base, sentences, readout=config.readout), [dev])
@@ -119,19 +97,17 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     with interpolated(base.model, scale):
         save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
         report = _evaluate(config, base, dataset, tasks, texts)
-    report["budget"] = {"kl_budget": config.kl_budget, "scale": scale, "task": dev.name, "curve": curve}
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
     report |= {
+        "budget": {"kl_budget": config.kl_budget, "scale": scale, "task": dev.name, "curve": curve},
         "model": config.model,
         "base_source": base.source,
-        "config": dataclasses.asdict(config),
+        "config": asdict(config),
         "notes": notes,
         "command": command,
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-        "machine": {**machine(config.device), "dtype": str(base.model.dtype).removeprefix("torch.")},
+        **origin(config.device),
         "seconds": {
             "total": finished - began + spent,
             "training": state["seconds"],
@@ -148,6 +124,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
             "source": "built-in captions" if config.triplets == CAPTIONS else config.triplets,
         },
     }
+    report["machine"]["dtype"] = str(base.model.dtype).removeprefix("torch.")
     write_report(run, report, read_metrics(run / "metrics.jsonl"))
     print(terminal_table(report), flush=True)
     print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)
@@ -172,22 +149,15 @@ def _evaluate(
     }
 
 
-def _dev_task(config: Config, tasks: list[StsTask]) -> StsTask:
+def _dev_sample(config: Config, task: StsTask) -> StsTask:
     """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
-    task = tasks[0] if tasks else builtin_task(config.dev_pairs, "dev")
     drawn = sample_task(task, config.dev_pairs, config.seed)
-    _check_order(f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it", drawn.pairs)
-    for one in tasks:
-        _check_order(f"{one.name}: its {len(one.pairs)} pairs", one.pairs)
-    return drawn
-
-
-def _check_order(name: str, pairs: list[ScoredPair]) -> None:
-    if len({pair.score for pair in pairs}) < 2:
+    if len(set(drawn.gold)) < 2:
         raise SempaError(
-            f"{name} all have the score {pairs[0].score:g}, which no ranking can be compared with; raise dev_pairs or "
-            "give another sts_dir"
+            f"{task.name}: the {len(drawn.pairs)} development pairs drawn from it all have the score "
+            f"{drawn.gold[0]:g}, which no ranking can be compared with; raise dev_pairs or give another sts_dir"
         )
+    return drawn
 
 
 def _peak_memory() -> float:

@@ -11,7 +11,8 @@ from caption_grammar.render import render
 from caption_grammar.sample import OPTIONAL, sample_scene
 from caption_grammar.scene import Count, Scene, Slot, Statement, value_clashes, value_entails
 from caption_grammar.talk import TALK
-from sempa.data.examples import ScoredPair, Triplet
+from sempa.data.sts import ScoredPair
+from sempa.data.triplets import Triplet
 
 SPLITS = ("train", "heldout")
 # The fraction of captions; the other registers divide the rest.

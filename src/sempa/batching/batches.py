@@ -1,16 +1,87 @@
-"""Preferences in batches, packed into rows when their step comes: what a step of the loop takes."""
+"""From a config to what a step of the loop takes: preferences as token ids, in batches of packed rows."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
-from sempa.batching.prompts import Preference
-from sempa.config import Config
+from sempa.batching.prompts import Preference, encode_triplet
+from sempa.config import CAPTIONS, RANKINGS, Config
+from sempa.data.captions import caption_triplets
+from sempa.data.triplets import Triplet, read_triplets
+from sempa.errors import SempaError
+
+# Tokens of a conversation, as published.
+MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and held-out preferences as token ids, and lines for the log and the report on what was left out."""
+
+    train: list[Preference]
+    held_out: list[Preference]
+    too_long: int
+    notes: list[str]
+
+
+def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: int = MAX_LENGTH) -> Dataset:
+    """Read the triplets, set some aside by premise, encode them, and skip conversations of over `longest` tokens.
+
+    Raises `SempaError` for an unusable file, or when nothing is left to train on.
+    """
+    if config.triplets == CAPTIONS:
+        train = caption_triplets("train", config.triplet_limit or None, config.seed)
+        held_out = caption_triplets("heldout", config.held_out, config.seed)
+        notes = [f"{len(train):,} built-in triplets"]
+    else:
+        triplets, counts = read_triplets(Path(config.triplets), combinations=config.combinations)
+        train, held_out = hold_out(triplets, config.held_out, config.seed)
+        train = train[: config.triplet_limit or None]
+        notes = [counts.describe()]
+    ranking = config.objective in RANKINGS
+    if ranking:
+        ranked = [[triplet for triplet in part if triplet.neutral] for part in (train, held_out)]
+        if not ranked[0]:
+            raise SempaError(
+                f"triplets {config.triplets}: objective {config.objective} compares entailment, neutral and "
+                "contradiction, but there is no neutral sentence (labelled NLI has them: sentence1, sentence2, "
+                "gold_label); objectives dpo, conservative-dpo and ipo do without"
+            )
+        if lost := len(train) + len(held_out) - sum(map(len, ranked)):
+            notes.append(f"left out {lost:,} triplets without a neutral sentence")
+        train, held_out = ranked
+    encoded, skipped = [], []
+    for part in (train, held_out):
+        fitting = []
+        for triplet in part:
+            preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
+            tokens = len(preference.prompt) + max(map(len, preference.responses))
+            if tokens <= longest:
+                fitting.append(preference)
+            else:
+                skipped.append(f"on line {triplet.line} ({tokens:,} tokens)")
+        encoded.append(fitting)
+    if skipped:
+        notes.append(f"skipped {len(skipped):,} triplets of more than {longest:,} tokens, first {skipped[0]}")
+    if not encoded[0]:
+        raise SempaError(f"triplets {config.triplets}: none is left to train on: {'; '.join(notes)}")
+    return Dataset(*encoded, len(skipped), notes)
+
+
+def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
+    """Set about `count` triplets aside (never more than a fifth), all of a premise together, and shuffle the rest."""
+    order = torch.randperm(len(triplets), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(count, len(triplets) // 5)
+    premises = {triplets[i].sentence for i in order[:count]}
+    train = [triplets[i] for i in order if triplets[i].sentence not in premises]
+    return train, [triplets[i] for i in order if triplets[i].sentence in premises]
 
 
 @dataclass(frozen=True)

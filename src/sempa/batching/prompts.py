@@ -1,7 +1,12 @@
-"""From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding."""
+"""From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding.
+
+Control tokens are where a chat template writes them and nowhere else. A user's text may hold anything, also what looks
+like a control token: there it is text.
+"""
 
 import datetime
-import warnings
+import functools
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +14,7 @@ from dataclasses import dataclass, replace
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from sempa.batching.tokens import as_text, begin_of_text, common_prefix, control_tokens, encode_texts
-from sempa.data.examples import Triplet
+from sempa.data.triplets import Triplet
 from sempa.errors import SempaError
 
 SYSTEM = "You are a helpful assistant"
@@ -24,6 +28,8 @@ _FIXED_DATE = "".join(f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" f
 _FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED_DATE} }}}}{{%- endmacro -%}}"
 # Models that can think before they answer are asked to answer at once; templates without the switch ignore it.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
+# Breaks control tokens in text until `encode_texts` has looked for genuine ones. No text holds half a surrogate pair.
+_BREAK = "\ud800"
 
 
 @dataclass(frozen=True)
@@ -65,34 +71,22 @@ def encode_responses(
 
     The boundary is exact: an answer's ids are those of the whole conversation from the answer's text on, so the end of
     turn belongs to the answer, and a template's empty block of thoughts to the prompt. Where a tokenizer merges across
-    the boundary, the merged token belongs to the answer. Warns of a template without an end of turn; raises
-    `SempaError` for one that changes a text or leaves no boundary to find.
+    the boundary, the merged token belongs to the answer. Raises `SempaError` for a template that changes a text.
     """
     user = PARAPHRASE.format(sentence=sentence)
     wholes = [render_conversation(tokenizer, user, response) for response in responses]
     prompt, closing = _split(tokenizer, render_prompt(tokenizer, user), wholes[0], responses[0])
-    if not control_tokens(tokenizer).search(closing):
-        warnings.warn(
-            "chat template: puts no end-of-turn token behind an answer, so training cannot teach where to stop",
-            stacklevel=2,
-        )
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
-    if shared == 0:
-        raise SempaError("chat template: nothing stands before an answer, so there is no prompt")
     answers = tuple(array("i", whole[shared:]) for whole in whole_ids)
-    # Something of every answer stays its own.
-    ends = (min(common_prefix(closing_ids[::-1], answer[::-1]), len(answer) - 1) for answer in answers)
+    ends = (common_prefix(closing_ids[::-1], answer[::-1]) for answer in answers)
     return Preference(array("i", whole_ids[0][:shared]), answers, line, min(ends), sentence=sentence)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token by which the template ends an answer; None where it has none, or cannot be rendered."""
-    try:
-        whole, prompt = render_conversation(tokenizer, "Hello.", "Hi."), render_prompt(tokenizer, "Hello.")
-    except SempaError:
-        return None
-    found = control_tokens(tokenizer).search(_split(tokenizer, prompt, whole, "Hi.")[1])
+    """The token by which the template ends an answer; None where it has none."""
+    whole, prompt = render_conversation(tokenizer, "Hello.", "Hi."), render_prompt(tokenizer, "Hello.")
+    found = _control_tokens(tokenizer).search(_split(tokenizer, prompt, whole, "Hi.")[1])
     return tokenizer.convert_tokens_to_ids(found[0].strip()) if found else None
 
 
@@ -165,12 +159,6 @@ def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, answer: 
     return whole[:begin], whole[begin + len(answer) :]
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
-    begin = begin_of_text(tokenizer)
-    return encode_texts(tokenizer, [begin + as_text(tokenizer, text) for text in texts])
-
-
 def clean_sentence(sentence: str) -> str:
     """The evaluation protocol's clean-up: one blank between words, a full stop at the end, no double quote inside.
 
@@ -191,3 +179,91 @@ def encode_one_word(
     `prefix` is what stands before the sentence, its opening quote included.
     """
     return encode_plain(tokenizer, [f"{prefix}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
+    begin = begin_of_text(tokenizer)
+    return encode_texts(tokenizer, [begin + as_text(tokenizer, text) for text in texts])
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that hold their control tokens already, as `render_prompt` and its like give them."""
+    ids = tokenizer([text.replace(_BREAK, "") for text in texts], add_special_tokens=False)["input_ids"]
+    return [_encode_broken(tokenizer, text) if _BREAK in text else own for text, own in zip(texts, ids, strict=True)]
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are.
+
+    Raises `SempaError` for half a surrogate pair, which stands for a byte that is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SempaError(f"text: is not UTF-8 text ({error})") from error
+    return _control_tokens(tokenizer).sub(_broken, text)
+
+
+def _broken(found: re.Match[str]) -> str:
+    token = found[0].lstrip()
+    return found[0][: -len(token)] + _BREAK + _BREAK.join(token)
+
+
+def common_prefix(first: Sequence, second: Sequence) -> int:
+    """How many leading token ids (or characters) two sequences share."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)
+
+
+def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the special tokens, and other added ones that the chat template writes, with the blanks they swallow."""
+    return _control_pattern(tokenizer, len(tokenizer), str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=8)
+def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int, template: str) -> re.Pattern[str]:
+    tokens = [
+        token
+        for token in tokenizer.added_tokens_decoder.values()
+        # Gemma adds runs of blanks, which are no more than text.
+        if token.special or (token.content in template and not token.content.isspace())
+    ]
+    # A longer token is tried before another that it begins with.
+    tokens.sort(key=lambda token: -len(token.content))
+    blanks = {False: "", True: r"\s*"}
+    patterns = (blanks[token.lstrip] + re.escape(token.content) + blanks[token.rstrip] for token in tokens)
+    return re.compile(f"(?<!{_BREAK})(?:{'|'.join(patterns) or '(?!)'})")
+
+
+def _encode_broken(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which genuine control tokens stand beside broken ones.
+
+    The text between two genuine ones is tokenized whole, as if no token had been added to the vocabulary.
+    """
+    ids: list[int] = []
+    end = 0
+    for token in _control_tokens(tokenizer).finditer(text):
+        ids += _encode_characters(tokenizer, text[end : token.start()], begins=not end)
+        ids.append(tokenizer.convert_tokens_to_ids(token[0].strip()))
+        end = token.end()
+    return ids + _encode_characters(tokenizer, text[end:], begins=not end)
+
+
+def _encode_characters(tokenizer: PreTrainedTokenizerBase, text: str, begins: bool) -> list[int]:
+    """Token ids of characters alone, at the beginning of a text or behind a control token."""
+    # Step by step: `split_special_tokens` changes the tokenizer for all threads, and knows special tokens only.
+    inner, text = tokenizer.backend_tokenizer, text.replace(_BREAK, "")
+    if inner.normalizer is not None:
+        text = inner.normalizer.normalize_str(text)
+    pieces = [text] if inner.pre_tokenizer is None else [p for p, _ in inner.pre_tokenizer.pre_tokenize_str(text)]
+    if not begins and pieces and getattr(inner.pre_tokenizer, "prepend_scheme", None) == "first":
+        # The blank that this kind of tokenizer puts before a text's first word, and before no other.
+        pieces[0] = pieces[0][not text.startswith((" ", inner.pre_tokenizer.replacement)) :]
+    return [token.id for piece in pieces for token in inner.model.tokenize(piece)]

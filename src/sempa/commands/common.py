@@ -1,6 +1,7 @@
 """What several commands share: the arguments that name a model, and the embedder they ask for."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,15 +59,19 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         help="splits of STS-B, SICK and files with a split column (default %(default)s)",
     )
     parser.add_argument(
-        "--builtin-pairs", type=int, default=600, help="pairs of the built-in set (default %(default)s)"
+        "--builtin-pairs", type=at_least(0), default=600, help="pairs of the built-in set (default %(default)s)"
     )
 
 
-def seed_number(text: str) -> int:
-    """A seed that every generator takes."""
-    if not (text.isdecimal() and len(text) <= len(str(2**31)) and int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"found {text!r:.30}, expected a number from 0 to {2**31 - 1}")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of {least} or more")
+        return int(text)
+
+    return number
 
 
 def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":

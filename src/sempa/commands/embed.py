@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.io.files import check_output, user_path
 
 
@@ -25,14 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="sentences at a time (default %(default)s)")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument(
         "--field", help="column or field that holds the sentence (default: text, where the input has fields)"
     )
     parser.add_argument(
-        "--shard-rows", type=int, metavar="N", help="stream into a folder of files with N rows each and a manifest.json"
+        "--shard-rows",
+        type=at_least(1),
+        metavar="N",
+        help="stream into a folder of files of N rows each",
     )
     parser.add_argument(
         "--shard-format",
@@ -64,7 +67,6 @@ def run(arguments: argparse.Namespace) -> None:
 def _write_shards(arguments: argparse.Namespace) -> None:
     from sempa.embedding.corpus import embed_corpus
 
-    check_output(arguments.output, folder=True)
     try:
         manifest = embed_corpus(
             load_embedder(arguments),

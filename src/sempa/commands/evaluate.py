@@ -5,9 +5,15 @@ on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off 
 import argparse
 from pathlib import Path
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, add_task_arguments, load_embedder
+from sempa.commands.common import (
+    add_model_arguments,
+    add_readout_arguments,
+    add_task_arguments,
+    at_least,
+    load_embedder,
+)
 from sempa.errors import SempaError
-from sempa.io.files import check_output, user_path
+from sempa.io.files import check_output, read_json, user_path, write_json
 
 _FORMATS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
@@ -36,13 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
     parser.add_argument(
-        "--hellaswag-tasks", type=int, default=2000, help="a sample of so many tasks, 0 for all (default %(default)s)"
+        "--hellaswag-tasks",
+        type=at_least(0),
+        default=2000,
+        help="a sample of so many, 0 for all (default %(default)s)",
     )
     parser.add_argument("--report", action="store_true", help="also put HellaSwag into the report of the adapter's run")
     parser.add_argument("--no-retention", action="store_true", help="leave the language model out")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts to answer greedily, one a line")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first of each file's texts and prompts")
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer (default %(default)s)")
+    parser.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="only the first N texts and prompts of each file"
+    )
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
 
 
@@ -53,15 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation.eval_texts import read_prompts, read_texts, report_texts
     from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
-    from sempa.io.files import write_json
     from sempa.report.run_report import terminal_table
 
-    for name in ("limit", "max_new_tokens"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise SempaError(f"{name}: found {value}, expected at least 1")
-    if arguments.hellaswag_tasks < 0:
-        raise SempaError(f"hellaswag_tasks: found {arguments.hellaswag_tasks}, expected 1 or more, or 0 for all")
     if arguments.json:
         check_output(arguments.json)
     run = _finished_run(arguments) if arguments.report else None
@@ -107,7 +111,6 @@ def _finished_run(arguments: argparse.Namespace) -> Path:
 
 
 def _add_to_report(run: Path, hellaswag: dict) -> None:
-    from sempa.io.files import read_json
     from sempa.report.run_report import write_report
     from sempa.training.metrics import read_metrics
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, load_embedder, seed_number
+from sempa.commands.common import add_model_arguments, at_least, load_embedder
 from sempa.errors import SempaError
 
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message (default: what the chat template itself says)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 answers greedily (default %(default)s)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of an answer that is drawn (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of an answer that is drawn (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ GSM8K-CoT 8, HellaSwag 0, TruthfulQA-MC1 0 and DROP 3.
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, at_least, load_embedder
 from sempa.errors import SempaError
 from sempa.io.files import check_output, user_path, write_json
 
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--apply-chat-template", action="store_true", help="put every question through the model's chat template"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first problems of each task, to try it out")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default %(default)s)")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N problems of each task")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, help="sequences at a time (default %(default)s)")
     parser.add_argument(
         "--output", type=user_path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
     )
@@ -34,10 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.adapter is None:
         raise SempaError("lm-eval: give --adapter RUN/adapter; it is compared with its base")
-    for name in ("limit", "batch_size"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise SempaError(f"{name.replace('_', '-')}: found {value}, expected at least 1")
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
     output = arguments.output or adapter_folder(arguments.adapter).parent / "lm_eval"
     check_output(output, folder=True)

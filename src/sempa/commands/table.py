@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sempa.commands.common import add_base_arguments, base_name, seed_number
+from sempa.commands.common import add_base_arguments, at_least, base_name
 from sempa.errors import SempaError
 from sempa.io.files import check_output, user_path
 
@@ -51,11 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
     )
     parser.add_argument(
-        "--pairs", type=int, default=0, help="a sample of so many pairs of each set, for a first look (default 0: all)"
+        "--pairs",
+        type=at_least(0),
+        default=0,
+        help="a sample of so many pairs of each set (default 0: all)",
     )
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws, 0 for none (default %(default)s)")
     parser.add_argument(
-        "--seed", type=seed_number, default=0, help="seed of the draws, and of the sample (default %(default)s)"
+        "--resamples", type=at_least(0), default=1000, help="bootstrap draws, 0: none (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="seed of the draws, and of the sample (default %(default)s)"
     )
     parser.add_argument(
         "--output",
@@ -64,8 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where to write (default %(default)s)",
     )
-    only_sts = {name: parser.get_default(name) for name in ("splits", "columns", "pairs", "resamples")}
-    parser.set_defaults(only_sts=only_sts)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = _transfer_tasks(arguments) if arguments.transfer else _similarity_tasks(arguments)
     name = base_name(arguments.model, adapters[0] if adapters else None)
     base = load_base(name, arguments.dtype, arguments.device)
-    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("run", "only_sts")}
+    settings = {key: str(value) for key, value in vars(arguments).items() if key != "run"}
     report = {"model": name, "base_source": base.source, "settings": settings, "versions": versions()}
     rows = arguments.output / "rows"
     if arguments.transfer:
@@ -108,25 +111,15 @@ def run(arguments: argparse.Namespace) -> None:
 def _transfer_tasks(arguments: argparse.Namespace) -> list["TransferTask"]:
     from sempa.data.transfer import TASKS, read_transfer
 
-    for option, default in arguments.only_sts.items():
-        if getattr(arguments, option) != default:
-            raise SempaError(f"{option}: goes with --sts, found it with --transfer")
     return read_transfer(arguments.transfer, arguments.sets.split(",") if arguments.sets else TASKS)
 
 
 def _similarity_tasks(arguments: argparse.Namespace) -> list["StsTask"]:
     from sempa.data.sts import SETS, read_sts, sample_task
 
-    if arguments.resamples < 0:
-        raise SempaError(f"resamples: found {arguments.resamples}, expected 0 or more")
-    if arguments.pairs < 0 or arguments.pairs == 1:
-        raise SempaError(f"pairs: found {arguments.pairs}, expected 2 or more, or 0 for all")
     columns = tuple(name.strip() for name in arguments.columns.split(","))
     if len(columns) != 3:
         raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
-    splits = arguments.splits.split(",")
     sets = arguments.sets.split(",") if arguments.sets else SETS
-    if unknown := [name for name in sets if name not in SETS]:
-        raise SempaError(f"sets: found {unknown[0]!r}, expected some of {','.join(SETS)}")
-    tasks = read_sts(arguments.sts, splits, columns, sets)
+    tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets)
     return [sample_task(task, arguments.pairs, arguments.seed) for task in tasks] if arguments.pairs else tasks

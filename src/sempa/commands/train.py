@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
 
 from sempa.errors import SempaError
@@ -23,27 +24,19 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.training.checkpoints import has_checkpoint
     from sempa.training.loop import Interrupted
 
-    folder = arguments.resume
-    command = shlex.join(["sempa", "train", *_given(arguments)])
-    try:
-        if arguments.resume is not None:
-            if arguments.config is not None:
-                raise SempaError("train: --resume RUN takes its settings from the run; give no CONFIG.yaml beside it")
-            resume_run(arguments.resume, command)
-            return
-        if arguments.config is None:
-            raise SempaError("train: give a CONFIG.yaml, or --resume RUN")
+    if (arguments.config is None) == (arguments.resume is None):
+        raise SempaError("train: give a CONFIG.yaml, or --resume RUN, which takes its settings from the run")
+    if arguments.resume is not None:
+        folder, given = arguments.resume, ["--resume", str(arguments.resume)]
+        start = partial(resume_run, folder)
+    else:
         config = load_config(arguments.config, arguments.overrides)
-        folder = Path(config.output)
-        start_run(config, command)
+        folder, given = Path(config.output), [str(arguments.config), *arguments.overrides]
+        start = partial(start_run, config)
+    try:
+        start(shlex.join(["sempa", "train", *given]))
     except (Interrupted, KeyboardInterrupt):
         # A second Ctrl-C, or one while the report is made, may come before anything is saved.
-        if folder is None or not has_checkpoint(folder):
+        if not has_checkpoint(folder):
             raise KeyboardInterrupt from None
         raise KeyboardInterrupt(f"stopped and saved; go on with: sempa train --resume {folder}") from None
-
-
-def _given(arguments: argparse.Namespace) -> list[str]:
-    if arguments.resume is not None:
-        return ["--resume", str(arguments.resume)]
-    return [str(part) for part in (arguments.config, *arguments.overrides) if part is not None]

@@ -4,13 +4,12 @@ A grammar made them (`experiments/captions/`). The scenes behind held-out triple
 of words that no training scene has.
 """
 
-import csv
 from pathlib import Path
 from random import Random
 from typing import Literal
 
-from sempa.data.examples import ScoredPair, Triplet
-from sempa.data.triplets import read_triplets
+from sempa.data.sts import ScoredPair, read_sts
+from sempa.data.triplets import Triplet, read_triplets
 from sempa.errors import SempaError
 
 _FOLDER = Path(__file__).parent
@@ -22,12 +21,10 @@ def caption_triplets(split: Literal["train", "heldout"], count: int | None = Non
     Seed 0 keeps the order of the file; every other seed shuffles the file first, so that a smaller `count` is another
     sample of it. Raises `SempaError` when the file holds fewer.
     """
-    path = _FOLDER / f"captions-{split}.csv"
-    triplets, _ = read_triplets(path)
+    triplets, _ = read_triplets(_FOLDER / f"captions-{split}.csv")
     if seed:
         Random(seed).shuffle(triplets)
-    _check(count, len(triplets), path)
-    return triplets[:count]
+    return _first(triplets, count)
 
 
 def caption_pairs(split: Literal["dev", "test"], count: int | None = None) -> list[ScoredPair]:
@@ -36,14 +33,10 @@ def caption_pairs(split: Literal["dev", "test"], count: int | None = None) -> li
     They depend on no seed, so that the scores of different runs are comparable. Raises `SempaError` when the file holds
     fewer.
     """
-    path = _FOLDER / f"captions-{split}.csv"
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream)
-        pairs = [ScoredPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
-    _check(count, len(pairs), path)
-    return pairs[:count]
+    return _first(read_sts(_FOLDER / f"captions-{split}.csv")[0].pairs, count)
 
 
-def _check(count: int | None, found: int, path: Path) -> None:
-    if count is not None and not 0 <= count <= found:
-        raise SempaError(f"{path.name}: {count:,} built-in captions asked for, expected 0 to {found:,}")
+def _first(examples: list, count: int | None) -> list:
+    if count is not None and not 0 <= count <= len(examples):
+        raise SempaError(f"{count:,} built-in captions asked for, expected 0 to {len(examples):,}")
+    return examples[:count]

@@ -1,5 +1,6 @@
 """Similarity benchmarks: sentence pairs with gold scores, read from the files in which they were published."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sempa.data.examples import ScoredPair
 from sempa.errors import SempaError
 from sempa.io.rows import Layout, many, numbered_lines, read_records
 
@@ -19,25 +19,31 @@ COLUMNS = ("sentence1", "sentence2", "score")
 _STSB, _SICK = SETS[-2:]
 _FILES = {
     **{f"sts-{split}.csv": (_STSB, split) for split in ("train", "dev", "test")},
-    **{f"SICK_{split}.txt": (_SICK, split) for split in ("train", "trial", "test")},
-    # SICK's test split was first published without gold scores, under the plain name.
+    **{f"SICK_{split}.txt": (_SICK, split) for split in ("train", "trial")},
+    # The test split as it was first published, `SICK_test.txt`, has no gold scores.
     "SICK_test_annotated.txt": (_SICK, "test"),
 }
 _SICK_COLUMNS = ("sentence_A", "sentence_B", "relatedness_score")
 _STSB_WIDTH = 7
-_SPLIT_COLUMN = "split"
-# Other names of the development split in a file's split column.
-_DEV_NAMES = ("validation", "valid", "val")
-# What the annotators were offered. A file of the user's own may use any scale.
-_STS_SCALE, _SICK_SCALE, _ANY_SCALE = (0.0, 5.0), (1.0, 5.0), (-np.inf, np.inf)
+# Place, first sentence, second sentence, gold score as it is written, and sub-task ("" where there is none).
+_Row = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Two sentences and their gold similarity (on the scale of their task, mostly 0–5)."""
+
+    first: str
+    second: str
+    score: float
 
 
 @dataclass(frozen=True)
 class StsTask:
     """One split of a benchmark: its pairs with gold scores.
 
-    `subtasks` names the sub-task of each pair and is empty where there are none. `notes` are sentences that say which
-    pairs were left out.
+    `subtasks` names the sub-task of each pair and is empty where there are none. `notes` are sentences on pairs that
+    were left out.
     """
 
     name: str
@@ -49,18 +55,6 @@ class StsTask:
     def gold(self) -> np.ndarray:
         """The gold scores, float64 `[pairs]`."""
         return np.array([pair.score for pair in self.pairs], dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of a file before its score is read; `subtask` and `split` are empty where there are none."""
-
-    place: str
-    first: str
-    second: str
-    score: str
-    subtask: str = ""
-    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,12 +79,12 @@ def read_sts(
     """The tasks in a folder or a file, in the order of the usual table (STS12–16, STS-B, SICK).
 
     A folder holds, itself or up to two levels down, the benchmarks as they were published: `STS.input.*.txt` with
-    `STS.gs.*.txt` (one year of STS12–16), `sts-{train,dev,test}.csv` (STS-B), `SICK_{train,trial,test}.txt`. A file is
-    one of the latter two, or a table or JSON-lines file with two sentences and a score in `columns`.
+    `STS.gs.*.txt` (one year of STS12–16), `sts-{train,dev,test}.csv` (STS-B) and
+    `SICK_{train,trial,test_annotated}.txt`. A file is one of the latter two, or a table or JSON-lines file with two
+    sentences and a score in `columns`.
 
     Of STS-B, of SICK and of a file with a column `split` only `splits` are read; of a folder only `sets` where they are
-    given. Pairs without a gold score, or with one off the benchmark's scale, are left out; the task's `notes` count
-    them.
+    given. Pairs without a gold score are left out; the task's `notes` count them.
 
     Raises `SempaError` when nothing is found or one of `sets` not exactly once, and for rows of the wrong width, scores
     that are not numbers, inputs and gold scores of different length, empty sentences, the same task twice, and tasks of
@@ -141,18 +135,19 @@ def sample_task(task: StsTask, count: int, seed: int = 0) -> StsTask:
     )
 
 
+def distinct_sentences(pairs: Iterable[ScoredPair]) -> list[str]:
+    """Every sentence of the pairs once, in the order of first appearance."""
+    return list(dict.fromkeys(sentence for pair in pairs for sentence in (pair.first, pair.second)))
+
+
 def _sources(path: Path) -> list[_Source]:
     found: dict[str, _Source] = {}
-    inner = (folder for depth in ("*", "*/*") for folder in sorted(path.glob(depth)) if folder.is_dir())
-    for folder in (path, *inner):
-        here = []
+    for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
+        here = [_Source(*task, folder / file) for file, task in _FILES.items() if (folder / file).is_file()]
         if any(folder.glob("STS.input.*.txt")):
             name = folder.resolve().name
             year = re.search(r"STS1[2-6]", name)
             here.append(_Source(year.group() if year else name, "", folder))
-        here += [_Source(*task, folder / file) for file, task in _FILES.items() if (folder / file).is_file()]
-        if (folder / "SICK_test_annotated.txt").is_file():
-            here = [source for source in here if source.path.name != "SICK_test.txt"]
         for source in here:
             if twin := found.get(source.task):
                 raise SempaError(f"{path}: {source.task} is there twice, {twin.path} and {source.path}")
@@ -163,11 +158,13 @@ def _sources(path: Path) -> list[_Source]:
 
 def _read_source(source: _Source) -> StsTask:
     if not source.split:
-        return _make_task(source.task, source.path, _year_rows(source.path), _STS_SCALE)
-    if source.name == _STSB:
-        return _make_task(source.task, source.path, _stsb_rows(source.path), _STS_SCALE)
-    _, rows = _record_rows(source.path, _SICK_COLUMNS)
-    return _make_task(source.task, source.path, rows, _SICK_SCALE)
+        rows = _year_rows(source.path)
+    elif source.name == _STSB:
+        rows = _stsb_rows(source.path)
+    else:
+        _, records = read_records(source.path, [Layout(_SICK_COLUMNS, tabs_quote=False)])
+        rows = ((f"{source.path}:{line}", *values, "") for line, values in records)
+    return _make_task(source.task, source.path, rows)
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
@@ -177,52 +174,41 @@ def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> lis
             raise SempaError(f"{file}: is the split {source.split}, asked for {', '.join(splits)}")
         return [_read_source(source)]
     name = file.name.split(".")[0]
-    names, rows = _record_rows(file, (_SPLIT_COLUMN, *columns), columns)
-    if _SPLIT_COLUMN not in names:
-        return [_make_task(name, file, rows, _ANY_SCALE)]
+    layouts = [Layout(names, tabs_quote=False) for names in (("split", *columns), tuple(columns))]
+    layout, records = read_records(file, layouts)
     by_split: dict[str, list[_Row]] = {}
-    for row in rows:
-        by_split.setdefault(row.split, []).append(row)
+    for line, (*split, first, second, score) in records:
+        split = split[0].strip().lower() if split else ""
+        own = by_split.setdefault("dev" if split == "validation" else split, [])
+        own.append((f"{file}:{line}", first, second, score, ""))
+    if layout == layouts[1]:
+        return [_make_task(name, file, by_split.get("", []))]
     chosen = [split for split in SPLITS if split in splits and split in by_split]
     if not chosen:
-        found = ", ".join(by_split) or "nothing"
-        raise SempaError(f"{file}: its column {_SPLIT_COLUMN} holds {found:.80}; asked for {', '.join(splits)}")
-    return [_make_task(f"{name} {split}", file, by_split[split], _ANY_SCALE) for split in chosen]
+        raise SempaError(f"{file}: its column split holds {', '.join(by_split):.80}; asked for {', '.join(splits)}")
+    return [_make_task(f"{name} {split}", file, by_split[split]) for split in chosen]
 
 
-def _make_task(name: str, source: Path, rows: Iterable[_Row], scale: tuple[float, float]) -> StsTask:
-    pairs, subtasks, unscored, off_scale = [], [], 0, []
-    for row in rows:
-        if not row.score.strip():
+def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:
+    pairs, subtasks, unscored = [], [], 0
+    for place, first, second, gold, subtask in rows:
+        if not gold.strip():
             unscored += 1
             continue
-        score = _number(row)
-        if not (row.first.strip() and row.second.strip()):
-            raise SempaError(f"{row.place}: an empty sentence, expected two sentences")
-        if not scale[0] <= score <= scale[1]:
-            off_scale.append(f"{row.place}: {score:g}, expected {scale[0]:g} to {scale[1]:g}")
-            continue
-        pairs.append(ScoredPair(row.first.strip(), row.second.strip(), score))
-        subtasks.append(row.subtask)
+        try:
+            score = float(gold)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise SempaError(f"{place}: score '{gold.strip():.40}', expected a number")
+        if not (first.strip() and second.strip()):
+            raise SempaError(f"{place}: an empty sentence, expected two sentences")
+        pairs.append(ScoredPair(first.strip(), second.strip(), score))
+        subtasks.append(subtask)
     if len(pairs) < 2:
         raise SempaError(f"{source}: {many(len(pairs), 'scored pair')}, expected at least 2")
-    notes = []
-    if unscored:
-        notes.append(f"{name}: {many(unscored, 'pair')} without a gold score left out")
-    if off_scale:
-        odd = many(len(off_scale), "pair")
-        notes.append(f"{name}: {odd} with a gold score off the scale left out, first {off_scale[0]}")
+    notes = [f"{name}: {many(unscored, 'pair')} without a gold score left out"] if unscored else []
     return StsTask(name, pairs, subtasks if any(subtasks) else [], notes)
-
-
-def _number(row: _Row) -> float:
-    try:
-        score = float(row.score)
-    except ValueError:
-        score = np.nan
-    if not np.isfinite(score):
-        raise SempaError(f"{row.place}: score '{row.score.strip():.40}', expected a number")
-    return score
 
 
 def _year_rows(folder: Path) -> Iterator[_Row]:
@@ -234,7 +220,8 @@ def _year_rows(folder: Path) -> Iterator[_Row]:
         subtask = file.name.removeprefix("STS.input.").removesuffix(".txt")
         for (line, text), (_, score) in zip(inputs, scores):
             place = f"{file}:{line}"
-            yield _Row(place, *_split_tabs(place, text, 2, 2), score, subtask)
+            first, second = _split_tabs(place, text, 2, 2)
+            yield place, first, second, score, subtask
 
 
 def _stsb_rows(file: Path) -> Iterator[_Row]:
@@ -242,7 +229,7 @@ def _stsb_rows(file: Path) -> Iterator[_Row]:
         place = f"{file}:{line}"
         # Some rows name the sources of the two sentences in two more columns.
         columns = _split_tabs(place, text, _STSB_WIDTH, _STSB_WIDTH + 2)
-        yield _Row(place, columns[5], columns[6], columns[4])
+        yield place, columns[5], columns[6], columns[4], ""
 
 
 def _split_tabs(place: str, text: str, least: int, most: int) -> list[str]:
@@ -250,23 +237,3 @@ def _split_tabs(place: str, text: str, least: int, most: int) -> list[str]:
     if not least <= len(columns) <= most:
         raise SempaError(f"{place}: {len(columns)} tab-separated columns, expected {least}")
     return columns
-
-
-def _record_rows(file: Path, *columns: Sequence[str]) -> tuple[Sequence[str], Iterator[_Row]]:
-    """The rows of a table or JSON-lines file, and which of the choices of `columns` it has."""
-    layout, records = read_records(file, [Layout(tuple(names), tabs_quote=False) for names in columns])
-
-    def rows() -> Iterator[_Row]:
-        for line, values in records:
-            place = f"{file}:{line}"
-            if isinstance(values, str):
-                raise SempaError(f"{place}: {values}")
-            *split, first, second, score = values
-            yield _Row(place, first, second, score, split=_split_name(split[0]) if split else "")
-
-    return layout.names, rows()
-
-
-def _split_name(text: str) -> str:
-    name = text.strip().lower()
-    return "dev" if name in _DEV_NAMES else name

@@ -1,16 +1,13 @@
 """SentEval's transfer tasks (Conneau & Kiela 2018, arXiv 1803.05449): sentences with classes, in their own files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.io.rows import many, numbered_lines
-
-LEAST_EXAMPLES = 12
-"""Of a class: in each of ten folds of nine tenths of the examples there must be one."""
+from sempa.io.rows import Layout, many, numbered_lines, read_records
 
 # A file per class, the positive one first; read as Latin-1 like TREC, as SentEval does.
 _CLASS_FILES = {
@@ -26,7 +23,7 @@ _SPLIT_FILES = {
 }
 TASKS = (*_CLASS_FILES, *_SPLIT_FILES)
 _QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-_MRPC_WIDTH = 5
+_PAIRS = Layout(("#1 String", "#2 String", "Quality"), tabs_quote=False)
 
 
 @dataclass(frozen=True)
@@ -56,31 +53,21 @@ def read_transfer(folder: Path, names: Sequence[str] = TASKS) -> list[TransferTa
 
     MR `rt-polarity.{pos,neg}`, CR `custrev.{pos,neg}`, SUBJ `subj.{subjective,objective}` and MPQA `mpqa.{pos,neg}`
     hold a sentence a line; SST2 `stsa.binary.{train,dev,test}` holds "label sentence", TREC `TREC.{train,test}`
-    "CLASS:kind question", and MRPC `msr_paraphrase_{train,test}.txt` five tab-separated columns under a header.
+    "CLASS:kind question", and MRPC `msr_paraphrase_{train,test}.txt` is a table.
 
-    Raises `SempaError` for an unknown name, a missing file, a line of another layout, a class with too few examples.
+    Raises `SempaError` for an unknown name, a missing file, and a line of another layout.
     """
     if unknown := [name for name in names if name not in TASKS]:
         raise SempaError(f"sets: found {unknown[0]!r}, expected some of {','.join(TASKS)}")
-    tasks = [_class_task(folder, name) if name in _CLASS_FILES else _split_task(folder, name) for name in names]
-    for task in tasks:
-        labels = next(iter(task.splits.values())).labels
-        counts = np.bincount(labels, minlength=2)
-        if counts[counts > 0].min() < LEAST_EXAMPLES or np.count_nonzero(counts) < 2:
-            found = ", ".join(map(str, counts))
-            raise SempaError(
-                f"{folder}: {task.name} has {found} examples of its classes, expected {LEAST_EXAMPLES} each"
-            )
-    return tasks
+    return [_class_task(folder, name) if name in _CLASS_FILES else _split_task(folder, name) for name in names]
 
 
 def _class_task(folder: Path, name: str) -> TransferTask:
-    texts: list[tuple[str, ...]] = []
-    labels, blank = [], 0
+    texts, labels, blank = [], [], 0
     for label, file in zip((1, 0), _CLASS_FILES[name]):
         for _, line in numbered_lines(folder / file, "latin-1"):
-            if sentence := " ".join(line.split()):
-                texts.append((sentence,))
+            if line.strip():
+                texts.append((_one_blank(line),))
                 labels.append(label)
             else:
                 blank += 1
@@ -89,49 +76,35 @@ def _class_task(folder: Path, name: str) -> TransferTask:
 
 
 def _split_task(folder: Path, name: str) -> TransferTask:
-    parse = {"SST2": _sst2, "TREC": _trec, "MRPC": _mrpc}[name]
-    splits = {split: _read_split(folder / file, parse) for split, file in _SPLIT_FILES[name].items()}
+    splits = {split: _read_split(folder / file, name) for split, file in _SPLIT_FILES[name].items()}
     trained = len(splits["train"].texts)
     notes = [f"SST2: trained on {trained:,} examples; SentEval's 67,349 are phrases too"] if name == "SST2" else []
     return TransferTask(name, splits, notes)
 
 
-def _read_split(file: Path, parse: Callable[[Path], Iterator[tuple[int, int, tuple[str, ...]]]]) -> Examples:
+def _read_split(file: Path, name: str) -> Examples:
+    if name == "MRPC":
+        _, records = read_records(file, [_PAIRS])
+        rows = ((number, label, pair) for number, (*pair, label) in records)
+    else:
+        rows = _labelled_lines(file, "latin-1" if name == "TREC" else "utf-8")
+    classes = _QUESTIONS if name == "TREC" else ("0", "1")
     texts, labels = [], []
-    for number, label, text in parse(file):
-        cleaned = tuple(" ".join(sentence.split()) for sentence in text)
-        if not all(cleaned):
-            raise SempaError(f"{file}:{number}: an empty sentence")
-        texts.append(cleaned)
-        labels.append(label)
-    return Examples(texts, np.array(labels, dtype=np.int64))
+    for number, label, sentences in rows:
+        if label not in classes or not all(sentences):
+            expected = f"one of {', '.join(classes)} and a sentence"
+            raise SempaError(f"{file}:{number}: found the class {label!r:.40}, expected {expected}")
+        texts.append(tuple(map(_one_blank, sentences)))
+        labels.append(classes.index(label))
+    return Examples(texts, np.array(labels))
 
 
-def _sst2(file: Path) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    for number, line in numbered_lines(file):
+def _labelled_lines(file: Path, encoding: str) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, class and sentence of lines `CLASS sentence` or `CLASS:kind sentence`."""
+    for number, line in numbered_lines(file, encoding):
         label, _, sentence = line.strip().partition(" ")
-        if label not in ("0", "1"):
-            raise SempaError(f"{file}:{number}: begins with {label!r:.40}, expected 0 or 1, a blank and a sentence")
-        yield number, int(label), (sentence,)
+        yield number, label.partition(":")[0], [sentence]
 
 
-def _trec(file: Path) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    for number, line in numbered_lines(file, "latin-1"):
-        kinds, _, question = line.strip().partition(" ")
-        coarse = kinds.partition(":")[0]
-        if coarse not in _QUESTIONS or ":" not in kinds:
-            expected = f"CLASS:kind and a question, with a class of {', '.join(_QUESTIONS)}"
-            raise SempaError(f"{file}:{number}: begins with {kinds!r:.40}, expected {expected}")
-        yield number, _QUESTIONS.index(coarse), (question,)
-
-
-def _mrpc(file: Path) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    lines = numbered_lines(file)
-    # The header.
-    next(lines)
-    for number, line in lines:
-        columns = line.rstrip("\r\n").split("\t")
-        if len(columns) != _MRPC_WIDTH or columns[0] not in ("0", "1"):
-            found = f"{many(len(columns), 'tab-separated column')}, the first {columns[0]!r:.40}"
-            raise SempaError(f"{file}:{number}: {found}; expected {_MRPC_WIDTH}, the first 0 or 1")
-        yield number, int(columns[0]), (columns[3], columns[4])
+def _one_blank(sentence: str) -> str:
+    return " ".join(sentence.split())

@@ -9,7 +9,7 @@ import torch
 
 from sempa.errors import SempaError
 from sempa.io.files import replace_atomically, write_atomic
-from sempa.io.parquet import column_rows, import_pyarrow
+from sempa.io.rows import column_rows, import_pyarrow
 from sempa.io.tensors import read_tensors, write_tensors
 
 TENSOR, COLUMN = "embeddings", "embedding"

@@ -11,7 +11,7 @@ import torch
 from scipy.special import entr, logsumexp
 from scipy.stats import skew
 
-from sempa.data.examples import ScoredPair
+from sempa.data.sts import ScoredPair
 from sempa.errors import SempaError
 
 NEIGHBOURS = 10

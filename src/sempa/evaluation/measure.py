@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.data.captions import caption_pairs
-from sempa.data.examples import distinct_sentences
-from sempa.data.sts import StsTask
+from sempa.data.sts import StsTask, distinct_sentences
 from sempa.embedding.embedder import embed
 from sempa.errors import SempaError
 from sempa.evaluation.geometry import all_measures, positive_pairs

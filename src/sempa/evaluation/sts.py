@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sempa.data.examples import ScoredPair, distinct_sentences
-from sempa.data.sts import StsTask
+from sempa.data.sts import ScoredPair, StsTask, distinct_sentences
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import bootstrap, pearson, spearman
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from sempa import __version__
-from sempa.data.examples import distinct_sentences
-from sempa.data.sts import StsTask
+from sempa.data.sts import StsTask, distinct_sentences
 from sempa.embedding.embedder import embed
 from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError

@@ -7,8 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from sempa import __version__
-from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX
-from sempa.batching.tokens import begin_of_text
+from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.model.adapter_files import adapter_readout, read_adapter
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length

@@ -46,7 +46,3 @@ class DocumentEmbeddings(Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` in a thread."""
         return await asyncio.to_thread(self.embed_query, text)
-
-    def __call__(self, text: str) -> list[float]:
-        """The vector of one text: stores that do not know the class call it."""
-        return self.embed_query(text)

@@ -32,23 +32,15 @@ def run_harness(
 ) -> list[dict]:
     """Run each task on the base model and with its adapter, by the harness's own model class and rules.
 
-    Args:
-        base: the model, holding the adapter.
-        adapter: the adapter's folder, for the harness's records.
-        output: folder for the harness's result and sample files: `base/` and `aligned/`.
-        tasks: names of the harness, or paths of YAML files that describe a task. The paper's five get the paper's
-            number of few-shot examples, any other its own.
-        limit: only the first problems of each task, to try things out.
-        batch_size: sequences at a time.
-        apply_chat_template: put every question through the model's chat template.
+    `base` holds the adapter; its folder `adapter` is named in the harness's records, which go to `base/` and `aligned/`
+    in `output`. `tasks` are names of the harness, or paths of YAML files that describe a task. The paper's five get the
+    paper's number of few-shot examples, any other its own. With a `limit` only the first problems of each are run.
 
-    Returns:
-        One row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
-        `aligned_stderr` (None where the harness gives none), in the harness's units. `change_stderr` is the paired
-        standard error over the problems, None for a metric that is no mean of theirs and for a group of tasks.
+    Returns one row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
+    `aligned_stderr` (None where the harness gives none), in the harness's units. `change_stderr` is the paired standard
+    error over the problems, None for a metric that is no mean of theirs and for a group of tasks.
 
-    Raises:
-        SempaError: the harness is not installed, a task is unknown, or its data cannot be loaded.
+    Raises `SempaError` when the harness is not installed, a task is unknown, or its data cannot be loaded.
     """
     try:
         from lm_eval.models.huggingface import HFLM

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -18,10 +17,6 @@ from safetensors import SafetensorError
 
 from sempa.errors import SempaError
 
-_LARGEST_JSON = 100_000_000
-# What file systems without an fsync for folders answer: network and FUSE mounts.
-_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
@@ -29,11 +24,6 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors wraps the operating system's error, a full disk included, in its own.
-        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
-            raise SempaError(
-                f"{path}: the disk is full; free some space and resume, nothing finished was lost"
-            ) from error
         raise SempaError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -43,7 +33,6 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises `SempaError` when the disk is full or the folder cannot be written; `path` then still holds its old content.
     """
     with explain_os_errors(path):
-        check_output(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -59,11 +48,10 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
     """Let `write` fill a temporary folder beside `folder`, then fsync it with its files and rename it to `folder`.
 
     A kill leaves the old folder, the new one or, for the moment between two renames, neither; never a part of one.
-    Raises `SempaError` as `replace_atomically` does and, where the folder has to be `new`, when one with something in
-    it is there by then.
+    Raises `SempaError` as `replace_atomically` does and, where the folder has to be `new`, when there is one with
+    content by then.
     """
     with explain_os_errors(folder):
-        check_output(folder, folder=True)
         temporary = _temporary(folder)
         try:
             temporary.mkdir(parents=True)
@@ -111,15 +99,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> object:
-    """The value of a JSON file; raises `OSError`, or `ValueError` for what is not JSON or larger than 100 MB."""
-    with path.open("rb") as stream:
-        data = stream.read(_LARGEST_JSON + 1)
-    if len(data) > _LARGEST_JSON:
-        raise ValueError(f"{path.name} has over {_LARGEST_JSON:,} bytes")
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deep") from None
+    """The value of a JSON file; raises `OSError`, or `ValueError` for what is not JSON."""
+    return json.loads(path.read_bytes())
 
 
 def sha256(path: Path) -> str:
@@ -133,22 +114,12 @@ def sha256(path: Path) -> str:
 
 def fingerprint(*parts: object) -> str:
     """Sixteen hexadecimal digits that change when any of `parts` (by its `repr`) changes."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("".join(f"{part!r}\0" for part in parts).encode()).hexdigest()[:16]
 
 
 def user_path(path: str | Path) -> Path:
-    """The path with a leading `~` replaced by the home folder, as a shell does where it sees one.
-
-    Raises `SempaError` where there is no such home.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise SempaError(f"{path}: there is no such home folder; write the path out") from error
+    """The path with a leading `~` replaced by the home folder, as a shell does where it sees one."""
+    return Path(path).expanduser()
 
 
 def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
@@ -156,32 +127,21 @@ def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
 
     A file must not be one of the `inputs` by another name either: it would be lost.
     """
-    found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
-    expected = "a folder" if folder else "a file"
-    if path.exists() and found != expected:
-        # A device would be replaced: files are renamed into their place.
-        raise SempaError(f"{path}: is {found}, expected {expected} to write")
-    if found == "a file" and any(source.exists() and path.samefile(source) for source in inputs):
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise SempaError(f"{path}: is no {'folder' if folder else 'regular file'}, so it cannot be the output")
+    if path.is_file() and any(source.exists() and path.samefile(source) for source in inputs):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
-    places = path.absolute().parents if not folder else (path.absolute(), *path.absolute().parents)
+    places = (path.absolute(), *path.absolute().parents)[not folder :]
     place = next(place for place in places if place.exists())
-    if not place.is_dir():
-        raise SempaError(f"{path}: cannot be written, because {place} is a file and no folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise SempaError(f"{path}: cannot be written, because {place} is read-only")
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise SempaError(f"{path}: cannot be written, because {place} is no folder that you may write to")
 
 
 def cache_folder() -> Path:
-    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`.
-
-    For a user without a home it is a temporary folder that ends with the process.
-    """
+    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`."""
     if explicit := os.environ.get("SEMPA_CACHE"):
         return user_path(explicit)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"
-    except RuntimeError:
-        return temporary_folder()
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sempa"
 
 
 @contextlib.contextmanager
@@ -196,20 +156,17 @@ def optional_write() -> Iterator[None]:
 @functools.cache
 def temporary_folder() -> Path:
     """A private folder that is removed when the process ends."""
-    folder, owner = Path(tempfile.mkdtemp(prefix="sempa-")), os.getpid()
-    # A forked child leaves through the same exit.
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    folder = Path(tempfile.mkdtemp(prefix="sempa-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def fsync(path: Path) -> None:
-    """Force a file to the disk, or a folder's entries where the file system can do that."""
+    """Force a file to the disk, or a folder's entries where the file system can do that (network mounts cannot)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in _NO_FOLDER_FSYNC):
-            raise
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "sci
 
 def origin(device: str = "") -> dict:
     """What is stored beside a figure: `date`, `versions` and `machine`."""
-    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": machine(device)}
+    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": _machine(device)}
 
 
 def versions() -> dict[str, str]:
@@ -24,21 +24,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "sempa": __version__, **packages}
 
 
-def machine(device: str = "") -> dict:
+def _machine(device: str) -> dict:
     """Processor, cores, threads, memory in GiB, and the name of `device` (by default CUDA where there is one)."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
     return {
         "cpu": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": memory,
-        "device": device,
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }
