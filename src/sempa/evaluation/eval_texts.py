@@ -121,8 +121,6 @@ def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
 def _recorded_texts(path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]) -> Iterator[EvalText]:
     layout, records = line_records(path, lines, layouts)
     for number, values in records:
-        if isinstance(values, str):
-            raise SempaError(f"{path}:{number}: {values}")
         if empty := [name for name, value in zip(layout.names, values, strict=True) if not value.strip()]:
             raise SempaError(f"{path}:{number}: {empty[0]} is empty, expected text")
         *question, text = values

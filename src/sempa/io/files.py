@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -16,6 +17,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sempa.errors import SempaError
+
+# What file systems without an fsync for folders answer: network and FUSE mounts.
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -162,11 +166,13 @@ def temporary_folder() -> Path:
 
 
 def fsync(path: Path) -> None:
-    """Force a file to the disk, or a folder's entries where the file system can do that (network mounts cannot)."""
+    """Force a file to the disk, or a folder's entries where the file system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_FSYNC):
+            raise
     finally:
         os.close(descriptor)
 

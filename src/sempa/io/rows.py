@@ -82,9 +82,9 @@ def json_object(text: str) -> dict:
         # Without its end, or the parser would speak of the line after.
         value = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at column {error.colno}, expected a JSON object a line") from None
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}, expected an object a line") from None
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, expected a JSON object a line")
+        raise ValueError(f"a JSON {type(value).__name__}, expected an object a line")
     return value
 
 
