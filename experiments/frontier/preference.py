@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from sempa.batching.dataset import load_dataset
+from sempa.batching.batches import load_dataset
 from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, development_task
 from sempa.embedding.embedder import embed
