@@ -224,7 +224,7 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
         stacked(tmp_path)
     with pytest.raises(SempaError, match=r"exists without a manifest\.json"):
         embed_corpus(embedder, source, tmp_path)
-    with pytest.raises(SempaError, match="is no folder, so it cannot be the output"):
+    with pytest.raises(SempaError, match="is not a folder, so it cannot be the output"):
         embed_corpus(embedder, source, source)
     calls, real = [], Embedder.encode
 

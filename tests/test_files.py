@@ -56,12 +56,12 @@ def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for path, options, message in (
-        (tmp_path / "folder", {}, "folder: is no regular file, so it cannot be the output"),
-        (source, {"folder": True}, "in.csv: is no folder, so it cannot be the output"),
-        (source / "v.npy", {}, "v.npy: cannot be written, because .*in.csv is no folder that you may write to"),
-        (source / "a" / "b", {"folder": True}, "b: cannot be written, because .*in.csv is no folder that you may"),
-        (tmp_path / "fifo", {}, "fifo: is no regular file"),
-        (Path("/dev/null"), {}, "/dev/null: is no regular file"),
+        (tmp_path / "folder", {}, "folder: is not a regular file, so it cannot be the output"),
+        (source, {"folder": True}, "in.csv: is not a folder, so it cannot be the output"),
+        (source / "v.npy", {}, "v.npy: cannot be written, because .*in.csv is not a folder you can write to"),
+        (source / "a" / "b", {"folder": True}, "b: cannot be written, because .*in.csv is not a folder you can"),
+        (tmp_path / "fifo", {}, "fifo: is not a regular file"),
+        (Path("/dev/null"), {}, "/dev/null: is not a regular file"),
     ):
         with pytest.raises(SempaError, match=message):
             check_output(path, **options)
@@ -79,7 +79,7 @@ def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
 
 def test_a_read_only_folder_is_found_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(SempaError, match=f"because {tmp_path} is no folder that you may write to"):
+    with pytest.raises(SempaError, match=f"because {tmp_path} is not a folder you can write to"):
         check_output(tmp_path / "a" / "v.npy")
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import make_llama, tiny_texts
 from test_report import HISTORY, example
 
 from sempa import SempaError
 from sempa.batching.prompts import encode_triplet
 from sempa.cli import main
-from sempa.config import _TextLoader, load_config
+from sempa.config import load_config
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import read_vectors
@@ -110,14 +109,8 @@ def test_arrays_are_read_and_written_without_pickle():
 
 
 def test_yaml_is_read_as_text_only():
-    """The base loader builds texts, lists and mappings, whatever a tag asks for."""
-    assert issubclass(_TextLoader, yaml.BaseLoader)
-    assert not _TextLoader.yaml_constructors
-
-    def unsafe(name, keywords, node):
-        return name == "yaml.load" and ast.unparse(node.args[1]) != "_TextLoader"
-
-    assert not found(unsafe)
+    """A config's nodes are composed, and no object is ever constructed, whatever a tag asks for."""
+    assert not found(lambda name, keywords, node: name == "yaml.load")
 
 
 def test_code_of_a_models_own_is_asked_for_nowhere():
@@ -272,7 +265,7 @@ def test_yaml_builds_no_objects(mark, tmp_path):
         "model: !!python/name:os.system",
     ):
         (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(SempaError, match=r"c.yaml: model is .*, expected (text|a name)"):
+        with pytest.raises(SempaError, match=r"c.yaml: (model is '', expected a name|line 1: expected `key: value`)"):
             load_config(tmp_path / "c.yaml")
         with pytest.raises(SempaError, match=r"command line: beta is .!!python.*, expected a number"):
             load_config(ROOT / "experiments" / "paper_llama2_7b.yaml", [text.replace("model: ", "beta=", 1)])

@@ -67,19 +67,19 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least` on."""
 
     def number(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or int(text) < least:
+        if int(text) < least:
             raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of {least} or more")
         return int(text)
 
     return number
 
 
-def load_embedder(arguments: argparse.Namespace, **options: object) -> "Embedder":
+def load_embedder(arguments: argparse.Namespace) -> "Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
     from sempa.embedding.embedder import Embedder
 
     arguments.model = base_name(arguments.model, arguments.adapter)
-    options |= {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
+    options = {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
     return Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype, device=arguments.device, **options)
 
 

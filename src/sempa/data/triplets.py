@@ -46,9 +46,10 @@ class Triplet:
 
 @dataclass
 class TripletCounts:
-    """How many rows a file held, how many triplets were kept, and how much of each kind was left out, first where.
+    """How many rows a file held, how many triplets were kept, and how much of each kind was left out.
 
-    Kinds in `BAD` are faults of the file; rows `UNLABELLED` and premises `INCOMPLETE` are not.
+    `first_lines` locate the first of each kind. Kinds in `BAD` are faults of the file; rows `UNLABELLED` and premises
+    `INCOMPLETE` are not.
     """
 
     rows: int = 0

@@ -132,13 +132,13 @@ def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     A file must not be one of the `inputs` by another name either: it would be lost.
     """
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
-        raise SempaError(f"{path}: is no {'folder' if folder else 'regular file'}, so it cannot be the output")
+        raise SempaError(f"{path}: is not a {'folder' if folder else 'regular file'}, so it cannot be the output")
     if path.is_file() and any(source.exists() and path.samefile(source) for source in inputs):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
     places = (path.absolute(), *path.absolute().parents)[not folder :]
     place = next(place for place in places if place.exists())
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise SempaError(f"{path}: cannot be written, because {place} is no folder that you may write to")
+        raise SempaError(f"{path}: cannot be written, because {place} is not a folder you can write to")
 
 
 def cache_folder() -> Path:

@@ -139,7 +139,7 @@ def column_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict]]:
             else:
                 batches = pyarrow.parquet.ParquetFile(file).iter_batches(columns=list(names))
             for batch in batches:
-                yield from zip(number, batch.to_pylist())
+                yield from ((next(number), row) for row in batch.to_pylist())
 
 
 def import_pyarrow() -> ModuleType:
