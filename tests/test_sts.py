@@ -273,13 +273,6 @@ def test_training_looks_at_the_development_split_alone(tmp_path):
         development_task(tmp_path / "STSBenchmark" / "sts-test.csv")
 
 
-def test_the_same_task_twice_is_refused(tmp_path):
-    for folder in ("STS12", "STS12-old"):
-        write_year(tmp_path / folder, x=[("a", "b", 1), ("c", "d", 2)])
-    message = error_of(tmp_path)
-    assert f"STS12 is there twice, {tmp_path / 'STS12'} and {tmp_path / 'STS12-old'}" in message
-
-
 def test_inputs_and_gold_scores_of_different_length_are_refused(tmp_path):
     folder = write_year(tmp_path / "STS12", x=[("a", "b", 1), ("c", "d", 2)])
     write(folder / "STS.gs.x.txt", 1, 2, "")

@@ -57,19 +57,6 @@ class StsTask:
         return np.array([pair.score for pair in self.pairs], dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a task is: a year's folder (`split` is empty) or a file."""
-
-    name: str
-    split: str
-    path: Path
-
-    @property
-    def task(self) -> str:
-        return f"{self.name} {self.split}".rstrip()
-
-
 def read_sts(
     path: str | Path,
     splits: Sequence[str] = ("dev", "trial", "test"),
@@ -87,26 +74,25 @@ def read_sts(
     given. Pairs without a gold score are left out; the task's `notes` count them.
 
     Raises `SempaError` when nothing is found or one of `sets` not exactly once, and for rows of the wrong width, scores
-    that are not numbers, inputs and gold scores of different length, empty sentences, the same task twice, and tasks of
-    fewer than two scored pairs.
+    that are not numbers, inputs and gold scores of different length, empty sentences, and fewer than two scored pairs.
     """
     path = Path(path)
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise SempaError(f"unknown split '{unknown[0]}', expected some of {', '.join(SPLITS)}")
     if not path.is_dir():
         return _read_file(path, splits, columns)
-    found = _sources(path)
-    there = f"splits: {', '.join(splits)}; found {', '.join(source.task for source in found) or 'none'}"
-    chosen = [source for source in found if source.split in ("", *splits) and source.name in (sets or (source.name,))]
+    found = _benchmarks(path)
+    there = f"splits: {', '.join(splits)}; found {', '.join(map(_task_name, found)) or 'none'}"
+    chosen = [task for task in found if task[1] in ("", *splits) and (not sets or task[0] in sets)]
     for name in sets:
-        if (count := sum(source.name == name for source in chosen)) != 1:
+        if (count := sum(task[0] == name for task in chosen)) != 1:
             raise SempaError(f"{path}: {many(count, 'task')} for {name} ({there}), expected one")
     if not chosen:
         raise SempaError(
             f"{path}: no STS task ({there}), expected folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or "
             f"some of {', '.join(_FILES)}"
         )
-    return [_read_source(source) for source in chosen]
+    return [_read_benchmark(task, found[task]) for task in chosen]
 
 
 def development_task(path: str | Path) -> StsTask:
@@ -140,39 +126,39 @@ def distinct_sentences(pairs: Iterable[ScoredPair]) -> list[str]:
     return list(dict.fromkeys(sentence for pair in pairs for sentence in (pair.first, pair.second)))
 
 
-def _sources(path: Path) -> list[_Source]:
-    found: dict[str, _Source] = {}
+def _benchmarks(path: Path) -> dict[tuple[str, str], Path]:
+    """The published benchmarks in a folder by name and split ("" for a year, which has a folder instead of a file)."""
+    found: dict[tuple[str, str], Path] = {}
     for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
-        here = [_Source(*task, folder / file) for file, task in _FILES.items() if (folder / file).is_file()]
-        if any(folder.glob("STS.input.*.txt")):
-            name = folder.resolve().name
-            year = re.search(r"STS1[2-6]", name)
-            here.append(_Source(year.group() if year else name, "", folder))
-        for source in here:
-            if twin := found.get(source.task):
-                raise SempaError(f"{path}: {source.task} is there twice, {twin.path} and {source.path}")
-            found[source.task] = source
-    places = {name: place for place, name in enumerate(SETS)}
-    return sorted(found.values(), key=lambda s: (places.get(s.name, len(SETS)), s.name, ("", *SPLITS).index(s.split)))
+        for file, task in _FILES.items():
+            if (folder / file).is_file():
+                found.setdefault(task, folder / file)
+        year = re.search(r"STS1[2-6]", folder.resolve().name)
+        if year and any(folder.glob("STS.input.*.txt")):
+            found.setdefault((year.group(), ""), folder)
+    return dict(sorted(found.items(), key=lambda item: (SETS.index(item[0][0]), ("", *SPLITS).index(item[0][1]))))
 
 
-def _read_source(source: _Source) -> StsTask:
-    if not source.split:
-        rows = _year_rows(source.path)
-    elif source.name == _STSB:
-        rows = _stsb_rows(source.path)
+def _task_name(task: tuple[str, str]) -> str:
+    return " ".join(task).rstrip()
+
+
+def _read_benchmark(task: tuple[str, str], path: Path) -> StsTask:
+    if path.is_dir():
+        rows = _year_rows(path)
+    elif task[0] == _STSB:
+        rows = _stsb_rows(path)
     else:
-        _, records = read_records(source.path, [Layout(_SICK_COLUMNS, tabs_quote=False)])
-        rows = ((f"{source.path}:{line}", *values, "") for line, values in records)
-    return _make_task(source.task, source.path, rows)
+        _, records = read_records(path, [Layout(_SICK_COLUMNS, tabs_quote=False)])
+        rows = ((f"{path}:{line}", *values, "") for line, values in records)
+    return _make_task(_task_name(task), path, rows)
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
-    if file.name in _FILES:
-        source = _Source(*_FILES[file.name], file)
-        if source.split not in splits:
-            raise SempaError(f"{file}: is the split {source.split}, asked for {', '.join(splits)}")
-        return [_read_source(source)]
+    if task := _FILES.get(file.name):
+        if task[1] not in splits:
+            raise SempaError(f"{file}: is the split {task[1]}, asked for {', '.join(splits)}")
+        return [_read_benchmark(task, file)]
     name = file.name.split(".")[0]
     layouts = [Layout(names, tabs_quote=False) for names in (("split", *columns), tuple(columns))]
     layout, records = read_records(file, layouts)

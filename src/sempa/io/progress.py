@@ -6,10 +6,7 @@ from tqdm import tqdm
 
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left, drawn once a minute where standard error is a log and not a terminal.
-
-    Work that is over before the first drawing leaves no trace.
-    """
+    """A bar with rate and time left, drawn once a minute where standard error is a log and not a terminal."""
     every = 0.1 if sys.stderr.isatty() else 60.0
     # `maxinterval` would draw more often than `mininterval` from a thread of tqdm's own.
-    return tqdm(total=total, desc=what, unit=unit, mininterval=every, maxinterval=max(10.0, every), delay=every)
+    return tqdm(total=total, desc=what, unit=unit, mininterval=every, maxinterval=max(10.0, every))
