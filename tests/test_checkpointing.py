@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM
 from sempa.batching.packing import pack_sentence_rows, pack_texts
 from sempa.losses import all_pairs_infonce_loss
 from sempa.model.base import load_base
-from sempa.model.checkpointing import checkpoint_blocks
 from sempa.model.forward import row_states
-from sempa.model.layers import attention_sum, blocks, depth, layer_states
+from sempa.model.layers import attention_sum, blocks, checkpoint_blocks, depth, layer_states
 from sempa.model.lora import adapter_disabled, adapter_dropout, add_lora, lora_layers, lora_parameters
 
 DROPOUT = 0.3

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_gguf
 from safetensors.torch import save_file
 
 from sempa import SempaError
@@ -184,17 +183,6 @@ def test_a_temporary_folder_ends_with_its_process_and_not_with_a_forked_child():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert not Path(done.stdout.strip()).exists()
-
-
-def test_a_gguf_file_is_read_without_a_cache(tmp_path, monkeypatch, tiny_llama):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("sempa.model.resolve.temporary_folder", lambda: tmp_path / "temporary")
-    write_gguf(tmp_path / "tiny.gguf", tiny_llama)
-    with pytest.warns(UserWarning, match="is a file and no folder; tiny.gguf is converted for this process alone"):
-        base = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu")
-    assert Path(base.source).is_relative_to(tmp_path / "temporary")
-    assert load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source == base.source
 
 
 def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_folder, few_samples):

@@ -197,9 +197,9 @@ def saved(tmp_path):
         ("init_lora_weights", "olora", "init_lora_weights is 'olora'"),
         ("alora_invocation_tokens", [7, 8], "alora_invocation_tokens is "),
         ("use_something_new", {"a": 1}, "use_something_new is "),
-        ("r", 0, "r is 0, expected a positive number"),
-        ("lora_alpha", None, "lora_alpha is None"),
-        ("r", 8, "has shape"),
+        ("r", 0, "r is 0, but the tensors have rank 4"),
+        ("lora_alpha", 0, "expected lora_alpha above 0"),
+        ("r", 8, "r is 8, but the tensors have rank 4"),
     ],
 )
 def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, message):

@@ -30,7 +30,8 @@ from transformers import (
 
 from sempa.batching.packing import pack_sentence_rows
 from sempa.cli import main
-from sempa.embedding.embedder import Embedder, embed
+from sempa.embedding.embed import embed
+from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import READOUTS, make_prompts, read
 from sempa.embedding.readouts.prompts import Prompt, encode_spans
 from sempa.errors import SempaError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.model import threads
 from sempa.model.base import load_base
 from sempa.model.forward import hidden_states

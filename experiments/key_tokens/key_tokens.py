@@ -25,7 +25,7 @@ from sempa.data.examples import distinct_sentences
 from sempa.data.sts import read_sts
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 from sempa.report.tables import number, text_table
 
 TOP = 10

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, save_npz
 from torch import Tensor
 
 from sempa import SempaError
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.io.files import replace_atomically
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.model.base import BaseModel

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from sparse_codes import sparse_cosines, stored_bytes, to_csr
 
 from sempa.data.sts import StsTask, read_sts
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin

@@ -19,7 +19,7 @@ from sempa.batching.prompts import Preference
 from sempa.data.captions import caption_pairs
 from sempa.data.examples import distinct_sentences
 from sempa.data.sts import StsTask
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.errors import SempaError
 from sempa.evaluation.geometry import all_measures, positive_pairs
 from sempa.evaluation.statistics import compare

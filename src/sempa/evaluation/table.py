@@ -17,7 +17,7 @@ import torch
 from sempa import __version__
 from sempa.data.examples import distinct_sentences
 from sempa.data.sts import StsTask
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval

@@ -33,7 +33,8 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         self.base = base
-        inputs, outputs = linear_sizes(base)
+        # GPT-2's Conv1D keeps its weight transposed, `[in, out]`.
+        inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
         options = {"dtype": torch.float32, "device": base.weight.device}
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, **options))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
@@ -191,11 +192,6 @@ def merge_adapter(model: nn.Module, dtype: torch.dtype) -> None:
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer that does nothing else: routers of some mixtures of experts inherit from one."""
     return type(module).forward in (nn.Linear.forward, Conv1D.forward)
-
-
-def linear_sizes(linear: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer; GPT-2's Conv1D keeps its weight transposed, `[in, out]`."""
-    return tuple(linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1])
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:

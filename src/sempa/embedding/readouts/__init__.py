@@ -5,16 +5,27 @@ reads a vector for each.
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.embedding.readouts.contrastive_prompting import contrastive_prompting, contrastive_prompts
-from sempa.embedding.readouts.pooling import bare_prompts, echo_prompts, mean, weighted_mean
-from sempa.embedding.readouts.prompteol import attention_outputs, icl_prompts, last, one_word_prompts
+from sempa.embedding.readouts.plain import (
+    attention_outputs,
+    bare_prompts,
+    echo_prompts,
+    icl_prompts,
+    last,
+    mean,
+    one_word_prompts,
+    weighted_mean,
+)
 from sempa.embedding.readouts.prompts import Prompt, pack_prompts
-from sempa.embedding.readouts.token_prepending import prepending_prompts, token_prepending
+from sempa.embedding.readouts.steered import (
+    contrastive_prompting,
+    contrastive_prompts,
+    prepending_prompts,
+    token_prepending,
+)
 from sempa.errors import SempaError
 from sempa.model.layers import depth, output_projections, scaled
 
@@ -39,8 +50,6 @@ def check_readout(readout: str, layer: int = -1, model: PreTrainedModel | None =
     """Raise `SempaError` for a readout or a layer that does not exist, in any model or in this one."""
     if readout not in READOUTS:
         raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
-    if not isinstance(layer, Integral):
-        raise SempaError(f"layer: found {layer!r}, expected a whole number")
     if readout == "attention-sum" and layer != -1:
         raise SempaError(f"layer: found {layer}, expected none: attention-sum adds up the outputs of all layers")
     if model is None:
@@ -61,14 +70,10 @@ def layer_read(readout: str, layer: int, depth: int) -> int:
     return scaled(_PUBLISHED_LAYER.get(readout, 32), depth) if layer == -1 else layer % (depth + 1)
 
 
-def passes_final_norm(readout: str, layer: int, model: PreTrainedModel) -> bool:
-    """Whether the embeddings are states of the last layer, which alone has passed the final norm."""
-    return readout != "attention-sum" and layer_read(readout, layer, depth(model)) == depth(model)
-
-
 def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:
     """How many numbers an embedding has; some models project between their blocks and their head (OPT)."""
-    if passes_final_norm(readout, layer, model):
+    # The states of the last layer alone have passed the final norm and that projection.
+    if readout != "attention-sum" and layer_read(readout, layer, depth(model)) == depth(model):
         return model.get_output_embeddings().weight.shape[1]
     return model.config.get_text_config().hidden_size
 
