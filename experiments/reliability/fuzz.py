@@ -37,7 +37,7 @@ from sempa.data.sentences import read_sentences
 from sempa.data.sts import read_sts
 from sempa.data.transfer import read_transfer
 from sempa.data.triplets import read_triplets
-from sempa.embedding.files import WRITERS, read_vectors, write_vectors
+from sempa.embedding.files import SUFFIXES, read_vectors, write_vectors
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
 from sempa.evaluation.hellaswag import read_hellaswag
@@ -140,7 +140,7 @@ def readers(folder: Path) -> list[Reader]:
     train_tiny(load(folder / "model"), run, 0.5)
     checkpoint = _content(checkpoint_folders(run)[-1])
     vectors = []
-    for suffix in WRITERS:
+    for suffix in SUFFIXES:
         write_vectors(folder / f"v{suffix}", np.arange(12, dtype=np.float32).reshape(3, 4))
         vectors.append({f"v{suffix}": (folder / f"v{suffix}").read_bytes()})
 

@@ -40,7 +40,7 @@ def embed(
     `SempaError` for an unknown readout, a batch size below 1, and a sentence that is not a string, is empty, or is
     longer than the model can read.
     """
-    check_readout(readout, layer, base.model)
+    check_readout(readout, base.model, layer)
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     prompts = sentence_prompts(base, readout, sentences)

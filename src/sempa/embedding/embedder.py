@@ -48,11 +48,10 @@ class Embedder:
         folder = None if adapter is None else adapter_folder(Path(adapter))
         if readout is None:
             readout = adapter_readout(Path(model) if folder is None else folder)
-        check_readout(readout, layer)
         self.base = load_base(model, dtype, device)
         if folder is not None:
             load_adapter(self.base.model, folder)
-        check_readout(readout, layer, self.base.model)
+        check_readout(readout, self.base.model, layer)
         self.readout, self.layer = readout, layer
 
     def encode(

@@ -108,7 +108,7 @@ def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[M
     for method in methods:
         if method in keys:
             raise SempaError(f"row {method.label}: is there twice")
-        check_readout(method.readout, method.layer, base.model)
+        check_readout(method.readout, base.model, method.layer)
         files = []
         if method.adapter:
             read_adapter(Path(method.adapter))

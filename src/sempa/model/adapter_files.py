@@ -29,17 +29,14 @@ _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva
 _CARD = """\
 # LoRA adapter of SemPA
 
-Base model: `{base}`, as sempa takes it:
+Base model: `{base}`. ADAPTER is this folder:
 
 ```python
-Embedder("{base}", adapter="ADAPTER").encode(["A man plays a guitar."])  # from sempa; ADAPTER is this folder
+from sempa import Embedder
+Embedder("{base}", adapter="ADAPTER").encode(["A man plays a guitar."])
 ```
 
-PEFT and llama.cpp's converter take the base as a folder, which `sempa export --base ADAPTER BASE` writes:
-
-```python
-PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), "ADAPTER")
-```
+PEFT and llama.cpp's converter take the base as a folder, which `sempa export --base ADAPTER BASE` writes.
 """
 
 

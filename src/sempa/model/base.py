@@ -1,4 +1,4 @@
-"""Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
+"""Base models of any architecture: loaded, checked by a few tokens, and known by a fingerprint."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from sempa.model.forward import ATTENTION, hidden_states
 from sempa.model.layers import replace_norms
 from sempa.model.logprobs import head_logits
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
-from sempa.model.threads import make_forks_safe
 
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -43,8 +42,6 @@ class BaseModel:
 def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
-    Processes that are forked afterwards compute on one thread (`sempa.model.threads.make_forks_safe`).
-
     Args:
         name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
         dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32.
@@ -57,7 +54,6 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    make_forks_safe()
     target = pick_device(device)
     source = resolve_model(name)
     config = open_config(name, source)

@@ -1,4 +1,4 @@
-"""Inside a decoder: its blocks, the states between them, and the attention outputs that they add to the residual."""
+"""Inside a decoder: its blocks, the attention outputs that they add to the residual, and its norms."""
 
 import contextlib
 import contextvars
@@ -17,17 +17,12 @@ from transformers import PreTrainedModel
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
 from sempa.kernels import rms_norm
-from sempa.model.forward import hidden_states, output_places, row_inputs, row_states
+from sempa.model.forward import depth, hidden_states, output_places, row_inputs, row_states
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 # PyTorch numbers hooks by a plain counter: two threads that register at once could get the same number.
 _REGISTRATION = threading.Lock()
-
-
-def depth(model: PreTrainedModel) -> int:
-    """The number of decoder blocks."""
-    return model.config.get_text_config().num_hidden_layers
 
 
 def scaled(index: int, depth: int) -> int:
@@ -59,15 +54,6 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
     return found if len(found) == depth(model) else []
 
 
-def layer_states(model: PreTrainedModel, row: PackedRow, layer: int) -> Tensor:
-    """Hidden states `[length, D]` of a packed row's tokens after a layer, in the model's dtype.
-
-    Layer 0 is the embedding output; the model's depth is the last layer, whose states alone have passed the final norm.
-    """
-    states = hidden_states(model, **row_inputs(model, row), layer=None if layer == depth(model) else layer)
-    return states.flatten(0, 1)[output_places(model, row)]
-
-
 def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:
     """Embeddings read at the tokens `ends` `[m]` of a packed row, the last of one-word prompts: `[m, D]`.
 
@@ -82,12 +68,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
     o_l is the attention output of block l, after the output projection and before it is added to the residual
-    (AlignedWVA over all layers, arXiv 2602.01572). Raises `SempaError` for an architecture whose output projections
-    are not found.
+    (AlignedWVA over all layers, arXiv 2602.01572).
     """
-    projections = output_projections(model)
-    if not projections:
-        raise SempaError(f"{type(model).__name__}: no output projections of the attention found to add up")
     places = output_places(model, row)[ends]
     outputs: list[Tensor] = []
 
@@ -97,7 +79,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
         with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
-    with hooked(*((projection.register_forward_hook, collect) for projection in projections)):
+    with hooked(*((projection.register_forward_hook, collect) for projection in output_projections(model))):
         hidden_states(model, **row_inputs(model, row))
     return torch.stack(outputs).sum(0)
 

@@ -69,11 +69,5 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-# A child process inherits the pool but none of its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-@functools.cache
-def make_forks_safe() -> None:
-    """From now on a forked child computes on one thread: it would wait for ever for others of PyTorch's own pool."""
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+# A forked child computes on one thread: it would wait for ever for the others of PyTorch's own pool.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -27,7 +27,8 @@ from sempa.embedding.readouts.steered import (
     token_prepending,
 )
 from sempa.errors import SempaError
-from sempa.model.layers import depth, output_projections, scaled
+from sempa.model.forward import depth
+from sempa.model.layers import output_projections, scaled
 
 _READOUTS = {
     "mean": (bare_prompts, mean),
@@ -46,22 +47,18 @@ _PUBLISHED_LAYER = {"contrastive-prompting": 27, "token-prepending": 27}
 _OF_ATTENTION = ("contrastive-prompting", "attention-sum")
 
 
-def check_readout(readout: str, layer: int = -1, model: PreTrainedModel | None = None) -> None:
-    """Raise `SempaError` for a readout or a layer that does not exist, in any model or in this one."""
+def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None:
+    """Raise `SempaError` for a readout or a layer that does not exist, or that this model cannot give."""
     if readout not in READOUTS:
         raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
     if readout == "attention-sum" and layer != -1:
         raise SempaError(f"layer: found {layer}, expected none: attention-sum adds up the outputs of all layers")
-    if model is None:
-        return
     last_layer = depth(model)
     if not -last_layer - 1 <= layer <= last_layer:
         raise SempaError(f"layer: found {layer}, expected {-last_layer - 1} to {last_layer} for this model")
     if readout in _OF_ATTENTION and not output_projections(model):
-        others = ", ".join(name for name in READOUTS if name not in _OF_ATTENTION)
         raise SempaError(
-            f"readout: {readout} needs the attention's output projections, and none are found in "
-            f"{type(model).__name__}; expected one of {others}"
+            f"readout: {readout} needs the attention's output projections, and none are found in {type(model).__name__}"
         )
 
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_PREFIX, encode_one_word
 from sempa.embedding.readouts.prompts import Prompt, PromptRow, encode_spans
-from sempa.model.layers import attention_sum, layer_states
+from sempa.model.forward import row_states
+from sempa.model.layers import attention_sum
 
 # The example that the authors' sweep over STS-B dev chose for the smallest model they publish one for (OPT-125M).
 _EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
@@ -45,7 +46,7 @@ def icl_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) ->
 
 def mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = 1/S Σ h_i over the sentence's S tokens."""
-    hidden = layer_states(model, prompts.packed, layer)
+    hidden = row_states(model, prompts.packed, layer)
     return torch.stack([span.mean(0) for span in prompts.spans(hidden)])
 
 
@@ -54,7 +55,7 @@ def weighted_mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Ten
 
     Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
     """
-    hidden = layer_states(model, prompts.packed, layer)
+    hidden = row_states(model, prompts.packed, layer)
     spans = prompts.spans(hidden)
     weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
     return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])
@@ -65,7 +66,7 @@ def last(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
 
     Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1.
     """
-    return layer_states(model, prompts.packed, layer)[prompts.ends].float()
+    return row_states(model, prompts.packed, layer)[prompts.ends].float()
 
 
 def attention_outputs(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:

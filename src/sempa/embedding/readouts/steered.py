@@ -29,8 +29,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
 from sempa.embedding.readouts.plain import last
 from sempa.embedding.readouts.prompts import Prompt, PromptRow
-from sempa.model.forward import output_places
-from sempa.model.layers import blocks, depth, hooked, output_projections, scaled
+from sempa.model.forward import depth, output_places
+from sempa.model.layers import blocks, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
 # s for LLaMA2-7B, counted from 0.
