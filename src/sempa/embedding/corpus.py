@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sempa.data.sentences import read_sentences
+from sempa.embedding.embed import check_length
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import check_vectors_name, read_vectors, write_vectors
 from sempa.embedding.readouts import embedding_width, make_prompts
@@ -69,11 +70,7 @@ def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int
         # A token has a byte at least, and no prompt holds a sentence more than twice.
         if 2 * len(sentence.encode()) + _PROMPT_TOKENS > limit:
             (prompt,) = make_prompts(embedder.readout, tokenizer, [sentence])
-            if (tokens := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
-                raise SempaError(
-                    f"{source}:{line}: has {tokens:,} tokens in its prompt, expected at most the {limit:,} that the "
-                    "model can read at once"
-                )
+            check_length(prompt, limit, f"{source}:{line}")
         yield sentence
 
 

@@ -116,9 +116,15 @@ def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) ->
         prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
     limit = context_length(base.model)
     for place, prompt in enumerate(prompts):
-        if (longest := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
-            raise SempaError(
-                f"sentence {place}: has {longest:,} tokens in its prompt, expected at most the "
-                f"{limit:,} that the model can read at once"
-            )
+        check_length(prompt, limit, f"sentence {place}")
     return prompts
+
+
+def check_length(prompt: Prompt, limit: int, name: str) -> None:
+    """Raise `SempaError` for the sentence of that name when its prompt has more tokens than `limit`."""
+    longest = max(len(prompt.tokens), len(prompt.auxiliary))
+    if longest > limit:
+        raise SempaError(
+            f"{name}: has {longest:,} tokens in its prompt, expected at most the {limit:,} that the model can read at "
+            "once"
+        )

@@ -81,16 +81,9 @@ def adapter_folder(path: Path) -> Path:
 
 
 def adapter_readout(folder: Path) -> str:
-    """The readout that the adapter or merged model in `folder` was trained at; `prompteol` where nothing is said.
-
-    Raises `SempaError` when its file cannot be read.
-    """
-    if not (folder / READOUT_FILE).exists():
-        return "prompteol"
-    try:
-        return str(read_json(folder / READOUT_FILE)["readout"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SempaError(f'{folder / READOUT_FILE}: cannot be read, expected {{"readout": NAME}}') from error
+    """The readout that the adapter or merged model in `folder` was trained at; `prompteol` where nothing is said."""
+    path = folder / READOUT_FILE
+    return read_json(path)["readout"] if path.exists() else "prompteol"
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:

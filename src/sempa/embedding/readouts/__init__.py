@@ -9,37 +9,22 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.embedding.readouts.plain import (
-    attention_outputs,
-    bare_prompts,
-    echo_prompts,
-    icl_prompts,
-    last,
-    mean,
-    one_word_prompts,
-    weighted_mean,
-)
+from sempa.embedding.readouts import plain, steered
 from sempa.embedding.readouts.prompts import Prompt, pack_prompts
-from sempa.embedding.readouts.steered import (
-    contrastive_prompting,
-    contrastive_prompts,
-    prepending_prompts,
-    token_prepending,
-)
 from sempa.errors import SempaError
 from sempa.model.forward import depth
 from sempa.model.layers import output_projections, scaled
 
 _READOUTS = {
-    "mean": (bare_prompts, mean),
-    "weighted-mean": (bare_prompts, weighted_mean),
-    "last": (bare_prompts, last),
-    "echo": (echo_prompts, mean),
-    "prompteol": (one_word_prompts, last),
-    "prompteol-icl": (icl_prompts, last),
-    "contrastive-prompting": (contrastive_prompts, contrastive_prompting),
-    "token-prepending": (prepending_prompts, token_prepending),
-    "attention-sum": (one_word_prompts, attention_outputs),
+    "mean": (plain.bare_prompts, plain.mean),
+    "weighted-mean": (plain.bare_prompts, plain.weighted_mean),
+    "last": (plain.bare_prompts, plain.last),
+    "echo": (plain.echo_prompts, plain.mean),
+    "prompteol": (plain.one_word_prompts, plain.last),
+    "prompteol-icl": (plain.icl_prompts, plain.last),
+    "contrastive-prompting": (steered.contrastive_prompts, steered.contrastive_prompting),
+    "token-prepending": (steered.prepending_prompts, steered.token_prepending),
+    "attention-sum": (plain.one_word_prompts, plain.attention_outputs),
 }
 READOUTS = tuple(_READOUTS)
 # Both steered readouts were published with layer 27 for LLaMA2-7B's 32, and the last but one for LLaMA3-8B.
