@@ -263,31 +263,6 @@ def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):
         read_adapter(saved)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_under_autocast_the_adapter_computes_as_its_linear_layer_does(dropout):
-    """Products in bfloat16, of the input's rounding away from float32's; gradients in the weights' own dtypes."""
-    torch.manual_seed(0)
-    layer = LoraLinear(torch.nn.Linear(24, 40), 4, 8.0, dropout)
-    for weight in (layer.lora_A, layer.lora_B):
-        torch.nn.init.normal_(weight)
-    x, upstream = torch.randn(3, 5, 24), torch.randn(3, 5, 40)
-    results = []
-    for used in (False, True):
-        given = x.clone().requires_grad_()
-        torch.manual_seed(1)
-        with adapter_dropout(layer), torch.autocast("cpu", torch.bfloat16, enabled=used):
-            y = layer(given)
-        assert y.dtype == (torch.bfloat16 if used else torch.float32)
-        y.backward(upstream.to(y.dtype))
-        results.append([y.float(), given.grad, layer.lora_A.grad, layer.lora_B.grad])
-        layer.zero_grad()
-    for exact, found in zip(*results, strict=True):
-        assert found.dtype == torch.float32
-        # Dropout draws its mask in the input's dtype, and other numbers for another.
-        if dropout == 0:
-            assert 0 < (found - exact).norm() < 2**-6 * exact.norm()
-
-
 def test_an_adapter_of_the_head_is_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
 

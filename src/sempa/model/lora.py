@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.kernels import in_autocast_dtype
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # PEFT wraps the model twice, hence its prefix.
@@ -45,11 +44,10 @@ class LoraLinear(nn.Module):
         """`[…, in]` → `[…, out]`."""
         if _disabled.get():
             return self.base(x)
-        rows = in_autocast_dtype(x.flatten(0, -2))
+        rows = x.flatten(0, -2)
         dropped = F.dropout(rows, self.dropout) if _dropout.get() and self.dropout else None
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
-        weight, bias = (None if w is None else in_autocast_dtype(w) for w in (weight, self.base.bias))
-        y = _LoraProduct.apply(rows, dropped, weight, bias, self.lora_A, self.lora_B, self.scale)
+        y = _LoraProduct.apply(rows, dropped, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 

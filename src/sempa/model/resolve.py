@@ -100,7 +100,10 @@ def _converted(gguf: Path) -> Path:
 
     # Another process may have been faster, and may be reading it by now.
     if not (cached / "config.json").is_file():
-        replace_folder(cached, write)
+        try:
+            replace_folder(cached, write)
+        except SempaError as error:
+            raise SempaError(f"{error}; the variable SEMPA_CACHE can name another cache folder") from error
     return cached
 
 
