@@ -9,6 +9,7 @@ import contextvars
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -130,24 +131,23 @@ def adapter_fingerprint(model: nn.Module) -> str:
     return adapter.hexdigest()[:16] if layers else ""
 
 
-@contextlib.contextmanager
-def adapter_disabled(model: nn.Module) -> Iterator[None]:
+def adapter_disabled(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, and in this thread alone, `model` is the frozen reference; outside it is the policy again."""
-    before = _disabled.set(True)
-    try:
-        yield
-    finally:
-        _disabled.reset(before)
+    return _switched_on(_disabled)
+
+
+def adapter_dropout(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
+    return _switched_on(_dropout)
 
 
 @contextlib.contextmanager
-def adapter_dropout(model: nn.Module) -> Iterator[None]:
-    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
-    before = _dropout.set(True)
+def _switched_on(switch: contextvars.ContextVar[bool]) -> Iterator[None]:
+    before = switch.set(True)
     try:
         yield
     finally:
-        _dropout.reset(before)
+        switch.reset(before)
 
 
 @contextlib.contextmanager

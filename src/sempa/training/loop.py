@@ -71,9 +71,9 @@ def train(
 
     with _stop_request() as stop, _progress(total, state["step"], world.is_first) as show:
         for step in range(state["step"], total):
+            step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            step_began = time.perf_counter()
             record = train_step(config, model, optimizer, batch, samples, step, total, world)
             rate = batch.size / (time.perf_counter() - step_began)
             if world.is_first:
@@ -101,6 +101,7 @@ def train(
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     fsync(metrics)
                     save_checkpoint(run, step + 1, model, optimizer, state, base_name)
+                # The others wait for it.
                 sum_number(0.0, world)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:
