@@ -31,7 +31,6 @@ from transformers import (
 from sempa.batching.packing import pack_sentence_rows
 from sempa.cli import main
 from sempa.embedding.embed import embed
-from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import READOUTS, make_prompts, read
 from sempa.embedding.readouts.prompts import Prompt, encode_spans
 from sempa.errors import SempaError
@@ -430,7 +429,8 @@ def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(made
         return hidden_states(model, **inputs)
 
     expected = embed(base, SENTENCES, layer=-1 if readout == "attention-sum" else DEPTH, readout=readout)
-    monkeypatch.setattr("sempa.model.layers.hidden_states", meanwhile)
+    for module in ("forward", "layers"):
+        monkeypatch.setattr(f"sempa.model.{module}.hidden_states", meanwhile)
     layer = -1 if readout == "attention-sum" else DEPTH
     np.testing.assert_array_equal(embed(base, SENTENCES, layer=layer, readout=readout), expected)
     assert found
@@ -465,9 +465,9 @@ def test_an_architecture_without_a_place_to_hook_is_named_with_the_readouts_that
         blocks(base.model)
 
 
-def test_the_attention_sum_has_no_layer_to_choose():
+def test_the_attention_sum_has_no_layer_to_choose(made):
     with pytest.raises(SempaError, match="layer: found 3, expected none: attention-sum adds up the outputs of all"):
-        Embedder("/nowhere", readout="attention-sum", layer=3)
+        embed(made("Llama").base, SENTENCES, readout="attention-sum", layer=3)
 
 
 def packed_row(base, texts):
@@ -577,8 +577,3 @@ def test_help_names_every_readout(capsys):
     # argparse breaks lines at hyphens too.
     text = "".join(capsys.readouterr().out.split())
     assert ",".join(READOUTS[:-1]) + "or" + READOUTS[-1] in text
-
-
-def test_an_unknown_readout_is_refused_before_a_model_is_loaded():
-    with pytest.raises(SempaError, match="readout: found 'median', expected one of mean, weighted-mean"):
-        Embedder("/nowhere", readout="median")
