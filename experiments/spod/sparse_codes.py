@@ -31,7 +31,7 @@ def encode_sparse(
     head = base.model.get_output_embeddings().weight
     if not 1 <= k <= len(head):
         raise SempaError(f"k: found {k}, expected 1 to the vocabulary's {len(head):,}")
-    vectors = torch.from_numpy(embed(base, sentences, batch_size, show_progress=show_progress))
+    vectors = torch.from_numpy(embed(base, sentences, batch_size, progress="embedding" if show_progress else ""))
     return sparse_embeddings(vectors.to(head.device), head, k)
 
 

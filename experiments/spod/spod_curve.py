@@ -43,7 +43,7 @@ def main() -> None:
         load_adapter(base.model, given.adapter)
     (task,) = read_sts(given.sts)
     sentences = list(dict.fromkeys(text for pair in task.pairs for text in (pair.first, pair.second)))
-    vectors = embed(base, sentences, show_progress=True)
+    vectors = embed(base, sentences, progress="embedding")
     result = {
         "task": task.name,
         "model": given.model,

@@ -30,23 +30,20 @@ def embed(
     sentences: Iterable[str],
     batch_size: int = 32,
     layer: int = -1,
-    show_progress: bool = False,
     readout: str = "prompteol",
-    progress: tqdm | None = None,
+    progress: str = "",
 ) -> np.ndarray:
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
-    `layer` and `readout` are those of `Embedder`; `progress` is a bar to advance by one for every sentence. Raises
-    `SempaError` for an unknown readout, a batch size below 1, and a sentence that is not a string, is empty, or is
-    longer than the model can read.
+    `layer` and `readout` are those of `Embedder`; `progress` names a bar to show. Raises `SempaError` for an unknown
+    readout, a batch size below 1, and a sentence that is not a string, is empty, or is longer than the model can read.
     """
     check_readout(readout, base.model, layer)
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     prompts = sentence_prompts(base, readout, sentences)
-    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
-    with shown as progress:
-        return embed_prompts(base, prompts, batch_size, layer, readout, progress)
+    with bar(len(prompts), progress, "sentence") if progress else contextlib.nullcontext() as shown:
+        return embed_prompts(base, prompts, batch_size, layer, readout, shown)
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ class Embedder:
         empty = [not text.strip() for text in texts]
         # Embedded as a full stop, an empty text keeps its place, which errors name.
         texts = ["." if blank else text for text, blank in zip(texts, empty, strict=True)]
-        vectors = embed(self.base, texts, batch_size, self.layer, show_progress, self.readout)
+        vectors = embed(self.base, texts, batch_size, self.layer, self.readout, "embedding" if show_progress else "")
         vectors[empty] = 0
         if dim is not None:
             vectors = self.shorten(vectors, dim)

@@ -51,7 +51,7 @@ def embed_sides(
 ) -> Sides:
     """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned` where that is asked for."""
     distinct = list(dict.fromkeys(sentences))
-    encode = partial(embed, base, distinct, layer=layer, show_progress=True, readout=readout)
+    encode = partial(embed, base, distinct, layer=layer, progress="embedding", readout=readout)
     with adapter_disabled(base.model):
         sides = {"base": dict(zip(distinct, encode()))}
     return {**sides, "aligned": dict(zip(distinct, encode()))} if aligned else sides

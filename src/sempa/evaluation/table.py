@@ -122,8 +122,7 @@ def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: s
     try:
         if method.adapter:
             load_adapter(base.model, Path(method.adapter))
-        with bar(len(sentences), label, "sentence") as progress:
-            found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=progress)
+        found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=label)
     finally:
         remove_adapter(base.model)
     return dict(zip(sentences, found))
