@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM
 from sempa.batching.packing import pack_sentence_rows, pack_texts
 from sempa.losses import all_pairs_infonce_loss
 from sempa.model.base import load_base
-from sempa.model.checkpointing import checkpoint_blocks
-from sempa.model.forward import row_states
-from sempa.model.layers import attention_sum, blocks, depth, layer_states
+from sempa.model.forward import depth, row_states
+from sempa.model.layers import attention_sum, blocks, checkpoint_blocks
 from sempa.model.lora import adapter_disabled, adapter_dropout, add_lora, lora_layers, lora_parameters
 
 DROPOUT = 0.3
@@ -96,7 +95,7 @@ def summed_attention(model):
 
 def states_before_the_last_block(model):
     (row,) = pack_texts(TEXTS, 10_000)
-    return layer_states(model, row, depth(model) - 1)
+    return row_states(model, row, depth(model) - 1)
 
 
 READ = [last_states, summed_attention, states_before_the_last_block]

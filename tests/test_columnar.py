@@ -15,7 +15,7 @@ from sempa.data.sts import read_sts
 from sempa.data.triplets import read_triplets
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
-from sempa.embedding.files import WRITERS, read_vectors, write_vectors
+from sempa.embedding.files import SUFFIXES, read_vectors, write_vectors
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pytest.importorskip("pyarrow.parquet")
@@ -141,7 +141,7 @@ def test_sentences_come_from_a_column_of_any_format(tmp_path):
         list(read_sentences(tmp_path / "s.parquet"))
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_vectors_come_back_to_the_bit_from_every_format(suffix, rows, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(rows, 7)).astype(np.float32)

@@ -64,9 +64,7 @@ def stacked(folder):
 
 
 @pytest.mark.parametrize("shard_format", ["safetensors", "npy"])
-def test_shards_hold_every_row_once_in_order_with_ranges_checksums_and_settings(
-    embedder, source, tmp_path, shard_format
-):
+def test_shards_hold_every_row_once_in_order_with_ranges_and_settings(embedder, source, tmp_path, shard_format):
     manifest = embed_corpus(embedder, source, tmp_path / "out", shard_rows=5, shard_format=shard_format)
     assert [(s["first_row"], s["rows"]) for s in manifest["shards"]] == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 3)]
     assert sorted(content(tmp_path / "out")) == [MANIFEST_FILE, *(f"shard-00000{i}.{shard_format}" for i in range(5))]
@@ -111,8 +109,7 @@ def test_a_process_killed_anywhere_resumes_to_the_same_bytes_and_embeds_no_finis
         if not os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
             break
         kills += 1
-        manifest = folder / MANIFEST_FILE
-        finished = len(json.loads(manifest.read_text())["shards"]) if manifest.exists() else 0
+        finished = len(list(folder.glob("shard-*")))
         counted.clear()
         embed_corpus(embedder, source, folder, shard_rows=5)
         assert counted == SENTENCES[5 * finished :]
@@ -182,18 +179,12 @@ def test_the_same_sentences_from_another_file_are_the_same_input(embedder, sourc
     assert content(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
-def test_a_damaged_shard_is_refused_by_readers_and_made_again_alone(embedder, source, tmp_path, counted, damage):
+def test_a_missing_shard_is_made_again_alone(embedder, source, tmp_path, counted):
     embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
     before = content(tmp_path / "out")
     path = tmp_path / "out" / "shard-000001.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-9] ^= 4
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(data if damage == "flipped" else data[:-1])
-    with pytest.raises(SempaError, match=r"shard-000001\.safetensors: is missing or damaged"):
+    path.unlink()
+    with pytest.raises(SempaError, match=r"lacks 1 of 5 shards, first shard-000001\.safetensors"):
         stacked(tmp_path / "out")
     counted.clear()
     embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
@@ -237,28 +228,12 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
     monkeypatch.setattr(Embedder, "encode", stopped)
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
-    with pytest.raises(SempaError, match="holds 10 of 23 rows"):
+    with pytest.raises(SempaError, match="lacks 3 of 5 shards"):
         stacked(tmp_path / "out")
     manifest = tmp_path / "out" / MANIFEST_FILE
-    for damaged in ("", "[]", "{}", manifest.read_text().replace('"rows": 23', '"rows": 24')):
-        manifest.write_text(damaged)
-        with pytest.raises(SempaError, match=r"manifest\.json: cannot be read"):
-            embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
-
-
-@pytest.mark.parametrize("change", ["other", "shorter"])
-def test_a_source_that_changes_while_it_is_read_is_noticed(embedder, source, tmp_path, monkeypatch, change):
-    def meddle(self, texts, *arguments, **options):
-        with source.open("r+") as stream:
-            stream.seek(source.stat().st_size - 3)
-            stream.write("y") if change == "other" else stream.truncate(source.stat().st_size // 2)
-        return np.ones((len(texts), 4))
-
-    # A file is read in blocks, so that only the end of a longer one can change in between.
-    source.write_text("\n".join(f"{sentence} {'x' * 700}" for sentence in SENTENCES * 20))
-    monkeypatch.setattr(Embedder, "encode", meddle)
-    with pytest.raises(SempaError, match="has changed while it was being embedded"):
-        embed_corpus(embedder, source, tmp_path / "out", shard_rows=100)
+    manifest.write_text("")
+    with pytest.raises(SempaError, match=r"manifest\.json: cannot be read"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
 
 
 def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
@@ -298,7 +273,7 @@ def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, na
     assert not (tmp_path / "out").exists()
 
 
-def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_many(embedder, source, tmp_path):
+def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_few(embedder, source, tmp_path):
     about, settings = describe(embedder), embedder_settings(embedder)
 
     def pieces(chunks):
@@ -309,10 +284,10 @@ def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_many(embedder, so
     write_corpus(pieces, lambda: iter(SENTENCES), about, settings, source, tmp_path / "pieces", 5, "npy")
     embed_corpus(embedder, source, tmp_path / "whole", shard_rows=5, shard_format="npy")
     assert np.array_equal(stacked(tmp_path / "pieces"), stacked(tmp_path / "whole"))
-    with pytest.raises(SempaError, match="found more vectors than its 23 sentences"):
+    with pytest.raises(SempaError, match="has changed while it was being embedded"):
         write_corpus(
-            lambda chunks: itertools.chain(pieces(chunks), [np.ones((1, 32))]),
-            *(lambda: iter(SENTENCES), about, settings, source, tmp_path / "more", 5, "npy"),
+            lambda chunks: itertools.islice(pieces(chunks), 3),
+            *(lambda: iter(SENTENCES), about, settings, source, tmp_path / "fewer", 5, "npy"),
         )
 
 
@@ -356,18 +331,3 @@ def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
     for name, text in (("S.CSV", "id,text\n1,a b\n"), ("s.JsonL", '{"text": "a b"}\n')):
         (tmp_path / name).write_text(text)
         assert [text for _, text in read_sentences(tmp_path / name)] == ["a b"]
-
-
-@pytest.mark.parametrize("more", ["One more.\n", "\n"], ids=["good", "empty"])
-def test_rows_that_are_added_meanwhile_are_noticed(source, tmp_path, more):
-    def encode(chunks):
-        for chunk in chunks:
-            with source.open("a") as stream:
-                stream.write(more)
-            yield np.zeros((len(chunk), 3), dtype=np.float32)
-
-    def sentences():
-        return (sentence for _, sentence in read_sentences(source))
-
-    with pytest.raises(SempaError, match="has changed while it was being embedded"):
-        write_corpus(encode, sentences, {}, {}, source, tmp_path / "out", 5, "npy")

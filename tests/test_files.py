@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_gguf
 from safetensors.torch import save_file
 
 from sempa import SempaError
@@ -148,17 +147,6 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_said_once(tmp_path):
     (warning,) = caught
     assert "a.json: cannot be written" in str(warning.message)
     assert warning.filename == __file__
-
-
-def test_a_gguf_file_is_read_without_a_cache(tmp_path, monkeypatch, tiny_llama):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("sempa.model.resolve.temporary_folder", lambda: tmp_path / "temporary")
-    write_gguf(tmp_path / "tiny.gguf", tiny_llama)
-    with pytest.warns(UserWarning, match="cannot be written: .*; tiny.gguf is converted for this process alone"):
-        base = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu")
-    assert Path(base.source).is_relative_to(tmp_path / "temporary")
-    assert load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source == base.source
 
 
 def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_folder, few_samples):

@@ -10,8 +10,7 @@ from sempa.batching.prompts import Preference
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
 from sempa.model.base import load_base
 from sempa.model.forward import row_states
-from sempa.model.lm_head import scale_for_head
-from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
+from sempa.model.logprobs import response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
 
 
 def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, tokenizer, triplets, tmp_path):

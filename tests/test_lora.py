@@ -197,9 +197,9 @@ def saved(tmp_path):
         ("init_lora_weights", "olora", "init_lora_weights is 'olora'"),
         ("alora_invocation_tokens", [7, 8], "alora_invocation_tokens is "),
         ("use_something_new", {"a": 1}, "use_something_new is "),
-        ("r", 0, "r is 0, expected a positive number"),
-        ("lora_alpha", None, "lora_alpha is None"),
-        ("r", 8, "has shape"),
+        ("r", 0, "r is 0, but the tensors have rank 4"),
+        ("lora_alpha", 0, "expected lora_alpha above 0"),
+        ("r", 8, "r is 8, but the tensors have rank 4"),
     ],
 )
 def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, message):
@@ -261,31 +261,6 @@ def test_missing_damaged_and_foreign_adapters_are_named(saved, tmp_path):
     (saved / "adapter_model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(SempaError, match="cannot be read"):
         read_adapter(saved)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_under_autocast_the_adapter_computes_as_its_linear_layer_does(dropout):
-    """Products in bfloat16, of the input's rounding away from float32's; gradients in the weights' own dtypes."""
-    torch.manual_seed(0)
-    layer = LoraLinear(torch.nn.Linear(24, 40), 4, 8.0, dropout)
-    for weight in (layer.lora_A, layer.lora_B):
-        torch.nn.init.normal_(weight)
-    x, upstream = torch.randn(3, 5, 24), torch.randn(3, 5, 40)
-    results = []
-    for used in (False, True):
-        given = x.clone().requires_grad_()
-        torch.manual_seed(1)
-        with adapter_dropout(layer), torch.autocast("cpu", torch.bfloat16, enabled=used):
-            y = layer(given)
-        assert y.dtype == (torch.bfloat16 if used else torch.float32)
-        y.backward(upstream.to(y.dtype))
-        results.append([y.float(), given.grad, layer.lora_A.grad, layer.lora_B.grad])
-        layer.zero_grad()
-    for exact, found in zip(*results, strict=True):
-        assert found.dtype == torch.float32
-        # Dropout draws its mask in the input's dtype, and other numbers for another.
-        if dropout == 0:
-            assert 0 < (found - exact).norm() < 2**-6 * exact.norm()
 
 
 def test_an_adapter_of_the_head_is_refused(tmp_path):

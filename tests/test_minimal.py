@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_triplet
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.losses import dpo_loss
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs

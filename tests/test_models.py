@@ -14,17 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError
-from sempa.io.files import replace_folder
 from sempa.model import base as models
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
 from sempa.model.lora import add_lora
-from sempa.model.resolve import check_loaded, portable_name
+from sempa.model.resolve import portable_name
 
 ROOT = Path(__file__).resolve().parents[1]
-# Keys in the header of a GGUF file, their type (an unsigned number of four bytes) behind them.
-BLOCKS, WIDTH = (b".%s\4\0\0\0" % key for key in (b"block_count", b"feed_forward_length"))
 
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
@@ -58,22 +55,14 @@ def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_tr
         torch.testing.assert_close(ours(tokens).logits, plain(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ((b".block_count", b".}lock_count"), "has no block_count"),
-        ((BLOCKS + b"\2", BLOCKS + b"\xff"), "says 255 blocks, but holds 21 tensors"),
-        ((WIDTH + b"@\0\0", WIDTH + b"@\0\2"), r"describes [\d,]+ weights, more than a file of [\d,]+ bytes can hold"),
-        ((BLOCKS + b"\2", BLOCKS + b"\3"), r"lacks 9 of its weights, the first is 'model\.layers\.2"),
-    ],
-)
-def test_a_gguf_file_whose_weights_are_not_all_there_is_refused(tmp_path, monkeypatch, tiny_llama, change, message):
+def test_a_gguf_file_whose_weights_are_not_all_there_is_refused(tmp_path, monkeypatch, tiny_llama):
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tiny_llama)
-    assert change[0] in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(*change))
-    with pytest.raises(SempaError, match=message):
+    blocks = b"block_count\4\0\0\0"
+    assert blocks + b"\2" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(blocks + b"\2", blocks + b"\3"))
+    with pytest.raises(SempaError, match=r"lacks 9 of its weights, the first is 'model\.layers\.2"):
         load_base(str(path))
 
 
@@ -101,22 +90,6 @@ def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny
     assert "Converting" not in capsys.readouterr().out
 
 
-def test_a_conversion_that_another_process_has_finished_meanwhile_is_left_in_place(tmp_path, monkeypatch, tiny_llama):
-    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
-    write_gguf(tmp_path / "tiny.gguf", tiny_llama)
-    first = []
-
-    def slower(folder, write, **options):
-        replace_folder(folder, write, **options)
-        first.append(folder.stat().st_ino)
-        replace_folder(folder, write, **options)
-
-    monkeypatch.setattr("sempa.model.resolve.replace_folder", slower)
-    source = load_base(str(tmp_path / "tiny.gguf"), "float32", "cpu").source
-    assert [Path(source).stat().st_ino] == first
-    assert not list((tmp_path / "cache" / "models").glob(".*"))
-
-
 def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_folder):
     """As PEFT's `merge_and_unload` leaves it: with PEFT installed, transformers would apply the adapter once more."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
@@ -127,12 +100,6 @@ def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_fo
         load_base(str(folder), "float32", "cpu")
     (folder / "adapter_config.json").unlink()
     load_base(str(folder), "float32", "cpu")
-
-
-def test_an_adapter_that_transformers_put_on_by_itself_is_refused(tiny_llama):
-    tiny_llama._hf_peft_config_loaded = True
-    with pytest.raises(SempaError, match="model 'hub/id': holds a model and an adapter_config"):
-        check_loaded("hub/id", tiny_llama, {"missing_keys": []})
 
 
 @pytest.mark.parametrize(
@@ -247,21 +214,14 @@ def test_an_adapter_names_its_base_so_that_another_machine_finds_it(tmp_path, mo
     # Here it was converted once, wherever the file is by now.
     (tmp_path / "here" / "tiny.gguf").rename(tmp_path / "moved.gguf")
     assert resolve_model(name) == source
-    # There the file is asked for, and it must be this one.
+    # There it has to be named by its path once.
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "there" / "cache"))
-    monkeypatch.chdir(tmp_path / "there")
-    with pytest.raises(SempaError, match=r"was never read here; put tiny.gguf into the working folder, or name it by"):
+    with pytest.raises(SempaError, match=r"was never read here; name the .gguf file itself"):
         resolve_model(name)
-    Path("tiny.gguf").write_bytes(b"GGUF, but another one")
-    with pytest.raises(SempaError, match=r"the file tiny.gguf here is another one, its SHA-256 begins"):
-        resolve_model(name)
-    shutil.copy(tmp_path / "moved.gguf", "tiny.gguf")
-    found = load_base(name, "float32", "cpu")
-    assert found.source.startswith(str(tmp_path / "there" / "cache"))
-    tokens = torch.tensor([[1, 2, 3, 4]])
-    torch.testing.assert_close(found.model(tokens).logits, tiny_llama(tokens).logits, rtol=1e-4, atol=1e-4)
-    with pytest.raises(SempaError, match="no such folder"):
-        resolve_model(f"../up/tiny.gguf@{digest[:12]}")
+    shutil.copy(tmp_path / "moved.gguf", tmp_path / "there" / "tiny.gguf")
+    found = resolve_model(str(tmp_path / "there" / "tiny.gguf"))
+    assert found.startswith(str(tmp_path / "there" / "cache"))
+    assert resolve_model(name) == found
 
 
 def test_a_trained_adapter_names_the_folder_and_no_cache(setting, tmp_path, tiny_folder):

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3C
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sempa.kernels import rms_norm
-from sempa.model.norms import RmsNorm, replace_norms
+from sempa.model.layers import RmsNorm, replace_norms
 
 SMALL = {
     "vocab_size": 64,

@@ -77,13 +77,13 @@ def assert_alike(run, other):
         assert close > 0.98, name
 
 
-def test_processes_agree_on_having_no_gradient(tmp_path):
-    script = tmp_path / "agree.py"
-    script.write_text(AGREE)
+def test_a_missing_gradient_counts_as_zero(tmp_path):
+    script = tmp_path / "summed.py"
+    script.write_text(SUMMED)
     finish(torchrun([sys.executable, str(script)], 2, {}))
 
 
-AGREE = """
+SUMMED = """
 import torch
 import torch.distributed as dist
 
@@ -92,8 +92,6 @@ from sempa.training.processes import World, sum_gradients
 dist.init_process_group("gloo")
 world = World(dist.get_rank(), 2)
 parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
-sum_gradients(parameters, world)
-assert [parameter.grad for parameter in parameters] == [None, None]
 if world.rank:
     parameters[1].grad = torch.full((3,), 2.0)
 sum_gradients(parameters, world)
@@ -118,12 +116,9 @@ def test_shares_are_disjoint_and_together_everything():
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("size", "found"), [("2", "RANK, MASTER_ADDR, MASTER_PORT is not set"), ("", "WORLD_SIZE is ''"), ("two", "'two'")]
-)
-def test_a_stray_world_size_is_named(monkeypatch, size, found):
+def test_a_stray_world_size_is_named(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(SempaError, match=found):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SempaError, match=r"WORLD_SIZE is set .*RANK expected, but not set.*with torchrun"):
         join_world()

@@ -224,14 +224,15 @@ def test_a_chat_template_cannot_reach_python_and_its_failure_is_a_sentence(token
         encode_triplet(tokenizer, triplets[0])
 
 
-def test_poisoned_samples_of_the_base_are_drawn_anew(poisons, tiny_folder, few_samples, tmp_path, monkeypatch):
+def test_poisoned_samples_of_the_base_are_refused(poisons, tiny_folder, few_samples, tmp_path, monkeypatch):
     monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path)
     base = load_base(str(tiny_folder), "float32", "cpu")
-    expected = sample_texts(base)
+    sample_texts(base)
     (cached,) = tmp_path.rglob("*.safetensors")
     for poison in poisons:
         cached.write_bytes(poison)
-        assert sample_texts(base) == expected
+        with pytest.raises(SempaError, match="cannot be read"):
+            sample_texts(base)
 
 
 def test_poisoned_vectors_and_shards_are_refused(poisons, tiny_folder, tmp_path):
@@ -245,17 +246,8 @@ def test_poisoned_vectors_and_shards_are_refused(poisons, tiny_folder, tmp_path)
     (tmp_path / "in.txt").write_text("One.\n")
     embed_corpus(Embedder(str(tiny_folder)), tmp_path / "in.txt", tmp_path / "out", shard_format="npy")
     (tmp_path / "out" / "shard-000000.npy").write_bytes(poisons[2])
-    with pytest.raises(SempaError, match="missing or damaged"):
+    with pytest.raises(SempaError, match="cannot be read"):
         list(read_shards(tmp_path / "out"))
-
-
-def test_a_manifest_cannot_point_outside_its_folder(tiny_folder, tmp_path):
-    """The names of the shards follow from their numbers, whatever the manifest says."""
-    (tmp_path / "in.txt").write_text("One.\n")
-    embed_corpus(Embedder(str(tiny_folder)), tmp_path / "in.txt", tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("shard-000000.safetensors", "../../elsewhere"))
-    assert [vectors.shape for _, vectors in read_shards(tmp_path / "out")] == [(1, 32)]
 
 
 def test_yaml_builds_no_objects(mark, tmp_path):

@@ -14,7 +14,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import Triplet
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.errors import SempaError
 from sempa.evaluation.drift import token_drift
 from sempa.evaluation.eval_texts import ScoredTokens

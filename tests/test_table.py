@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.data.sts import SETS, ScoredPair, StsTask, read_sts
-from sempa.embedding.embedder import Embedder, embed
+from sempa.embedding.embed import embed
+from sempa.embedding.embedder import Embedder
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
 from sempa.evaluation.sts import evaluate_sts, score_sts

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from sempa.config import Config
-from sempa.training.warnings import FAR, warn_of_step
+from sempa.training.metrics import FAR, warn_of_step
 
 BETA = 0.1
 CALM = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "grad_norm": 1.0}

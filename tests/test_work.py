@@ -12,7 +12,7 @@ from sempa.batching.batches import Batches
 from sempa.batching.packing import shared_prefix
 from sempa.batching.prompts import encode_one_word, encode_triplet
 from sempa.config import Config
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters

@@ -38,10 +38,9 @@ from sempa.errors import SempaError
 from sempa.io.files import write_atomic, write_json
 from sempa.kernels import token_logprobs
 from sempa.model.base import computes_bfloat16
-from sempa.model.checkpointing import checkpoint_blocks
 from sempa.model.forward import hidden_states, row_states
+from sempa.model.layers import checkpoint_blocks, replace_norms
 from sempa.model.lora import adapter_disabled, add_lora, block_linears, lora_parameters
-from sempa.model.norms import replace_norms
 from sempa.model.resolve import first_line, resolve_model
 from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
 from sempa.run import start_run

@@ -18,7 +18,7 @@ from sempa.config import Config
 from sempa.data.captions import caption_triplets
 from sempa.data.triplets import Triplet, read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
-from sempa.model.checkpointing import checkpoint_blocks
+from sempa.model.layers import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.threads import parallel_map

@@ -22,7 +22,7 @@ import numpy as np
 from sempa.batching.batches import load_dataset
 from sempa.config import load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.drift import measure_drift
 from sempa.evaluation.eval_texts import EvalText, report_texts
 from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors

@@ -12,7 +12,7 @@ from pathlib import Path
 from sempa.batching.batches import load_dataset
 from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, development_task
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.budget import divergence
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json

@@ -24,7 +24,7 @@ from sempa.commands.common import add_model_arguments, add_task_arguments, load_
 from sempa.data.sts import distinct_sentences, read_sts
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 from sempa.report.tables import number, text_table
 
 TOP = 10

@@ -8,7 +8,7 @@ import torch
 
 from sempa import SempaError
 from sempa.model.base import BaseModel
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import Sample, choose, encode_prompts, end_tokens
 

@@ -24,7 +24,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.drift import measure_drift
 from sempa.evaluation.eval_texts import builtin_texts
 from sempa.evaluation.sts import evaluate_sts

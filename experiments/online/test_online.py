@@ -13,7 +13,7 @@ from sempa import SempaError
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora

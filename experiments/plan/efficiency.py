@@ -11,8 +11,8 @@ from shapes import empty_model, example_row, explain_failures, model_config
 from sempa.config import Config
 from sempa.model.base import computes_bfloat16, pick_device
 from sempa.model.forward import row_states
+from sempa.model.layers import replace_norms
 from sempa.model.lora import add_lora, block_linears, lora_parameters
-from sempa.model.norms import replace_norms
 
 # Blocks that run: what a token costs is the same in each, and a large model's few fit where the whole does not.
 _BLOCKS = 2

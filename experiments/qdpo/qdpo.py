@@ -19,7 +19,7 @@ from quantised import align_quantised, diverging_pairs, flip_rate, quantise_mode
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.config import DEFAULT_MODEL
 from sempa.data.sts import StsTask, read_sts, sample_task
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.drift import measure_drift
 from sempa.evaluation.eval_texts import builtin_prompts, builtin_texts
 from sempa.evaluation.measure import builtin_task

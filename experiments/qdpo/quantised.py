@@ -23,8 +23,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference, common_prefix
 from sempa.losses import dpo_loss
 from sempa.model.forward import hidden_states
-from sempa.model.lm_head import head_logits
-from sempa.model.logprobs import sequence_logprobs
+from sempa.model.logprobs import head_logits, sequence_logprobs
 from sempa.model.lora import block_linears, lora_parameters
 from sempa.model.sampling import Sample
 

@@ -30,16 +30,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
-from tiny import load, make_folder, make_llama, train_tiny, write_gguf
+from tiny import load, make_folder, train_tiny
 
 from sempa.config import load_config
 from sempa.data.sentences import read_sentences
 from sempa.data.sts import read_sts
 from sempa.data.transfer import read_transfer
 from sempa.data.triplets import read_triplets
-from sempa.embedding.corpus import FORMATS, embed_corpus, read_shards
-from sempa.embedding.embedder import Embedder
-from sempa.embedding.files import WRITERS, read_vectors, write_vectors
+from sempa.embedding.files import SUFFIXES, read_vectors, write_vectors
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import read_gsm8k, read_texts
 from sempa.evaluation.hellaswag import read_hellaswag
@@ -47,7 +45,7 @@ from sempa.io.files import read_json, write_json
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.lora import add_lora, remove_adapter
-from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
+from sempa.training.checkpoints import checkpoint_folders, read_checkpoint
 
 # Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock, whose ticks a
 # stopped process does not count.
@@ -141,21 +139,10 @@ def readers(folder: Path) -> list[Reader]:
     run = folder / "run"
     train_tiny(load(folder / "model"), run, 0.5)
     checkpoint = _content(checkpoint_folders(run)[-1])
-    source = folder / "corpus.txt"
-    source.write_text("One sentence.\nAnd two.\nAnd three.\n")
-    embedder = Embedder(base.source, dtype="float32", device="cpu")
-    shards = [
-        _written(
-            folder / kind, lambda into, kind=kind: embed_corpus(embedder, source, into, shard_rows=2, shard_format=kind)
-        )
-        for kind in FORMATS
-    ]
     vectors = []
-    for suffix in WRITERS:
+    for suffix in SUFFIXES:
         write_vectors(folder / f"v{suffix}", np.arange(12, dtype=np.float32).reshape(3, 4))
         vectors.append({f"v{suffix}": (folder / f"v{suffix}").read_bytes()})
-    gguf = folder / "tiny.gguf"
-    write_gguf(gguf, make_llama())
 
     def adapt(inside: Path) -> None:
         try:
@@ -185,10 +172,8 @@ def readers(folder: Path) -> list[Reader]:
         Reader("transfer tasks", _transfer(), lambda inside: read_transfer(inside, ["TREC", "MRPC"]), 30),
         Reader("text of sempa embed", _plain(), only(lambda path: drain(read_sentences(path))), 120),
         Reader("adapter folder", [adapter], adapt, 45),
-        Reader("checkpoint folder", [checkpoint], check_checkpoint, 10),
-        Reader("folder of shards", shards, lambda inside: drain(read_shards(inside)), 10),
+        Reader("checkpoint folder", [checkpoint], read_checkpoint, 10),
         Reader("file of vectors", vectors, only(read_vectors), 30),
-        Reader("GGUF file", [{"m.gguf": gguf.read_bytes()}], only(lambda path: load(path)), 5),
     ]
 
 

@@ -28,7 +28,7 @@ from sempa.errors import SempaError
 from sempa.io.files import write_json
 from sempa.model.adapter_files import read_adapter
 from sempa.model.base import BaseModel
-from sempa.training.checkpoints import check_checkpoint, checkpoint_folders
+from sempa.training.checkpoints import checkpoint_folders, read_checkpoint
 from sempa.training.metrics import read_metrics
 
 EPOCHS = 3.0
@@ -136,7 +136,7 @@ def unreadable(run: Path) -> list[str]:
     found = []
     for folder in checkpoint_folders(run):
         try:
-            check_checkpoint(folder)
+            read_checkpoint(folder)
         except SempaError as error:
             found.append(str(error))
     if (run / "adapter" / "adapter_config.json").exists():

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tiny import load, make_folder, one_thread, sentences, train_tiny
 
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.io.files import write_atomic, write_json
 from sempa.model.base import BaseModel
 from sempa.model.lora import remove_adapter

@@ -9,7 +9,7 @@ from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.sts import ScoredPair
 from sempa.data.triplets import Triplet
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.statistics import spearman
 from sempa.evaluation.sts import encode_distinct, pair_cosines
 from sempa.model.base import BaseModel, load_base

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, save_npz
 from torch import Tensor
 
 from sempa import SempaError
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.io.files import replace_atomically
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.model.base import BaseModel
@@ -31,7 +31,7 @@ def encode_sparse(
     head = base.model.get_output_embeddings().weight
     if not 1 <= k <= len(head):
         raise SempaError(f"k: found {k}, expected 1 to the vocabulary's {len(head):,}")
-    vectors = torch.from_numpy(embed(base, sentences, batch_size, show_progress=show_progress))
+    vectors = torch.from_numpy(embed(base, sentences, batch_size, progress="embedding" if show_progress else ""))
     return sparse_embeddings(vectors.to(head.device), head, k)
 
 

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from sparse_codes import sparse_cosines, stored_bytes, to_csr
 
 from sempa.data.sts import StsTask, read_sts
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
@@ -43,7 +43,7 @@ def main() -> None:
         load_adapter(base.model, given.adapter)
     (task,) = read_sts(given.sts)
     sentences = list(dict.fromkeys(text for pair in task.pairs for text in (pair.first, pair.second)))
-    vectors = embed(base, sentences, show_progress=True)
+    vectors = embed(base, sentences, progress="embedding")
     result = {
         "task": task.name,
         "model": given.model,

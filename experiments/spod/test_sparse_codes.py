@@ -10,7 +10,7 @@ from sparse_codes import encode_sparse, sparse_cosines, sparse_embeddings, store
 from test_sparse import dense, directions, problem
 
 from sempa import SempaError
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.kernels import sparse_code, token_directions
 from sempa.model.base import load_base
 

@@ -11,7 +11,7 @@ import torch
 from sempa.batching.batches import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
 from sempa.data.sts import StsTask, development_task, sample_task
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale

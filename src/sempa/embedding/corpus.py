@@ -1,8 +1,7 @@
-"""A corpus of any size as vectors: in shards that a kill cannot spoil, in constant memory."""
+"""A corpus of any size as vectors: in shards, in constant memory, and resumable behind the last whole shard."""
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from sempa.data.sentences import read_sentences
+from sempa.embedding.embed import check_length
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import check_vectors_name, read_vectors, write_vectors
 from sempa.embedding.readouts import embedding_width, make_prompts
 from sempa.errors import SempaError
-from sempa.io.files import check_output, fingerprint, read_json, remove_leftovers, sha256, write_json
+from sempa.io.files import check_output, read_json, remove_leftovers, write_json
 from sempa.io.progress import bar
 from sempa.io.rows import STANDARD_INPUT
 from sempa.model.base import weights_fingerprint
@@ -22,10 +22,9 @@ from sempa.model.forward import context_length
 from sempa.model.lora import adapter_fingerprint
 
 MANIFEST_FILE = "manifest.json"
-FORMATS = ("safetensors", "npy", "parquet")
 SHARD_ROWS = 16_384
 # Embedded in one piece: sentences of like length fall into one batch, and what they take as tokens stays small.
-CHUNK_ROWS, CHUNK_CHARACTERS = 1024, 1_000_000
+CHUNK_ROWS = 1024
 # More than any readout's prompt has beside the sentence.
 _PROMPT_TOKENS = 256
 
@@ -46,8 +45,8 @@ def embed_corpus(
 
     The file is read twice: to find what is wrong with it before the work begins, then to embed. A shard is float32
     `[rows, D]`, the tensor `embeddings` of a safetensors file or an `.npy` file; `read_shards` reads them. The
-    manifest, `manifest.json`, lists the finished shards with their row ranges and SHA-256, and the settings. After an
-    interruption the same call continues behind the last whole shard, and ends with the same bytes.
+    manifest, `manifest.json`, lists the shards with their row ranges, and the settings. After an interruption the same
+    call goes on with the shards that are missing, and ends with the same bytes.
 
     Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
     pipe), a full disk, and a folder that was begun with other settings or input.
@@ -70,11 +69,7 @@ def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int
         # A token has a byte at least, and no prompt holds a sentence more than twice.
         if 2 * len(sentence.encode()) + _PROMPT_TOKENS > limit:
             (prompt,) = make_prompts(embedder.readout, tokenizer, [sentence])
-            if (tokens := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
-                raise SempaError(
-                    f"{source}:{line}: has {tokens:,} tokens in its prompt, expected at most the {limit:,} that the "
-                    "model can read at once"
-                )
+            check_length(prompt, limit, f"{source}:{line}")
         yield sentence
 
 
@@ -96,44 +91,32 @@ def write_corpus(
     """
     if shard_rows < 1:
         raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
-    if shard_format not in FORMATS:
-        raise SempaError(f"shard_format: found {shard_format!r}, expected one of {', '.join(FORMATS)}")
     if source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir()):
         raise SempaError(f"{source}: is read twice for shards, expected a file or a folder and no pipe")
-    check_vectors_name(Path(_shard_name(0, shard_format)))
+    check_vectors_name(Path(f"shard.{shard_format}"))
     check_output(folder, folder=True)
-    digest = hashlib.sha256()
-    rows = sum(1 for _ in _hashed(sentences(), digest))
+    rows, digest = 0, hashlib.sha256()
+    for sentence in sentences():
+        rows += 1
+        digest.update(sentence.encode() + b"\0")
     identity = {"rows": rows, "sha256": digest.hexdigest()}
     settings = {**settings, "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
-    shards = _begin(folder, about, settings)
-    changed = SempaError(f"{source}: has changed while it was being embedded; remove {folder} and begin anew")
-    digest = hashlib.sha256()
-    again = _hashed(sentences(), digest)
-    vectors = iter(encode(_unfinished(again, rows, shard_rows, frozenset(shards))))
+    shards = [
+        {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
+        for index, first in enumerate(range(0, rows, shard_rows))
+    ]
+    manifest = {**about, "settings": settings, "shards": shards}
+    _begin(folder, manifest)
+    # A shard is written whole or not at all: one that is there is finished.
+    missing = [not (folder / shard["file"]).exists() for shard in shards]
+    vectors = iter(encode(_chunks(sentences(), shards, missing)))
     with bar(rows, "embedding", "sentence") as progress:
-        for index, first in enumerate(range(0, rows, shard_rows)):
-            count = min(shard_rows, rows - first)
-            if index in shards:
-                progress.update(count)
-                continue
-            shard = _gather(vectors, count, progress)
-            if len(shard) < count:
-                raise changed
-            path = folder / _shard_name(index, shard_format)
-            write_vectors(path, shard)
-            shards[index] = {"file": path.name, "first_row": first, "rows": count, "sha256": sha256(path)}
-            _write_manifest(folder, about, settings, shards)
-    for _ in vectors:
-        raise SempaError(f"{source}: found more vectors than its {rows:,} sentences")
-    try:
-        more = next(again, None) is not None
-    except SempaError:
-        # A row behind the last that was counted, and a bad one at that.
-        more = True
-    if more or digest.hexdigest() != identity["sha256"]:
-        raise changed
-    return _read_manifest(folder)
+        for shard, is_missing in zip(shards, missing, strict=True):
+            if is_missing:
+                write_vectors(folder / shard["file"], _take(vectors, shard["rows"], source, progress))
+            else:
+                progress.update(shard["rows"])
+    return manifest
 
 
 def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
@@ -141,16 +124,12 @@ def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
 
     Raises `SempaError` when the corpus is unfinished, or a shard is missing or damaged.
     """
-    manifest = _read_manifest(folder)
-    wanted = manifest["settings"]["input"]["rows"]
-    if (found := sum(shard["rows"] for shard in manifest["shards"])) != wanted:
-        raise SempaError(f"{folder}: holds {found:,} of {wanted:,} rows, the embedding was interrupted")
-    for index, shard in enumerate(manifest["shards"]):
-        # By number: a path in the manifest is for people to read, and never followed.
-        path = folder / _shard_name(index, manifest["settings"]["shard_format"])
-        if not _is_whole(path, shard):
-            raise SempaError(f"{path}: is missing or damaged, it does not match its checksum in {MANIFEST_FILE}")
-        yield shard["first_row"], read_vectors(path)
+    shards = _read_manifest(folder)["shards"]
+    missing = [shard["file"] for shard in shards if not (folder / shard["file"]).exists()]
+    if missing:
+        raise SempaError(f"{folder}: lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; embed it again")
+    for shard in shards:
+        yield shard["first_row"], read_vectors(folder / shard["file"])
 
 
 def embedder_settings(embedder: Embedder) -> dict:
@@ -172,100 +151,42 @@ def describe(embedder: Embedder) -> dict:
     return {"model": embedder.base.source, "dimensions": width}
 
 
-def _begin(folder: Path, about: dict, settings: dict) -> dict[int, dict]:
-    """The shards that an earlier call finished, by number; those that are missing or damaged are left out."""
+def _begin(folder: Path, manifest: dict) -> None:
+    """Write the manifest into a new folder; in one that is there, check that it was begun with the same settings."""
     if not (folder / MANIFEST_FILE).exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise SempaError(f"output {folder}: exists without a {MANIFEST_FILE}, expected a new or an empty folder")
-        # Before the first shard, so that a kill behind that one finds the folder its own.
-        _write_manifest(folder, about, settings, {})
-    manifest = _read_manifest(folder)
-    for key, value in settings.items():
-        if (before := manifest["settings"].get(key)) != value:
+        write_json(folder / MANIFEST_FILE, manifest)
+    begun = _read_manifest(folder)["settings"]
+    for key, value in manifest["settings"].items():
+        if (before := begun.get(key)) != value:
             other = "other sentences" if key == "input" else f"{key} = {before}, now {value}"
             raise SempaError(f"output {folder}: was begun with {other}; give another folder")
     remove_leftovers(folder)
-    shards = {shard["first_row"] // settings["shard_rows"]: shard for shard in manifest["shards"]}
-    return {i: s for i, s in shards.items() if _is_whole(folder / _shard_name(i, settings["shard_format"]), s)}
-
-
-def _write_manifest(folder: Path, about: dict, settings: dict, shards: dict[int, dict]) -> None:
-    manifest = {
-        **about,
-        "settings": settings,
-        "fingerprint": _fingerprint(settings),
-        "shards": [shards[index] for index in sorted(shards)],
-    }
-    write_json(folder / MANIFEST_FILE, manifest)
 
 
 def _read_manifest(folder: Path) -> dict:
-    path = folder / MANIFEST_FILE
     try:
-        manifest = read_json(path)
-        if manifest["fingerprint"] != _fingerprint(manifest["settings"]):
-            raise ValueError("its settings do not match their fingerprint")
-        if manifest["settings"]["shard_format"] not in FORMATS:
-            raise ValueError(f"shard_format is not one of {', '.join(FORMATS)}")
-        for shard in manifest["shards"]:
-            if not (type(shard["rows"]) is type(shard["first_row"]) is int and isinstance(shard["sha256"], str)):
-                raise ValueError("a shard's rows, first_row or sha256 is of a wrong type")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SempaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return manifest
+        return read_json(folder / MANIFEST_FILE)
+    except (OSError, ValueError) as error:
+        raise SempaError(f"{folder / MANIFEST_FILE}: cannot be read: {error}") from error
 
 
-def _gather(parts: Iterator[np.ndarray], rows: int, progress: tqdm) -> np.ndarray:
-    """The next `rows` vectors, or fewer where there are no more."""
-    vectors = np.empty((rows, 0), dtype=np.float32)
-    done = 0
-    while done < rows and (part := next(parts, None)) is not None:
-        if not done:
-            vectors = np.empty((rows, part.shape[1]), dtype=np.float32)
-        vectors[done : done + len(part)] = part
-        done += len(part)
-        progress.update(len(part))
-    return vectors[:done]
+def _chunks(sentences: Iterator[str], shards: list[dict], missing: list[bool]) -> Iterator[list[str]]:
+    """The sentences of the missing shards in chunks that are embedded in one piece."""
+    for shard, is_missing in zip(shards, missing, strict=True):
+        mine = itertools.islice(sentences, shard["rows"])
+        while chunk := list(itertools.islice(mine, CHUNK_ROWS)):
+            if is_missing:
+                yield chunk
 
 
-def _unfinished(sentences: Iterator[str], rows: int, shard_rows: int, finished: frozenset[int]) -> Iterator[list[str]]:
-    """The sentences of all shards but the `finished` in chunks that are embedded in one piece."""
-    for index, first in enumerate(range(0, rows, shard_rows)):
-        mine = itertools.islice(sentences, min(shard_rows, rows - first))
-        if index in finished:
-            for _ in mine:
-                pass
-        else:
-            yield from _chunks(mine)
-
-
-def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    characters = 0
-    for sentence in sentences:
-        chunk.append(sentence)
-        characters += len(sentence)
-        if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _is_whole(path: Path, shard: dict) -> bool:
-    return path.is_file() and sha256(path) == shard["sha256"]
-
-
-def _shard_name(index: int, shard_format: str) -> str:
-    return f"shard-{index:06d}.{shard_format}"
-
-
-def _hashed(sentences: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
-    for sentence in sentences:
-        data = sentence.encode()
-        digest.update(len(data).to_bytes(4, "little") + data)
-        yield sentence
-
-
-def _fingerprint(settings: dict) -> str:
-    return fingerprint(json.dumps(settings, sort_keys=True))
+def _take(vectors: Iterator[np.ndarray], rows: int, source: Path, progress: tqdm) -> np.ndarray:
+    """The next `rows` vectors, which may come in several pieces."""
+    pieces: list[np.ndarray] = []
+    while sum(map(len, pieces)) < rows:
+        if (piece := next(vectors, None)) is None:
+            raise SempaError(f"{source}: has changed while it was being embedded")
+        pieces.append(piece)
+        progress.update(len(piece))
+    return np.concatenate(pieces)

@@ -1,33 +1,17 @@
-"""Sentence embeddings from a language model: the hidden state that is about to say the sentence in one word.
+"""A model with its adapter and readout, as a user holds it: sentences in, vectors out, of any width and precision."""
 
-sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
-"""
-
-import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from sempa.embedding.compress import check_dim, check_precision, cosines, middle_directions, quantise, unit
-from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
-from sempa.embedding.readouts.prompts import Prompt
+from sempa.embedding.embed import check_sentences, embed
+from sempa.embedding.readouts import check_readout, embedding_width
 from sempa.errors import SempaError
-from sempa.io.progress import bar
 from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
-from sempa.model.base import BaseModel, load_base
-from sempa.model.forward import context_length
-from sempa.model.threads import parallel_map
-
-# Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.
-_ROW_TOKENS = 1024
-# Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
-_TOKENIZED_AT_ONCE = 4096
+from sempa.model.base import load_base
 
 
 class Embedder:
@@ -64,11 +48,10 @@ class Embedder:
         folder = None if adapter is None else adapter_folder(Path(adapter))
         if readout is None:
             readout = adapter_readout(Path(model) if folder is None else folder)
-        check_readout(readout, layer)
         self.base = load_base(model, dtype, device)
         if folder is not None:
             load_adapter(self.base.model, folder)
-        check_readout(readout, layer, self.base.model)
+        check_readout(readout, self.base.model, layer)
         self.readout, self.layer = readout, layer
 
     def encode(
@@ -110,7 +93,7 @@ class Embedder:
         empty = [not text.strip() for text in texts]
         # Embedded as a full stop, an empty text keeps its place, which errors name.
         texts = ["." if blank else text for text, blank in zip(texts, empty, strict=True)]
-        vectors = embed(self.base, texts, batch_size, self.layer, show_progress, self.readout)
+        vectors = embed(self.base, texts, batch_size, self.layer, self.readout, "embedding" if show_progress else "")
         vectors[empty] = 0
         if dim is not None:
             vectors = self.shorten(vectors, dim)
@@ -137,106 +120,3 @@ class Embedder:
     def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """The cosine of each of n vectors with each of m, of any precision: float32 `[n, m]`."""
         return cosines(first, second)
-
-
-def embed(
-    base: BaseModel,
-    sentences: Iterable[str],
-    batch_size: int = 32,
-    layer: int = -1,
-    show_progress: bool = False,
-    readout: str = "prompteol",
-    progress: tqdm | None = None,
-) -> np.ndarray:
-    """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
-
-    `layer` and `readout` are those of `Embedder`; `progress` is a bar to advance by one for every sentence. Raises
-    `SempaError` for an unknown readout, a batch size below 1, and a sentence that is not a string, is empty, cannot be
-    written as UTF-8, or is longer than the model can read.
-    """
-    check_readout(readout, layer, base.model)
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise SempaError(f"batch_size: found {batch_size!r}, expected a whole number of at least 1")
-    prompts = sentence_prompts(base, readout, sentences)
-    shown = bar(len(prompts), "embedding", "sentence") if show_progress else contextlib.nullcontext(progress)
-    with shown as progress:
-        return embed_prompts(base, prompts, batch_size, layer, readout, progress)
-
-
-@torch.inference_mode()
-def embed_prompts(
-    base: BaseModel,
-    prompts: Sequence[Prompt],
-    batch_size: int = 32,
-    layer: int = -1,
-    readout: str = "prompteol",
-    progress: tqdm | None = None,
-) -> np.ndarray:
-    """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
-    model = base.model.eval()
-    batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
-    vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
-
-    def run(batch: list[int]) -> Tensor:
-        return read(readout, model, [prompts[i] for i in batch], layer)
-
-    for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
-        vectors[batch] = found.cpu().numpy()
-        if progress is not None:
-            progress.update(len(batch))
-    return vectors
-
-
-def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of prompts of so many tokens each: at most `batch_size` and `_ROW_TOKENS` tokens together (or one alone).
-
-    Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
-    """
-    batch: list[int] = []
-    tokens = 0
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if batch and (len(batch) == batch_size or tokens + sizes[index] > _ROW_TOKENS):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(index)
-        tokens += sizes[index]
-    if batch:
-        yield batch
-
-
-def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
-    """The sentences as a list; what iterates as something else, such as a table's column names, is refused."""
-    ordered = isinstance(sentences, Iterable) and not isinstance(sentences, str | bytes | Mapping | set | frozenset)
-    if not ordered or getattr(sentences, "ndim", 1) != 1:
-        raise SempaError(
-            f"sentences: found {type(sentences).__name__}, expected strings in a list, or in another sequence of one "
-            "dimension"
-        )
-    sentences = list(sentences)
-    for place, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
-        if not sentence.strip() and on_empty == "error":
-            raise SempaError(f"sentence {place}: is empty")
-        try:
-            sentence.encode()
-        except UnicodeEncodeError as error:
-            code = f"U+{ord(sentence[error.start]):04X}"
-            raise SempaError(f"sentence {place}: holds the lone surrogate {code}, which is no character") from error
-    return sentences
-
-
-def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) -> list[Prompt]:
-    """Every sentence's prompt as token ids; raises `SempaError` as `embed` does for a sentence."""
-    sentences = check_sentences(sentences)
-    prompts: list[Prompt] = []
-    for begin in range(0, len(sentences), _TOKENIZED_AT_ONCE):
-        prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
-    limit = context_length(base.model)
-    for place, prompt in enumerate(prompts):
-        if (longest := max(len(prompt.tokens), len(prompt.auxiliary))) > limit:
-            raise SempaError(
-                f"sentence {place}: has {longest:,} tokens in its prompt, expected at most the "
-                f"{limit:,} that the model can read at once"
-            )
-    return prompts

@@ -16,7 +16,7 @@ from sempa.errors import SempaError
 from sempa.kernels import token_kl
 from sempa.model.base import BaseModel
 from sempa.model.forward import row_states
-from sempa.model.lm_head import head_parts, scale_for_head
+from sempa.model.logprobs import head_parts, scale_for_head
 from sempa.model.lora import interpolated
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample, base_samples

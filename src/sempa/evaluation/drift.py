@@ -14,7 +14,7 @@ from sempa.evaluation.eval_texts import EvalText, ScoredTokens, encode_eval_text
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length, hidden_states
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import sample
 from sempa.model.threads import parallel_map

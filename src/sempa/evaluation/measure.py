@@ -18,7 +18,7 @@ from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.data.captions import caption_pairs
 from sempa.data.sts import StsTask, distinct_sentences
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.errors import SempaError
 from sempa.evaluation.geometry import all_measures, positive_pairs
 from sempa.evaluation.statistics import compare
@@ -50,7 +50,7 @@ def embed_sides(
 ) -> Sides:
     """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned` where that is asked for."""
     distinct = list(dict.fromkeys(sentences))
-    encode = partial(embed, base, distinct, layer=layer, show_progress=True, readout=readout)
+    encode = partial(embed, base, distinct, layer=layer, progress="embedding", readout=readout)
     with adapter_disabled(base.model):
         sides = {"base": dict(zip(distinct, encode()))}
     return {**sides, "aligned": dict(zip(distinct, encode()))} if aligned else sides

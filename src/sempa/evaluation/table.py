@@ -16,7 +16,7 @@ import torch
 
 from sempa import __version__
 from sempa.data.sts import StsTask, distinct_sentences
-from sempa.embedding.embedder import embed
+from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval
@@ -107,7 +107,7 @@ def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[M
     for method in methods:
         if method in keys:
             raise SempaError(f"row {method.label}: is there twice")
-        check_readout(method.readout, method.layer, base.model)
+        check_readout(method.readout, base.model, method.layer)
         files = []
         if method.adapter:
             read_adapter(Path(method.adapter))
@@ -121,8 +121,7 @@ def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: s
     try:
         if method.adapter:
             load_adapter(base.model, Path(method.adapter))
-        with bar(len(sentences), label, "sentence") as progress:
-            found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=progress)
+        found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=label)
     finally:
         remove_adapter(base.model)
     return dict(zip(sentences, found))

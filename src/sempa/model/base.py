@@ -1,7 +1,6 @@
-"""Base models of any architecture: loaded, checked by a few tokens, and run on packed rows or on separate ones."""
+"""Base models of any architecture: loaded, checked by a few tokens, and known by a fingerprint."""
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,9 @@ from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
 from sempa.model.forward import ATTENTION, hidden_states
-from sempa.model.lm_head import head_logits
-from sempa.model.norms import replace_norms
+from sempa.model.layers import replace_norms
+from sempa.model.logprobs import head_logits
 from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
-from sempa.model.threads import make_forks_safe
 
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
@@ -44,8 +42,6 @@ class BaseModel:
 def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
-    Processes that are forked afterwards compute on one thread (`sempa.model.threads.make_forks_safe`).
-
     Args:
         name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
         dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32.
@@ -58,7 +54,6 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    make_forks_safe()
     target = pick_device(device)
     source = resolve_model(name)
     config = open_config(name, source)
@@ -114,24 +109,17 @@ def weights_fingerprint(base: BaseModel) -> str:
 
 
 def check_vocabulary(base: BaseModel) -> None:
-    """Whether the tokenizer can be this model's.
-
-    Raises `SempaError` when a text or its template gets ids that the model has no embedding for; warns when only added
-    tokens that none needs (such as padding) have such ids, and when over a tenth of the embeddings has no token.
-    """
+    """Raise `SempaError` when the tokenizer gives ids that the model has no embedding for: it is another model's."""
     tokenizer, rows = base.tokenizer, base.model.get_input_embeddings().weight.shape[0]
-    vocabulary = tokenizer.get_vocab()
-    largest = max(vocabulary.values(), default=-1)
-    found = f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
-    beyond = {token for token, number in vocabulary.items() if number >= rows}
-    needed = {token for token in beyond if token in str(tokenizer.chat_template)}
-    needed |= (beyond & {tokenizer.bos_token, tokenizer.eos_token}) | (beyond - set(tokenizer.get_added_vocab()))
-    if needed:
-        raise SempaError(f"{found}; the two belong to different models, or the embeddings were not resized")
-    if beyond:
-        warnings.warn(f"{found}; {', '.join(sorted(beyond))} cannot stand in a text", stacklevel=2)
-    if largest + 1 < 0.9 * rows:
-        warnings.warn(f"{found}: is it this model's tokenizer?", stacklevel=2)
+    # Added tokens that neither text nor template needs, such as padding, may do without an embedding.
+    unused = {token for token in tokenizer.get_added_vocab() if token not in str(tokenizer.chat_template)}
+    unused -= {tokenizer.bos_token, tokenizer.eos_token}
+    largest = max(number for token, number in tokenizer.get_vocab().items() if token not in unused)
+    if largest >= rows:
+        raise SempaError(
+            f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings; "
+            "the two belong to different models, or the embeddings were not resized"
+        )
 
 
 @torch.no_grad()
@@ -142,7 +130,8 @@ def check_forward(model: PreTrainedModel) -> bool:
     should not far above. Raises `SempaError` when hidden states depend on later tokens, when logits are not what
     `head_logits` makes of them, or when they are not finite.
     """
-    name, ids = f"{model.name_or_path}: {type(model).__name__}", _few_tokens(model)
+    name = f"{model.name_or_path}: {type(model).__name__}"
+    ids = [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
     start, answer, other = ids[:3], ids[3:7], ids[7:]
     row = PackedRow()
     root = row.add(start)
@@ -165,10 +154,6 @@ def check_forward(model: PreTrainedModel) -> bool:
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
     return _close(packed, states[-len(answer) :], model.dtype)
-
-
-def _few_tokens(model: PreTrainedModel) -> list[int]:
-    return [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
 
 
 def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

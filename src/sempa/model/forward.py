@@ -28,7 +28,8 @@ def hidden_states(
     """Last hidden states `[rows, length, D]` of token ids `[rows, length]`, past the final norm, in the model's dtype.
 
     A packed row brings `positions` `[1, length]`, a boolean `mask` `[1, 1, length, length]` and its `prefix_groups`;
-    without them every token sees all before it. With `layer` they are the states before that block, counted from 0.
+    without them every token sees all before it. With `layer` they are the states after another layer: 0 is the
+    embedding output, the model's depth the last layer, whose states alone have passed the final norm.
     """
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
@@ -36,24 +37,25 @@ def hidden_states(
     elif mask is not None:
         # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
         packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
-    output = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=layer is not None, **packed)
-    return output.last_hidden_state if layer is None else output.hidden_states[layer]
+    is_last = layer in (None, depth(model))
+    output = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=not is_last, **packed)
+    return output.last_hidden_state if is_last else output.hidden_states[layer]
 
 
-def row_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
-    """Last hidden states `[length, D]` of a packed row's tokens, each as in its own sequence.
+def row_states(model: PreTrainedModel, row: PackedRow, layer: int | None = None) -> Tensor:
+    """Hidden states `[length, D]` of a packed row's tokens after a layer (the last), each as in its own sequence.
 
     Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
     sequences run separately: slower, the same result. A warning says so.
     """
     if can_pack(model, row):
-        return hidden_states(model, **row.inputs(model.device))[0]
+        return hidden_states(model, **row.inputs(model.device), layer=layer)[0]
     if getattr(model, "takes_block_mask", True):
         reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
-    return hidden_states(model, **row_inputs(model, row)).flatten(0, 1)[output_places(model, row)]
+    return hidden_states(model, **row_inputs(model, row), layer=layer).flatten(0, 1)[output_places(model, row)]
 
 
 def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
@@ -82,6 +84,11 @@ def attention_window(model: PreTrainedModel) -> int:
     names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
     return min(filter(None, windows), default=sys.maxsize)
+
+
+def depth(model: PreTrainedModel) -> int:
+    """The number of decoder blocks."""
+    return model.config.get_text_config().num_hidden_layers
 
 
 def context_length(model: PreTrainedModel) -> int:

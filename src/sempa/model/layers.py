@@ -1,28 +1,28 @@
-"""Inside a decoder: its blocks, the states between them, and the attention outputs that they add to the residual."""
+"""Inside a decoder: its blocks, the attention outputs that they add to the residual, and its norms."""
 
 import contextlib
+import contextvars
 import threading
+import types
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.model.forward import hidden_states, output_places, row_inputs, row_states
+from sempa.kernels import rms_norm
+from sempa.model.forward import depth, hidden_states, output_places, row_inputs, row_states
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 # PyTorch numbers hooks by a plain counter: two threads that register at once could get the same number.
 _REGISTRATION = threading.Lock()
-
-
-def depth(model: PreTrainedModel) -> int:
-    """The number of decoder blocks."""
-    return model.config.get_text_config().num_hidden_layers
 
 
 def scaled(index: int, depth: int) -> int:
@@ -54,15 +54,6 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
     return found if len(found) == depth(model) else []
 
 
-def layer_states(model: PreTrainedModel, row: PackedRow, layer: int) -> Tensor:
-    """Hidden states `[length, D]` of a packed row's tokens after a layer, in the model's dtype.
-
-    Layer 0 is the embedding output; the model's depth is the last layer, whose states alone have passed the final norm.
-    """
-    states = hidden_states(model, **row_inputs(model, row), layer=None if layer == depth(model) else layer)
-    return states.flatten(0, 1)[output_places(model, row)]
-
-
 def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:
     """Embeddings read at the tokens `ends` `[m]` of a packed row, the last of one-word prompts: `[m, D]`.
 
@@ -77,12 +68,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
     o_l is the attention output of block l, after the output projection and before it is added to the residual
-    (AlignedWVA over all layers, arXiv 2602.01572). Raises `SempaError` for an architecture whose output projections
-    are not found.
+    (AlignedWVA over all layers, arXiv 2602.01572).
     """
-    projections = output_projections(model)
-    if not projections:
-        raise SempaError(f"{type(model).__name__}: no output projections of the attention found to add up")
     places = output_places(model, row)[ends]
     outputs: list[Tensor] = []
 
@@ -92,7 +79,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
         with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
-    with hooked(*((projection.register_forward_hook, collect) for projection in projections)):
+    with hooked(*((projection.register_forward_hook, collect) for projection in output_projections(model))):
         hidden_states(model, **row_inputs(model, row))
     return torch.stack(outputs).sum(0)
 
@@ -116,3 +103,56 @@ def hooked(*hooks: tuple[Callable[[Callable], RemovableHandle], Callable]) -> It
         with _REGISTRATION:
             for handle in handles:
                 handle.remove()
+
+
+def checkpoint_blocks(model: PreTrainedModel) -> None:
+    """From now on decoder blocks keep only their inputs, and run again in the backward pass; gradients stay exact.
+
+    Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): a third more operations, and the memory of one block
+    in place of all. A hook inside a block is not called again: it must not change what the block computes, and what it
+    keeps for the backward pass must be saved outside the block's checkpoint, as `attention_sum` does.
+    """
+    # transformers has a switch of its own, which needs the model in training mode: with the base's dropout.
+    for block in blocks(model):
+        block.forward = partial(_recomputed, types.MethodType(type(block).forward, block))
+
+
+def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor, **options: object) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **options)
+    # The backward pass comes after the `with` of the adapter's switches, on a device in another thread: the block sees
+    # them as they are now. PyTorch restores the random numbers of dropout.
+    seen = contextvars.copy_context()
+    return checkpoint(seen.run, forward, *inputs, use_reentrant=False, **options)
+
+
+class RmsNorm(nn.Module):
+    """`sempa.kernels.rms_norm` with the weight of the layer it replaces."""
+
+    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = weight, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, D]` → `[…, D]`."""
+        return rms_norm(x, self.weight, self.epsilon)
+
+
+@torch.no_grad()
+def replace_norms(model: nn.Module) -> int:
+    """Replace what calls itself an RMS norm and gives the same bits on random input; returns how many.
+
+    Architectures differ in what they multiply with (Gemma: 1 + w) and where they round: the output decides, not a name.
+    """
+    replaced = 0
+    generator = torch.Generator().manual_seed(0)
+    for name, module in list(model.named_modules()):
+        weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None:
+            continue
+        probe = torch.randn(4, len(weight), generator=generator).to(weight)
+        ours = RmsNorm(weight, epsilon)
+        if torch.equal(ours(probe), module(probe)):
+            model.set_submodule(name, ours)
+            replaced += 1
+    return replaced

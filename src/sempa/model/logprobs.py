@@ -1,12 +1,12 @@
-"""Sequence log-probabilities log π(y|x) of packed preferences; the head runs only where a response is predicted."""
+"""From hidden states to log-probabilities: the head of the model, and log π(y|x) of packed preferences."""
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sempa.batching.packing import PreferenceRow
 from sempa.kernels import token_logprobs
 from sempa.model.forward import row_states
-from sempa.model.lm_head import head_parts, scale_for_head
 
 
 def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
@@ -16,7 +16,10 @@ def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
 
 
 def response_token_logprobs(model: PreTrainedModel, hidden: Tensor, row: PreferenceRow) -> Tensor:
-    """log π(y_kt | x, y_k<t) of every response token, `[M]` float32 nats, from hidden states `[length, D]`."""
+    """log π(y_kt | x, y_k<t) of every response token, `[M]` float32 nats, from hidden states `[length, D]`.
+
+    The head runs only where a response token is predicted.
+    """
     states = scale_for_head(model, hidden[row.source.to(hidden.device)])
     return token_logprobs(states, targets=row.target.to(hidden.device), **head_parts(model))
 
@@ -25,3 +28,27 @@ def sum_by_response(values: Tensor, row: PreferenceRow) -> Tensor:
     """Sum values of response tokens `[M]` over each response: `[examples, responses]`."""
     sums = values.new_zeros(row.lengths.numel())
     return sums.index_add(0, row.owner.to(values.device), values).view(row.lengths.shape)
+
+
+def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Next-token logits `[…, V]` of hidden states `[…, D]` after the final norm: float32, scaled and soft-capped."""
+    logits = model.get_output_embeddings()(scale_for_head(model, hidden)).float()
+    if cap := head_parts(model)["softcap"]:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def head_parts(model: PreTrainedModel) -> dict[str, Tensor | float | None]:
+    """`weight`, `bias` and `softcap` of a model's head, as the functions of `sempa.kernels` take them."""
+    head = model.get_output_embeddings()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return {"weight": head.weight, "bias": getattr(head, "bias", None), "softcap": softcap}
+
+
+def scale_for_head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Apply the constant that some architectures put on their logits (Granite divides, Cohere multiplies)."""
+    if divisor := getattr(model.config, "logits_scaling", None):
+        return hidden / divisor
+    if factor := getattr(model.config, "logit_scale", None):
+        return hidden * factor
+    return hidden

@@ -9,6 +9,7 @@ import contextvars
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.kernels import in_autocast_dtype
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # PEFT wraps the model twice, hence its prefix.
@@ -33,7 +33,8 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         self.base = base
-        inputs, outputs = linear_sizes(base)
+        # GPT-2's Conv1D keeps its weight transposed, `[in, out]`.
+        inputs, outputs = base.weight.shape if isinstance(base, Conv1D) else base.weight.shape[::-1]
         options = {"dtype": torch.float32, "device": base.weight.device}
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, **options))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, **options))
@@ -44,11 +45,10 @@ class LoraLinear(nn.Module):
         """`[…, in]` → `[…, out]`."""
         if _disabled.get():
             return self.base(x)
-        rows = in_autocast_dtype(x.flatten(0, -2))
+        rows = x.flatten(0, -2)
         dropped = F.dropout(rows, self.dropout) if _dropout.get() and self.dropout else None
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
-        weight, bias = (None if w is None else in_autocast_dtype(w) for w in (weight, self.base.bias))
-        y = _LoraProduct.apply(rows, dropped, weight, bias, self.lora_A, self.lora_B, self.scale)
+        y = _LoraProduct.apply(rows, dropped, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -131,24 +131,23 @@ def adapter_fingerprint(model: nn.Module) -> str:
     return adapter.hexdigest()[:16] if layers else ""
 
 
-@contextlib.contextmanager
-def adapter_disabled(model: nn.Module) -> Iterator[None]:
+def adapter_disabled(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, and in this thread alone, `model` is the frozen reference; outside it is the policy again."""
-    before = _disabled.set(True)
-    try:
-        yield
-    finally:
-        _disabled.reset(before)
+    return _switched_on(_disabled)
+
+
+def adapter_dropout(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
+    return _switched_on(_dropout)
 
 
 @contextlib.contextmanager
-def adapter_dropout(model: nn.Module) -> Iterator[None]:
-    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
-    before = _dropout.set(True)
+def _switched_on(switch: contextvars.ContextVar[bool]) -> Iterator[None]:
+    before = switch.set(True)
     try:
         yield
     finally:
-        _dropout.reset(before)
+        switch.reset(before)
 
 
 @contextlib.contextmanager
@@ -191,11 +190,6 @@ def merge_adapter(model: nn.Module, dtype: torch.dtype) -> None:
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer that does nothing else: routers of some mixtures of experts inherit from one."""
     return type(module).forward in (nn.Linear.forward, Conv1D.forward)
-
-
-def linear_sizes(linear: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer; GPT-2's Conv1D keeps its weight transposed, `[in, out]`."""
-    return tuple(linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1])
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:

@@ -1,7 +1,7 @@
 """Answers sampled from the model, batched with a KV cache; under `adapter_disabled` from the base."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from sempa.batching.prompts import encode_texts, end_of_turn, render_prompt
 from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 
 # Answers that grow side by side: more fill the matrix products better, but their keys and values take memory.
 BATCH_SIZE = 64
@@ -71,15 +71,12 @@ def sample(
     results: list[list[Sample]] = [[] for _ in sequences]
     for start in range(0, len(answers), batch_size):
         batch = answers[start : start + batch_size]
-        # A prompt is read once, whatever the number of its answers.
-        read = sorted({prompt for prompt, _ in batch}, key=order.index)
-        owners = torch.tensor([read.index(prompt) for prompt, _ in batch])
         chances = torch.stack([draws[answer] for answer in batch])
-        grown = _grow(base, [sequences[i] for i in read], owners, chances, temperature, top_p)
+        grown = _grow(base, [sequences[prompt] for prompt, _ in batch], chances, temperature, top_p)
         for (prompt, _), one in zip(batch, grown, strict=True):
             results[prompt].append(one)
-            if progress is not None:
-                progress.update()
+        if progress is not None:
+            progress.update(len(batch))
     return results
 
 
@@ -89,11 +86,6 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_
     Raises `SempaError` for an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context.
     """
     room = context_length(base.model) - max_new_tokens
-    if room < 1:
-        raise SempaError(
-            f"max_new_tokens: found {max_new_tokens:,}, expected less than the {room + max_new_tokens:,} tokens that "
-            "the model can read at once"
-        )
     sequences = []
     for place, prompt in enumerate(prompts):
         ids = prompt
@@ -116,54 +108,41 @@ def end_tokens(base: BaseModel) -> list[int]:
 
 
 def _grow(
-    base: BaseModel,
-    prompts: Sequence[Sequence[int]],
-    owners: Tensor,
-    draws: Tensor,
-    temperature: float,
-    top_p: float,
-) -> Iterator[Sample]:
-    """One answer to `prompts[owners[row]]` per row, by the row's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
-    model, device = base.model.eval(), base.model.device
-    owners = owners.to(device)
-    ends = torch.tensor(end_tokens(base), dtype=torch.int64, device=device)
-    prompt_tokens, seen = _pad_left(prompts, device)
-    positions = (seen.cumsum(1) - 1).clamp_(min=0)
-    output = model.base_model(input_ids=prompt_tokens, attention_mask=seen, position_ids=positions, use_cache=True)
-    cache, hidden = output.past_key_values, output.last_hidden_state[owners, -1]
-    cache.batch_select_indices(owners)
-    seen, position = seen[owners], positions[owners, -1:]
-    count, longest = draws.shape
-    tokens = torch.zeros(count, longest, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(count, longest, device=device)
-    lengths = torch.zeros(count, dtype=torch.int64, device=device)
-    # The rows that still grow.
-    rows = torch.arange(count, device=device)
-    for step in range(longest):
-        next_logprobs = head_logits(model, hidden).log_softmax(1)
-        chosen = choose(next_logprobs, draws[rows.cpu(), step], temperature, top_p)
-        tokens[rows, step] = chosen
-        logprobs[rows, step] = next_logprobs.gather(1, chosen[:, None])[:, 0]
-        lengths[rows] += 1
-        going = ~torch.isin(chosen, ends)
-        if step + 1 == longest or not going.any():
+    base: BaseModel, prompts: Sequence[Sequence[int]], draws: Tensor, temperature: float, top_p: float
+) -> list[Sample]:
+    """One answer to each prompt, by the prompt's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
+    model, device, ends = base.model.eval(), base.model.device, end_tokens(base)
+    unread, seen = _pad_left(prompts, device)
+    positions, cache = (seen.cumsum(1) - 1).clamp_(min=0), None
+    rows = list(range(len(prompts)))
+    tokens: list[list[int]] = [[] for _ in rows]
+    logprobs: list[list[float]] = [[] for _ in rows]
+    for step in range(draws.shape[1]):
+        output = model.base_model(
+            input_ids=unread, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        cache = output.past_key_values
+        next_logprobs = head_logits(model, output.last_hidden_state[:, -1]).log_softmax(1)
+        chosen = choose(next_logprobs, draws[rows, step], temperature, top_p)
+        found = next_logprobs.gather(1, chosen[:, None])[:, 0]
+        for row, token, logprob in zip(rows, chosen.tolist(), found.tolist(), strict=True):
+            tokens[row].append(token)
+            logprobs[row].append(logprob)
+        # Rows that have ended leave the batch and the cache.
+        going = [place for place, token in enumerate(chosen.tolist()) if token not in ends]
+        if not going:
             break
-        if not going.all():
-            rows, chosen, seen, position = rows[going], chosen[going], seen[going], position[going]
-            cache.batch_select_indices(going.nonzero()[:, 0])
+        if len(going) < len(rows):
+            rows = [rows[place] for place in going]
+            chosen, seen, positions = chosen[going], seen[going], positions[going]
+            cache.batch_select_indices(torch.tensor(going, device=device))
+        unread, positions = chosen[:, None], positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
-        position = position + 1
-        hidden = model.base_model(
-            input_ids=chosen[:, None],
-            attention_mask=seen,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    for row, length in enumerate(lengths.tolist()):
-        ids = tokens[row, :length].tolist()
-        text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        yield Sample(ids, logprobs[row, :length].cpu(), text, ids[-1] in ends.tolist())
+    texts = [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+    return [
+        Sample(ids, torch.tensor(values), text, ids[-1] in ends)
+        for ids, values, text in zip(tokens, logprobs, texts, strict=True)
+    ]
 
 
 def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:

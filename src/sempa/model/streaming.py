@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sempa.model.base import BaseModel
-from sempa.model.lm_head import head_logits
+from sempa.model.logprobs import head_logits
 from sempa.model.sampling import check_sampling, choose
 
 

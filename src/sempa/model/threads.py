@@ -43,7 +43,7 @@ def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: S
 
 
 def _gains(model: PreTrainedModel) -> bool:
-    if model.device.type != "cpu" or model.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+    if model.device.type != "cpu" or model.dtype == torch.float32:
         return False
     # These position embeddings change with the longest text read and keep that length in the model.
     kinds = {getattr(module, "rope_type", "") for module in model.modules()}
@@ -69,11 +69,5 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-# A child process inherits the pool but none of its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-@functools.cache
-def make_forks_safe() -> None:
-    """From now on a forked child computes on one thread: it would wait for ever for others of PyTorch's own pool."""
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+# A forked child computes on one thread: it would wait for ever for the others of PyTorch's own pool.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -5,14 +5,12 @@ many kinds and behind short openings, so that conversation and running text are 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
-from sempa.errors import SempaError
 from sempa.io.files import cache_folder, fingerprint, optional_write
 from sempa.io.progress import bar
 from sempa.io.tensors import read_tensors, write_tensors
@@ -101,8 +99,10 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     openings = encode_plain(base.tokenizer, OPENINGS)
     kinds = [*((ids, ANSWERS) for ids in questions), *((ids, CONTINUATIONS) for ids in openings)]
     is_held_out = [place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for place, (_, n) in enumerate(kinds) for _ in range(n)]
-    texts = _read(path)
-    if texts is None:
+    if path.is_file():
+        cached = read_tensors(path)
+        texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
+    else:
         prompts = [ids for ids, n in kinds for _ in range(n)]
         with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
             # All side by side: many rows of one product cost little more than few.
@@ -113,12 +113,3 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
             write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
     return [texts[i] for i in order if is_held_out[i] == held_out]
-
-
-def _read(path: Path) -> list[list[int]] | None:
-    try:
-        cached = read_tensors(path)
-        return [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
-    except (SempaError, KeyError, RuntimeError):
-        # Missing or damaged: sampling again is all it costs.
-        return None

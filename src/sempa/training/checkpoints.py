@@ -1,27 +1,26 @@
-"""Checkpoints that are whole or absent, hold all that the next step depends on, and show when a disk damaged them."""
+"""Checkpoints that are whole or absent, and hold all that the next step depends on."""
 
 import re
 import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sempa.errors import SempaError
-from sempa.io.files import read_json, remove_folder, remove_leftovers, replace_folder, sha256, write_json
+from sempa.io.files import read_json, remove_folder, remove_leftovers, replace_folder, write_json
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, save_adapter, set_lora
+from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, set_lora
 from sempa.model.lora import lora_parameters
 
-OPTIMIZER_FILE, STATE_FILE, MANIFEST_FILE = "optimizer.safetensors", "state.json", "manifest.json"
-FILES = (CONFIG_FILE, WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE)
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 _KEEP = 2
 
 
 def save_checkpoint(
     run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, base_name: str
 ) -> None:
-    """Write `checkpoints/step-…` (adapter, optimiser, state, and a manifest of their checksums) as a whole folder.
+    """Write `checkpoints/step-…` (adapter, optimiser and state) as a whole folder.
 
     Then all but the latest two are dropped, and what killed processes left half-written in the run. Raises `SempaError`
     when the disk is full or read-only; earlier checkpoints are untouched then.
@@ -36,7 +35,6 @@ def save_checkpoint(
         }
         write_tensors(folder / OPTIMIZER_FILE, moments)
         write_json(folder / STATE_FILE, {"step": step, **state})
-        write_json(folder / MANIFEST_FILE, {"sha256": {name: sha256(folder / name) for name in FILES}})
 
     folder = run / "checkpoints" / f"step-{step:06d}"
     replace_folder(folder, write)
@@ -55,11 +53,20 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     folders = checkpoint_folders(run)
     for folder in reversed(folders):
         try:
-            check_checkpoint(folder)
+            adapter, saved, state = read_checkpoint(folder)
         except SempaError as error:
             print(f"warning: {error}; going back to the checkpoint before", file=sys.stderr, flush=True)
             continue
-        return _restore(folder, model, optimizer)
+        set_lora(model, adapter, folder / WEIGHTS_FILE)
+        for name, parameter in lora_parameters(model).items():
+            # AdamW keeps its step count on the CPU, its moments beside the parameter.
+            moments = {key: saved.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            # One that has had no gradient yet has none.
+            if moments["step"] is not None:
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+                }
+        return state
     if folders:
         raise SempaError(
             f"{run / 'checkpoints'}: every checkpoint is damaged (the latest is {folders[-1].name}); "
@@ -68,23 +75,13 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     return {}
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Compare every file of a checkpoint with its checksum; raises `SempaError` that names the first damaged file."""
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+    """A checkpoint's adapter, optimiser moments and state; raises `SempaError` where a file is missing or damaged."""
     try:
-        expected = read_json(folder / MANIFEST_FILE)["sha256"]
-        # Only these names are opened, whatever else a damaged manifest may list.
-        expected = {name: expected[name] for name in FILES}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SempaError(f"checkpoint {folder}: {MANIFEST_FILE} is missing or damaged") from error
-    for name, digest in expected.items():
-        try:
-            found = sha256(folder / name)
-        except OSError as error:
-            raise SempaError(f"checkpoint {folder}: {name} cannot be read: {error.strerror or error}") from error
-        if found != digest:
-            raise SempaError(
-                f"checkpoint {folder}: {name} is damaged, it does not match its checksum in {MANIFEST_FILE}"
-            )
+        state = read_json(folder / STATE_FILE)
+    except (OSError, ValueError) as error:
+        raise SempaError(f"checkpoint {folder}: {STATE_FILE} is missing or damaged") from error
+    return read_adapter(folder)[1], read_tensors(folder / OPTIMIZER_FILE), state
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -94,29 +91,5 @@ def has_checkpoint(run: Path) -> bool:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """The folders `checkpoints/step-…` of a run, damaged ones included, in the order of their steps."""
-    steps = {
-        folder: int(match.group(1))
-        for folder in (run / "checkpoints").glob("step-*")
-        if (match := re.fullmatch(r"step-(\d+)", folder.name))
-    }
-    return sorted(steps, key=steps.get)
-
-
-def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    _, adapter = read_adapter(folder)
-    set_lora(model, adapter, folder / WEIGHTS_FILE)
-    try:
-        state = read_json(folder / STATE_FILE)
-        saved = read_tensors(folder / OPTIMIZER_FILE)
-        for name, parameter in lora_parameters(model).items():
-            # One that has had no gradient yet has no moments.
-            if f"{name}/step" not in saved:
-                continue
-            moments = {key: saved[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            # AdamW keeps its step count on the CPU, its moments beside the parameter.
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-            }
-    except (OSError, ValueError, KeyError) as error:
-        raise SempaError(f"checkpoint {folder}: cannot be used ({error}); it is of another version of sempa") from error
-    return state
+    folders = [folder for folder in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", folder.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -16,17 +15,16 @@ from sempa.batching.batches import Batches, rounded_up
 from sempa.batching.prompts import Preference
 from sempa.config import Config
 from sempa.errors import SempaError
-from sempa.io.files import explain_os_errors, fingerprint
+from sempa.io.files import fingerprint, fsync
 from sempa.model.adapter_files import save_adapter
-from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.checkpointing import checkpoint_blocks
+from sempa.model.base import BaseModel
+from sempa.model.layers import checkpoint_blocks
 from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
-from sempa.training.metrics import log_metrics, open_metrics
-from sempa.training.processes import any_of, broadcast_number, join_world, wait_for_all
+from sempa.training.metrics import cut_metrics, log_metrics, warn_of_step
+from sempa.training.processes import join_world, sum_number
 from sempa.training.step import make_optimizer, train_step
-from sempa.training.warnings import warn_of_step
 
 
 class Interrupted(Exception):
@@ -42,10 +40,10 @@ def train(
     in the checkpoint or follows from config and step number.
 
     Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included,
-    and `trains`, a fingerprint of base and triplets.
+    and `data`, a fingerprint of the triplets and the base's dtype.
 
     Raises:
-        SempaError: a loss that is not finite, a disk that is full, or a checkpoint of another base or other triplets.
+        SempaError: a loss that is not finite, a disk that is full, or a checkpoint of other triplets.
         Interrupted: after Ctrl-C, once the running step is saved.
     """
     started = time.perf_counter()
@@ -57,55 +55,54 @@ def train(
     total = max(1, rounded_up(config.epochs, len(batches)))
     samples = base_samples(base) if config.retention and world.is_last else []
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
-    state["trains"] = fingerprint(weights_fingerprint(base), *preferences)
+    state["data"] = fingerprint(model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
-    if saved.get("trains", state["trains"]) != state["trains"]:
+    if saved.get("data", state["data"]) != state["data"]:
         raise SempaError(
-            f"{run}: its checkpoints are of another base model, in weights or precision, or of other triplets; "
-            "bring those back, or train anew with another output=…"
+            f"{run}: its checkpoints are of a base in another precision, or of other triplets; bring those back, or "
+            "train anew with another output=…"
         )
     state |= saved
-    metrics = open_metrics(run / "metrics.jsonl" if world.is_first else Path(os.devnull), state["step"])
-    already_warned: set[str] = set()
+    metrics, already_warned = run / "metrics.jsonl", set()
+    if world.is_first:
+        cut_metrics(metrics, state["step"])
     base_name = portable_name(config.model)
     began = started - state["seconds"]
 
-    with (
-        metrics,
-        _stop_request() as stop,
-        _progress(config, total, state["step"], len(preferences), world.is_first) as progress,
-    ):
+    with _stop_request() as stop, _progress(total, state["step"], world.is_first) as show:
         for step in range(state["step"], total):
+            step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
             record = train_step(config, model, optimizer, batch, samples, step, total, world)
+            rate = batch.size / (time.perf_counter() - step_began)
             if world.is_first:
                 warn_of_step(config, step + 1, record, already_warned)
-            rate = progress(step + 1, record, batch.size)
-            position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
-            log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
+                show(step + 1, record, rate)
+                position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
+                log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
 
-            last = step + 1 == total
             # A signal may reach one process a step before another: they stop together.
-            stopping = any_of(bool(stop), world, model.device)
-            due = (step + 1) % config.eval_every == 0 or last
+            stopping = sum_number(bool(stop), world) > 0
+            due = (step + 1) % config.eval_every == 0 or step + 1 == total
             if due:
-                score = broadcast_number(score_dev() if world.is_first else 0.0, world, model.device)
+                score = sum_number(score_dev() if world.is_first else 0.0, world)
                 if not math.isfinite(score):
                     raise SempaError(f"step {step + 1}: the development score is {score}, expected a finite number")
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": step + 1}
                     if world.is_first:
                         save_adapter(model, run / "adapter", base_name, config.readout)
-                log_metrics(metrics, {"step": step + 1, "eval/sts": score})
+                if world.is_first:
+                    log_metrics(metrics, {"step": step + 1, "eval/sts": score})
             if due or stopping:
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
                 if world.is_first:
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
-                    with explain_os_errors(run):
-                        os.fsync(metrics.fileno())
+                    fsync(metrics)
                     save_checkpoint(run, step + 1, model, optimizer, state, base_name)
-                wait_for_all(world)
+                # The others wait for it.
+                sum_number(0.0, world)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:
                 raise Interrupted
@@ -129,12 +126,7 @@ def _stop_request() -> Iterator[list[int]]:
         received.append(number)
         print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
 
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        # Outside the main thread signals belong to somebody else.
-        yield received
-        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -152,34 +144,20 @@ _SHOWN = {
 
 
 @contextlib.contextmanager
-def _progress(
-    config: Config, total: int, start: int, count: int, shown: bool
-) -> Iterator[Callable[[int, dict, int], float]]:
-    """A bar with rate and time left on a terminal, plain lines in a log; advancing it returns the step's triplets/s."""
-    per_epoch = math.ceil(count / config.batch_size)
-    triplets = math.ceil(total / per_epoch * count)
-    with tqdm(
-        total=triplets,
-        initial=min(triplets, start * config.batch_size),
-        desc="training",
-        unit="triplet",
-        disable=not (shown and sys.stderr.isatty()),
-        dynamic_ncols=True,
-    ) as bar:
-        last = time.perf_counter()
-        seconds = done = 0.0
+def _progress(total: int, start: int, shown: bool) -> Iterator[Callable[[int, dict, float], None]]:
+    """A function that shows a step's losses: beside a bar on a terminal, as a line every ten steps in a log."""
+    terminal = sys.stderr.isatty()
+    options = {"desc": "training", "unit": "step", "dynamic_ncols": True}
+    with tqdm(total=total, initial=start, disable=not (shown and terminal), **options) as bar:
+        began = time.perf_counter()
 
-        def advance(step: int, record: dict, size: int) -> float:
-            nonlocal last, seconds, done
-            now = time.perf_counter()
-            rate, seconds, done, last = size / (now - last), seconds + now - last, done + size, now
+        def show(step: int, record: dict, rate: float) -> None:
             values = {label: f"{record[name]:.3f}" for name, label in _SHOWN.items() if name in record}
             bar.set_postfix(values)
-            bar.update(size)
-            if shown and bar.disable and (step % 10 == 0 or step in (1, total)):
-                left = (total - step) * config.batch_size * seconds / done
-                parts = [f"step {step}/{total}", *(f"{label} {value}" for label, value in values.items())]
-                print("  ".join([*parts, f"{rate:.1f} triplets/s", f"{left / 60:.1f} min left"]), flush=True)
-            return rate
+            bar.update()
+            if not terminal and (step % 10 == 0 or step in (1, total)):
+                losses = "  ".join(f"{label} {value}" for label, value in values.items())
+                left = (total - step) * (time.perf_counter() - began) / (step - start) / 60
+                print(f"step {step}/{total}  {losses}  {rate:.1f} triplets/s  {left:.1f} min left", flush=True)
 
-        yield advance
+        yield show

@@ -42,21 +42,18 @@ def join_world() -> World:
 
     Raises `SempaError` when the environment names other processes but not how to reach them.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return World()
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing or not size.isdecimal():
-        raise SempaError(
-            f"WORLD_SIZE is {size!r} in the environment"
-            + (f", but {', '.join(missing)} is not set" if missing else ", expected a number")
-            + ": start several processes with torchrun, or unset WORLD_SIZE"
-        )
     if not dist.is_initialized():
         if (device := local_device()) is not None:
             torch.cuda.set_device(device)
-        # Tensors travel from where they are: gradients from the device, the rest from the host.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            # Tensors travel from where they are: gradients from the device, the rest from the host.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        except ValueError as error:
+            raise SempaError(
+                f"WORLD_SIZE is set in the environment, but {error}: start several processes with torchrun, or unset it"
+            ) from error
     return World(dist.get_rank(), dist.get_world_size())
 
 
@@ -72,13 +69,8 @@ def of_this_process(items: Sequence[Item], world: World) -> list[Item]:
 
 
 def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:
-    """Replace each parameter's gradient by the sum over all processes (a missing one counts as zero).
-
-    Where no process has any, there is none afterwards, and the optimiser leaves the parameters alone.
-    """
+    """Replace each parameter's gradient by the sum over all processes (a missing one counts as zero)."""
     if world.size == 1:
-        return
-    if not any_of(any(p.grad is not None for p in parameters), world, parameters[0].device):
         return
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
     dist.all_reduce(flat)
@@ -86,15 +78,17 @@ def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:
         parameter.grad = grad.view_as(parameter)
 
 
-def sum_metrics(
-    metrics: dict[str, float], names: Sequence[str], world: World, device: torch.device
-) -> dict[str, float]:
+def sum_metrics(metrics: dict[str, float], names: Sequence[str], world: World) -> dict[str, float]:
     """The metrics `names` summed over all processes; one that a process does not have counts as zero."""
     values = torch.tensor([metrics.get(name, 0.0) for name in names], dtype=torch.float64)
     if world.size > 1:
-        values = values.to(device)
         dist.all_reduce(values)
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def sum_number(value: float, world: World) -> float:
+    """The number summed over all processes; all go on when every process has come this far."""
+    return sum_metrics({"value": value}, ["value"], world)["value"]
 
 
 def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], count: int, world: World) -> Tensor:
@@ -111,27 +105,3 @@ def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], c
     others = everything.detach().clone()
     dist.all_reduce(others)
     return others.index_copy(0, index, own)
-
-
-def broadcast_number(value: float, world: World, device: torch.device) -> float:
-    """The first process's number, for all."""
-    if world.size == 1:
-        return value
-    box = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(box, 0)
-    return box.item()
-
-
-def any_of(flag: bool, world: World, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    if world.size == 1:
-        return flag
-    box = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(box, dist.ReduceOp.MAX)
-    return bool(box.item())
-
-
-def wait_for_all(world: World) -> None:
-    """Go on when every process has come this far."""
-    if world.size > 1:
-        dist.barrier()

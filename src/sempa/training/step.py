@@ -31,8 +31,7 @@ from sempa.losses import (
 )
 from sempa.model.forward import row_states
 from sempa.model.layers import one_word_embeddings
-from sempa.model.lm_head import head_parts, scale_for_head
-from sempa.model.logprobs import response_token_logprobs, sequence_logprobs, sum_by_response
+from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample
@@ -81,7 +80,7 @@ def train_step(
             metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
     except ValueError as error:  # the losses refuse NaN
         raise _diverged(config, batch, step, str(error)) from error
-    metrics = sum_metrics(metrics, metric_names(config, batch), world, model.device)
+    metrics = sum_metrics(metrics, metric_names(config, batch), world)
     sum_gradients(parameters, world)
     norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):

@@ -5,29 +5,26 @@ reads a vector for each.
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.embedding.readouts.contrastive_prompting import contrastive_prompting, contrastive_prompts
-from sempa.embedding.readouts.pooling import bare_prompts, echo_prompts, mean, weighted_mean
-from sempa.embedding.readouts.prompteol import attention_outputs, icl_prompts, last, one_word_prompts
+from sempa.embedding.readouts import plain, steered
 from sempa.embedding.readouts.prompts import Prompt, pack_prompts
-from sempa.embedding.readouts.token_prepending import prepending_prompts, token_prepending
 from sempa.errors import SempaError
-from sempa.model.layers import depth, output_projections, scaled
+from sempa.model.forward import depth
+from sempa.model.layers import output_projections, scaled
 
 _READOUTS = {
-    "mean": (bare_prompts, mean),
-    "weighted-mean": (bare_prompts, weighted_mean),
-    "last": (bare_prompts, last),
-    "echo": (echo_prompts, mean),
-    "prompteol": (one_word_prompts, last),
-    "prompteol-icl": (icl_prompts, last),
-    "contrastive-prompting": (contrastive_prompts, contrastive_prompting),
-    "token-prepending": (prepending_prompts, token_prepending),
-    "attention-sum": (one_word_prompts, attention_outputs),
+    "mean": (plain.bare_prompts, plain.mean),
+    "weighted-mean": (plain.bare_prompts, plain.weighted_mean),
+    "last": (plain.bare_prompts, plain.last),
+    "echo": (plain.echo_prompts, plain.mean),
+    "prompteol": (plain.one_word_prompts, plain.last),
+    "prompteol-icl": (plain.icl_prompts, plain.last),
+    "contrastive-prompting": (steered.contrastive_prompts, steered.contrastive_prompting),
+    "token-prepending": (steered.prepending_prompts, steered.token_prepending),
+    "attention-sum": (plain.one_word_prompts, plain.attention_outputs),
 }
 READOUTS = tuple(_READOUTS)
 # Both steered readouts were published with layer 27 for LLaMA2-7B's 32, and the last but one for LLaMA3-8B.
@@ -35,24 +32,18 @@ _PUBLISHED_LAYER = {"contrastive-prompting": 27, "token-prepending": 27}
 _OF_ATTENTION = ("contrastive-prompting", "attention-sum")
 
 
-def check_readout(readout: str, layer: int = -1, model: PreTrainedModel | None = None) -> None:
-    """Raise `SempaError` for a readout or a layer that does not exist, in any model or in this one."""
+def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None:
+    """Raise `SempaError` for a readout or a layer that does not exist, or that this model cannot give."""
     if readout not in READOUTS:
         raise SempaError(f"readout: found {readout!r}, expected one of {', '.join(READOUTS)}")
-    if not isinstance(layer, Integral):
-        raise SempaError(f"layer: found {layer!r}, expected a whole number")
     if readout == "attention-sum" and layer != -1:
         raise SempaError(f"layer: found {layer}, expected none: attention-sum adds up the outputs of all layers")
-    if model is None:
-        return
     last_layer = depth(model)
     if not -last_layer - 1 <= layer <= last_layer:
         raise SempaError(f"layer: found {layer}, expected {-last_layer - 1} to {last_layer} for this model")
     if readout in _OF_ATTENTION and not output_projections(model):
-        others = ", ".join(name for name in READOUTS if name not in _OF_ATTENTION)
         raise SempaError(
-            f"readout: {readout} needs the attention's output projections, and none are found in "
-            f"{type(model).__name__}; expected one of {others}"
+            f"readout: {readout} needs the attention's output projections, and none are found in {type(model).__name__}"
         )
 
 
@@ -61,14 +52,10 @@ def layer_read(readout: str, layer: int, depth: int) -> int:
     return scaled(_PUBLISHED_LAYER.get(readout, 32), depth) if layer == -1 else layer % (depth + 1)
 
 
-def passes_final_norm(readout: str, layer: int, model: PreTrainedModel) -> bool:
-    """Whether the embeddings are states of the last layer, which alone has passed the final norm."""
-    return readout != "attention-sum" and layer_read(readout, layer, depth(model)) == depth(model)
-
-
 def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:
     """How many numbers an embedding has; some models project between their blocks and their head (OPT)."""
-    if passes_final_norm(readout, layer, model):
+    # The states of the last layer alone have passed the final norm and that projection.
+    if readout != "attention-sum" and layer_read(readout, layer, depth(model)) == depth(model):
         return model.get_output_embeddings().weight.shape[1]
     return model.config.get_text_config().hidden_size
 

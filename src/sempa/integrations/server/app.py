@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from sempa.batching.prompts import encode_texts, render_messages
-from sempa.embedding.embedder import Embedder, sentence_prompts
+from sempa.embedding.embed import sentence_prompts
+from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
 from sempa.integrations.server import replies
 from sempa.integrations.server.engine import Engine, Piece

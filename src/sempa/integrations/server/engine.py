@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sempa.embedding.embedder import Embedder, embed_prompts, token_batches
+from sempa.embedding.embed import embed_prompts, token_batches
+from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
 from sempa.embedding.readouts.prompts import Prompt
 from sempa.integrations.server.metrics import Metrics

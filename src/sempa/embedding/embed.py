@@ -1,0 +1,127 @@
+"""From sentences to vectors: the hidden state that is about to say the sentence in one word.
+
+sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
+from sempa.embedding.readouts.prompts import Prompt
+from sempa.errors import SempaError
+from sempa.io.progress import bar
+from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
+from sempa.model.threads import parallel_map
+
+# Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.
+_ROW_TOKENS = 1024
+# Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
+_TOKENIZED_AT_ONCE = 4096
+
+
+def embed(
+    base: BaseModel,
+    sentences: Iterable[str],
+    batch_size: int = 32,
+    layer: int = -1,
+    readout: str = "prompteol",
+    progress: str = "",
+) -> np.ndarray:
+    """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
+
+    `layer` and `readout` are those of `Embedder`; `progress` names a bar to show. Raises `SempaError` for an unknown
+    readout, a batch size below 1, and a sentence that is not a string, is empty, or is longer than the model can read.
+    """
+    check_readout(readout, base.model, layer)
+    if batch_size < 1:
+        raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
+    prompts = sentence_prompts(base, readout, sentences)
+    with bar(len(prompts), progress, "sentence") if progress else contextlib.nullcontext() as shown:
+        return embed_prompts(base, prompts, batch_size, layer, readout, shown)
+
+
+@torch.inference_mode()
+def embed_prompts(
+    base: BaseModel,
+    prompts: Sequence[Prompt],
+    batch_size: int = 32,
+    layer: int = -1,
+    readout: str = "prompteol",
+    progress: tqdm | None = None,
+) -> np.ndarray:
+    """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
+    model = base.model.eval()
+    batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
+    vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
+
+    def run(batch: list[int]) -> Tensor:
+        return read(readout, model, [prompts[i] for i in batch], layer)
+
+    for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
+        vectors[batch] = found.cpu().numpy()
+        if progress is not None:
+            progress.update(len(batch))
+    return vectors
+
+
+def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of prompts of so many tokens each: at most `batch_size` and `_ROW_TOKENS` tokens together (or one alone).
+
+    Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if batch and (len(batch) >= batch_size or tokens + sizes[index] > _ROW_TOKENS):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += sizes[index]
+    if batch:
+        yield batch
+
+
+def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
+    """The sentences as a list; raises `SempaError` for what is not strings, and for an empty one."""
+    # A mapping or a table would iterate as its column names.
+    if isinstance(sentences, str | Mapping) or getattr(sentences, "ndim", 1) != 1:
+        raise SempaError(f"sentences: found {type(sentences).__name__}, expected strings in a list")
+    sentences = list(sentences)
+    for place, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
+        if not sentence.strip() and on_empty == "error":
+            raise SempaError(f"sentence {place}: is empty")
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            raise SempaError(f"sentence {place}: holds a lone surrogate, which is no character") from error
+    return sentences
+
+
+def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) -> list[Prompt]:
+    """Every sentence's prompt as token ids; raises `SempaError` as `embed` does for a sentence."""
+    sentences = check_sentences(sentences)
+    prompts: list[Prompt] = []
+    for begin in range(0, len(sentences), _TOKENIZED_AT_ONCE):
+        prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
+    limit = context_length(base.model)
+    for place, prompt in enumerate(prompts):
+        check_length(prompt, limit, f"sentence {place}")
+    return prompts
+
+
+def check_length(prompt: Prompt, limit: int, name: str) -> None:
+    """Raise `SempaError` for the sentence of that name when its prompt has more tokens than `limit`."""
+    longest = max(len(prompt.tokens), len(prompt.auxiliary))
+    if longest > limit:
+        raise SempaError(
+            f"{name}: has {longest:,} tokens in its prompt, expected at most the {limit:,} that the model can read at "
+            "once"
+        )

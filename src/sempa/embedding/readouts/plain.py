@@ -1,0 +1,77 @@
+"""Readouts of the forward pass as it is: plain pooling, PromptEOL, and the sum of the attention outputs.
+
+The prompts say which tokens are read: the sentence's own, or the last of a prompt that asks for the sentence in one
+word. The begin-of-text token, where a tokenizer puts one, is seen by the model but not read.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sempa.batching.prompts import EOL_PREFIX, encode_one_word
+from sempa.embedding.readouts.prompts import Prompt, PromptRow, encode_spans
+from sempa.model.forward import row_states
+from sempa.model.layers import attention_sum
+
+# The example that the authors' sweep over STS-B dev chose for the smallest model they publish one for (OPT-125M).
+_EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
+
+
+def bare_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The sentence itself."""
+    return encode_spans(tokenizer, [""] * len(sentences), sentences)
+
+
+def echo_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The sentence twice; its second occurrence, which has seen all of the first, is read.
+
+    Springer et al., *Repetition Improves Language Model Embeddings* (arXiv 2402.15449), § 3, zero-shot.
+    """
+    heads = [f"Rewrite the sentence: {sentence}, rewritten sentence:" for sentence in sentences]
+    return encode_spans(tokenizer, heads, [f" {sentence}" for sentence in sentences])
+
+
+def one_word_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """`This sentence : "…" means in one word:"`."""
+    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences)]
+
+
+def icl_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
+    """The same behind one worked example: in-context learning, § 3.2 of PromptEOL's paper."""
+    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]
+
+
+def mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
+    """e = 1/S Σ h_i over the sentence's S tokens."""
+    hidden = row_states(model, prompts.packed, layer)
+    return torch.stack([span.mean(0) for span in prompts.spans(hidden)])
+
+
+def weighted_mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
+    """e = Σ i h_i / Σ i, i = 1 … S: a later token has seen more of the sentence, so it counts for more.
+
+    Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
+    """
+    hidden = row_states(model, prompts.packed, layer)
+    spans = prompts.spans(hidden)
+    weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
+    return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])
+
+
+def last(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
+    """e = h at the last token, the only one that has seen all of the prompt; SemPA's readout.
+
+    Jiang et al., *Scaling Sentence Embeddings with Large Language Models* (arXiv 2307.16645), § 3.1.
+    """
+    return row_states(model, prompts.packed, layer)[prompts.ends].float()
+
+
+def attention_outputs(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
+    """e = Σ_l o_l at the last token: what attention adds to the residual there, summed over all blocks l.
+
+    AlignedWVA (arXiv 2602.01572), which chooses a range of blocks for each model; here all count, and `layer` does not.
+    """
+    return attention_sum(model, prompts.packed, prompts.ends)
