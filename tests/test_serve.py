@@ -254,6 +254,7 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
         (EMBED, {"input": []}, "input", "input: List should have at least 1 item"),
         (EMBED, {"input": ["a"] * 2049}, "input", "input: List should have at most 2048 items"),
         (EMBED, {"input": ["a", 3.5]}, "input", "input.1: Input should be a valid string"),
+        (EMBED, {"input": [[5, 9, 200]]}, "input", "check_embedding_ctx_length=False"),
         (EMBED, {"input": {"text": "a"}}, "input", "input: Input should be a valid array"),
         (EMBED, {"input": ["a", " "]}, None, "sentence 1: is empty"),
         (EMBED, {"input": "half \ud83d"}, None, "body: Invalid JSON"),

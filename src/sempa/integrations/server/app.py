@@ -82,15 +82,14 @@ async def error_response(_request: Request | None, error: Exception) -> JSONResp
 
 
 class Gate:
-    """ASGI middleware: asks for the key, limits the number of requests at once and the time of each, counts them."""
+    """ASGI middleware: the API key, how many requests are served at once and how long, and their metrics."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
         self.app, self.limits, self.requests = app, limits, 0
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         running = Gauge("sempa_requests_running", "Requests under way.", registry=registry)
         running.set_function(lambda: self.requests)
-        explained = "Seconds from a request's head to the end of its answer."
-        self._seconds = Summary("sempa_request_seconds", explained, ["path", "status"], registry=registry)
+        self._seconds = Summary("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
