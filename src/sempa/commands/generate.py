@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.batching.prompts import encode_texts, render_messages, render_prompt
     from sempa.io.rows import STANDARD_INPUT, numbered_lines
     from sempa.model.sampling import encode_prompts, end_tokens
-    from sempa.model.streaming import IncrementalDecoder, stream_tokens
+    from sempa.model.streaming import stream_answer
 
     prompt, longest = arguments.prompt, arguments.max_new_tokens
     if prompt == str(STANDARD_INPUT):
@@ -36,8 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         text = render_prompt(base.tokenizer, prompt)
     (ids,) = encode_prompts(base, encode_texts(base.tokenizer, [text]), longest)
-    tokens = stream_tokens(base, ids, longest, arguments.temperature, 1.0, arguments.seed, end_tokens(base))
-    decoder = IncrementalDecoder(base.tokenizer)
-    for token in tokens:
-        print(decoder.push(token), end="", flush=True)
-    print(decoder.flush())
+    answer = stream_answer(base, ids, longest, arguments.temperature, 1.0, arguments.seed, end_tokens(base))
+    for _, text in answer:
+        print(text, end="", flush=True)
+    print()

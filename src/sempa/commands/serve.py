@@ -49,19 +49,14 @@ def run(arguments: argparse.Namespace) -> None:
         if not 0 < getattr(arguments, name) < float("inf"):
             raise SempaError(f"{name.replace('_', '-')}: found {getattr(arguments, name)}, expected more than 0")
     key = os.environ.get("SEMPA_API_KEY", "")
+    if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
+        warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
     listener = _listen(arguments.host, arguments.port)
     embedder = load_embedder(arguments)
     name = arguments.name or Path(arguments.model).name
     limits = Limits(tokens=arguments.max_tokens, requests=arguments.queue, seconds=arguments.timeout)
-    config = uvicorn.Config(
-        make_app(embedder, name, limits, key),
-        log_level="warning",
-        timeout_graceful_shutdown=int(arguments.timeout) + 1,
-    )
-    if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
-        warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
-    # From here on clients are let in, or wait the moment until uvicorn does so.
-    listener.listen()
+    app = make_app(embedder, name, limits, key)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(arguments.timeout) + 1)
     host, port = listener.getsockname()[:2]
     print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)", flush=True)
     # uvicorn finishes what is running, then sends itself the signal again.
@@ -70,13 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that has the address, so that one that is taken is found before the model is loaded."""
-    # By the protocol's name asyncio knows that answers should not wait for the client's acknowledgement.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    """A listening socket: an address that is taken is found before the model is loaded, and early clients wait."""
+    # asyncio lets answers not wait for the client's acknowledgement where the socket names the protocol.
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
         raise SempaError(f"serve: cannot listen at {host} port {port}: {error}") from error

@@ -1,41 +1,37 @@
-"""The routes: what a request asks is read, done within its time, and answered."""
+"""The server as an ASGI application: the gate that every request passes, the routes, and the error in OpenAI's form."""
 
 import asyncio
-import dataclasses
-import secrets
+import base64
+import contextlib
+import hmac
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
+import numpy as np
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Gauge, Summary, generate_latest
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sempa.batching.prompts import encode_texts, render_messages
+from sempa.embedding.compress import unit
 from sempa.embedding.embed import sentence_prompts
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
-from sempa.integrations.server import replies
 from sempa.integrations.server.engine import Engine, Piece
-from sempa.integrations.server.gate import Gate, error_response
-from sempa.integrations.server.metrics import CONTENT_TYPE, Metrics
-from sempa.integrations.server.requests import (
-    ApiError,
-    ChatRequest,
-    Limits,
-    check_model,
-    parse_body,
-    parse_chat_request,
-    parse_embedding_request,
-)
+from sempa.integrations.server.requests import ApiError, ChatRequest, EmbeddingRequest, Limits
 from sempa.model.forward import context_length
 
-Result = TypeVar("Result")
+Asked = TypeVar("Asked", EmbeddingRequest, ChatRequest)
+_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
 
 
 def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -> Starlette:
@@ -47,162 +43,200 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
         limits: what a request may ask for, and how many are served at once.
         api_key: what a client must show as `Authorization: Bearer KEY` below `/v1`; "" asks for none.
     """
-    metrics = Metrics()
-    routes = Routes(embedder, name, limits, metrics)
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(routes.engine.close)
-
+    registry = CollectorRegistry()
+    model = ModelRoutes(embedder, name, limits, Engine(embedder, registry))
+    card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sempa"}
     return Starlette(
         routes=[
-            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
-            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-            Route("/v1/models", routes.models),
-            Route("/v1/models/{name:path}", routes.model),
-            Route("/health", routes.health),
-            Route("/metrics", routes.prometheus),
+            Route("/v1/embeddings", model.embeddings, methods=["POST"]),
+            Route("/v1/chat/completions", model.chat, methods=["POST"]),
+            Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [card]})),
+            Route("/health", lambda _: JSONResponse({"status": "ok"})),
+            Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)),
         ],
-        middleware=[Middleware(Gate, metrics, api_key, limits.requests, 2 * limits.seconds)],
-        exception_handlers=dict.fromkeys((SempaError, HTTPException, ClientDisconnect, Exception), error_response),
-        lifespan=lifespan,
+        max_body_size=limits.body_bytes,
+        middleware=[Middleware(Gate, registry, limits, api_key)],
+        exception_handlers=dict.fromkeys(
+            (ValidationError, SempaError, HTTPException, ClientDisconnect, Exception), error_response
+        ),
     )
 
 
-class Routes:
-    """One method for each route."""
+async def error_response(_request: Request | None, error: Exception) -> JSONResponse:
+    """An exception in OpenAI's form: what the client got wrong is 400 unless it says otherwise."""
+    status, message, param, code = 500, "the server failed; its log says why", None, None
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, error.detail
+        param, code = getattr(error, "param", None), getattr(error, "code", None)
+    elif isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        status, message, param = 400, f"{'.'.join(place) or 'body'}: {first['msg']}", place[0] if place else None
+    elif isinstance(error, SempaError):
+        status, message = 400, str(error)
+    elif isinstance(error, ClientDisconnect):
+        # For the metrics alone: nobody reads it.
+        status = 499
+    kind = _ERROR_TYPES.get(status, "invalid_request_error")
+    content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(content, status, headers={"Retry-After": "1"} if status == 429 else None)
 
-    def __init__(self, embedder: Embedder, name: str, limits: Limits, metrics: Metrics) -> None:
-        self.base, self.readout = embedder.base, embedder.readout
-        self.name, self.limits, self.metrics = name, limits, metrics
-        self.engine = Engine(embedder, limits.answers, metrics)
+
+class Gate:
+    """ASGI middleware: the API key, how many requests are served at once and how long, and their metrics."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
+        self.app, self.limits, self.requests = app, limits, 0
+        self._authorization = f"Bearer {api_key}".encode() if api_key else None
+        running = Gauge("sempa_requests_running", "Requests under way.", registry=registry)
+        running.set_function(lambda: self.requests)
+        self._seconds = Summary("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, began = None, time.perf_counter()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        refusal = self._refusal(scope) if scope["path"].startswith("/v1/") else None
+        app = self.app if refusal is None else await error_response(None, refusal)
+        self.requests += 1
+        try:
+            await asyncio.wait_for(app(scope, receive, watched_send), self.limits.seconds)
+        except asyncio.TimeoutError:
+            late = ApiError(504, f"the request took more than {self.limits.seconds:g} seconds", code="timeout")
+            response = await error_response(None, late)
+            if status is None:
+                await response(scope, receive, watched_send)
+            else:
+                # A stream has its status already: the error is its last event, unless the client has stopped reading.
+                event = {"type": "http.response.body", "body": b"data: " + response.body + b"\n\n"}
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(send(event), 1)
+        finally:
+            self.requests -= 1
+            path = scope["route"].path if "route" in scope else "other"
+            self._seconds.labels(path, status or 500).observe(time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
+            return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        if self.requests >= self.limits.requests:
+            return ApiError(429, f"{self.requests} requests are under way; try again later", code="queue_full")
+        return None
+
+
+class ModelRoutes:
+    """The routes that the model answers."""
+
+    def __init__(self, embedder: Embedder, name: str, limits: Limits, engine: Engine) -> None:
+        self.embedder, self.name, self.limits, self.engine = embedder, name, limits, engine
         self.most_tokens = min(limits.tokens, context_length(embedder.base.model))
-        self.card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sempa"}
 
     async def embeddings(self, request: Request) -> Response:
         """Vectors of length 1; the one-word prompt is put around each text here."""
-        return await self._in_time(request, self._embed(await self._read(request)))
-
-    async def chat(self, request: Request) -> Response:
-        """An answer, whole or as a stream of events."""
-        deadline = time.monotonic() + self.limits.seconds
-        asked = parse_chat_request(await self._read(request))
-        prompt, asked = await asyncio.to_thread(self._encode_chat, asked)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
-        pieces = self.engine.answer(prompt, asked)
-        if not asked.stream:
-            return await self._in_time(request, self._complete(head, len(prompt), pieces))
-        # Until the first token is there, an error has a status of its own.
-        first = await self._in_time(request, anext(pieces))
-        events = self._events(head, len(prompt), first, pieces, deadline, asked.include_usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-    async def models(self, _request: Request) -> Response:
-        """The one model."""
-        return JSONResponse({"object": "list", "data": [self.card]})
-
-    async def model(self, request: Request) -> Response:
-        """The model of that name."""
-        check_model({"model": request.path_params["name"]}, self.name)
-        return JSONResponse(self.card)
-
-    async def health(self, _request: Request) -> Response:
-        """That the model is loaded."""
-        return JSONResponse({"status": "ok"})
-
-    async def prometheus(self, _request: Request) -> Response:
-        """The counters."""
-        return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE)
-
-    async def _read(self, request: Request) -> dict:
-        """The body's JSON, which names this model or none; raises `ApiError`."""
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.limits.body_bytes:
-                raise ApiError(413, f"body: found more than {self.limits.body_bytes:,} bytes")
-        parsed = parse_body(bytes(body))
-        check_model(parsed, self.name)
-        return parsed
-
-    async def _in_time(self, request: Request, work: Awaitable[Result]) -> Result:
-        """The result of `work`, which is cancelled when its time is out or the client hangs up."""
-        task = asyncio.ensure_future(work)
-        # Behind the body there is nothing to receive but the end of the connection.
-        gone = asyncio.ensure_future(request.receive())
-        try:
-            await asyncio.wait((task, gone), timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise ClientDisconnect if gone.done() else self._late()
-        finally:
-            task.cancel()
-            gone.cancel()
-
-    def _late(self) -> ApiError:
-        return ApiError(504, f"the request took more than {self.limits.seconds:g} seconds", code="timeout")
-
-    async def _embed(self, body: dict) -> Response:
-        asked = parse_embedding_request(body, self.engine.width, self.limits.texts)
-        prompts = await asyncio.to_thread(sentence_prompts, self.base, self.readout, asked.sentences)
+        asked = await self._read(request, EmbeddingRequest)
+        width = self.engine.width
+        if (asked.dimensions or 1) > width:
+            raise ApiError(400, f"dimensions: found {asked.dimensions}, expected at most {width}", "dimensions")
+        prompts = await asyncio.to_thread(sentence_prompts, self.embedder.base, self.embedder.readout, asked.input)
         counts = [len(prompt.tokens) for prompt in prompts]
         if max(counts) > self.most_tokens:
-            place, found = counts.index(max(counts)), f"found {max(counts):,} tokens with its prompt"
-            raise _too_long(f"input[{place}]: {found}, expected at most {self.most_tokens:,}", "input")
+            found = f"input.{counts.index(max(counts))}: found {max(counts):,} tokens with its prompt"
+            raise _too_long(f"{found}, expected at most {self.most_tokens:,}", "input")
         vectors = await self.engine.embed(prompts)
-
-        def reply() -> JSONResponse:
-            shown = vectors if asked.dimensions is None else self.engine.embedder.shorten(vectors, asked.dimensions)
-            return JSONResponse(replies.embedding_list(shown, asked.base64, self.name, sum(counts)))
-
         # Thousands of vectors take a while to write as JSON.
-        return await asyncio.to_thread(reply)
+        return await asyncio.to_thread(self._embedding_list, asked, vectors, sum(counts))
 
-    def _encode_chat(self, asked: ChatRequest) -> tuple[list[int], ChatRequest]:
-        """The conversation by the model's own template as token ids, and the request with its length and seed set."""
-        tokenizer = self.base.tokenizer
+    def _embedding_list(self, asked: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> Response:
+        vectors = unit(vectors if asked.dimensions is None else self.embedder.shorten(vectors, asked.dimensions))
+        if asked.encoding_format == "base64":
+            values = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+        else:
+            values = vectors.tolist()
+        data = [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(values)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
+
+    async def chat(self, request: Request) -> Response:
+        """An answer by the model's own chat template, whole or as a stream of events."""
+        asked = await self._read(request, ChatRequest)
+        prompt = await asyncio.to_thread(self._encode_chat, asked)
+        if self.engine.answers >= self.limits.answers:
+            found = f"{self.engine.answers} answers are being written"
+            raise ApiError(429, f"{found}; try again later", code="queue_full")
+        pieces = self.engine.answer(prompt, asked)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if asked.stream:
+            events = _events(head, len(prompt), pieces, asked.stream_options.get("include_usage", False))
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        whole: list[Piece] = []
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                whole.append(piece)
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+        message = {"role": "assistant", "content": "".join(text for text, _ in whole)}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": whole[-1][1]}
+        usage = _usage(len(prompt), len(whole))
+        return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+
+    def _encode_chat(self, asked: ChatRequest) -> list[int]:
+        """The conversation as token ids; the answer gets the rest of the tokens, or `asked.max_tokens` of them."""
+        tokenizer = self.embedder.base.tokenizer
         if tokenizer.chat_template is None:
             raise ApiError(400, "this model has no chat template: it embeds, but cannot chat")
-        (prompt,) = encode_texts(tokenizer, [render_messages(tokenizer, asked.messages, add_generation_prompt=True)])
+        messages = [message.for_template() for message in asked.messages]
+        (prompt,) = encode_texts(tokenizer, [render_messages(tokenizer, messages, add_generation_prompt=True)])
         room = self.most_tokens - len(prompt)
         if room < (asked.max_tokens or 1):
-            asks = f"{len(prompt):,} tokens and {asked.max_tokens or 1:,} of the answer"
-            raise _too_long(f"messages: found {asks}, expected at most {self.most_tokens:,} together", "messages")
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
-        return prompt, dataclasses.replace(asked, max_tokens=asked.max_tokens or room, seed=seed)
+            found = f"messages: found {len(prompt):,} tokens and {asked.max_tokens or 1:,} of the answer"
+            raise _too_long(f"{found}, expected at most {self.most_tokens:,} together", "messages")
+        asked.max_tokens = asked.max_tokens or room
+        return prompt
 
-    async def _complete(self, head: dict, prompt_tokens: int, pieces: AsyncIterator[Piece]) -> Response:
-        whole = [piece async for piece in pieces]
-        text, usage = "".join(piece.text for piece in whole), replies.chat_usage(prompt_tokens, len(whole))
-        return JSONResponse(replies.completion(head, text, whole[-1].finish_reason, usage))
+    async def _read(self, request: Request, kind: type[Asked]) -> Asked:
+        """The body, which names this model or none."""
+        asked = kind.model_validate_json(await request.body())
+        if asked.model not in ("", self.name):
+            message = f"model: found {asked.model!r}, expected {self.name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return asked
 
-    async def _events(
-        self,
-        head: dict,
-        prompt_tokens: int,
-        piece: Piece,
-        pieces: AsyncGenerator[Piece, None],
-        deadline: float,
-        include_usage: bool,
-    ) -> AsyncIterator[str]:
-        """The answer as server-sent events, from its first `piece` on."""
-        async with aclosing(pieces):
-            yield replies.chunk(head, {"role": "assistant", "content": ""})
-            count = 1
-            while True:
-                if piece.text:
-                    yield replies.chunk(head, {"content": piece.text})
-                if piece.finish_reason:
-                    break
-                if time.monotonic() > deadline:
-                    yield replies.event(replies.error(504, str(self._late()), code="timeout"))
-                    return
-                piece, count = await anext(pieces), count + 1
-            yield replies.chunk(head, {}, piece.finish_reason)
-            if include_usage:
-                yield replies.usage_chunk(head, replies.chat_usage(prompt_tokens, count))
-            yield "data: [DONE]\n\n"
+
+async def _events(
+    head: dict, prompt_tokens: int, pieces: AsyncGenerator[Piece, None], include_usage: bool
+) -> AsyncIterator[str]:
+    """The answer as server-sent events."""
+
+    def event(choices: list[dict], **more: dict) -> str:
+        return f"data: {json.dumps(head | {'object': 'chat.completion.chunk', 'choices': choices} | more)}\n\n"
+
+    def chunk(delta: dict, finish_reason: str | None = None) -> str:
+        return event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}])
+
+    count = 0
+    async with contextlib.aclosing(pieces):
+        yield chunk({"role": "assistant", "content": ""})
+        async for text, finish_reason in pieces:
+            count += 1
+            if text or finish_reason:
+                yield chunk({"content": text} if text else {}, finish_reason)
+    if include_usage:
+        yield event([], usage=_usage(prompt_tokens, count))
+    yield "data: [DONE]\n\n"
+
+
+def _usage(prompt: int, answer: int) -> dict:
+    """Tokens of the prompt, template included, and of the answer, its end included."""
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 def _too_long(message: str, param: str) -> ApiError:
