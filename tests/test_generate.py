@@ -84,7 +84,8 @@ def test_a_model_without_a_template_answers_but_has_no_system_message(tiny_folde
 
 def test_the_text_comes_as_it_grows(folder, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr("sempa.model.streaming.choose", lambda logprobs, *_: seen.append(capsys.readouterr().out) or 65)
+    choice = torch.tensor([65])
+    monkeypatch.setattr("sempa.model.sampling.choose", lambda *_: seen.append(capsys.readouterr().out) or choice)
     answer(capsys, folder, PROMPT)
     assert len(seen) == 12
     assert len([text for text in seen if text]) == 11

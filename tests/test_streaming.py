@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from sempa import SempaError
-from sempa.model.sampling import encode_prompts, end_tokens, sample
-from sempa.model.streaming import stream_answer
+from sempa.model.sampling import encode_prompts, end_tokens, sample, stream_answer
 
 
 def stream(base, prompt, count, temperature=1.0, top_p=1.0, seed=0, stop_ids=()):
@@ -61,7 +60,7 @@ def test_numbers_out_of_range_are_refused_before_the_first_token(adapted_base, c
 def test_the_texts_join_to_the_whole_and_none_holds_half_a_character(adapted_base, tokenizer, monkeypatch):
     text = "Who pets a dog? 🎵 Ünsere\n\nKatze, 猫."
     ids = iter(tokenizer(text)["input_ids"] + end_tokens(adapted_base)[:1])
-    monkeypatch.setattr("sempa.model.streaming.choose", lambda *_: next(ids))
+    monkeypatch.setattr("sempa.model.sampling.choose", lambda *_: torch.tensor([next(ids)]))
     pieces = [piece for _, piece in stream_answer(adapted_base, [5], 200, 0.0, 1.0, 0, end_tokens(adapted_base))]
     assert "".join(pieces) == text and pieces[-1] == ""
     assert len(set(pieces)) > 10 and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)

@@ -20,8 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the answer's text as it grows."""
     from sempa.batching.prompts import encode_texts, render_messages, render_prompt
     from sempa.io.rows import STANDARD_INPUT, numbered_lines
-    from sempa.model.sampling import encode_prompts, end_tokens
-    from sempa.model.streaming import stream_answer
+    from sempa.model.sampling import encode_prompts, end_tokens, stream_answer
 
     prompt, longest = arguments.prompt, arguments.max_new_tokens
     if prompt == str(STANDARD_INPUT):

@@ -1,10 +1,11 @@
-"""Answers sampled from the model, batched with a KV cache; under `adapter_disabled` from the base."""
+"""Answers sampled from the model, batched or token by token; under `adapter_disabled` from the base."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,7 +33,6 @@ class Sample:
     ended: bool
 
 
-@torch.no_grad()
 def sample(
     base: BaseModel,
     prompts: Sequence[str | Sequence[int]],
@@ -62,7 +62,7 @@ def sample(
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
     """
     check_sampling(max_new_tokens, temperature, top_p, n, batch_size)
-    sequences = encode_prompts(base, prompts, max_new_tokens)
+    sequences, ends = encode_prompts(base, prompts, max_new_tokens), end_tokens(base)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
     # Equal lengths side by side; the longest first, so that a batch too large for memory fails at once.
@@ -72,12 +72,40 @@ def sample(
     for start in range(0, len(answers), batch_size):
         batch = answers[start : start + batch_size]
         chances = torch.stack([draws[answer] for answer in batch])
-        grown = _grow(base, [sequences[prompt] for prompt, _ in batch], chances, temperature, top_p)
-        for (prompt, _), one in zip(batch, grown, strict=True):
-            results[prompt].append(one)
+        tokens: list[list[int]] = [[] for _ in batch]
+        logprobs: list[list[float]] = [[] for _ in batch]
+        for step in _grow(base, [sequences[prompt] for prompt, _ in batch], chances, temperature, top_p, ends):
+            for row, token, logprob in zip(*step, strict=True):
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+        for (prompt, _), ids, values in zip(batch, tokens, logprobs, strict=True):
+            text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            results[prompt].append(Sample(ids, torch.tensor(values), text, ids[-1] in ends))
         if progress is not None:
             progress.update(len(batch))
     return results
+
+
+def stream_answer(
+    base: BaseModel,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop_ids: Container[int],
+) -> Iterator[tuple[int, str]]:
+    """Each token of `sample`'s one answer to `prompt_ids` as soon as it is drawn, and the text that it completes.
+
+    The text has no special tokens, and is empty while a character lacks bytes. A token of `stop_ids` is the last.
+    Every step takes one forward pass, so that other work can run between two of them. Raises `SempaError` for a number
+    out of its range; prompt and answer must fit into the model's context (`encode_prompts`).
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    draws = torch.rand(1, max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    steps = _grow(base, [prompt_ids], draws, temperature, top_p, stop_ids)
+    decoder, inner = DecodeStream(skip_special_tokens=True), base.tokenizer.backend_tokenizer
+    return ((token, decoder.step(inner, token) or "") for _, (token,), _ in steps)
 
 
 def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_new_tokens: int) -> list[Sequence[int]]:
@@ -107,16 +135,23 @@ def end_tokens(base: BaseModel) -> list[int]:
     return sorted({token for end in named if end is not None for token in ([end] if isinstance(end, int) else end)})
 
 
+@torch.no_grad()
 def _grow(
-    base: BaseModel, prompts: Sequence[Sequence[int]], draws: Tensor, temperature: float, top_p: float
-) -> list[Sample]:
-    """One answer to each prompt, by the prompt's own `draws` `[rows, max_new_tokens]` in [0, 1)."""
-    model, device, ends = base.model.eval(), base.model.device, end_tokens(base)
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    draws: Tensor,
+    temperature: float,
+    top_p: float,
+    ends: Container[int],
+) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    """Grow one answer to each prompt. After each step: the rows that grew, their tokens and these' log-probabilities.
+
+    `draws` `[rows, max_new_tokens]` in [0, 1) are the prompts' own; one of `ends` is an answer's last token.
+    """
+    model, device = base.model.eval(), base.model.device
     unread, seen = _pad_left(prompts, device)
     positions, cache = (seen.cumsum(1) - 1).clamp_(min=0), None
     rows = list(range(len(prompts)))
-    tokens: list[list[int]] = [[] for _ in rows]
-    logprobs: list[list[float]] = [[] for _ in rows]
     for step in range(draws.shape[1]):
         output = model.base_model(
             input_ids=unread, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
@@ -124,25 +159,18 @@ def _grow(
         cache = output.past_key_values
         next_logprobs = head_logits(model, output.last_hidden_state[:, -1]).log_softmax(1)
         chosen = choose(next_logprobs, draws[rows, step], temperature, top_p)
-        found = next_logprobs.gather(1, chosen[:, None])[:, 0]
-        for row, token, logprob in zip(rows, chosen.tolist(), found.tolist(), strict=True):
-            tokens[row].append(token)
-            logprobs[row].append(logprob)
+        tokens = chosen.tolist()
+        yield rows, tokens, next_logprobs.gather(1, chosen[:, None])[:, 0].tolist()
         # Rows that have ended leave the batch and the cache.
-        going = [place for place, token in enumerate(chosen.tolist()) if token not in ends]
+        going = [place for place, token in enumerate(tokens) if token not in ends]
         if not going:
-            break
+            return
         if len(going) < len(rows):
             rows = [rows[place] for place in going]
             chosen, seen, positions = chosen[going], seen[going], positions[going]
             cache.batch_select_indices(torch.tensor(going, device=device))
         unread, positions = chosen[:, None], positions[:, -1:] + 1
         seen = torch.cat([seen, seen.new_ones(len(rows), 1)], 1)
-    texts = [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
-    return [
-        Sample(ids, torch.tensor(values), text, ids[-1] in ends)
-        for ids, values, text in zip(tokens, logprobs, texts, strict=True)
-    ]
 
 
 def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:

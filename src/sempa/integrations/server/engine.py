@@ -16,8 +16,7 @@ from sempa.embedding.readouts import embedding_width
 from sempa.embedding.readouts.prompts import Prompt
 from sempa.integrations.server.requests import ChatRequest
 from sempa.model.base import BaseModel
-from sempa.model.sampling import end_tokens
-from sempa.model.streaming import stream_answer
+from sempa.model.sampling import end_tokens, stream_answer
 
 Result = TypeVar("Result")
 # The text that one more token completes, and why the answer ends here: `stop`, `length`, or None.
