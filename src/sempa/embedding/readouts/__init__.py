@@ -42,8 +42,10 @@ def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None
     if not -last_layer - 1 <= layer <= last_layer:
         raise SempaError(f"layer: found {layer}, expected {-last_layer - 1} to {last_layer} for this model")
     if readout in _OF_ATTENTION and not output_projections(model):
+        others = ", ".join(name for name in READOUTS if name not in _OF_ATTENTION)
         raise SempaError(
-            f"readout: {readout} needs the attention's output projections, and none are found in {type(model).__name__}"
+            f"readout: {readout} needs the attention's output projections, and none are found in "
+            f"{type(model).__name__}; expected one of {others}"
         )
 
 
