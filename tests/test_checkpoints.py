@@ -62,12 +62,6 @@ def newest(run):
     return run / "checkpoints" / "step-000006"
 
 
-def flip(path, byte, bit=0):
-    data = bytearray(path.read_bytes())
-    data[byte % len(data)] ^= 1 << bit
-    path.write_bytes(data)
-
-
 def test_a_checkpoint_restores_adapter_and_moments_bit_for_bit(tmp_path):
     model, optimizer = learner()
     assert load_checkpoint(tmp_path, model, optimizer) == {}
@@ -102,14 +96,11 @@ def test_the_latest_two_are_kept_in_the_order_of_their_steps(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(run, capsys, name, damage):
     folder, saved = run
     file = newest(folder) / name
-    if damage == "flipped":
-        # A JSON file is hit where it begins, a tensor in its midst.
-        flip(file, 0 if file.suffix == ".json" else file.stat().st_size // 2)
-    elif damage == "missing":
+    if damage == "missing":
         file.unlink()
     else:
         file.write_bytes(b"" if damage == "empty" else file.read_bytes()[:-5])
