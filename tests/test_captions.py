@@ -9,11 +9,11 @@ import pytest
 from conftest import load_script
 
 from sempa.batching.batches import load_dataset
-from sempa.config import Config
+from sempa.config import Config, load_config
 from sempa.data import captions
 from sempa.data.captions import caption_pairs, caption_triplets
 from sempa.errors import SempaError
-from sempa.run import BUILTIN_PAIRS
+from sempa.run import BUILTIN_PAIRS, development_sample
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "captions" / "make_captions.py"
 DATA = Path(captions.__file__).parent
@@ -87,8 +87,15 @@ def test_the_files_hold_what_the_default_config_asks_for():
     config = Config()
     assert len(caption_triplets("train", config.triplet_limit or None, config.seed)) == 960
     assert len(caption_triplets("heldout", config.held_out, config.seed)) == config.held_out
-    assert len(caption_pairs("dev", config.dev_pairs)) == config.dev_pairs
+    assert len(development_sample(config, []).pairs) == config.dev_pairs
     assert len(caption_pairs("test", BUILTIN_PAIRS)) == BUILTIN_PAIRS
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_recipe_has_development_pairs_without_a_file_of_them(recipe):
+    assert len(development_sample(load_config(recipe), []).pairs) >= 100
 
 
 def test_a_run_trains_on_the_captions_that_its_config_asks_for(tokenizer):

@@ -32,7 +32,7 @@ OPTIONS = {
 }
 RANK, ALPHA = 8, 32
 # Tokens of a packed row, the default first: longer rows can be faster, shorter ones take less memory.
-_ROWS = (512, 1024, 128)
+_ROWS = (1024, 512, 128)
 _TRL_BATCHES = (1, 2, 4, 8)
 
 

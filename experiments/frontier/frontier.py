@@ -194,7 +194,7 @@ def table(result: dict) -> str:
     """The points as Markdown, the best first: mean over the seeds, and lowest to highest where there are several."""
     base, base_development = result["base"]["average"], development(result["base"])
     lines = [
-        "| objective | interpolation | seeds | seven sets | STS-B dev, SICK trial | KL, nats | perplexity, % |",
+        "| objective | scale | seeds | seven sets | STS-B dev, SICK trial | KL, nats | perplexity, % |",
         "|---|---|---|---|---|---|---|",
     ]
     for point in sorted(points(result), key=lambda point: -statistics.mean(point.average)):

@@ -10,6 +10,7 @@ import torch
 
 from sempa.batching.batches import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
+from sempa.data.captions import caption_pairs
 from sempa.data.sts import StsTask, development_task, sample_task
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import check_readout
@@ -17,7 +18,7 @@ from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
 from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
-from sempa.evaluation.measure import builtin_task, measure_geometry, measure_preference, measure_sts
+from sempa.evaluation.measure import BUILTIN, builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
@@ -69,7 +70,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
-    dev = _dev_sample(config, tasks[0] if tasks else builtin_task(config.dev_pairs, "dev"))
+    dev = development_sample(config, tasks)
     notes = [note for task in tasks for note in task.notes]
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
@@ -149,8 +150,12 @@ def _evaluate(
     }
 
 
-def _dev_sample(config: Config, task: StsTask) -> StsTask:
-    """A seeded sample of the development pairs: the best checkpoint is chosen by them."""
+def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
+    """At most `config.dev_pairs` pairs of the first task, or of the built-in ones, to choose the best checkpoint by.
+
+    Raises `SempaError` when all have one score.
+    """
+    task = tasks[0] if tasks else StsTask(BUILTIN, caption_pairs("dev")[: config.dev_pairs])
     drawn = sample_task(task, config.dev_pairs, config.seed)
     if len(set(drawn.gold)) < 2:
         raise SempaError(

@@ -6,7 +6,6 @@ Similarity, preference on held-out triplets, and the geometry of the embeddings.
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,14 +34,14 @@ Sides = Mapping[str, Mapping[str, np.ndarray]]
 """Under `base` and mostly `aligned`: the embedding of each sentence, float32 `[D]`."""
 
 
-def builtin_task(pairs: int, split: Literal["dev", "test"] = "test") -> StsTask:
+def builtin_task(pairs: int) -> StsTask:
     """The first of the built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds.
 
     Raises `SempaError` for fewer than two pairs, which have no order, and for more than there are.
     """
     if pairs < 2:
         raise SempaError(f"built-in pairs: found {pairs}, expected at least 2")
-    return StsTask(BUILTIN, caption_pairs(split, pairs))
+    return StsTask(BUILTIN, caption_pairs("test", pairs))
 
 
 def embed_sides(
