@@ -72,3 +72,19 @@ def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_pat
     # Of the versions and the machine that measured last.
     assert frontier._kept(file, {"limit": 1})["date"] == frontier.origin()["date"]
     assert frontier._kept(file, {"limit": 2})["rows"] == []
+
+
+def test_the_curve_of_preference_alone_draws_every_run_at_both_readouts():
+    pytest.importorskip("matplotlib")
+    preference = load_script(SCRIPT.with_name("preference.py"))
+    runs = []
+    for name, changes in preference.RUNS.items():
+        config = load_config(preference.RECIPE, [f"{key}={value}" for key, value in changes.items()])
+        # The paper's objective and its relatives, on every triplet.
+        assert (config.contrast, config.preference, config.preference_fraction) == (0, 1, 1)
+        points = [{"triplets": n, "kl": 0.01, "prompteol": 74.0, "attention-sum": 76.0} for n in (320, 1280)]
+        runs.append({"name": name, "seed": 0, "points": points})
+    drawn = preference.plot({"base": {"prompteol": 73.9, "attention-sum": 75.9}, "runs": runs})
+    texts = re.findall(r">([^<]*)</text>", drawn)
+    assert set(preference.RUNS) < set(texts)
+    assert sum("STS-B dev at" in text for text in texts) == 2

@@ -1,4 +1,4 @@
-"""Does preference alignment alone move the embedding, and when? DPO without contrast, measured along four epochs.
+"""Does preference alignment alone move the embedding, and when? DPO without contrast, measured as it trains.
 
 .venv/bin/python experiments/frontier/preference.py --triplets snli_dev.jsonl --sts STS/STSBenchmark
     # experiments/results/preference.json and .svg; a run that is there already is not repeated
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--triplets", required=True, help="labelled NLI: full rankings need neutral sentences")
     parser.add_argument("--sts", required=True, help="folder of STS-B")
-    parser.add_argument("--epochs", type=float, default=4.0, help="(default %(default)s)")
+    parser.add_argument("--epochs", type=float, default=1.0, help="(default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind (default %(default)s)")
     parser.add_argument("--only", default="", help="only runs whose name holds this text")
     given = parser.parse_args()
@@ -117,7 +117,7 @@ def plot(result: dict) -> str:
     axes[2].set_yscale("log")
     axes[2].set_title("KL(base ‖ policy), nats per token")
     axes[0].legend(frameon=False, labelcolor=INK, fontsize=7)
-    title = "Similarity and divergence along four epochs of preference alignment without contrast"
+    title = "Similarity and divergence while preference alignment trains without contrast"
     return standalone(svg(figure, "preference", title))
 
 
