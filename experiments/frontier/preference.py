@@ -110,11 +110,14 @@ def plot(result: dict) -> str:
             label = run["name"] if run["seed"] == 0 else None
             axis.plot(seen, values, "o-", color=COLOURS[run["name"]], markersize=4, linewidth=1.2, label=label)
         axis.set_xscale("log")
+        ticks = sorted({point["triplets"] for run in result["runs"] for point in run["points"]})
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel("triplets seen")
         if key in READOUTS:
             axis.axhline(result["base"][key], color=INK, linewidth=0.7, linestyle=":")
             axis.set_title(f"STS-B dev at {key}, ρ × 100")
-    axes[2].set_yscale("log")
+    axes[2].set_ylim(bottom=0)
     axes[2].set_title("KL(base ‖ policy), nats per token")
     axes[0].legend(frameon=False, labelcolor=INK, fontsize=7)
     title = "Similarity and divergence while preference alignment trains without contrast"
