@@ -28,7 +28,7 @@ class BatchEmbedder:
     The model is loaded once per worker; `options` are those of `Embedder`.
     """
 
-    def __init__(self, batch_size: int = 32, normalize: bool = False, **options: object) -> None:
+    def __init__(self, batch_size: int = 64, normalize: bool = False, **options: object) -> None:
         self.batch_size, self.normalize = batch_size, normalize
         self.embedder = Embedder(**options)
 
@@ -48,7 +48,7 @@ def embed_corpus_on_ray(
     gpus_per_worker: float = 0,
     shard_rows: int = SHARD_ROWS,
     shard_format: str = "safetensors",
-    batch_size: int = 32,
+    batch_size: int = 64,
     normalize: bool = False,
     field: str | None = None,
     **options: object,

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder",
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="sentences at a time (default %(default)s)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument(

@@ -36,7 +36,7 @@ def embed_corpus(
     *,
     shard_rows: int = SHARD_ROWS,
     shard_format: str = "safetensors",
-    batch_size: int = 32,
+    batch_size: int = 64,
     normalize: bool = False,
     field: str | None = None,
     skip_empty: bool = False,

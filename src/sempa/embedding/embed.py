@@ -28,7 +28,7 @@ _TOKENIZED_AT_ONCE = 4096
 def embed(
     base: BaseModel,
     sentences: Iterable[str],
-    batch_size: int = 32,
+    batch_size: int = 64,
     layer: int = -1,
     readout: str = "prompteol",
     progress: str = "",
@@ -50,7 +50,7 @@ def embed(
 def embed_prompts(
     base: BaseModel,
     prompts: Sequence[Prompt],
-    batch_size: int = 32,
+    batch_size: int = 64,
     layer: int = -1,
     readout: str = "prompteol",
     progress: tqdm | None = None,

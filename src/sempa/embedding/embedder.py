@@ -57,7 +57,7 @@ class Embedder:
     def encode(
         self,
         sentences: str | Iterable[str],
-        batch_size: int = 32,
+        batch_size: int = 64,
         show_progress: bool = False,
         normalize: bool = False,
         *,

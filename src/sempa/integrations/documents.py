@@ -26,7 +26,7 @@ class DocumentEmbeddings(Embeddings):
     LlamaIndex.
     """
 
-    def __init__(self, embedder: Embedder, batch_size: int = 32, **options: object) -> None:
+    def __init__(self, embedder: Embedder, batch_size: int = 64, **options: object) -> None:
         self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:

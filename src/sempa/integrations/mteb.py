@@ -43,7 +43,7 @@ class MtebEncoder(AbsEncoder):
             }
         )
 
-    def encode(self, inputs: Iterable[dict[str, list[str]]], *, batch_size: int = 32, **context: object) -> np.ndarray:
+    def encode(self, inputs: Iterable[dict[str, list[str]]], *, batch_size: int = 64, **context: object) -> np.ndarray:
         """Embeddings of mteb's batches, in their order: float32 `[n, D]`.
 
         `context` (task, split, prompt type) changes nothing. An empty text, as corpora have them, is read as ".".
@@ -79,7 +79,7 @@ class LocalSts(AbsTaskSTS):
 
 
 def evaluate_mteb(
-    embedder: Embedder, tasks: Sequence[StsTask | mteb.AbsTask], folder: Path, name: str = "", batch_size: int = 32
+    embedder: Embedder, tasks: Sequence[StsTask | mteb.AbsTask], folder: Path, name: str = "", batch_size: int = 64
 ) -> dict[str, float]:
     """Run tasks, one's own and mteb's, and keep mteb's result files in `folder`: task name → main score.
 
