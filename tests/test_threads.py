@@ -145,7 +145,7 @@ import torch
 torch.set_num_threads(2)
 from sempa import Embedder
 embedder = Embedder("smollm2-135m", dtype=sys.argv[1], device="cpu")
-sentences = [f"A man number {i} walks down the long street." for i in range(40)]
+sentences = [f"A man number {i} walks down the long street." for i in range(80)]
 before = embedder.encode(sentences)
 child = os.fork()
 if not child:
