@@ -457,8 +457,8 @@ def test_an_architecture_without_a_place_to_hook_is_named_with_the_readouts_that
         del block.self_attn.o_proj
     assert output_projections(base.model) == []
     for readout in ("contrastive-prompting", "attention-sum"):
-        told = f"{readout} needs .* none are found in LlamaForCausalLM; expected one of mean, .*token-prepending$"
-        with pytest.raises(SempaError, match=told):
+        message = f"{readout} needs .* none are found in LlamaForCausalLM; expected one of mean, .*token-prepending$"
+        with pytest.raises(SempaError, match=message):
             embed(base, SENTENCES, readout=readout)
     base.model.model.layers = base.model.model.layers[:-1]
     with pytest.raises(SempaError, match="LlamaForCausalLM: no list of 5 decoder blocks found"):

@@ -234,7 +234,7 @@ def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, kind,
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (as_csv([HEADER, *GOOD, ["a", "b"]]), ":4: 2 columns, expected 3"),
         (as_csv([HEADER, *GOOD, ["a", "b", "c", "d"]]), ":4: 4 columns, expected 3"),
@@ -255,8 +255,8 @@ def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, kind,
         ),
     ],
 )
-def test_a_row_that_does_not_fit_is_an_error_with_its_line(tmp_path, text, told):
-    assert told in error_of(write(tmp_path, text))
+def test_a_row_that_does_not_fit_is_an_error_with_its_line(tmp_path, text, expected):
+    assert expected in error_of(write(tmp_path, text))
 
 
 def test_the_description_is_one_line_with_every_count_and_the_first_places(tmp_path, any_number_of_bad_rows):
@@ -335,7 +335,7 @@ def test_an_unclosed_quote_is_located_where_its_row_begins(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, expected",
     [
         ("sentence,sent1,hard_negative\n1,2,3\n", "the columns 'sentence', 'sent1', 'hard_negative', expected sent0,"),
         (
@@ -347,10 +347,10 @@ def test_an_unclosed_quote_is_located_where_its_row_begins(tmp_path):
         ("sent0,sent1,hard_neg\ra,b,c\r", "new-line character seen in unquoted field"),
     ],
 )
-def test_a_wrong_header_names_what_was_found_what_is_expected_and_what_is_near(tmp_path, text, told):
+def test_a_wrong_header_names_what_was_found_what_is_expected_and_what_is_near(tmp_path, text, expected):
     message = error_of(write(tmp_path, text))
     assert "data.csv:1: " in message
-    assert told in message
+    assert expected in message
 
 
 def test_a_file_without_a_usable_triplet_is_refused(tmp_path):

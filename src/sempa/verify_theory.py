@@ -128,7 +128,7 @@ def _block(verdict: object) -> str:
     word, sign = ("holds", "≤") if worst.holds else ("FAILS", "not ≤")
     if worst.holds and not verdict.control_rejected:
         word = "NO POWER"
-    told = [
+    lines = [
         statement.equation,
         f"error {worst.error:.2g} {sign} {worst.tolerance:.2g}, the nearest of {verdict.measurements}",
         f"tolerance: {statement.tolerance}",
@@ -136,9 +136,9 @@ def _block(verdict: object) -> str:
     for heading, wanted in (("rejected", True), ("NOT REJECTED", False)):
         controls = [what for what, rejected in verdict.controls_rejected.items() if rejected is wanted]
         if controls:
-            told.append(f"{heading}: " + " · ".join(controls))
+            lines.append(f"{heading}: " + " · ".join(controls))
     wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-    return "\n".join([f"{statement.name:<{_WIDTH - 8}}{word:>8}", *map(wrap.fill, told)])
+    return "\n".join([f"{statement.name:<{_WIDTH - 8}}{word:>8}", *map(wrap.fill, lines)])
 
 
 def _summary(verdicts: list) -> str:

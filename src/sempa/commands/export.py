@@ -33,14 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the folder."""
-    from sempa.export.folders import adapter_folder, export_base, export_merged, export_sentence_transformers
+    from sempa.export.folders import export_base, export_merged, export_sentence_transformers
     from sempa.export.gguf import export_gguf
-    from sempa.model.adapter_files import adapter_readout
+    from sempa.model.adapter_files import adapter_folder, adapter_readout
 
-    adapter, output, dtype = arguments.adapter, arguments.output, arguments.dtype
+    output, dtype = arguments.output, arguments.dtype
     if dtype and (arguments.gguf or arguments.base):
         raise SempaError("--dtype: is of --merge and --sentence-transformers alone")
-    model = base_name(arguments.model, adapter_folder(adapter))
+    adapter = adapter_folder(arguments.adapter)
+    model = base_name(arguments.model, adapter)
     if arguments.gguf:
         export_gguf(model, adapter, output, arguments.gguf)
     elif arguments.base:
@@ -49,5 +50,5 @@ def run(arguments: argparse.Namespace) -> None:
         write = export_sentence_transformers if arguments.sentence_transformers else export_merged
         write(model, adapter, output, dtype or "bfloat16")
     print(f"exported: {output}")
-    if not arguments.base and (readout := adapter_readout(adapter_folder(adapter))) != "prompteol":
+    if not arguments.base and (readout := adapter_readout(adapter)) != "prompteol":
         print(f"note: trained at the readout {readout}; other tools read the last hidden state, which gains less")

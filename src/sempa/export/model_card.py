@@ -47,6 +47,8 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         if key not in _OF_ONE_MACHINE and value != ""
     }
     machine, context = report.get("machine") or {}, context_length(base.model)
+    # A change that was no finite number is null in the report.
+    drifts = [row for row in report.get("retention") or [] if row.get("change") is not None]
     return TEMPLATES.get_template("model.md").render(
         name=name,
         kind=kind,
@@ -61,7 +63,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         context=context if context < sys.maxsize else None,
         begins=begin_of_text(base.tokenizer),
         control_token=base.tokenizer.eos_token or base.tokenizer.bos_token,
-        worst=max(report.get("retention") or [], key=lambda row: row["change"], default=None),
+        worst=max(drifts, key=lambda row: row["change"], default=None),
         prefix=EOL_PREFIX,
         suffix=EOL_SUFFIX,
         version=__version__,
