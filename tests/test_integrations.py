@@ -46,6 +46,7 @@ def test_options_of_encode_reach_the_vectors_of_a_store(embedder):
 
 
 def test_the_same_from_an_event_loop(embedder):
+    pytest.importorskip("langchain_core.embeddings", reason="langchain-core is not installed")
     embeddings = DocumentEmbeddings(embedder)
 
     async def both():

@@ -281,7 +281,7 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
         (CHAT, {"messages": [{"role": "user", "content": None}]}, "messages", "messages.0.content: Field required"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "messages.0.content"),
         (CHAT, {"messages": [{"role": "user", "content": "\udc00"}]}, None, "body: Invalid JSON"),
-        (CHAT, {"messages": [{"role": "user", "content": LONG}]}, "messages", "expected at most 2,048 together"),
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}, "messages", "expected at most 2,048"),
         (CHAT, {"messages": MESSAGES, "max_tokens": 2040}, "messages", "2,040 of the answer"),
         (CHAT, {"messages": MESSAGES, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         (CHAT, {"messages": MESSAGES, "max_completion_tokens": "9"}, "max_completion_tokens", "a valid integer"),
@@ -417,8 +417,7 @@ def test_a_client_that_hangs_up_ends_its_answer(embedder, endless, stream):
         assert 0 < written < 1900
         time.sleep(0.2)
         assert metric(address, "sempa_generated_tokens_total") == written
-        status = "200" if stream else "499"
-        assert metric(address, f'sempa_request_seconds_count{{path="{CHAT}",status="{status}"}}') == 1
+        assert metric(address, f'sempa_request_seconds_count{{path="{CHAT}",status="200"}}') == 1
 
 
 def test_a_client_that_does_not_read_its_answer_loses_its_place():

@@ -7,7 +7,7 @@ import socket
 import warnings
 from pathlib import Path
 
-from sempa.commands.common import load_embedder
+from sempa.commands.common import at_least, load_embedder
 from sempa.errors import SempaError
 from sempa.io.files import user_path
 
@@ -28,9 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 is any (default %(default)s)")
     parser.add_argument(
-        "--max-tokens", type=int, default=8192, help="longest sentence, or chat with its answer (default %(default)s)"
+        "--max-tokens",
+        type=at_least(1),
+        default=8192,
+        help="longest sentence, or chat with its answer (default %(default)s)",
     )
-    parser.add_argument("--queue", type=int, default=128, help="requests served at once (default %(default)s)")
+    parser.add_argument("--queue", type=at_least(1), default=128, help="requests served at once (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
@@ -45,13 +48,19 @@ def run(arguments: argparse.Namespace) -> None:
         from sempa.integrations.server.requests import Limits
     except ImportError as error:
         raise SempaError(f"serve: {error.name} is missing; install sempa with its extra `serve`") from error
-    for name in ("max_tokens", "queue", "timeout"):
-        if not 0 < getattr(arguments, name) < float("inf"):
-            raise SempaError(f"{name.replace('_', '-')}: found {getattr(arguments, name)}, expected more than 0")
+    if not 0 < arguments.timeout < float("inf"):
+        raise SempaError(f"timeout: found {arguments.timeout}, expected more than 0")
     key = os.environ.get("SEMPA_API_KEY", "")
     if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
         warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
-    listener = _listen(arguments.host, arguments.port)
+    # An address that is taken is found before the model is loaded, and early clients wait.
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    try:
+        listener = socket.create_server((arguments.host, arguments.port), family=family)
+    except (OSError, OverflowError) as error:
+        raise SempaError(f"serve: cannot listen at {arguments.host} port {arguments.port}: {error}") from error
+    # Connections inherit it: a token is sent at once, not when the client has acknowledged the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
     embedder = load_embedder(arguments)
     name = arguments.name or Path(arguments.model).name
     limits = Limits(tokens=arguments.max_tokens, requests=arguments.queue, seconds=arguments.timeout)
@@ -62,17 +71,3 @@ def run(arguments: argparse.Namespace) -> None:
     # uvicorn finishes what is running, then sends itself the signal again.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: an address that is taken is found before the model is loaded, and early clients wait."""
-    # asyncio lets answers not wait for the client's acknowledgement where the socket names the protocol.
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise SempaError(f"serve: cannot listen at {host} port {port}: {error}") from error
-    return listener

@@ -1,6 +1,5 @@
 """Embeddings in the shape that LangChain asks for, and LlamaIndex through its `LangchainEmbedding`."""
 
-import asyncio
 from collections.abc import Sequence
 
 from sempa.embedding.embedder import Embedder
@@ -14,7 +13,7 @@ except ImportError:
 
 
 class DocumentEmbeddings(Embeddings):
-    """LangChain's `Embeddings`, which it is a subclass of where `langchain_core` is installed.
+    """LangChain's `Embeddings`, whose asynchronous methods run these in a thread.
 
     ```
     store = InMemoryVectorStore(DocumentEmbeddings(Embedder("smollm2-135m", adapter="runs/mine/adapter")))
@@ -38,11 +37,3 @@ class DocumentEmbeddings(Embeddings):
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text, D numbers."""
         return self.embed_documents([text])[0]
-
-    async def aembed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """`embed_documents` in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.embed_documents, texts)
-
-    async def aembed_query(self, text: str) -> list[float]:
-        """`embed_query` in a thread."""
-        return await asyncio.to_thread(self.embed_query, text)

@@ -5,36 +5,33 @@ import asyncio
 from llama_index.core.base.embeddings.base import DEFAULT_EMBED_BATCH_SIZE, BaseEmbedding
 
 from sempa.embedding.embedder import Embedder
-from sempa.integrations.documents import DocumentEmbeddings
 
 
 class LlamaIndexEmbedding(BaseEmbedding):
     """LlamaIndex's `BaseEmbedding`: `Settings.embed_model = LlamaIndexEmbedding(Embedder("smollm2-135m"))`.
 
-    Vectors and `options` are those of `DocumentEmbeddings`: of length 1, and of a query as of a document.
+    Vectors have length 1, of a query as of a document; `options` are those of `Embedder.encode`.
     """
 
     # pydantic keeps what begins with an underscore out of the model's fields.
-    _embeddings: DocumentEmbeddings
+    _embedder: Embedder
+    _options: dict[str, object]
 
     def __init__(self, embedder: Embedder, batch_size: int = DEFAULT_EMBED_BATCH_SIZE, **options: object) -> None:
         super().__init__(model_name=embedder.base.source, embed_batch_size=batch_size)
-        self._embeddings = DocumentEmbeddings(embedder, batch_size, **options)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._embeddings.embed_query(text)
+        self._embedder, self._options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self._embeddings.embed_documents(texts)
+        return self._embedder.encode(texts, **self._options).tolist()
 
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._embeddings.embed_query(query)
-
-    async def _aget_text_embedding(self, text: str) -> list[float]:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    # SemPA knows one kind of sentence.
+    _get_query_embedding, _aget_query_embedding = _get_text_embedding, _aget_text_embedding

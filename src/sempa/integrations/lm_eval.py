@@ -15,7 +15,6 @@ from sempa.model.lora import adapter_disabled
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
 # The paper's benchmarks by the harness's names, and their few-shot examples (SemPA, arXiv 2601.05075).
 PAPER_TASKS = {"mmlu": 5, "gsm8k_cot": 8, "hellaswag": 0, "truthfulqa_mc1": 0, "drop": 3}
@@ -52,44 +51,31 @@ def run_harness(
     # The harness's own 14,000 task files take ten seconds to index, and a task of the user's needs none of them.
     manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in tasks))
     # All data first: a missing set is better found now than after hours on the others.
-    loaded = {name: _load(manager, name) for name in tasks}
+    for name in tasks:
+        try:
+            manager.load([name])
+        except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
+            reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
+            raise SempaError(f"task {name!r}: cannot be loaded: {reason}") from error
     harness = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=batch_size)
+    options = {"limit": limit, "apply_chat_template": apply_chat_template, "task_manager": manager}
     rows = []
-    for name, task in loaded.items():
-        options = {
-            "num_fewshot": PAPER_TASKS.get(name),
-            "limit": limit,
-            "apply_chat_template": apply_chat_template,
-            "task_manager": manager,
-        }
+    for name in tasks:
+        options |= {"tasks": [name], "num_fewshot": PAPER_TASKS.get(name)}
         with adapter_disabled(base.model):
-            before = _evaluate(harness, task, {"pretrained": base.source}, output / "base", options)
-        after = _evaluate(harness, task, {"pretrained": base.source, "peft": adapter}, output / "aligned", options)
+            before = _evaluate(harness, {"pretrained": base.source}, output / "base", options)
+        after = _evaluate(harness, {"pretrained": base.source, "peft": adapter}, output / "aligned", options)
         rows += _compare(before, after)
     return rows
 
 
-def _load(manager: "TaskManager", name: str) -> list:
-    """A task, a group of tasks, or the tasks of a tag, with their data."""
-    try:
-        found = manager.load([name])
-    except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
-        reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
-        raise SempaError(f"task {name!r}: cannot be loaded: {reason}") from error
-    inner = {child for children in found["group_map"].values() for child in children}
-    tops = [group for key, group in found["groups"].items() if key not in inner]
-    return tops + [task for key, task in found["tasks"].items() if not tops and key not in inner]
-
-
-def _evaluate(harness: "HFLM", task: list, names: dict[str, str], output: Path, options: dict[str, object]) -> dict:
+def _evaluate(harness: "HFLM", names: dict[str, str], output: Path, options: dict[str, object]) -> dict:
     """The harness's results for one task, which it also writes below `output`."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker(output_path=str(output))
-    results = lm_eval.simple_evaluate(
-        model=harness, model_args=names, tasks=task, evaluation_tracker=tracker, **options
-    )
+    results = lm_eval.simple_evaluate(model=harness, model_args=names, evaluation_tracker=tracker, **options)
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for name, answered in samples.items():

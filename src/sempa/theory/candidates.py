@@ -21,9 +21,9 @@ class Candidates:
     lengths: Tensor
     beta: float
 
-    def rewards(self) -> Tensor:
-        """The implicit rewards, `[batch, K + 1]` nats."""
-        return implicit_reward(self, self.policy)
+    def rewards(self, policy: Tensor) -> Tensor:
+        """The implicit rewards r_j = β log π(y_j|x)/π_ref(y_j|x) under a policy, `[batch, K + 1]` nats."""
+        return self.beta * (policy - self.reference)
 
     def condition(self) -> float:
         """How a rounding of the log-probabilities feels in a loss: the largest β(|log π| + |log π_ref|), and K + 1.
@@ -32,11 +32,6 @@ class Candidates:
         """
         size = self.beta * (self.policy.detach().abs() + self.reference.abs())
         return 2 * float(size.max()) + size.shape[1]
-
-
-def implicit_reward(drawn: Candidates, policy: Tensor) -> Tensor:
-    """r_j = β log π(y_j|x)/π_ref(y_j|x) of the candidates under a policy, `[batch, K + 1]` nats."""
-    return drawn.beta * (policy - drawn.reference)
 
 
 def draw_candidates(generator: torch.Generator, batch: int, negatives: int) -> Candidates:

@@ -1,6 +1,7 @@
 """Finite K: DPO, Bradley–Terry, Plackett–Luce and InfoNCE are one family, in values, gradients and curvature."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
-from sempa.theory.candidates import Candidates, all_sizes, draw_candidates, implicit_reward
+from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
 from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds
 
 _ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for each derivative"
@@ -28,11 +29,10 @@ def _derivatives(loss: Claim, drawn: Candidates, direction: Tensor) -> tuple[Ten
 
 
 def _same_loss(
-    first: Claim, second: Claim, drawn: Candidates, generator: torch.Generator, condition: float | None = None
+    first: Claim, second: Claim, drawn: Candidates, generator: torch.Generator, condition: float
 ) -> Iterator[Measurement]:
     """Compare two losses of candidates and a policy: values, gradients, Hessian-vector products."""
     direction = torch.randn(drawn.policy.shape, generator=generator, dtype=torch.float64)
-    condition = condition or drawn.condition()
     scales = (1.0, drawn.beta, drawn.beta**2 * 4 * float(direction.abs().max()))
     derivatives = (_derivatives(loss, drawn, direction) for loss in (first, second))
     for found, expected, scale in zip(*derivatives, scales, strict=True):
@@ -44,51 +44,39 @@ def _equals(expected: Claim) -> Claim:
 
     def check(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
         for drawn in all_sizes(generator, trials):
-            yield from _same_loss(claim, expected, drawn, generator)
+            yield from _same_loss(claim, expected, drawn, generator, drawn.condition())
 
     return check
 
 
 def pair_loss(drawn: Candidates, policy: Tensor, rejected: int = 1) -> Tensor:
     """DPO's loss of the preferred response against one other, `[batch]`."""
-    (chosen, other), (chosen_reference, other_reference) = (
-        (logprobs[:, 0], logprobs[:, rejected]) for logprobs in (policy, drawn.reference)
-    )
-    return dpo_loss(chosen, other, chosen_reference, other_reference, drawn.beta)[0]
+    reference = drawn.reference
+    return dpo_loss(policy[:, 0], policy[:, rejected], reference[:, 0], reference[:, rejected], drawn.beta)[0]
 
 
-def top1_loss(drawn: Candidates, policy: Tensor) -> Tensor:
+def top1_loss(drawn: Candidates, policy: Tensor, rewards: Claim = Candidates.rewards) -> Tensor:
     """The Plackett–Luce loss of the best candidate alone, `[batch]`."""
-    return plackett_luce_loss(implicit_reward(drawn, policy), top=1)
+    return plackett_luce_loss(rewards(drawn, policy), top=1)
 
 
-def ranking_loss(drawn: Candidates, policy: Tensor) -> Tensor:
+def ranking_loss(drawn: Candidates, policy: Tensor, rewards: Claim = Candidates.rewards) -> Tensor:
     """The Plackett–Luce loss of the whole order, `[batch]`."""
-    return plackett_luce_loss(implicit_reward(drawn, policy))
+    return plackett_luce_loss(rewards(drawn, policy))
 
 
-def _check_bradley_terry(reward: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+def _quotient_loss(drawn: Candidates, policy: Tensor, rewards: Claim) -> Tensor:
+    """−log e^{r₀}/(e^{r₀} + e^{r₁}), as Bradley and Terry wrote it; the rewards here are far from overflow."""
+    powers = rewards(drawn, policy).exp()
+    return -torch.log(powers[:, 0] / powers.sum(1))
+
+
+def _check_bradley_terry(rewards: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     drawn = draw_candidates(generator, trials, 1)
-
-    def bradley_terry(drawn: Candidates, policy: Tensor) -> Tensor:
-        rewards = reward(drawn, policy)
-        # −log e^{r₀}/(e^{r₀} + e^{r₁}), as Bradley and Terry wrote it; the rewards here are far from overflow.
-        return -torch.log(rewards[:, 0].exp() / rewards.exp().sum(1))
-
-    for top in (1, None):
-
-        def ranked(drawn: Candidates, policy: Tensor, top: int | None = top) -> Tensor:
-            return plackett_luce_loss(reward(drawn, policy), top=top)
-
-        yield from _same_loss(ranked, pair_loss, drawn, generator)
-    # In this form the two exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
-    spread = drawn.rewards()
-    stretch = float((spread[:, 0] - spread[:, 1]).abs().max().exp())
-    yield from _same_loss(bradley_terry, pair_loss, drawn, generator, drawn.condition() * stretch)
-
-
-def _infonce(drawn: Candidates, policy: Tensor) -> Tensor:
-    return infonce_loss(policy - drawn.reference, 1 / drawn.beta)
+    # The quotient's exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
+    stretch = float(drawn.rewards(drawn.policy).diff(dim=1).abs().max().exp())
+    for loss, times in ((top1_loss, 1.0), (ranking_loss, 1.0), (_quotient_loss, stretch)):
+        yield from _same_loss(partial(loss, rewards=rewards), pair_loss, drawn, generator, times * drawn.condition())
 
 
 def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
@@ -100,23 +88,15 @@ def _stages(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
 
 
-def _shrinking(drawn: Candidates, policy: Tensor) -> Tensor:
-    return _stages(policy - drawn.reference, 1 / drawn.beta)
-
-
 def _stages_of_all(scores: Tensor, temperature: float) -> Tensor:
     fronts = (torch.cat([scores[:, k : k + 1], scores[:, :k], scores[:, k + 1 :]], 1) for k in range(scores.shape[1]))
     return sum(infonce_loss(front, temperature) for front in fronts)
 
 
-def _not_shrinking(drawn: Candidates, policy: Tensor) -> Tensor:
-    return _stages_of_all(policy - drawn.reference, 1 / drawn.beta)
-
-
 def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for negatives in _ALL_ORDERS:
         drawn = draw_candidates(generator, max(1, trials // 8), negatives)
-        rewards, total, first = drawn.rewards(), 0.0, torch.zeros(1)
+        rewards, total, first = drawn.rewards(drawn.policy), 0.0, torch.zeros(1)
         for order in permutations(range(negatives + 1)):
             probability = likelihood(rewards[:, order])
             total = total + probability
@@ -130,27 +110,23 @@ def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) ->
 def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
         prompt_term = 200 * torch.randn(trials, 1, generator=generator, dtype=torch.float64)
-        for top in (1, None):
+        size = drawn.condition() + 2 * float(prompt_term.abs().max()) + 2 * float(drawn.lengths.max())
+        # A ranking of K + 1 has K stages, each with its own difference.
+        for loss, stages in ((top1_loss, 1), (ranking_loss, drawn.policy.shape[1])):
 
-            def loss(drawn: Candidates, policy: Tensor, top: int | None = top) -> Tensor:
-                return plackett_luce_loss(implicit_reward(drawn, policy), top=top)
-
-            def moved(drawn: Candidates, policy: Tensor, top: int | None = top, term: Tensor = prompt_term) -> Tensor:
+            def moved(drawn: Candidates, policy: Tensor, loss: Claim = loss, term: Tensor = prompt_term) -> Tensor:
                 extra, added = offset(drawn, policy, term)
-                return plackett_luce_loss(implicit_reward(drawn, policy) + extra, top=top) + added
+                return loss(drawn, policy, lambda *both: Candidates.rewards(*both) + extra) + added
 
-            condition = drawn.condition() + 2 * float(prompt_term.abs().max()) + 2 * float(drawn.lengths.max())
-            # A ranking of K + 1 has K stages, each with its own difference.
-            condition *= drawn.policy.shape[1] if top is None else 1
-            yield from _same_loss(moved, loss, drawn, generator, condition)
+            yield from _same_loss(moved, loss, drawn, generator, size * stages)
             # The direction along which all rewards rise together is flat.
             _, gradient, _ = _derivatives(moved, drawn, torch.zeros_like(drawn.policy))
-            yield compare(gradient.sum(1), torch.zeros(trials, dtype=torch.float64), condition * drawn.beta)
+            yield compare(gradient.sum(1), torch.zeros(trials, dtype=torch.float64), size * stages * drawn.beta)
 
 
 def _check_gradient(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
-        rewards = drawn.rewards().requires_grad_()
+        rewards = drawn.rewards(drawn.policy).requires_grad_()
         (gradient,) = torch.autograd.grad(plackett_luce_loss(rewards, top=1).sum(), rewards)
         yield compare(gradient, weights(rewards.detach()), drawn.condition())
         if rewards.shape[1] == 2:
@@ -178,7 +154,7 @@ def _even_weights(rewards: Tensor) -> Tensor:
 
 def _check_pairs(bounds: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
-        top1 = plackett_luce_loss(drawn.rewards(), top=1)
+        top1 = plackett_luce_loss(drawn.rewards(drawn.policy), top=1)
         lower, upper = bounds(_pairwise(drawn, drawn.policy))
         yield exceeds(lower, top1, drawn.condition())
         yield exceeds(top1, upper, drawn.condition() * drawn.policy.shape[1])
@@ -189,13 +165,11 @@ STATEMENTS = (
         name="bradley-terry",
         equation="K = 1:  −log σ(r₀ − r₁) = −log e^{r₀}/(e^{r₀} + e^{r₁}),  r = β log π/π_ref",
         tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
-        claim=implicit_reward,
+        claim=Candidates.rewards,
         controls={
             "reference left out": lambda drawn, policy: drawn.beta * policy,
-            "log-probabilities averaged over tokens": lambda drawn, policy: (
-                implicit_reward(drawn, policy) / drawn.lengths
-            ),
-            "τ = β": lambda drawn, policy: implicit_reward(drawn, policy) / drawn.beta**2,
+            "log-probabilities averaged over tokens": lambda drawn, policy: drawn.rewards(policy) / drawn.lengths,
+            "τ = β": lambda drawn, policy: drawn.rewards(policy) / drawn.beta**2,
         },
         check=_check_bradley_terry,
     ),
@@ -203,7 +177,7 @@ STATEMENTS = (
         name="top1-is-infonce",
         equation="any K:  −log e^{r₀}/Σ_j e^{r_j} = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
         tolerance=_ROUNDING,
-        claim=_infonce,
+        claim=lambda drawn, policy: infonce_loss(policy - drawn.reference, 1 / drawn.beta),
         controls={
             "τ = β": lambda drawn, policy: infonce_loss(policy - drawn.reference, drawn.beta),
             "reference left out": lambda drawn, policy: infonce_loss(policy, 1 / drawn.beta),
@@ -218,10 +192,12 @@ STATEMENTS = (
         name="ranking-is-shrinking-infonce",
         equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
         tolerance=_ROUNDING,
-        claim=_shrinking,
+        claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
         controls={
-            "candidates not taken away": _not_shrinking,
-            "mean over the places": lambda drawn, policy: _shrinking(drawn, policy) / policy.shape[1],
+            "candidates not taken away": lambda drawn, policy: _stages_of_all(policy - drawn.reference, 1 / drawn.beta),
+            "mean over the places": lambda drawn, policy: (
+                _stages(policy - drawn.reference, 1 / drawn.beta) / policy.shape[1]
+            ),
             "worst first": lambda drawn, policy: _stages(-(policy - drawn.reference).flip(1), 1 / drawn.beta),
         },
         check=_equals(ranking_loss),
@@ -254,12 +230,10 @@ STATEMENTS = (
                 0.0,
             ),
             "each candidate under a prompt of its own": lambda drawn, policy, term: (
-                term + 0.01 * torch.arange(policy.shape[1]),
-                0.0,
+                (term + 0.01 * torch.arange(policy.shape[1]), 0.0)
             ),
             "an anchor of 0.01 NLL per token": lambda drawn, policy, term: (
-                term,
-                0.01 * nll_per_token(policy[:, 0], drawn.lengths[:, 0]),
+                (term, 0.01 * nll_per_token(policy[:, 0], drawn.lengths[:, 0]))
             ),
         },
         check=_check_offset,

@@ -62,7 +62,7 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
     )
 
 
-async def error_response(_request: Request | None, error: Exception) -> JSONResponse:
+def error_response(_request: Request | None, error: Exception) -> JSONResponse:
     """An exception in OpenAI's form: what the client got wrong is 400 unless it says otherwise."""
     status, message, param, code = 500, "the server failed; its log says why", None, None
     if isinstance(error, HTTPException):
@@ -72,18 +72,15 @@ async def error_response(_request: Request | None, error: Exception) -> JSONResp
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
         status, message, param = 400, f"{'.'.join(place) or 'body'}: {first['msg']}", place[0] if place else None
-    elif isinstance(error, SempaError):
+    elif isinstance(error, SempaError | ClientDisconnect):
         status, message = 400, str(error)
-    elif isinstance(error, ClientDisconnect):
-        # For the metrics alone: nobody reads it.
-        status = 499
     kind = _ERROR_TYPES.get(status, "invalid_request_error")
     content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(content, status, headers={"Retry-After": "1"} if status == 429 else None)
 
 
 class Gate:
-    """ASGI middleware: the API key, how many requests are served at once and how long, and their metrics."""
+    """ASGI middleware: the API key, how many requests are served at once and for how long, and their metrics."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
         self.app, self.limits, self.requests = app, limits, 0
@@ -104,14 +101,13 @@ class Gate:
             status = message.get("status", status)
             await send(message)
 
-        refusal = self._refusal(scope) if scope["path"].startswith("/v1/") else None
-        app = self.app if refusal is None else await error_response(None, refusal)
         self.requests += 1
         try:
-            await asyncio.wait_for(app(scope, receive, watched_send), self.limits.seconds)
-        except asyncio.TimeoutError:
+            self._check(scope)
+            await asyncio.wait_for(self.app(scope, receive, watched_send), self.limits.seconds)
+        except (ApiError, asyncio.TimeoutError) as error:
             late = ApiError(504, f"the request took more than {self.limits.seconds:g} seconds", code="timeout")
-            response = await error_response(None, late)
+            response = error_response(None, error if isinstance(error, ApiError) else late)
             if status is None:
                 await response(scope, receive, watched_send)
             else:
@@ -124,13 +120,14 @@ class Gate:
             path = scope["route"].path if "route" in scope else "other"
             self._seconds.labels(path, status or 500).observe(time.perf_counter() - began)
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
+    def _check(self, scope: Scope) -> None:
+        if not scope["path"].startswith("/v1/"):
+            return
         shown = dict(scope["headers"]).get(b"authorization", b"")
         if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
-            return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-        if self.requests >= self.limits.requests:
-            return ApiError(429, f"{self.requests} requests are under way; try again later", code="queue_full")
-        return None
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        if self.requests > self.limits.requests:
+            raise ApiError(429, f"{self.limits.requests} requests are under way; try again later", code="queue_full")
 
 
 class ModelRoutes:
@@ -148,19 +145,17 @@ class ModelRoutes:
             raise ApiError(400, f"dimensions: found {asked.dimensions}, expected at most {width}", "dimensions")
         prompts = await asyncio.to_thread(sentence_prompts, self.embedder.base, self.embedder.readout, asked.input)
         counts = [len(prompt.tokens) for prompt in prompts]
-        if max(counts) > self.most_tokens:
-            found = f"input.{counts.index(max(counts))}: found {max(counts):,} tokens with its prompt"
-            raise _too_long(f"{found}, expected at most {self.most_tokens:,}", "input")
+        found = f"input.{counts.index(max(counts))}: found {max(counts):,} tokens with its prompt"
+        self._check_tokens(max(counts), found, "input")
         vectors = await self.engine.embed(prompts)
         # Thousands of vectors take a while to write as JSON.
         return await asyncio.to_thread(self._embedding_list, asked, vectors, sum(counts))
 
     def _embedding_list(self, asked: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> Response:
         vectors = unit(vectors if asked.dimensions is None else self.embedder.shorten(vectors, asked.dimensions))
+        values = vectors.tolist()
         if asked.encoding_format == "base64":
-            values = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
-        else:
-            values = vectors.tolist()
+            values = [base64.b64encode(vector.astype("<f4")).decode() for vector in vectors]
         data = [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(values)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": self.name, "usage": usage})
@@ -170,10 +165,10 @@ class ModelRoutes:
         asked = await self._read(request, ChatRequest)
         prompt = await asyncio.to_thread(self._encode_chat, asked)
         if self.engine.answers >= self.limits.answers:
-            found = f"{self.engine.answers} answers are being written"
-            raise ApiError(429, f"{found}; try again later", code="queue_full")
-        pieces = self.engine.answer(prompt, asked)
+            message = f"{self.engine.answers} answers are being written; try again later"
+            raise ApiError(429, message, code="queue_full")
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        pieces = self.engine.answer(prompt, asked)
         if asked.stream:
             events = _events(head, len(prompt), pieces, asked.stream_options.get("include_usage", False))
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -182,7 +177,7 @@ class ModelRoutes:
             async for piece in pieces:
                 whole.append(piece)
                 if await request.is_disconnected():
-                    raise ClientDisconnect
+                    break
         message = {"role": "assistant", "content": "".join(text for text, _ in whole)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": whole[-1][1]}
         usage = _usage(len(prompt), len(whole))
@@ -192,15 +187,18 @@ class ModelRoutes:
         """The conversation as token ids; the answer gets the rest of the tokens, or `asked.max_tokens` of them."""
         tokenizer = self.embedder.base.tokenizer
         if tokenizer.chat_template is None:
-            raise ApiError(400, "this model has no chat template: it embeds, but cannot chat")
+            raise SempaError("this model has no chat template: it embeds, but cannot chat")
         messages = [message.for_template() for message in asked.messages]
         (prompt,) = encode_texts(tokenizer, [render_messages(tokenizer, messages, add_generation_prompt=True)])
-        room = self.most_tokens - len(prompt)
-        if room < (asked.max_tokens or 1):
-            found = f"messages: found {len(prompt):,} tokens and {asked.max_tokens or 1:,} of the answer"
-            raise _too_long(f"{found}, expected at most {self.most_tokens:,} together", "messages")
-        asked.max_tokens = asked.max_tokens or room
+        least = asked.max_tokens or 1
+        found = f"messages: found {len(prompt):,} tokens and {least:,} of the answer"
+        self._check_tokens(len(prompt) + least, found, "messages")
+        asked.max_tokens = asked.max_tokens or self.most_tokens - len(prompt)
         return prompt
+
+    def _check_tokens(self, count: int, found: str, param: str) -> None:
+        if count > self.most_tokens:
+            raise ApiError(400, f"{found}, expected at most {self.most_tokens:,}", param, "context_length_exceeded")
 
     async def _read(self, request: Request, kind: type[Asked]) -> Asked:
         """The body, which names this model or none."""
@@ -237,7 +235,3 @@ async def _events(
 def _usage(prompt: int, answer: int) -> dict:
     """Tokens of the prompt, template included, and of the answer, its end included."""
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def _too_long(message: str, param: str) -> ApiError:
-    return ApiError(400, message, param, "context_length_exceeded")

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from sempa.integrations.server.requests import ChatRequest
 from sempa.model.base import BaseModel
 from sempa.model.sampling import end_tokens, stream_answer
 
-Result = TypeVar("Result")
 # The text that one more token completes, and why the answer ends here: `stop`, `length`, or None.
 Piece = tuple[str, str | None]
 # A batch begins when nobody has joined it for so many seconds.
@@ -56,10 +55,17 @@ class Engine:
         """Embeddings of a request's prompts: float32 `[n, D]`. A long request lets others in between its rows."""
         vectors = np.empty((len(prompts), self.width), np.float32)
         rows = list(token_batches([len(prompt.tokens) for prompt in prompts], _SENTENCES))
-        at_once = torch.get_num_threads()
-        for start in range(0, len(rows), at_once):
-            places = [place for row in rows[start : start + at_once] for place in row]
-            vectors[places] = await self._embed_in_a_batch([prompts[place] for place in places])
+        threads = torch.get_num_threads()
+        for start in range(0, len(rows), threads):
+            places = [place for row in rows[start : start + threads] for place in row]
+            if self._open is None or _tokens(self._open[0]) >= _TOKENS * threads:
+                batch: list[Prompt] = []
+                self._open = batch, asyncio.create_task(self._embed_batch(batch))
+            batch, task = self._open
+            begin = len(batch)
+            batch += [prompts[place] for place in places]
+            # A client that hangs up leaves the others their batch.
+            vectors[places] = (await asyncio.shield(task))[begin : begin + len(places)]
         self._sentences.inc(len(prompts))
         self._prompt_tokens.labels("/v1/embeddings").inc(_tokens(prompts))
         return vectors
@@ -75,17 +81,6 @@ class Engine:
                 yield piece
         finally:
             self.answers -= 1
-
-    async def _embed_in_a_batch(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        if self._open is None or _tokens(self._open[0]) >= _TOKENS * torch.get_num_threads():
-            batch: list[Prompt] = []
-            self._open = batch, asyncio.create_task(self._embed_batch(batch))
-        batch, task = self._open
-        begin = len(batch)
-        batch += prompts
-        # A client that hangs up leaves the others their batch.
-        vectors = await asyncio.shield(task)
-        return vectors[begin : begin + len(prompts)]
 
     async def _embed_batch(self, batch: list[Prompt]) -> np.ndarray:
         async with self._embedding:
@@ -103,7 +98,7 @@ class Engine:
             self._batches.inc()
             return vectors
 
-    async def _turn(self, run: Callable[..., Result], *arguments: object) -> Result:
+    async def _turn(self, run: Callable, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run, *arguments)
 
 
@@ -112,8 +107,8 @@ def _tokens(prompts: Sequence[Prompt]) -> int:
 
 
 def _pieces(base: BaseModel, ends: Sequence[int], prompt: Sequence[int], asked: ChatRequest) -> Iterator[Piece]:
-    """The answer up to its first stop; what may be a stop's beginning is held back until it is known."""
-    held = ""
+    """The answer up to its first stop; as many characters are held back as may be the beginning of one."""
+    held, longest = "", max(map(len, asked.stop), default=1)
     tokens = stream_answer(base, prompt, asked.max_tokens, asked.temperature, asked.top_p, asked.seed, ends)
     for count, (token, text) in enumerate(tokens, 1):
         held += text
@@ -122,12 +117,6 @@ def _pieces(base: BaseModel, ends: Sequence[int], prompt: Sequence[int], asked: 
             yield held[: min(found)], "stop"
             return
         finish_reason = "stop" if token in ends else "length" if count == asked.max_tokens else None
-        certain = len(held) if finish_reason else len(held) - _begun(held, asked.stop)
+        certain = len(held) if finish_reason else max(0, len(held) - longest + 1)
         yield held[:certain], finish_reason
         held = held[certain:]
-
-
-def _begun(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text are the beginning of a stop."""
-    lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-    return max(lengths, default=0)
