@@ -20,26 +20,11 @@ _WIDTH = 100
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     try:
-        if arguments.list:
-            print("\n".join(f"{statement.name}: {statement.equation}" for statement in _statements(arguments)))
-            return 0
-        verdicts = _verify(arguments)
-        if arguments.plot is not None:
-            from sempa.theory.pictures import draw_all
-
-            for path in draw_all(arguments.plot, arguments.seed):
-                print(f"picture: {path}", file=sys.stderr)
-        if arguments.json is not None:
-            _write_json(verdicts, arguments)
+        return _run(_parser().parse_args(argv))
     except SempaError as error:
         print(f"verify_theory: {error}", file=sys.stderr)
         return 2
-    if arguments.json != "-":
-        print("\n\n".join(_block(verdict) for verdict in verdicts))
-        print(f"\n{_summary(verdicts)}")
-    return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,22 +57,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verify(arguments: argparse.Namespace) -> list:
+def _run(arguments: argparse.Namespace) -> int:
     from sempa.io.progress import bar
+    from sempa.report.tables import finite
     from sempa.theory.statement import verify
 
     if arguments.trials < 1:
         raise SempaError(f"--trials: found {arguments.trials}, expected at least 1")
-    verdicts = []
     statements = _statements(arguments)
+    if arguments.list:
+        print("\n".join(f"{statement.name}: {statement.equation}" for statement in statements))
+        return 0
+    verdicts = []
     with bar(len(statements), "theory", "statement") as progress:
         for statement in statements:
             verdicts.append(verify(statement, arguments.seed, arguments.trials))
             progress.update()
-    return verdicts
+    passed = all(verdict.passed for verdict in verdicts)
+    if arguments.plot is not None:
+        from sempa.theory.pictures import draw_all
+
+        for path in draw_all(arguments.plot, arguments.seed):
+            print(f"picture: {path}", file=sys.stderr)
+    report = {"passed": passed, **{name: getattr(arguments, name) for name in ("seed", "trials", "model")}}
+    report = finite(report | {"statements": [verdict.as_dict() for verdict in verdicts]})
+    if arguments.json == "-":
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        if arguments.json is not None:
+            write_json(Path(arguments.json), report)
+        print("\n\n".join(_block(verdict) for verdict in verdicts))
+        held = sum(verdict.worst.holds for verdict in verdicts)
+        rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
+        print(f"\n{held} of {len(verdicts)} statements hold; ", end="")
+        print(f"{sum(rejected)} of {len(rejected)} wrong neighbours were rejected by the same checks")
+    return 0 if passed else 1
 
 
 def _statements(arguments: argparse.Namespace) -> list:
+    """The statements that are wanted, those on the model too where one is given."""
     from sempa.theory import ALL
 
     statements = list(ALL)
@@ -100,26 +108,10 @@ def _statements(arguments: argparse.Namespace) -> list:
     names = [statement.name for statement in statements]
     for name in wanted:
         if name not in names:
-            near = get_close_matches(name, names, 1, 0) or names
+            near = get_close_matches(name, names, 1, 0)
             hint = "; the model- statements need --model" if name.startswith("model-") and not arguments.model else ""
             raise SempaError(f"--statement: found {name!r}, did you mean {near[0]!r}?{hint}")
     return [statement for statement in statements if not wanted or statement.name in wanted]
-
-
-def _write_json(verdicts: list, arguments: argparse.Namespace) -> None:
-    from sempa.report.tables import finite
-
-    report = {
-        "passed": all(verdict.passed for verdict in verdicts),
-        "seed": arguments.seed,
-        "trials": arguments.trials,
-        "model": arguments.model,
-        "statements": [verdict.as_dict() for verdict in verdicts],
-    }
-    if arguments.json == "-":
-        print(json.dumps(finite(report), indent=2, ensure_ascii=False))
-    else:
-        write_json(Path(arguments.json), finite(report))
 
 
 def _block(verdict: object) -> str:
@@ -139,15 +131,6 @@ def _block(verdict: object) -> str:
             lines.append(f"{heading}: " + " · ".join(controls))
     wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join([f"{statement.name:<{_WIDTH - 8}}{word:>8}", *map(wrap.fill, lines)])
-
-
-def _summary(verdicts: list) -> str:
-    held = sum(verdict.worst.holds for verdict in verdicts)
-    controls = [rejected for verdict in verdicts for rejected in verdict.controls_rejected.values()]
-    return (
-        f"{held} of {len(verdicts)} statements hold; "
-        f"{sum(controls)} of {len(controls)} wrong neighbours were rejected by the same checks"
-    )
 
 
 if __name__ == "__main__":

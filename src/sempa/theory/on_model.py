@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_responses
 from sempa.data.captions import caption_triplets
-from sempa.losses import plackett_luce_loss
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.theory.candidates import Candidates
 from sempa.theory.ranking import STATEMENTS, pair_loss, ranking_loss, top1_loss
-from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare
+from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare, value_and_gradient
 
 PROMPTS, _TRIPLETS = 2, 4
 _BETA = 0.1
@@ -83,18 +82,22 @@ def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
     def equals(expected: Claim, claimed: Claim = lambda claim: claim) -> Claim:
         def check(claim: Claim, *_: object) -> Iterator[Measurement]:
             for prompt in scored:
-                yield from _same_gradient(prompt, claimed(claim), expected)
+                drawn = prompt.drawn
+                value, upstream = value_and_gradient(partial(claimed(claim), drawn), drawn.policy)
+                exact, expected_upstream = value_and_gradient(partial(expected, drawn), drawn.policy)
+                yield compare(value, exact, drawn.condition() * drawn.policy.shape[1])
+                yield _same_gradient(prompt, upstream, expected_upstream)
 
         return check
 
-    def loss_of_pair(reward: Claim) -> Claim:
-        return lambda drawn, policy: plackett_luce_loss(reward(_first_two(drawn), policy[:, :2]))
+    def loss_of_pair(rewards: Claim) -> Claim:
+        return lambda drawn, policy: ranking_loss(_first_two(drawn), policy[:, :2], rewards)
 
     def check_weights(weights: Claim, *_: object) -> Iterator[Measurement]:
         for prompt in scored:
-            _, upstream, gradient = _gradients(prompt, top1_loss)
-            claimed = prompt.drawn.beta * weights(prompt.drawn.rewards())
-            yield _close(prompt, prompt.adapter_gradient(claimed), gradient, upstream)
+            drawn = prompt.drawn
+            _, upstream = value_and_gradient(partial(top1_loss, drawn), drawn.policy)
+            yield _same_gradient(prompt, drawn.beta * weights(drawn.rewards(drawn.policy)), upstream)
 
     checks = {
         "bradley-terry": equals(pair_loss, loss_of_pair),
@@ -112,20 +115,8 @@ def _first_two(drawn: Candidates) -> Candidates:
     return Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
 
 
-def _gradients(prompt: Scored, loss: Claim) -> tuple[Tensor, Tensor, Tensor]:
-    """A loss's value, its gradient in the log-probabilities, and in the adapter."""
-    policy = prompt.drawn.policy.clone().requires_grad_()
-    value = loss(prompt.drawn, policy)
-    (upstream,) = torch.autograd.grad(value.sum(), policy)
-    return value.detach(), upstream, prompt.adapter_gradient(upstream)
-
-
-def _same_gradient(prompt: Scored, claimed: Claim, expected: Claim) -> Iterator[Measurement]:
-    found, exact = (_gradients(prompt, loss) for loss in (claimed, expected))
-    yield compare(found[0], exact[0], prompt.drawn.condition() * prompt.drawn.policy.shape[1])
-    yield _close(prompt, found[2], exact[2], exact[1])
-
-
-def _close(prompt: Scored, found: Tensor, expected: Tensor, upstream: Tensor) -> Measurement:
-    condition = float((upstream[0].abs() * prompt.pulls).sum())
-    return Measurement(float((found - expected).norm()), ROUNDINGS * _UNIT32 * condition)
+def _same_gradient(prompt: Scored, found: Tensor, expected: Tensor) -> Measurement:
+    """Compare the adapter's gradients that two gradients in the log-probabilities `[1, K + 1]` lead to."""
+    condition = float((expected[0].abs() * prompt.pulls).sum())
+    error = (prompt.adapter_gradient(found) - prompt.adapter_gradient(expected)).norm()
+    return Measurement(float(error), ROUNDINGS * _UNIT32 * condition)

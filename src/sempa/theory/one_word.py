@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize
 
 from sempa.kernels import token_logprobs
 from sempa.losses import dpo_loss, infonce_loss, positive_first
-from sempa.theory.statement import Claim, Measurement, Statement, compare
+from sempa.theory.statement import Claim, Measurement, Statement, compare, value_and_gradient
 
 _STATES, _WIDTH, _WORDS = 8, 12, 40
 
@@ -28,6 +29,11 @@ class Answers:
     rejected: Tensor
     reference: Tensor
     beta: float
+
+    @property
+    def apart(self) -> Tensor:
+        """u_w − u_l, from the other word to the preferred one, `[n, D]`."""
+        return self.embeddings[self.chosen] - self.embeddings[self.rejected]
 
     def condition(self) -> float:
         """Σ_d |h_d u_d| at its largest, + log V: the terms that a logit and its normaliser add up."""
@@ -55,12 +61,9 @@ def _dpo_of_words(answers: Answers, hidden: Tensor, softcap: float | None = None
 def _check_words(loss_of_scores: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(max(1, trials // 8)):
         answers = draw_answers(generator)
-        hidden = answers.hidden.clone().requires_grad_()
-        logprobs = token_logprobs(hidden, answers.embeddings, answers.chosen)
-        (gradient,) = torch.autograd.grad(logprobs.sum(), hidden)
-        other = answers.hidden.clone().requires_grad_()
-        losses = loss_of_scores(answers, other)
-        (expected,) = torch.autograd.grad(losses.sum(), other)
+        logprob = partial(token_logprobs, weight=answers.embeddings, targets=answers.chosen)
+        logprobs, gradient = value_and_gradient(logprob, answers.hidden)
+        losses, expected = value_and_gradient(partial(loss_of_scores, answers), answers.hidden)
         width = float(answers.embeddings.abs().max())
         yield compare(-logprobs, losses, answers.condition())
         yield compare(-gradient, expected, answers.condition() * 2 * width)
@@ -70,49 +73,32 @@ def _check_words(loss_of_scores: Claim, generator: torch.Generator, trials: int)
 
 def _vocabulary_first(answers: Answers, hidden: Tensor, embeddings: Tensor) -> Tensor:
     """`[n, V]` scores ⟨h, u_v⟩ with the chosen word in column 0."""
-    rows = [
-        torch.cat([row[word : word + 1], row[:word], row[word + 1 :]])
-        for row, word in zip(hidden @ embeddings.T, answers.chosen.tolist(), strict=True)
-    ]
-    return torch.stack(rows)
+    rows = zip(hidden @ embeddings.T, answers.chosen.tolist(), strict=True)
+    return torch.stack([torch.cat([row[word : word + 1], row[:word], row[word + 1 :]]) for row, word in rows])
 
 
 def _check_moves(direction: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(max(1, trials // 8)):
         answers = draw_answers(generator)
-        hidden = answers.hidden.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(_dpo_of_words(answers, hidden).sum(), hidden)
+        _, gradient = value_and_gradient(partial(_dpo_of_words, answers), answers.hidden)
         condition = answers.condition() * 4 * float(answers.embeddings.abs().max()) * answers.beta
         expected = direction(answers)
         yield compare(gradient, expected, condition)
         # A step against the gradient raises the preferred word's lead by η β σ(−m) ‖u_w − u_l‖².
-        apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
-        yield compare(
-            (-gradient * apart).sum(1), (-expected * apart).sum(1), condition * _WIDTH * float(apart.abs().max())
-        )
+        leads = ((-slope * answers.apart).sum(1) for slope in (gradient, expected))
+        yield compare(*leads, condition * _WIDTH * float(answers.apart.abs().max()))
 
 
-def _along_the_difference(answers: Answers, pull: Tensor | None = None) -> Tensor:
-    """−β σ(−m) (u_w − u_l); with a `pull` `[n, D]` in place of the difference u_w − u_l behind the weight."""
-    apart = answers.embeddings[answers.chosen] - answers.embeddings[answers.rejected]
-    lead = (answers.hidden * apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
-    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * (apart if pull is None else pull)
-
-
-def _with_normaliser(answers: Answers) -> Tensor:
-    """As if the pull on the chosen word alone were what is left of it."""
-    return _along_the_difference(answers, _pull(answers))
+def _along(answers: Answers, pull: Tensor) -> Tensor:
+    """−β σ(−m) times a pull `[n, D]`."""
+    lead = (answers.hidden * answers.apart).sum(1) - (answers.reference[:, 0] - answers.reference[:, 1])
+    return -answers.beta * torch.sigmoid(-answers.beta * lead)[:, None] * pull
 
 
 def _pull(answers: Answers) -> Tensor:
     """u_w − Σ_v p_v u_v: towards the word, away from what the model would say, `[n, D]`."""
     probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
     return answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
-
-
-def _capped(answers: Answers) -> Tensor:
-    hidden = answers.hidden.clone().requires_grad_()
-    return torch.autograd.grad(_dpo_of_words(answers, hidden, softcap=30.0).sum(), hidden)[0]
 
 
 STATEMENTS = (
@@ -138,12 +124,15 @@ STATEMENTS = (
         name="one-word-preference-moves-state",
         equation="one-word DPO:  ∂ℓ/∂h = −β σ(−m) (u_w − u_l),  m = β[⟨h, u_w − u_l⟩ − log π_ref(w)/π_ref(l)]",
         tolerance="64 ε × 4 β max |u| × (2 max Σ_d |h_d u_d| + V + log V), times D max |u_w − u_l| for the lead",
-        claim=_along_the_difference,
+        claim=lambda answers: _along(answers, answers.apart),
         controls={
-            "the normaliser kept": _with_normaliser,
-            "a head with soft-capping": _capped,
-            "reference left out": lambda answers: _along_the_difference(
-                replace(answers, reference=torch.zeros_like(answers.reference))
+            # As if the pull on the chosen word alone were what is left of it.
+            "the normaliser kept": lambda answers: _along(answers, _pull(answers)),
+            "a head with soft-capping": lambda answers: value_and_gradient(
+                partial(_dpo_of_words, answers, softcap=30.0), answers.hidden
+            )[1],
+            "reference left out": lambda answers: _along(
+                replace(answers, reference=torch.zeros_like(answers.reference)), answers.apart
             ),
         },
         check=_check_moves,

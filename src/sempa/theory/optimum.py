@@ -41,10 +41,8 @@ def minimise(loss: Claim, start: Tensor) -> tuple[Tensor, float, float]:
     """
     logits = start.clone()
     for _ in range(_NEWTON_STEPS):
-        gradient = torch.func.grad(loss)(logits)
-        values, vectors = torch.linalg.eigh(torch.func.hessian(loss)(logits))
-        usable = values > _FLAT * values.max()
-        step = vectors[:, usable] @ ((vectors[:, usable].T @ gradient) / values[usable])
+        hessian = torch.func.hessian(loss)(logits)
+        step = torch.linalg.pinv(hessian, rtol=_FLAT, hermitian=True) @ torch.func.grad(loss)(logits)
         # Far from the optimum the curvature nearly vanishes; no step is longer than 4.
         step *= min(1.0, 4 / float(step.norm().clamp_min(1e-300)))
         before, size = loss(logits), 1.0

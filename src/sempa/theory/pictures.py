@@ -14,6 +14,7 @@ from sempa.report import plots
 from sempa.theory.candidates import draw_candidates
 from sempa.theory.information import best_critic, draw_channel, hard_negatives
 from sempa.theory.sphere import uniform_sphere
+from sempa.theory.statement import value_and_gradient
 
 _COLOURS = (plots.BASE, plots.ALIGNED, "#009e73", "#cc79a7")
 _BATCH = 64
@@ -40,7 +41,7 @@ def _rounding(axis: object, generator: torch.Generator) -> None:
     for size in sizes:
         drawn = draw_candidates(generator, _BATCH, size)
         for dtype, found in errors.items():
-            ranked = plackett_luce_loss(drawn.rewards().to(dtype), top=1)
+            ranked = plackett_luce_loss(drawn.rewards(drawn.policy).to(dtype), top=1)
             contrastive = infonce_loss((drawn.policy - drawn.reference).to(dtype), 1 / drawn.beta)
             found.append(float((ranked - contrastive).abs().max()))
     for colour, (dtype, found) in zip(_COLOURS, errors.items(), strict=False):
@@ -94,8 +95,7 @@ def _gradient_weights(axis: object, generator: torch.Generator) -> None:
         # All negatives at 0, the positive at the margin: what pulls on the positive.
         rewards = torch.zeros(len(margins), negatives + 1, dtype=torch.float64)
         rewards[:, 0] = margins
-        rewards.requires_grad_()
-        (gradient,) = torch.autograd.grad(plackett_luce_loss(rewards, top=1).sum(), rewards)
+        _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
         label = "K = 1: σ(−margin), DPO" if negatives == 1 else f"K = {negatives}"
         axis.plot(margins, -gradient[:, 0], color=colour, label=label)
     axis.set_title("−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient")

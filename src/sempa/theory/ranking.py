@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
 from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
-from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds
+from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, value_and_gradient
 
 _ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for each derivative"
 # (K + 1)! orders are summed: 6! = 720.
@@ -126,15 +126,14 @@ def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Ite
 
 def _check_gradient(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
-        rewards = drawn.rewards(drawn.policy).requires_grad_()
-        (gradient,) = torch.autograd.grad(plackett_luce_loss(rewards, top=1).sum(), rewards)
-        yield compare(gradient, weights(rewards.detach()), drawn.condition())
+        rewards = drawn.rewards(drawn.policy)
+        _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
+        yield compare(gradient, weights(rewards), drawn.condition())
         if rewards.shape[1] == 2:
-            policy = drawn.policy.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(pair_loss(drawn, policy).sum(), policy)
+            _, gradient = value_and_gradient(partial(pair_loss, drawn), drawn.policy)
             margin = rewards[:, 0] - rewards[:, 1]
             yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(-margin), drawn.condition())
-            yield compare(gradient / drawn.beta, weights(rewards.detach()), drawn.condition())
+            yield compare(gradient / drawn.beta, weights(rewards), drawn.condition())
 
 
 def softmax_weights(rewards: Tensor) -> Tensor:

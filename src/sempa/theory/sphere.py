@@ -152,10 +152,6 @@ def _mean_similarity(setting: Setting) -> Tensor:
     return setting.alignment() + (setting.weights * mean).sum() / setting.temperature
 
 
-def _without_temperature(setting: Setting) -> Tensor:
-    return setting.alignment() + replace(setting, temperature=1.0).uniformity()
-
-
 STATEMENTS = (
     Statement(
         name="alignment-uniformity",
@@ -164,7 +160,9 @@ STATEMENTS = (
         claim=lambda setting: setting.alignment() + setting.uniformity(),
         controls={
             "mean similarity in place of log-mean-exp": _mean_similarity,
-            "τ left out of the uniformity": _without_temperature,
+            "τ left out of the uniformity": lambda setting: (
+                setting.alignment() + replace(setting, temperature=1.0).uniformity()
+            ),
             "alignment counted twice": lambda setting: 2 * setting.alignment() + setting.uniformity(),
             "limit 0.1 % off": lambda setting: 1.001 * (setting.alignment() + setting.uniformity()),
         },

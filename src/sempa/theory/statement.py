@@ -92,6 +92,14 @@ def verify(statement: Statement, seed: int, trials: int) -> Verdict:
     return Verdict(statement, max(measurements, key=lambda m: m.ratio), len(measurements), rejected)
 
 
+def value_and_gradient(function: Claim, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A function's values at a point, and the gradient of their sum there."""
+    at = at.clone().requires_grad_()
+    values = function(at)
+    (gradient,) = torch.autograd.grad(values.sum(), at)
+    return values.detach(), gradient
+
+
 def rounding(condition: torch.Tensor | float) -> float:
     """The tolerance of a quantity that feels its inputs' roundings `condition` times: ROUNDINGS · ε · condition."""
     return ROUNDINGS * UNIT * float(torch.as_tensor(condition).max())
