@@ -19,7 +19,7 @@ def bars(rows: list[dict]) -> str:
     figure, axes = make_figure(1, 2, (10.0, 0.9 + 0.19 * len(rows)), sharey=True)
     labels, places, last = [], [], None
     for place, row in enumerate(rows):
-        size = " × ".join(f"{row[key]:,}" for key in ("N", "D", "V") if key in row)
+        size = " × ".join(f"{row[key]:,}" for key in ("N", "D", "V") if key in row) or row.get("section", "")
         # A gap, and the size's name, where another begins.
         places.append((places[-1] if places else 0) - (1.6 if place and size != last else 1))
         labels.append(f"{size}   {row['contestant']}" if size != last else row["contestant"])

@@ -9,7 +9,7 @@ goes on. Results are written after every section: JSON, a table (.md) and a pict
 
 import argparse
 import gc
-import importlib.util
+import importlib
 import json
 import statistics
 import subprocess
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import embedding
 import gatherer
 import race
 import torch
+from draw import bars
 from torch import Tensor
 from training import ALPHA, RANK, trl_trainer_step
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ from sempa.model.forward import hidden_states, row_states
 from sempa.model.layers import checkpoint_blocks, replace_norms
 from sempa.model.lora import adapter_disabled, add_lora, block_linears, lora_parameters
 from sempa.model.resolve import first_line, resolve_model
-from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
+from sempa.report.plots import available
 from sempa.run import start_run
 from sempa.training.base_samples import BaseSample
 from sempa.training.processes import World
@@ -61,74 +62,70 @@ DPO = Config(preference=1.0, preference_fraction=1.0, contrast=0.0, retention=0.
 ALL_LOSSES = replace(DPO, anchor=0.5, contrast=1.0, retention=10.0, row_tokens=256)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the sections run on: the sizes of a GPU, or tiny ones."""
-
-    device: str
-    dtype: torch.dtype
-    rounds: int
-    # A model by name or folder for embedding and the run, and the tokenizer of all.
-    model: str
-    tokenizer: PreTrainedTokenizerBase
-    shapes: dict[str, LlamaConfig]
-    row_tokens: int
-    triplets: int
-    kernel_sizes: tuple[tuple[int, int, int], ...]
-    sentences: int
-    run: dict[str, object]
-    folder: Path
-
-
 def llama(**sizes: object) -> LlamaConfig:
     """A Llama of Meta's third generation, which ties its head to the embeddings below 8 B."""
-    return LlamaConfig(rope_theta=500_000.0, max_position_embeddings=8192, rms_norm_eps=1e-5, **sizes)
+    common = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+    return LlamaConfig(rope_theta=500_000.0, max_position_embeddings=8192, **common | sizes)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the sections run on: by default a GPU's sizes, Llama-3.2-1B's and Llama-3-8B's shapes among them."""
+
+    device: str
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    # Embedding and the run need a trained model.
+    model: str = "smollm2-135m"
+    dtype: torch.dtype = torch.bfloat16
+    rounds: int = 3
+    shapes: dict[str, LlamaConfig] = field(
+        default_factory=lambda: {
+            "1 B": llama(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, tie_word_embeddings=True),
+            "8 B": llama(hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32),
+        }
+    )
+    row_tokens: int = 4096
+    triplets: int = 256
+    kernel_sizes: tuple[tuple[int, int, int], ...] = (
+        (4096, 2048, 128_256),
+        (4096, 4096, 128_256),
+        (2048, 576, 49_152),
+    )
+    sentences: int = 1024
+    run: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """What is checked for correctness."""
+        return list(dict.fromkeys((torch.float32, self.dtype)))
 
 
 def full_setting(device: str, folder: Path) -> Setting:
-    """Llama-3.2-1B's and Llama-3-8B's shapes, SmolLM2 for what needs a trained model."""
-    common = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8}
-    small = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
-    large = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32}
+    """A GPU's sizes; where SmolLM2 is not at hand, the sections that need no trained model get another tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m"))
-    except SempaError as error:
-        print(f"a tokenizer made on the spot in place of SmolLM2's: {error}", flush=True)
-        tokenizer = make_tokenizer()
-    return Setting(
-        device=device,
-        dtype=torch.bfloat16,
-        rounds=3,
-        model="smollm2-135m",
-        tokenizer=tokenizer,
-        shapes={"1 B": llama(**common, **small), "8 B": llama(**common, **large)},
-        row_tokens=4096,
-        triplets=256,
-        kernel_sizes=((4096, 2048, 128_256), (4096, 4096, 128_256), (2048, 576, 49_152)),
-        sentences=1024,
-        run={},
-        folder=folder,
-    )
+        return Setting(device, folder, AutoTokenizer.from_pretrained(resolve_model("smollm2-135m")))
+    except SempaError:
+        return Setting(device, folder, make_tokenizer())
 
 
 def tiny_setting(device: str, folder: Path) -> Setting:
     """Two and three narrow blocks, and a few texts."""
-    common = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 2}
-    common["num_attention_heads"] = 4
-    bfloat16 = computes_bfloat16(torch.device(device))
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     return Setting(
-        device=device,
-        dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        rounds=1,
+        device,
+        folder,
+        make_tokenizer(),
         model=str(make_folder(folder / "model")),
-        tokenizer=make_tokenizer(),
-        shapes={"1 B": llama(**common, num_hidden_layers=2), "8 B": llama(**common, num_hidden_layers=3)},
+        dtype=torch.bfloat16 if computes_bfloat16(torch.device(device)) else torch.float32,
+        rounds=1,
+        shapes={f"{size} B": llama(**sizes, num_hidden_layers=depth) for size, depth in ((1, 2), (8, 3))},
         row_tokens=512,
         triplets=4,
         kernel_sizes=((64, 32, 320),),
         sentences=16,
         run={"triplet_limit": 8, "held_out": 2, "dev_pairs": 4, "eval_every": 1000, "retention": 0.0},
-        folder=folder,
     )
 
 
@@ -138,7 +135,7 @@ def tiny_setting(device: str, folder: Path) -> Setting:
 def check_packing(s: Setting) -> list[dict]:
     """The states of a packed row beside those of its sequences in rows of their own."""
     rows = []
-    for dtype in dict.fromkeys((torch.float32, s.dtype)):
+    for dtype in s.dtypes:
         model = _few_blocks(s, dtype)
         row = _batch(s, DPO, 8).rows[0].packed
         tokens, places = row.separate()
@@ -152,7 +149,7 @@ def check_packing(s: Setting) -> list[dict]:
 def check_kernel(s: Setting) -> list[dict]:
     """Log-probabilities and their gradient beside float64's, from the same rounded numbers."""
     rows, (n, d, v) = [], s.kernel_sizes[0]
-    for dtype in dict.fromkeys((torch.float32, s.dtype)):
+    for dtype in s.dtypes:
         hidden, weight, targets = _kernel_inputs(s, dtype, min(n, 256), d, v)
         exact = hidden.detach().double().requires_grad_()
         expected = (exact @ weight.double().T).log_softmax(1).gather(1, targets[:, None])[:, 0]
@@ -166,7 +163,7 @@ def check_kernel(s: Setting) -> list[dict]:
 def check_gradients(s: Setting) -> list[dict]:
     """The gradient of all three losses on the device beside the CPU's in float64, which tests compare with autograd."""
     rows = []
-    for dtype in dict.fromkeys((torch.float32, s.dtype)):
+    for dtype in s.dtypes:
         expected = _step_gradients(s, _few_blocks(s, dtype, "cpu").double())
         for recomputed in (False, True):
             model = _few_blocks(s, dtype)
@@ -199,8 +196,7 @@ def _few_blocks(s: Setting, dtype: torch.dtype, device: str | None = None) -> Pr
     add_lora(model, RANK, ALPHA)
     generator = torch.Generator().manual_seed(1)
     for parameter in lora_parameters(model).values():
-        numbers = torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5 / 4
-        parameter.data.copy_(numbers)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5 / 4)
         parameter.requires_grad_(True)
     return model
 
@@ -220,39 +216,24 @@ def race_kernels(s: Setting) -> list[dict]:
     ways = gatherer.GATHERERS | {"Liger": gatherer._liger, "cut-cross-entropy": gatherer._cut}
     rows = []
     for n, d, v in s.kernel_sizes:
-        hidden, weight, targets = _kernel_inputs(s, s.dtype, n, d, v)
-        makers = {name: partial(gatherer._bare, hidden, weight, False, again) for name, again in gatherer.BARE.items()}
-        for name, way in ways.items():
-            makers[name] = partial(gatherer._forward_backward, way, hidden, weight, targets)
-        measured = _measure(s, makers)
-        bare = measured[0]["ms"]
-        for row in measured:
-            ratio = {"x bare": row["ms"] / bare} if "ms" in row else {}
-            rows.append({"N": n, "D": d, "V": v, **row, **ratio})
+        inputs = _kernel_inputs(s, s.dtype, n, d, v)
+        makers = {name: partial(gatherer._bare, *inputs[:2], False, again) for name, again in gatherer.BARE.items()}
+        makers |= {name: partial(gatherer._forward_backward, way, *inputs) for name, way in ways.items()}
+        rows += [{"N": n, "D": d, "V": v, **row} for row in _measure(s, makers)]
     return rows
 
 
 def race_steps(s: Setting, size: str) -> list[dict]:
     """A DPO step of a model with random weights: blocks kept or recomputed, and TRL's with Liger's kernels."""
     batch = _batch(s, replace(DPO, row_tokens=s.row_tokens), s.triplets)
-    flops = _step_flops(s.shapes[size], batch)
-    tokens = sum(len(row.packed.tokens) for row in batch.rows)
-    peak, of = _peak_flops(s)
-    makers = {
-        "sempa": partial(_sempa_step, s, size, batch, False),
-        "sempa, recomputed": partial(_sempa_step, s, size, batch, True),
-    }
-    liger = s.device.startswith("cuda")
-    for count in (4, 16):
-        makers[f"TRL{' + Liger' * liger}, batch {count}"] = partial(_trl_step, s, size, count, liger)
-    rows = _measure(s, makers)
-    for row in rows:
-        if "ms" in row:
-            row["triplets/s"] = s.triplets / row["ms"] * 1000
-            if row["contestant"].startswith("sempa"):
-                row["tokens/s"] = tokens / row["ms"] * 1000
-                row[f"MFU, % of {of}"] = 100 * flops / (row["ms"] / 1000) / peak
-    return rows
+    tokens, (peak, of) = sum(len(row.packed.tokens) for row in batch.rows), _peak_flops(s)
+    flops = _step_flops(s.shapes[size], tokens, sum(len(row.target) for row in batch.rows))
+    work = {"triplets/s": s.triplets, "tokens/s": tokens, f"MFU, % of {of}": 100 * flops / peak}
+    ways = {"sempa": False, "sempa, recomputed": True}
+    rows = _measure(s, {name: partial(_sempa_step, s, size, batch, again) for name, again in ways.items()}, work)
+    name = "TRL + Liger" if s.device.startswith("cuda") else "TRL"
+    theirs = {f"{name}, batch {count}": partial(_trl_step, s, size, count) for count in (4, 16)}
+    return rows + _measure(s, theirs, {"triplets/s": s.triplets})
 
 
 def _sempa_step(s: Setting, size: str, batch: Batch, recomputed: bool) -> Callable[[], object]:
@@ -263,8 +244,8 @@ def _sempa_step(s: Setting, size: str, batch: Batch, recomputed: bool) -> Callab
     return partial(train_step, config, model, make_optimizer(config, model), batch, [], 0, 1000, World())
 
 
-def _trl_step(s: Setting, size: str, batch: int, liger: bool) -> Callable[[], object]:
-    model = _random_model(s, size)
+def _trl_step(s: Setting, size: str, batch: int) -> Callable[[], object]:
+    model, liger = _random_model(s, size), s.device.startswith("cuda")
     model.set_attn_implementation("sdpa")
     return trl_trainer_step(model, s.tokenizer, caption_triplets("train", s.triplets), batch, liger=liger)
 
@@ -276,7 +257,7 @@ def _random_model(s: Setting, size: str) -> PreTrainedModel:
     return model
 
 
-def _step_flops(shape: LlamaConfig, batch: Batch) -> float:
+def _step_flops(shape: LlamaConfig, tokens: int, responses: int) -> float:
     """Operations that the step needs: 4P + 6L of a policy's token, 2P of the reference's, 6H of a response's token.
 
     Attention's own products and what is recomputed do not count.
@@ -287,21 +268,19 @@ def _step_flops(shape: LlamaConfig, batch: Batch) -> float:
     with torch.device("meta"):
         add_lora(model, RANK, ALPHA)
     adapter = sum(parameter.numel() for parameter in lora_parameters(model).values())
-    tokens = sum(len(row.packed.tokens) for row in batch.rows)
-    return tokens * (6 * blocks + 6 * adapter) + 6 * head * sum(len(row.target) for row in batch.rows)
+    return 6 * (tokens * (blocks + adapter) + responses * head)
 
 
 def _peak_flops(s: Setting) -> tuple[float, str]:
     """Dense bfloat16 FLOP/s of the card's data sheet; elsewhere what a bare product reaches here."""
-    if s.device.startswith("cuda"):
-        name = torch.cuda.get_device_name()
-        for known, (flops, _) in GPUS.items():
-            if known.split()[0] in name:
-                return flops, known
+    processor = race.machine(s.device)["processor"]
+    for known, (flops, _) in GPUS.items():
+        if known.split()[0] in processor:
+            return flops, known
     side = 8192 if s.device.startswith("cuda") else 512
     x = torch.randn(side, side, dtype=s.dtype, device=s.device)
-    (row,) = _measure(s, {"product": lambda: lambda: x @ x})
-    return 2 * side**3 / (row["ms"] / 1000), "a bare product"
+    (row,) = _measure(s, {"product": lambda: lambda: x @ x}, {"FLOP/s": 2 * side**3})
+    return row["FLOP/s"], "a bare product"
 
 
 def race_encoders(s: Setting) -> list[dict]:
@@ -311,8 +290,7 @@ def race_encoders(s: Setting) -> list[dict]:
     makers = {f"sempa, batch {size}": partial(embedding._sempa, given, sentences, size) for size in (32, 128, 512)}
     for size in (32, 128):
         makers[f"sentence-transformers, batch {size}"] = partial(embedding._peer, given, sentences, size)
-    rows = _measure(s, makers)
-    return [row | ({"sentences/s": len(sentences) / row["ms"] * 1000} if "ms" in row else {}) for row in rows]
+    return _measure(s, makers, {"sentences/s": len(sentences)})
 
 
 def whole_run(s: Setting) -> list[dict]:
@@ -327,39 +305,32 @@ def whole_run(s: Setting) -> list[dict]:
 def install_peers(s: Setting) -> list[dict]:
     """The kernels to compare with, from the package index where the machine reaches one."""
     rows = []
-    for package in (*PEERS, "trl", "sentence-transformers"):
-        row = {"package": package, "there": bool(importlib.util.find_spec(package.replace("-", "_")))}
-        if package in PEERS and not row["there"]:
-            row["skipped"] = _install(package) if s.device.startswith("cuda") else "it needs CUDA"
-        rows.append(row)
+    for package in PEERS:
+        skipped = "it needs CUDA"
+        if s.device.startswith("cuda"):
+            # Beside the torch that is there.
+            command = ["pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "10", package]
+            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+            skipped = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
+        rows.append({"package": package, "skipped": skipped})
+    importlib.invalidate_caches()
     return rows
 
 
-def _install(package: str) -> str:
-    """Install it beside the torch that is there; returns why that failed, or nothing."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "0", package]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=40)
-    except subprocess.CalledProcessError as error:
-        return error.stderr.strip().splitlines()[-1]
-    except subprocess.TimeoutExpired:
-        return "pip took over 40 s"
-    importlib.invalidate_caches()
-    return ""
+def _measure(s: Setting, makers: dict[str, Callable], work: dict[str, float] | None = None) -> list[dict]:
+    """Median milliseconds, peak memory above what the maker leaves, and the work done in a second.
 
-
-def _measure(s: Setting, makers: dict[str, Callable[[], Callable[[], object]]]) -> list[dict]:
-    """Median milliseconds and peak memory above what the maker leaves; what fails is skipped with its reason.
-
-    One after another: two models of 8 B would not lie side by side.
+    A maker returns what is timed. What fails is skipped with its reason. One after another: two models of 8 B would not
+    lie side by side.
     """
     rows = []
     for name, make in makers.items():
         try:
             run = make()
             peak = race.PeakMemory(s.device)
-            seconds = [gatherer._seconds(run) for _ in range(1 + s.rounds)]
-            row = {"ms": 1000 * statistics.median(seconds[1:]), "peak GiB": peak.risen() / 2**30}
+            seconds = statistics.median([gatherer._seconds(run) for _ in range(1 + s.rounds)][1:])
+            row = {"ms": 1000 * seconds, "peak GiB": peak.risen() / 2**30}
+            row |= {what: amount / seconds for what, amount in (work or {}).items()}
         except Exception as error:
             row = {"skipped": _reason(error)}
         run = None
@@ -405,19 +376,11 @@ SECTIONS: dict[str, Callable[[Setting], list[dict]]] = {
     "embedding": race_encoders,
     "a whole run": whole_run,
 }
-# What the picture shows of which sections.
-PANELS = {
-    "x bare": "log-probabilities",
-    "MFU": "step",
-    "triplets/s": "step",
-    "peak GiB": "step",
-    "sentences/s": "embedding",
-}
 
 
 def run_sections(s: Setting, out: Path, command: str) -> dict:
     """Run every section and write `out`.json, .md and .svg after each; returns the result."""
-    began = time.perf_counter()
+    began, measured = time.perf_counter(), []
     result = {"command": command, "machine": race.machine(s.device), "dtype": _name(s.dtype), "sections": []}
     for name, section in SECTIONS.items():
         entry, started = {"name": name}, time.perf_counter()
@@ -425,6 +388,7 @@ def run_sections(s: Setting, out: Path, command: str) -> dict:
             if started - began > BUDGET:
                 raise TimeoutError(f"not begun: {BUDGET} s are over")
             entry["rows"] = section(s)
+            _compare(entry["rows"])
         except Exception as error:
             entry["failed"] = _reason(error)
         _free()
@@ -433,9 +397,19 @@ def run_sections(s: Setting, out: Path, command: str) -> dict:
         print(_section_table(entry), flush=True)
         write_json(out.with_suffix(".json"), result)
         write_atomic(out.with_suffix(".md"), as_markdown(result))
-    if available():
-        write_atomic(out.with_suffix(".svg"), plot(result))
+        measured += [{"section": name, **row} for row in entry.get("rows", []) if "ms" in row]
+    if measured and available():
+        write_atomic(out.with_suffix(".svg"), bars(measured))
     return result
+
+
+def _compare(rows: list[dict]) -> None:
+    """Put each time beside the first of its size: bare products, or sempa."""
+    first = {}
+    for row in rows:
+        if "ms" in row:
+            size = tuple(row.get(side) for side in ("N", "D", "V"))
+            row["x first"] = row["ms"] / first.setdefault(size, row["ms"])
 
 
 def as_markdown(result: dict) -> str:
@@ -455,27 +429,6 @@ def _section_table(entry: dict) -> str:
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def plot(result: dict) -> str:
-    """Bars of what was measured: kernels, steps and embedding; an SVG."""
-    figure, axes = make_figure(1, len(PANELS), (3.4 * len(PANELS), 3.6))
-    for axis, (key, start) in zip(axes, PANELS.items(), strict=True):
-        bars = []
-        for entry in result["sections"]:
-            for row in entry.get("rows", []) if entry["name"].startswith(start) else []:
-                value = next((value for name, value in row.items() if name.startswith(key)), None)
-                if value is not None:
-                    size = " × ".join(f"{row[side]:,}" for side in ("N", "D", "V") if side in row)
-                    size = size or entry["name"].partition(", ")[2]
-                    bars.append((f"{size}   {row['contestant']}".strip(), value))
-        colours = [ALIGNED if "sempa" in label else BASE for label, _ in bars]
-        drawn = axis.barh(range(len(bars)), [value for _, value in bars], color=colours)
-        axis.bar_label(drawn, [f"{value:.3g}" for _, value in bars], color=INK, fontsize=6, padding=2)
-        axis.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=6)
-        axis.invert_yaxis()
-        axis.set_title(f"{start}: {key}", fontsize=8)
-    return standalone(svg(figure, "gpu", "Kernels, training steps and embedding on one GPU"))
-
-
 def main() -> None:
     """Run all sections; exit code 1 when one failed or a check does not pass."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -490,10 +443,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = (tiny_setting if given.tiny else full_setting)(device, Path(folder))
         result = run_sections(setting, out, f"gpu.py{' --tiny' * given.tiny}")
-    failed = [entry["name"] for entry in result["sections"] if "failed" in entry]
-    failed += [
-        row["what"] for entry in result["sections"] for row in entry.get("rows", []) if row.get("passes") is False
-    ]
+    failed = []
+    for entry in result["sections"]:
+        failed += [entry["name"]] if "failed" in entry else []
+        failed += [row["what"] for row in entry.get("rows", []) if row.get("passes") is False]
     print(json.dumps({"failed": failed, "seconds": sum(entry["seconds"] for entry in result["sections"])}))
     raise SystemExit(1 if failed else 0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sempa.losses import plackett_luce_loss
-from sempa.theory.statement import Claim, Measurement, Statement
+from sempa.theory.statement import Claim, Measurement, statement
 
 # Each estimate is wrong by more than its bound with less than this probability.
 DOUBT = 1e-9
@@ -31,7 +31,20 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64) * math.pi / math.sqrt(6)
 
 
-def _check_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="gumbel-choice",
+    equation="P(r₀ + g₀ > r₁ + g₁ > …) = Plackett–Luce(r) for independent standard Gumbel g_j; its arg-max: top-1",
+    tolerance=f"Hoeffding's bound √(log(2m/δ)/2n) for m frequencies, n = {_SAMPLES:,} draws, δ = {DOUBT:g}",
+    claim=_gumbel,
+    controls={
+        "normal noise of the same variance": _normal,
+        "noise of scale 1.05": lambda shape, generator: 1.05 * _gumbel(shape, generator),
+        "one noise for all candidates but the first": lambda shape, generator: torch.cat(
+            [_gumbel((shape[0], 1), generator), _gumbel((shape[0], 1), generator).expand(-1, shape[1] - 1)], 1
+        ),
+    },
+)
+def gumbel_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for rewards in _REWARDS:
         scores = torch.tensor(rewards, dtype=torch.float64)
         perturbed = scores + noise((_SAMPLES, len(rewards)), generator)
@@ -47,19 +60,4 @@ def _check_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iter
             yield Measurement(error, confidence(len(heads), _SAMPLES))
 
 
-STATEMENTS = (
-    Statement(
-        name="gumbel-choice",
-        equation="P(r₀ + g₀ > r₁ + g₁ > …) = Plackett–Luce(r) for independent standard Gumbel g_j; its arg-max: top-1",
-        tolerance=f"Hoeffding's bound √(log(2m/δ)/2n) for m frequencies, n = {_SAMPLES:,} draws, δ = {DOUBT:g}",
-        claim=_gumbel,
-        controls={
-            "normal noise of the same variance": _normal,
-            "noise of scale 1.05": lambda shape, generator: 1.05 * _gumbel(shape, generator),
-            "one noise for all candidates but the first": lambda shape, generator: torch.cat(
-                [_gumbel((shape[0], 1), generator), _gumbel((shape[0], 1), generator).expand(-1, shape[1] - 1)], 1
-            ),
-        },
-        check=_check_choice,
-    ),
-)
+STATEMENTS = (gumbel_choice,)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sempa.theory.log_sum import expected_infonce
-from sempa.theory.statement import Claim, Measurement, Statement, exceeds, falls
+from sempa.theory.statement import Claim, Measurement, exceeds, falls, statement
 
 NEGATIVES = (1, 2, 4, 8, 16, 64, 256, 1024)
 _CHANNELS = 3
@@ -64,7 +64,14 @@ def _condition(critic: Tensor, negatives: int) -> float:
     return float(critic.abs().max()) + math.log(negatives + 1) + 30
 
 
-def _check_bound(proposal: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="information-bound",
+    equation="I_K = log(K + 1) − E ℓ ≤ min(I(x; y), log(K + 1)),  negatives from the marginal of y, any critic",
+    tolerance=_ROUNDING,
+    claim=lambda channel: channel.marginal,
+    controls={"hard negatives, q(y|x) ∝ p(y)²/p(y|x)": hard_negatives},
+)
+def information_bound(proposal: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(_CHANNELS):
         channel = draw_channel(generator)
         drawn_from = proposal(channel)
@@ -80,7 +87,18 @@ def _check_bound(proposal: Claim, generator: torch.Generator, trials: int) -> It
                 yield exceeds(value, channel.bound(best, drawn_from, negatives), condition)
 
 
-def _check_approach(critic: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="information-approached",
+    equation="critic log p(y|x)/p(y):  I_K rises with K to I(x; y),  I − I_K = χ²/2K + O(K⁻²)",
+    tolerance=_RATE,
+    claim=lambda channel: best_critic(channel, channel.marginal),
+    controls={
+        "critic 2 % too flat": lambda channel: 0.98 * best_critic(channel, channel.marginal),
+        "critic log p(y|x), the marginal forgotten": lambda channel: channel.conditional.log(),
+        "critic log p(x, y)/p(y)²": lambda channel: (channel.joint / channel.marginal**2).log(),
+    },
+)
+def information_approached(critic: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(_CHANNELS):
         channel = draw_channel(generator)
         scores, proposal = critic(channel), channel.marginal
@@ -101,7 +119,17 @@ def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor) ->
     return falls(missed, NEGATIVES[-1])
 
 
-def _check_ceiling(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="information-ceiling",
+    equation="noiseless channel of m symbols, I = log m:  log(K + 1) − K/m ≤ I_K ≤ log(K + 1)",
+    tolerance=_ROUNDING,
+    claim=lambda negatives: math.log(negatives + 1),
+    controls={
+        "log K": lambda negatives: math.log(negatives),
+        "log(K + 2)": lambda negatives: math.log(negatives + 2),
+    },
+)
+def information_ceiling(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for symbols in (64, 4096):
         # Every prompt has one response of its own, so one prompt stands for all of them: I = log m.
         outcomes = torch.tensor([[1 / symbols, 1 - 1 / symbols]], dtype=torch.float64)
@@ -117,7 +145,19 @@ def _check_ceiling(ceiling: Claim, generator: torch.Generator, trials: int) -> I
             yield exceeds(highest - negatives / symbols, value, condition)
 
 
-def _check_hard(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="hard-negatives-bound-kl",
+    equation="negatives from any q(y|x):  log(K + 1) − E ℓ ≤ E_x KL(p(y|x) ‖ q(y|x)), reached as K → ∞",
+    tolerance=_RATE,
+    claim=lambda channel, proposal: channel.divergence(proposal),
+    controls={
+        "bounded by I(x; y)": lambda channel, proposal: channel.divergence(channel.marginal),
+        "KL the other way round": lambda channel, proposal: (
+            channel.joint.sum(1, keepdim=True) * proposal * (proposal / channel.conditional).log()
+        ).sum(),
+    },
+)
+def hard_negatives_bound_kl(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(_CHANNELS):
         channel = draw_channel(generator)
         proposal = hard_negatives(channel)
@@ -128,49 +168,4 @@ def _check_hard(ceiling: Claim, generator: torch.Generator, trials: int) -> Iter
         yield _falls(channel, best, proposal, limit)
 
 
-STATEMENTS = (
-    Statement(
-        name="information-bound",
-        equation="I_K = log(K + 1) − E ℓ ≤ min(I(x; y), log(K + 1)),  negatives from the marginal of y, any critic",
-        tolerance=_ROUNDING,
-        claim=lambda channel: channel.marginal,
-        controls={"hard negatives, q(y|x) ∝ p(y)²/p(y|x)": hard_negatives},
-        check=_check_bound,
-    ),
-    Statement(
-        name="information-approached",
-        equation="critic log p(y|x)/p(y):  I_K rises with K to I(x; y),  I − I_K = χ²/2K + O(K⁻²)",
-        tolerance=_RATE,
-        claim=lambda channel: best_critic(channel, channel.marginal),
-        controls={
-            "critic 2 % too flat": lambda channel: 0.98 * best_critic(channel, channel.marginal),
-            "critic log p(y|x), the marginal forgotten": lambda channel: channel.conditional.log(),
-            "critic log p(x, y)/p(y)²": lambda channel: (channel.joint / channel.marginal**2).log(),
-        },
-        check=_check_approach,
-    ),
-    Statement(
-        name="information-ceiling",
-        equation="noiseless channel of m symbols, I = log m:  log(K + 1) − K/m ≤ I_K ≤ log(K + 1)",
-        tolerance=_ROUNDING,
-        claim=lambda negatives: math.log(negatives + 1),
-        controls={
-            "log K": lambda negatives: math.log(negatives),
-            "log(K + 2)": lambda negatives: math.log(negatives + 2),
-        },
-        check=_check_ceiling,
-    ),
-    Statement(
-        name="hard-negatives-bound-kl",
-        equation="negatives from any q(y|x):  log(K + 1) − E ℓ ≤ E_x KL(p(y|x) ‖ q(y|x)), reached as K → ∞",
-        tolerance=_RATE,
-        claim=lambda channel, proposal: channel.divergence(proposal),
-        controls={
-            "bounded by I(x; y)": lambda channel, proposal: channel.divergence(channel.marginal),
-            "KL the other way round": lambda channel, proposal: (
-                channel.joint.sum(1, keepdim=True) * proposal * (proposal / channel.conditional).log()
-            ).sum(),
-        },
-        check=_check_hard,
-    ),
-)
+STATEMENTS = (information_bound, information_approached, information_ceiling, hard_negatives_bound_kl)

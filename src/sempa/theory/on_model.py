@@ -13,8 +13,9 @@ from sempa.data.captions import caption_triplets
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.theory import ranking
 from sempa.theory.candidates import Candidates
-from sempa.theory.ranking import STATEMENTS, pair_loss, ranking_loss, top1_loss
+from sempa.theory.ranking import pair_loss, ranking_loss, top1_loss
 from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare, value_and_gradient
 
 PROMPTS, _TRIPLETS = 2, 4
@@ -77,7 +78,6 @@ def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, 
 
 def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
     """The statements of finite K on these candidates, with the claims and controls of their abstract forms."""
-    abstract = {statement.name: statement for statement in STATEMENTS}
 
     def equals(expected: Claim, claimed: Claim = lambda claim: claim) -> Claim:
         def check(claim: Claim, *_: object) -> Iterator[Measurement]:
@@ -99,15 +99,15 @@ def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
             _, upstream = value_and_gradient(partial(top1_loss, drawn), drawn.policy)
             yield _same_gradient(prompt, drawn.beta * weights(drawn.rewards(drawn.policy)), upstream)
 
-    checks = {
-        "bradley-terry": equals(pair_loss, loss_of_pair),
-        "top1-is-infonce": equals(top1_loss),
-        "ranking-is-shrinking-infonce": equals(ranking_loss),
-        "gradient-is-softmax": check_weights,
-    }
+    checks = (
+        (ranking.bradley_terry, equals(pair_loss, loss_of_pair)),
+        (ranking.top1_is_infonce, equals(top1_loss)),
+        (ranking.ranking_is_shrinking_infonce, equals(ranking_loss)),
+        (ranking.gradient_is_softmax, check_weights),
+    )
     return tuple(
-        replace(abstract[name], name=f"model-{name}", tolerance=_GRADIENTS, check=check)
-        for name, check in checks.items()
+        replace(abstract, name=f"model-{abstract.name}", tolerance=_GRADIENTS, check=check)
+        for abstract, check in checks
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from sempa.kernels import token_logprobs
 from sempa.losses import dpo_loss, infonce_loss, positive_first
-from sempa.theory.statement import Claim, Measurement, Statement, compare, value_and_gradient
+from sempa.theory.statement import Claim, Measurement, compare, statement, value_and_gradient
 
 _STATES, _WIDTH, _WORDS = 8, 12, 40
 
@@ -58,7 +58,22 @@ def _dpo_of_words(answers: Answers, hidden: Tensor, softcap: float | None = None
     return dpo_loss(chosen, rejected, *answers.reference.T, answers.beta)[0]
 
 
-def _check_words(loss_of_scores: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="one-word-is-infonce",
+    equation="linear head:  −log π(w|x) = InfoNCE(h, u_w; all u_v),  τ = 1;  ∂/∂h log π = u_w − Σ_v p_v u_v",
+    tolerance="64 ε × (2 max Σ_d |h_d u_d| + V + log V), times 2 max |u| for gradients",
+    claim=lambda answers, hidden: infonce_loss(_vocabulary_first(answers, hidden, answers.embeddings), 1.0),
+    controls={
+        "cosine in place of the inner product": lambda answers, hidden: infonce_loss(
+            _vocabulary_first(answers, normalize(hidden), normalize(answers.embeddings)), 1.0
+        ),
+        "τ = 1.01": lambda answers, hidden: infonce_loss(_vocabulary_first(answers, hidden, answers.embeddings), 1.01),
+        "only the batch's words as negatives": lambda answers, hidden: infonce_loss(
+            positive_first(hidden @ answers.embeddings[answers.chosen].T), 1.0
+        ),
+    },
+)
+def one_word_is_infonce(loss_of_scores: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(max(1, trials // 8)):
         answers = draw_answers(generator)
         logprob = partial(token_logprobs, weight=answers.embeddings, targets=answers.chosen)
@@ -77,7 +92,23 @@ def _vocabulary_first(answers: Answers, hidden: Tensor, embeddings: Tensor) -> T
     return torch.stack([torch.cat([row[word : word + 1], row[:word], row[word + 1 :]]) for row, word in rows])
 
 
-def _check_moves(direction: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="one-word-preference-moves-state",
+    equation="one-word DPO:  ∂ℓ/∂h = −β σ(−m) (u_w − u_l),  m = β[⟨h, u_w − u_l⟩ − log π_ref(w)/π_ref(l)]",
+    tolerance="64 ε × 4 β max |u| × (2 max Σ_d |h_d u_d| + V + log V), times D max |u_w − u_l| for the lead",
+    claim=lambda answers: _along(answers, answers.apart),
+    controls={
+        # As if the pull on the chosen word alone were what is left of it.
+        "the normaliser kept": lambda answers: _along(answers, _pull(answers)),
+        "a head with soft-capping": lambda answers: value_and_gradient(
+            partial(_dpo_of_words, answers, softcap=30.0), answers.hidden
+        )[1],
+        "reference left out": lambda answers: _along(
+            replace(answers, reference=torch.zeros_like(answers.reference)), answers.apart
+        ),
+    },
+)
+def one_word_preference_moves_state(direction: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(max(1, trials // 8)):
         answers = draw_answers(generator)
         _, gradient = value_and_gradient(partial(_dpo_of_words, answers), answers.hidden)
@@ -101,40 +132,4 @@ def _pull(answers: Answers) -> Tensor:
     return answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
 
 
-STATEMENTS = (
-    Statement(
-        name="one-word-is-infonce",
-        equation="linear head:  −log π(w|x) = InfoNCE(h, u_w; all u_v),  τ = 1;  ∂/∂h log π = u_w − Σ_v p_v u_v",
-        tolerance="64 ε × (2 max Σ_d |h_d u_d| + V + log V), times 2 max |u| for gradients",
-        claim=lambda answers, hidden: infonce_loss(_vocabulary_first(answers, hidden, answers.embeddings), 1.0),
-        controls={
-            "cosine in place of the inner product": lambda answers, hidden: infonce_loss(
-                _vocabulary_first(answers, normalize(hidden), normalize(answers.embeddings)), 1.0
-            ),
-            "τ = 1.01": lambda answers, hidden: infonce_loss(
-                _vocabulary_first(answers, hidden, answers.embeddings), 1.01
-            ),
-            "only the batch's words as negatives": lambda answers, hidden: infonce_loss(
-                positive_first(hidden @ answers.embeddings[answers.chosen].T), 1.0
-            ),
-        },
-        check=_check_words,
-    ),
-    Statement(
-        name="one-word-preference-moves-state",
-        equation="one-word DPO:  ∂ℓ/∂h = −β σ(−m) (u_w − u_l),  m = β[⟨h, u_w − u_l⟩ − log π_ref(w)/π_ref(l)]",
-        tolerance="64 ε × 4 β max |u| × (2 max Σ_d |h_d u_d| + V + log V), times D max |u_w − u_l| for the lead",
-        claim=lambda answers: _along(answers, answers.apart),
-        controls={
-            # As if the pull on the chosen word alone were what is left of it.
-            "the normaliser kept": lambda answers: _along(answers, _pull(answers)),
-            "a head with soft-capping": lambda answers: value_and_gradient(
-                partial(_dpo_of_words, answers, softcap=30.0), answers.hidden
-            )[1],
-            "reference left out": lambda answers: _along(
-                replace(answers, reference=torch.zeros_like(answers.reference)), answers.apart
-            ),
-        },
-        check=_check_moves,
-    ),
-)
+STATEMENTS = (one_word_is_infonce, one_word_preference_moves_state)

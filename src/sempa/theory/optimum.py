@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sempa.losses import plackett_luce_loss
-from sempa.theory.statement import ROUNDINGS, UNIT, Claim, Measurement, Statement, compare, exceeds
+from sempa.theory.statement import ROUNDINGS, UNIT, Claim, Measurement, compare, exceeds, statement
 
 _RESPONSES = 6
 _STARTS = 3
@@ -75,7 +75,18 @@ def _distance(gradient: float, curvature: float) -> float:
     return 2 * (gradient + ROUNDINGS * UNIT) / max(curvature, ROUNDINGS * UNIT)
 
 
-def _check_optimum(optimum: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="population-optimum",
+    equation="argmin_π E[ℓ] = π_ref e^{r*/β} / Z  on a finite response set, for pairs and for sets of three",
+    tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature of the loss at the point found",
+    claim=lambda reference, reward, beta: reference + reward / beta,
+    controls={
+        "β left out": lambda reference, reward, beta: reference + reward,
+        "reference left out": lambda reference, reward, beta: reward / beta,
+        "reward 0.1 % off": lambda reference, reward, beta: reference + 1.001 * reward / beta,
+    },
+)
+def population_optimum(optimum: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for size in (2, 3):
         sets = tuple(combinations(range(_RESPONSES), size))
         for _ in range(_DRAWS):
@@ -87,7 +98,19 @@ def _check_optimum(optimum: Claim, generator: torch.Generator, trials: int) -> I
             yield Measurement(float((found - expected).abs().max()), _distance(gradient, curvature))
 
 
-def _check_unique(sets: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="optimum-is-unique",
+    equation="no other π minimises E[ℓ], if the comparisons connect all responses",
+    tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature with all comparisons; 64 ε for the losses around it",
+    claim=_pairs,
+    controls={
+        "comparisons inside two halves only": lambda: tuple(
+            pair for pair in _pairs() if (pair[0] < _RESPONSES // 2) == (pair[1] < _RESPONSES // 2)
+        ),
+        "one response never compared": lambda: tuple(combinations(range(_RESPONSES - 1), 2)),
+    },
+)
+def optimum_is_unique(sets: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(_DRAWS):
         reference, reward, beta = _problem(generator)
         loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets())
@@ -103,7 +126,17 @@ def _check_unique(sets: Claim, generator: torch.Generator, trials: int) -> Itera
         yield exceeds(loss(optimum).expand(8), losses, 1.0)
 
 
-def _check_regularised(divergence: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="regularised-reward",
+    equation="β log Z − (E_π[r*] − β KL(π‖π_ref)) = β KL(π‖π*),  r* = β log π*/π_ref + β log Z",
+    tolerance="64 ε × Σ_y (|r*| + β(|log π| + |log π_ref| + |log π*|))",
+    claim=lambda policy, best, beta: beta * _kl(policy, best),
+    controls={
+        "KL the other way round": lambda policy, best, beta: beta * _kl(best, policy),
+        "β left out": lambda policy, best, beta: _kl(policy, best),
+    },
+)
+def regularised_reward(divergence: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for _ in range(trials):
         reference, reward, beta = _problem(generator)
         policy = _start(generator).log_softmax(0)
@@ -121,41 +154,4 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum()
 
 
-STATEMENTS = (
-    Statement(
-        name="population-optimum",
-        equation="argmin_π E[ℓ] = π_ref e^{r*/β} / Z  on a finite response set, for pairs and for sets of three",
-        tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature of the loss at the point found",
-        claim=lambda reference, reward, beta: reference + reward / beta,
-        controls={
-            "β left out": lambda reference, reward, beta: reference + reward,
-            "reference left out": lambda reference, reward, beta: reward / beta,
-            "reward 0.1 % off": lambda reference, reward, beta: reference + 1.001 * reward / beta,
-        },
-        check=_check_optimum,
-    ),
-    Statement(
-        name="optimum-is-unique",
-        equation="no other π minimises E[ℓ], if the comparisons connect all responses",
-        tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature with all comparisons; 64 ε for the losses around it",
-        claim=_pairs,
-        controls={
-            "comparisons inside two halves only": lambda: tuple(
-                pair for pair in _pairs() if (pair[0] < _RESPONSES // 2) == (pair[1] < _RESPONSES // 2)
-            ),
-            "one response never compared": lambda: tuple(combinations(range(_RESPONSES - 1), 2)),
-        },
-        check=_check_unique,
-    ),
-    Statement(
-        name="regularised-reward",
-        equation="β log Z − (E_π[r*] − β KL(π‖π_ref)) = β KL(π‖π*),  r* = β log π*/π_ref + β log Z",
-        tolerance="64 ε × Σ_y (|r*| + β(|log π| + |log π_ref| + |log π*|))",
-        claim=lambda policy, best, beta: beta * _kl(policy, best),
-        controls={
-            "KL the other way round": lambda policy, best, beta: beta * _kl(best, policy),
-            "β left out": lambda policy, best, beta: _kl(policy, best),
-        },
-        check=_check_regularised,
-    ),
-)
+STATEMENTS = (population_optimum, optimum_is_unique, regularised_reward)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
 from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
-from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, value_and_gradient
+from sempa.theory.statement import Claim, Measurement, compare, exceeds, statement, value_and_gradient
 
 _ROUNDING = "64 ε × (2 max β(|log π| + |log π_ref|) + K + 1), times β for each derivative"
 # (K + 1)! orders are summed: 6! = 720.
@@ -39,16 +39,6 @@ def _same_loss(
         yield compare(found, expected, condition * scale)
 
 
-def _equals(expected: Claim) -> Claim:
-    """The check that a claimed loss is the expected one, for every K."""
-
-    def check(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-        for drawn in all_sizes(generator, trials):
-            yield from _same_loss(claim, expected, drawn, generator, drawn.condition())
-
-    return check
-
-
 def pair_loss(drawn: Candidates, policy: Tensor, rejected: int = 1) -> Tensor:
     """DPO's loss of the preferred response against one other, `[batch]`."""
     reference = drawn.reference
@@ -71,7 +61,18 @@ def _quotient_loss(drawn: Candidates, policy: Tensor, rewards: Claim) -> Tensor:
     return -torch.log(powers[:, 0] / powers.sum(1))
 
 
-def _check_bradley_terry(rewards: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="bradley-terry",
+    equation="K = 1:  −log σ(r₀ − r₁) = −log e^{r₀}/(e^{r₀} + e^{r₁}),  r = β log π/π_ref",
+    tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
+    claim=Candidates.rewards,
+    controls={
+        "reference left out": lambda drawn, policy: drawn.beta * policy,
+        "log-probabilities averaged over tokens": lambda drawn, policy: drawn.rewards(policy) / drawn.lengths,
+        "τ = β": lambda drawn, policy: drawn.rewards(policy) / drawn.beta**2,
+    },
+)
+def bradley_terry(rewards: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     drawn = draw_candidates(generator, trials, 1)
     # The quotient's exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
     stretch = float(drawn.rewards(drawn.policy).diff(dim=1).abs().max().exp())
@@ -84,6 +85,25 @@ def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
     return torch.stack([pair_loss(drawn, policy, k) for k in range(1, policy.shape[1])], 1)
 
 
+@statement(
+    name="top1-is-infonce",
+    equation="any K:  −log e^{r₀}/Σ_j e^{r_j} = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
+    tolerance=_ROUNDING,
+    claim=lambda drawn, policy: infonce_loss(policy - drawn.reference, 1 / drawn.beta),
+    controls={
+        "τ = β": lambda drawn, policy: infonce_loss(policy - drawn.reference, drawn.beta),
+        "reference left out": lambda drawn, policy: infonce_loss(policy, 1 / drawn.beta),
+        "log-probabilities averaged over tokens": lambda drawn, policy: infonce_loss(
+            (policy - drawn.reference) / drawn.lengths, 1 / drawn.beta
+        ),
+        "sum of K pairwise DPO losses": lambda drawn, policy: _pairwise(drawn, policy).sum(1),
+    },
+)
+def top1_is_infonce(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        yield from _same_loss(claim, top1_loss, drawn, generator, drawn.condition())
+
+
 def _stages(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
 
@@ -93,7 +113,41 @@ def _stages_of_all(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(front, temperature) for front in fronts)
 
 
-def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="ranking-is-shrinking-infonce",
+    equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
+    tolerance=_ROUNDING,
+    claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
+    controls={
+        "candidates not taken away": lambda drawn, policy: _stages_of_all(policy - drawn.reference, 1 / drawn.beta),
+        "mean over the places": lambda drawn, policy: (
+            _stages(policy - drawn.reference, 1 / drawn.beta) / policy.shape[1]
+        ),
+        "worst first": lambda drawn, policy: _stages(-(policy - drawn.reference).flip(1), 1 / drawn.beta),
+    },
+)
+def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        yield from _same_loss(claim, ranking_loss, drawn, generator, drawn.condition())
+
+
+@statement(
+    name="orders-sum-to-one",
+    equation="Σ over all (K + 1)! orders of P(order) = 1;  Σ over those led by y₀ = e^{r₀}/Σ_j e^{r_j}",
+    tolerance=_ROUNDING,
+    claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
+    controls={
+        "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards, 1.0)),
+        "sum of pairwise losses": lambda rewards: torch.exp(
+            -sum(
+                torch.nn.functional.softplus(rewards[:, j] - rewards[:, i])
+                for j in range(rewards.shape[1])
+                for i in range(j)
+            )
+        ),
+    },
+)
+def orders_sum_to_one(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for negatives in _ALL_ORDERS:
         drawn = draw_candidates(generator, max(1, trials // 8), negatives)
         rewards, total, first = drawn.rewards(drawn.policy), 0.0, torch.zeros(1)
@@ -107,7 +161,22 @@ def _check_orders(likelihood: Claim, generator: torch.Generator, trials: int) ->
         yield compare(first, torch.exp(-plackett_luce_loss(rewards, top=1)), drawn.condition())
 
 
-def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="prompt-terms-cancel",
+    equation="ℓ(r + c(x)) = ℓ(r) for any c(x), such as β log Z(x);  Σ_j ∂ℓ/∂r_j = 0",
+    tolerance="64 ε × (2 max β(|log π| + |log π_ref|) + 2 max |c| + 2 max length + K + 1)",
+    claim=lambda drawn, policy, term: (term, 0.0),
+    controls={
+        "a term that depends on y: 0.001 per token": lambda drawn, policy, term: ((term + 0.001 * drawn.lengths, 0.0)),
+        "each candidate under a prompt of its own": lambda drawn, policy, term: (
+            (term + 0.01 * torch.arange(policy.shape[1]), 0.0)
+        ),
+        "an anchor of 0.01 NLL per token": lambda drawn, policy, term: (
+            (term, 0.01 * nll_per_token(policy[:, 0], drawn.lengths[:, 0]))
+        ),
+    },
+)
+def prompt_terms_cancel(offset: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
         prompt_term = 200 * torch.randn(trials, 1, generator=generator, dtype=torch.float64)
         size = drawn.condition() + 2 * float(prompt_term.abs().max()) + 2 * float(drawn.lengths.max())
@@ -122,18 +191,6 @@ def _check_offset(offset: Claim, generator: torch.Generator, trials: int) -> Ite
             # The direction along which all rewards rise together is flat.
             _, gradient, _ = _derivatives(moved, drawn, torch.zeros_like(drawn.policy))
             yield compare(gradient.sum(1), torch.zeros(trials, dtype=torch.float64), size * stages * drawn.beta)
-
-
-def _check_gradient(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-    for drawn in all_sizes(generator, trials):
-        rewards = drawn.rewards(drawn.policy)
-        _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
-        yield compare(gradient, weights(rewards), drawn.condition())
-        if rewards.shape[1] == 2:
-            _, gradient = value_and_gradient(partial(pair_loss, drawn), drawn.policy)
-            margin = rewards[:, 0] - rewards[:, 1]
-            yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(-margin), drawn.condition())
-            yield compare(gradient / drawn.beta, weights(rewards), drawn.condition())
 
 
 def softmax_weights(rewards: Tensor) -> Tensor:
@@ -151,7 +208,40 @@ def _even_weights(rewards: Tensor) -> Tensor:
     return weights
 
 
-def _check_pairs(bounds: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="gradient-is-softmax",
+    equation="∂ℓ/∂r_j = e^{r_j}/Σ_i e^{r_i} − 1[j = 0];  K = 1: −σ(−(r₀ − r₁))",
+    tolerance=_ROUNDING,
+    claim=softmax_weights,
+    controls={
+        "all negatives pushed alike": _even_weights,
+        "weights of a temperature 1 % off": lambda rewards: softmax_weights(1.01 * rewards),
+        "sign": lambda rewards: -softmax_weights(rewards),
+    },
+)
+def gradient_is_softmax(weights: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+    for drawn in all_sizes(generator, trials):
+        rewards = drawn.rewards(drawn.policy)
+        _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
+        yield compare(gradient, weights(rewards), drawn.condition())
+        if rewards.shape[1] == 2:
+            _, gradient = value_and_gradient(partial(pair_loss, drawn), drawn.policy)
+            margin = rewards[:, 0] - rewards[:, 1]
+            yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(-margin), drawn.condition())
+            yield compare(gradient / drawn.beta, weights(rewards), drawn.condition())
+
+
+@statement(
+    name="pairs-bracket-top1",
+    equation="max_k DPO(y₀, y_k) ≤ −log e^{r₀}/Σ_j e^{r_j} ≤ Σ_k DPO(y₀, y_k)",
+    tolerance="64 ε × (K + 1)(2 max β(|log π| + |log π_ref|) + K + 1)",
+    claim=lambda pairwise: (pairwise.amax(1), pairwise.sum(1)),
+    controls={
+        "the mean of the pairs as upper bound": lambda pairwise: (pairwise.amax(1), pairwise.mean(1)),
+        "the sum of the pairs as lower bound": lambda pairwise: (pairwise.sum(1), pairwise.sum(1)),
+    },
+)
+def pairs_bracket_top1(bounds: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
         top1 = plackett_luce_loss(drawn.rewards(drawn.policy), top=1)
         lower, upper = bounds(_pairwise(drawn, drawn.policy))
@@ -160,104 +250,11 @@ def _check_pairs(bounds: Claim, generator: torch.Generator, trials: int) -> Iter
 
 
 STATEMENTS = (
-    Statement(
-        name="bradley-terry",
-        equation="K = 1:  −log σ(r₀ − r₁) = −log e^{r₀}/(e^{r₀} + e^{r₁}),  r = β log π/π_ref",
-        tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
-        claim=Candidates.rewards,
-        controls={
-            "reference left out": lambda drawn, policy: drawn.beta * policy,
-            "log-probabilities averaged over tokens": lambda drawn, policy: drawn.rewards(policy) / drawn.lengths,
-            "τ = β": lambda drawn, policy: drawn.rewards(policy) / drawn.beta**2,
-        },
-        check=_check_bradley_terry,
-    ),
-    Statement(
-        name="top1-is-infonce",
-        equation="any K:  −log e^{r₀}/Σ_j e^{r_j} = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
-        tolerance=_ROUNDING,
-        claim=lambda drawn, policy: infonce_loss(policy - drawn.reference, 1 / drawn.beta),
-        controls={
-            "τ = β": lambda drawn, policy: infonce_loss(policy - drawn.reference, drawn.beta),
-            "reference left out": lambda drawn, policy: infonce_loss(policy, 1 / drawn.beta),
-            "log-probabilities averaged over tokens": lambda drawn, policy: infonce_loss(
-                (policy - drawn.reference) / drawn.lengths, 1 / drawn.beta
-            ),
-            "sum of K pairwise DPO losses": lambda drawn, policy: _pairwise(drawn, policy).sum(1),
-        },
-        check=_equals(top1_loss),
-    ),
-    Statement(
-        name="ranking-is-shrinking-infonce",
-        equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
-        tolerance=_ROUNDING,
-        claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
-        controls={
-            "candidates not taken away": lambda drawn, policy: _stages_of_all(policy - drawn.reference, 1 / drawn.beta),
-            "mean over the places": lambda drawn, policy: (
-                _stages(policy - drawn.reference, 1 / drawn.beta) / policy.shape[1]
-            ),
-            "worst first": lambda drawn, policy: _stages(-(policy - drawn.reference).flip(1), 1 / drawn.beta),
-        },
-        check=_equals(ranking_loss),
-    ),
-    Statement(
-        name="orders-sum-to-one",
-        equation="Σ over all (K + 1)! orders of P(order) = 1;  Σ over those led by y₀ = e^{r₀}/Σ_j e^{r_j}",
-        tolerance=_ROUNDING,
-        claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
-        controls={
-            "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards, 1.0)),
-            "sum of pairwise losses": lambda rewards: torch.exp(
-                -sum(
-                    torch.nn.functional.softplus(rewards[:, j] - rewards[:, i])
-                    for j in range(rewards.shape[1])
-                    for i in range(j)
-                )
-            ),
-        },
-        check=_check_orders,
-    ),
-    Statement(
-        name="prompt-terms-cancel",
-        equation="ℓ(r + c(x)) = ℓ(r) for any c(x), such as β log Z(x);  Σ_j ∂ℓ/∂r_j = 0",
-        tolerance="64 ε × (2 max β(|log π| + |log π_ref|) + 2 max |c| + 2 max length + K + 1)",
-        claim=lambda drawn, policy, term: (term, 0.0),
-        controls={
-            "a term that depends on y: 0.001 per token": lambda drawn, policy, term: (
-                term + 0.001 * drawn.lengths,
-                0.0,
-            ),
-            "each candidate under a prompt of its own": lambda drawn, policy, term: (
-                (term + 0.01 * torch.arange(policy.shape[1]), 0.0)
-            ),
-            "an anchor of 0.01 NLL per token": lambda drawn, policy, term: (
-                (term, 0.01 * nll_per_token(policy[:, 0], drawn.lengths[:, 0]))
-            ),
-        },
-        check=_check_offset,
-    ),
-    Statement(
-        name="gradient-is-softmax",
-        equation="∂ℓ/∂r_j = e^{r_j}/Σ_i e^{r_i} − 1[j = 0];  K = 1: −σ(−(r₀ − r₁))",
-        tolerance=_ROUNDING,
-        claim=softmax_weights,
-        controls={
-            "all negatives pushed alike": _even_weights,
-            "weights of a temperature 1 % off": lambda rewards: softmax_weights(1.01 * rewards),
-            "sign": lambda rewards: -softmax_weights(rewards),
-        },
-        check=_check_gradient,
-    ),
-    Statement(
-        name="pairs-bracket-top1",
-        equation="max_k DPO(y₀, y_k) ≤ −log e^{r₀}/Σ_j e^{r_j} ≤ Σ_k DPO(y₀, y_k)",
-        tolerance="64 ε × (K + 1)(2 max β(|log π| + |log π_ref|) + K + 1)",
-        claim=lambda pairwise: (pairwise.amax(1), pairwise.sum(1)),
-        controls={
-            "the mean of the pairs as upper bound": lambda pairwise: (pairwise.amax(1), pairwise.mean(1)),
-            "the sum of the pairs as lower bound": lambda pairwise: (pairwise.sum(1), pairwise.sum(1)),
-        },
-        check=_check_pairs,
-    ),
+    bradley_terry,
+    top1_is_infonce,
+    ranking_is_shrinking_infonce,
+    orders_sum_to_one,
+    prompt_terms_cancel,
+    gradient_is_softmax,
+    pairs_bracket_top1,
 )

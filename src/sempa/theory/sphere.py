@@ -10,7 +10,7 @@ from scipy.special import gammaln, ive, roots_jacobi
 from torch import Tensor
 
 from sempa.theory.log_sum import expected_infonce
-from sempa.theory.statement import Claim, Measurement, Statement, compare, exceeds, falls, rounding
+from sempa.theory.statement import Claim, Measurement, compare, exceeds, falls, rounding, statement
 
 # K at which the limit is read off; each is followed by its double and its fourfold.
 _FAR = 1024
@@ -106,7 +106,26 @@ def _settings(generator: torch.Generator) -> Iterator[Setting]:
     yield scattered_points(generator, 0.5)
 
 
-def _check_limit(limit: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+def _mean_similarity(setting: Setting) -> Tensor:
+    mean = (setting.probabilities * setting.cosines).sum(1)
+    return setting.alignment() + (setting.weights * mean).sum() / setting.temperature
+
+
+@statement(
+    name="alignment-uniformity",
+    equation="K → ∞:  E ℓ − log K → −E[x·y⁺]/τ + E_x log E_y e^{x·y/τ}  (alignment + uniformity)",
+    tolerance="what Richardson's extrapolation still moves by from K = 2,048 to 4,096, + 3 × " + _ROUNDING,
+    claim=lambda setting: setting.alignment() + setting.uniformity(),
+    controls={
+        "mean similarity in place of log-mean-exp": _mean_similarity,
+        "τ left out of the uniformity": lambda setting: (
+            setting.alignment() + replace(setting, temperature=1.0).uniformity()
+        ),
+        "alignment counted twice": lambda setting: 2 * setting.alignment() + setting.uniformity(),
+        "limit 0.1 % off": lambda setting: 1.001 * (setting.alignment() + setting.uniformity()),
+    },
+)
+def alignment_uniformity(limit: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for setting in _settings(generator):
         # Twice the value at 2K minus that at K: the 1/K term drops out, a K⁻² term is left.
         values = [setting.excess(k) for k in (_FAR, 2 * _FAR, 4 * _FAR)]
@@ -120,7 +139,17 @@ def _check_limit(limit: Claim, generator: torch.Generator, trials: int) -> Itera
         yield compare(found, limit(setting) - setting.alignment(), setting.condition(1))
 
 
-def _check_rate(deviation: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="alignment-uniformity-rate",
+    equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/2μ²]: faster than O(K^{−1/2})",
+    tolerance="the share that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
+    claim=lambda setting, negatives: setting.next_order() / negatives,
+    controls={
+        "rate K^{−1/2}": lambda setting, negatives: setting.next_order() / math.sqrt(_FAR * negatives),
+        "c 1 % off": lambda setting, negatives: 1.01 * setting.next_order() / negatives,
+    },
+)
+def alignment_uniformity_rate(deviation: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for setting in _settings(generator):
         limit = float(setting.alignment() + setting.uniformity())
 
@@ -131,7 +160,17 @@ def _check_rate(deviation: Claim, generator: torch.Generator, trials: int) -> It
         yield falls(missed, _FAR)
 
 
-def _check_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
+@statement(
+    name="uniform-is-most-uniform",
+    equation="E_x log E_y e^{x·y/τ} is smallest for the uniform distribution (on a circle of 48 places)",
+    tolerance="64 ε × (1/τ + 1)",
+    claim=lambda places: places >= 0,
+    controls={
+        "two opposite points": lambda places: places % (_GRID // 2) == 0,
+        "one half of the circle": lambda places: places < _GRID // 2,
+    },
+)
+def uniform_is_most_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     angles = torch.arange(_GRID, dtype=torch.float64) * (2 * math.pi / _GRID)
     cosines = torch.cos(angles[:, None] - angles)
     for temperature in (0.1, 0.5, 2.0):
@@ -147,47 +186,4 @@ def _check_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iter
             yield exceeds(lowest, uniformity(weights), 1 / temperature + 1)
 
 
-def _mean_similarity(setting: Setting) -> Tensor:
-    mean = (setting.probabilities * setting.cosines).sum(1)
-    return setting.alignment() + (setting.weights * mean).sum() / setting.temperature
-
-
-STATEMENTS = (
-    Statement(
-        name="alignment-uniformity",
-        equation="K → ∞:  E ℓ − log K → −E[x·y⁺]/τ + E_x log E_y e^{x·y/τ}  (alignment + uniformity)",
-        tolerance="what Richardson's extrapolation still moves by from K = 2,048 to 4,096, + 3 × " + _ROUNDING,
-        claim=lambda setting: setting.alignment() + setting.uniformity(),
-        controls={
-            "mean similarity in place of log-mean-exp": _mean_similarity,
-            "τ left out of the uniformity": lambda setting: (
-                setting.alignment() + replace(setting, temperature=1.0).uniformity()
-            ),
-            "alignment counted twice": lambda setting: 2 * setting.alignment() + setting.uniformity(),
-            "limit 0.1 % off": lambda setting: 1.001 * (setting.alignment() + setting.uniformity()),
-        },
-        check=_check_limit,
-    ),
-    Statement(
-        name="alignment-uniformity-rate",
-        equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/2μ²]: faster than O(K^{−1/2})",
-        tolerance="the share that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
-        claim=lambda setting, negatives: setting.next_order() / negatives,
-        controls={
-            "rate K^{−1/2}": lambda setting, negatives: setting.next_order() / math.sqrt(_FAR * negatives),
-            "c 1 % off": lambda setting, negatives: 1.01 * setting.next_order() / negatives,
-        },
-        check=_check_rate,
-    ),
-    Statement(
-        name="uniform-is-most-uniform",
-        equation="E_x log E_y e^{x·y/τ} is smallest for the uniform distribution (on a circle of 48 places)",
-        tolerance="64 ε × (1/τ + 1)",
-        claim=lambda places: places >= 0,
-        controls={
-            "two opposite points": lambda places: places % (_GRID // 2) == 0,
-            "one half of the circle": lambda places: places < _GRID // 2,
-        },
-        check=_check_uniform,
-    ),
-)
+STATEMENTS = (alignment_uniformity, alignment_uniformity_rate, uniform_is_most_uniform)

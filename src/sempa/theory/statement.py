@@ -45,6 +45,11 @@ class Statement:
     check: Callable[[Claim, torch.Generator, int], Iterable[Measurement]]
 
 
+def statement(**parts: object) -> Callable[[Callable], Statement]:
+    """Decorate a check: it becomes the statement that has these other parts."""
+    return lambda check: Statement(check=check, **parts)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the check found: the measurement nearest to failing, and which controls it rejected."""
