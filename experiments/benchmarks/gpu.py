@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ from sempa.training.step import backward, contrast_loss, make_optimizer, prefere
 for neighbour in ("plan", "reliability"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / neighbour))
 from plan import GPUS  # noqa: E402
-from shapes import empty_model  # noqa: E402
+from shapes import empty_model, model_config  # noqa: E402
 from tiny import make_folder, make_tokenizer  # noqa: E402
 
 # No section begins after so many seconds.
@@ -62,15 +62,21 @@ DPO = Config(preference=1.0, preference_fraction=1.0, contrast=0.0, retention=0.
 ALL_LOSSES = replace(DPO, anchor=0.5, contrast=1.0, retention=10.0, row_tokens=256)
 
 
-def llama(**sizes: object) -> LlamaConfig:
-    """A Llama of Meta's third generation, which ties its head to the embeddings below 8 B."""
-    common = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
-    return LlamaConfig(rope_theta=500_000.0, max_position_embeddings=8192, **common | sizes)
+# Llama-3.2-1B's shape; plan.py has that of 8 B.
+ONE_BILLION = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=True,
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the sections run on: by default a GPU's sizes, Llama-3.2-1B's and Llama-3-8B's shapes among them."""
+    """What the sections run on: by default a GPU's sizes."""
 
     device: str
     folder: Path
@@ -80,18 +86,12 @@ class Setting:
     dtype: torch.dtype = torch.bfloat16
     rounds: int = 3
     shapes: dict[str, LlamaConfig] = field(
-        default_factory=lambda: {
-            "1 B": llama(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, tie_word_embeddings=True),
-            "8 B": llama(hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32),
-        }
+        default_factory=lambda: {"1 B": ONE_BILLION, "8 B": model_config("meta-llama/Meta-Llama-3-8B-Instruct")}
     )
     row_tokens: int = 4096
     triplets: int = 256
-    kernel_sizes: tuple[tuple[int, int, int], ...] = (
-        (4096, 2048, 128_256),
-        (4096, 4096, 128_256),
-        (2048, 576, 49_152),
-    )
+    # Rows, width and vocabulary.
+    kernel_sizes: Sequence[tuple[int, int, int]] = ((4096, 2048, 128_256), (4096, 4096, 128_256), (2048, 576, 49_152))
     sentences: int = 1024
     run: dict[str, object] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ def tiny_setting(device: str, folder: Path) -> Setting:
         model=str(make_folder(folder / "model")),
         dtype=torch.bfloat16 if computes_bfloat16(torch.device(device)) else torch.float32,
         rounds=1,
-        shapes={f"{size} B": llama(**sizes, num_hidden_layers=depth) for size, depth in ((1, 2), (8, 3))},
+        shapes={f"{size} B": LlamaConfig(**sizes, num_hidden_layers=depth) for size, depth in ((1, 2), (8, 3))},
         row_tokens=512,
         triplets=4,
         kernel_sizes=((64, 32, 320),),
@@ -424,9 +424,8 @@ def _section_table(entry: dict) -> str:
     if "failed" in entry:
         return f"{title}\n\nfailed: {entry['failed']}"
     columns = list(dict.fromkeys(key for row in entry["rows"] for key in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[race._text(row.get(column, "")) for column in columns] for row in entry["rows"]]
-    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    table = race.table(columns, [[row.get(column, "") for column in columns] for row in entry["rows"]])
+    return f"{title}\n\n```\n{table}\n```"
 
 
 def main() -> None:
@@ -435,13 +434,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU too")
     parser.add_argument("--out", type=Path, help="where .json, .md and .svg go (default: experiments/results/gpu)")
     given = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() and not given.tiny else "cpu"
-    if device == "cpu" and not given.tiny:
+    if not given.tiny and not torch.cuda.is_available():
         parser.exit(2, f"{parser.prog}: no GPU is there; --tiny rehearses on a CPU\n")
     out = given.out or race.RESULTS / ("gpu-tiny" if given.tiny else "gpu")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        setting = (tiny_setting if given.tiny else full_setting)(device, Path(folder))
+        setting = tiny_setting("cpu", Path(folder)) if given.tiny else full_setting("cuda", Path(folder))
         result = run_sections(setting, out, f"gpu.py{' --tiny' * given.tiny}")
     failed = []
     for entry in result["sections"]:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SempaError(f"timeout: found {arguments.timeout}, expected more than 0")
     key = os.environ.get("SEMPA_API_KEY", "")
     if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
-        warnings.warn(f"SEMPA_API_KEY is not set: whoever reaches {arguments.host} may ask", stacklevel=2)
+        warnings.warn(f"SEMPA_API_KEY is not set: anyone who reaches {arguments.host} can use the model", stacklevel=2)
     # An address that is taken is found before the model is loaded, and early clients wait.
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     try:

@@ -26,9 +26,9 @@ class Candidates:
         return self.beta * (policy - self.reference)
 
     def condition(self) -> float:
-        """How a rounding of the log-probabilities feels in a loss: the largest β(|log π| + |log π_ref|), and K + 1.
+        """How many roundings a loss may be off by: twice the largest β(|log π| + |log π_ref|), plus K + 1.
 
-        A loss moves by at most twice what a reward moves, its sum over K + 1 candidates rounds K + 1 times.
+        A loss moves by at most twice what a reward moves, and its sum over K + 1 candidates rounds K + 1 times.
         """
         size = self.beta * (self.policy.detach().abs() + self.reference.abs())
         return 2 * float(size.max()) + size.shape[1]

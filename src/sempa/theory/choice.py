@@ -10,15 +10,10 @@ from torch import Tensor
 from sempa.losses import plackett_luce_loss
 from sempa.theory.statement import Claim, Measurement, statement
 
-# Each estimate is wrong by more than its bound with less than this probability.
-DOUBT = 1e-9
+# Some frequency is off by more than Hoeffding's bound with less than this probability.
+_DOUBT = 1e-9
 _SAMPLES = 1_000_000
 _REWARDS = ((1.5, 0.0, -0.5), (2.0, 1.0, 0.5, 0.0))
-
-
-def confidence(outcomes: int, samples: int) -> float:
-    """Hoeffding's bound on the largest error of `outcomes` frequencies, t = √(log(2m/δ) / 2n)."""
-    return math.sqrt(math.log(2 * outcomes / DOUBT) / (2 * samples))
 
 
 def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -34,7 +29,7 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 @statement(
     name="gumbel-choice",
     equation="P(r₀ + g₀ > r₁ + g₁ > …) = Plackett–Luce(r) for independent standard Gumbel g_j; its arg-max: top-1",
-    tolerance=f"Hoeffding's bound √(log(2m/δ)/2n) for m frequencies, n = {_SAMPLES:,} draws, δ = {DOUBT:g}",
+    tolerance=f"Hoeffding's bound √(log(2m/δ)/2n) for m frequencies, n = {_SAMPLES:,} draws, δ = {_DOUBT:g}",
     claim=_gumbel,
     controls={
         "normal noise of the same variance": _normal,
@@ -50,14 +45,12 @@ def gumbel_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iter
         perturbed = scores + noise((_SAMPLES, len(rewards)), generator)
         order = perturbed.argsort(dim=1, descending=True)
         for places in (1, len(rewards)):
-            digits = len(rewards) ** torch.arange(places)
-            counts = torch.bincount((order[:, :places] * digits).sum(1), minlength=len(rewards) ** places)
             heads = list(permutations(range(len(rewards)), places))
-            seen = torch.stack([counts[int((torch.tensor(head) * digits).sum())] for head in heads]) / _SAMPLES
+            seen = torch.stack([(order[:, :places] == torch.tensor(head)).all(1).double().mean() for head in heads])
             full = [(*head, *(j for j in range(len(rewards)) if j not in head)) for head in heads]
             expected = torch.exp(-plackett_luce_loss(scores[torch.tensor(full)], top=places))
             error = float((seen - expected).abs().max())
-            yield Measurement(error, confidence(len(heads), _SAMPLES))
+            yield Measurement(error, math.sqrt(math.log(2 * len(heads) / _DOUBT) / (2 * _SAMPLES)))
 
 
 STATEMENTS = (gumbel_choice,)

@@ -109,7 +109,7 @@ def information_approached(critic: Claim, generator: torch.Generator, trials: in
 
 
 def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor) -> Measurement:
-    """limit − I_K = χ²/2K + O(K⁻²): whether what is left over, relatively, falls with K as 1/K does."""
+    """limit − I_K = χ²/2K + O(K⁻²): whether the share that χ²/2K misses falls with K as 1/K does."""
     chi2 = (channel.joint * channel.conditional / proposal).sum() - 1
 
     def missed(negatives: int) -> float:

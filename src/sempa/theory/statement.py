@@ -24,12 +24,12 @@ class Measurement:
 
     @property
     def holds(self) -> bool:
-        """True when the error is within the tolerance; an error that is no number never is."""
+        """True when the error is within the tolerance; a NaN never is."""
         return self.error <= self.tolerance
 
     @property
     def ratio(self) -> float:
-        """Error in units of the tolerance; infinite when it is no number."""
+        """Error in units of the tolerance; infinite for a NaN."""
         return self.error / self.tolerance if math.isfinite(self.error) and self.tolerance > 0 else math.inf
 
 

@@ -63,7 +63,7 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
 
 
 def error_response(_request: Request | None, error: Exception) -> JSONResponse:
-    """An exception in OpenAI's form: what the client got wrong is 400 unless it says otherwise."""
+    """An exception in OpenAI's form; the client's mistakes are 400 unless the exception says otherwise."""
     status, message, param, code = 500, "the server failed; its log says why", None, None
     if isinstance(error, HTTPException):
         status, message = error.status_code, error.detail

@@ -20,7 +20,7 @@ from sempa.model.sampling import end_tokens, stream_answer
 
 # The text that one more token completes, and why the answer ends here: `stop`, `length`, or None.
 Piece = tuple[str, str | None]
-# A batch begins when nobody has joined it for so many seconds.
+# Seconds without a new request after which a batch begins.
 _PAUSE = 0.004
 # Sentences of a row, and tokens of a batch for each of PyTorch's threads: a turn is short however many wait.
 _SENTENCES, _TOKENS = 32, 1024
@@ -38,7 +38,6 @@ class Engine:
         self.width = embedding_width(embedder.readout, self.base.model, embedder.layer)
         # Answers that are being written.
         self.answers = 0
-        self._ends = end_tokens(self.base)
         self._thread = ThreadPoolExecutor(1, "sempa-model")
         # The batch that requests may still join, and the task that embeds it.
         self._open: tuple[list[Prompt], asyncio.Task[np.ndarray]] | None = None
@@ -75,7 +74,7 @@ class Engine:
         self.answers += 1
         try:
             self._prompt_tokens.labels("/v1/chat/completions").inc(len(prompt))
-            pieces = _pieces(self.base, self._ends, prompt, asked)
+            pieces = _pieces(self.base, prompt, asked)
             while (piece := await self._turn(next, pieces, None)) is not None:
                 self._generated_tokens.inc()
                 yield piece
@@ -90,7 +89,7 @@ class Engine:
                 await asyncio.sleep(_PAUSE)
             if self._open is not None and self._open[0] is batch:
                 self._open = None
-            # Rows of a size, so that PyTorch's threads end together.
+            # Rows of equal size, so that PyTorch's threads end together.
             row = min(_SENTENCES, -(-len(batch) // torch.get_num_threads()))
             began = time.perf_counter()
             vectors = await self._turn(embed_prompts, self.base, batch, row, self.embedder.layer, self.embedder.readout)
@@ -106,9 +105,9 @@ def _tokens(prompts: Sequence[Prompt]) -> int:
     return sum(len(prompt.tokens) for prompt in prompts)
 
 
-def _pieces(base: BaseModel, ends: Sequence[int], prompt: Sequence[int], asked: ChatRequest) -> Iterator[Piece]:
+def _pieces(base: BaseModel, prompt: Sequence[int], asked: ChatRequest) -> Iterator[Piece]:
     """The answer up to its first stop; as many characters are held back as may be the beginning of one."""
-    held, longest = "", max(map(len, asked.stop), default=1)
+    held, longest, ends = "", max(map(len, asked.stop), default=1), end_tokens(base)
     tokens = stream_answer(base, prompt, asked.max_tokens, asked.temperature, asked.top_p, asked.seed, ends)
     for count, (token, text) in enumerate(tokens, 1):
         held += text

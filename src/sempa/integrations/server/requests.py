@@ -60,7 +60,7 @@ class EmbeddingRequest(_Form):
 
 
 class TextPart(_Form):
-    """A part of a message. Of pictures and sounds this model knows nothing."""
+    """A part of a message. The model reads text alone: images and audio are refused."""
 
     type: Literal["text"]
     text: str
@@ -90,7 +90,7 @@ class ChatRequest(_Form):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)] = []
     stream: bool = False
     stream_options: dict[str, bool] = {}
-    # Not supported, so that only the value that changes nothing is taken.
+    # Not supported: only the value that changes nothing is accepted.
     n: Literal[1] = 1
     logprobs: Literal[False] = False
     frequency_penalty: Literal[0] = 0
