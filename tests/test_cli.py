@@ -161,7 +161,7 @@ def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_
     [
         ("learning_rat=1", "command line: unknown key 'learning_rat'; the nearest known key is 'learning_rate'"),
         ("batch_size=x", "command line: batch_size is 'x', expected a whole number"),
-        ("model=/nowhere", "model '/nowhere': no such folder"),
+        ("model=/nowhere", "model '/nowhere': cannot be opened (no such folder"),
         ("triplets=/nowhere.csv", "/nowhere.csv"),
         ("sts_dir=/nowhere", "/nowhere"),
         ("gsm8k=/nowhere", "/nowhere: no such file"),

@@ -182,9 +182,7 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n": 0}, "n: found 0, expected at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
-        ({"batch_size": 0}, "batch_size: found 0"),
         ({"temperature": -1}, "temperature: found -1"),
         ({"temperature": float("nan")}, "temperature: found nan"),
         ({"top_p": 0.0}, "top_p: found 0.0"),

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from sempa.errors import SempaError
 from sempa.io.files import read_json, write_atomic, write_json
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import PEFT_PREFIX, LoraLinear, is_plain_linear, lora_layers, lora_parameters, remove_adapter
+from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters, remove_adapter
 
-WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "adapter_model.safetensors", "adapter_config.json", "README.md"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 # Beside PEFT's files: how the embedding that the adapter was trained for is read.
 READOUT_FILE = "readout.json"
 # The settings of PEFT's that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among
@@ -26,18 +26,6 @@ _PLAIN_SETTINGS = {
     "ensure_weight_tying",
 }
 _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
-_CARD = """\
-# LoRA adapter of SemPA
-
-Base model: `{base}`. ADAPTER is this folder:
-
-```python
-from sempa import Embedder
-Embedder("{base}", adapter="ADAPTER").encode(["A man plays a guitar."])
-```
-
-PEFT and llama.cpp's converter take the base as a folder, which `sempa export --base ADAPTER BASE` writes.
-"""
 
 
 def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
@@ -52,7 +40,8 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = 
     write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
     if readout:
         write_json(folder / READOUT_FILE, {"readout": readout})
-        write_atomic(folder / CARD_FILE, _CARD.format(base=base_name))
+        card = Path(__file__).with_name("adapter_card.md").read_text(encoding="utf-8")
+        write_atomic(folder / "README.md", card.format(base=base_name))
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",
@@ -93,14 +82,12 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     the blocks, or the tensors do not fit the model; warns of an adapter that changes nothing.
     """
     config, tensors = read_adapter(folder)
-    modules, names = dict(model.named_modules()), {name.removeprefix(PEFT_PREFIX).rsplit(".", 2)[0] for name in tensors}
-    for name in sorted(names):
-        if name not in modules or not is_plain_linear(modules[name]):
-            raise SempaError(f"{folder / WEIGHTS_FILE}: the base model has no linear layer {name!r}")
-        if modules[name] is model.get_output_embeddings():
-            raise SempaError(f"{folder / WEIGHTS_FILE}: adapts the head {name!r}, expected layers of the blocks alone")
+    linears = block_linears(model)
+    names = {name.removeprefix(PEFT_PREFIX).rsplit(".", 2)[0] for name in tensors}
+    if unknown := sorted(names - linears.keys()):
+        raise SempaError(f"{folder / WEIGHTS_FILE}: the base model's blocks have no linear layer {unknown[0]!r}")
     for name in names:
-        wrapped = LoraLinear(modules[name], config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
+        wrapped = LoraLinear(linears[name], config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
         model.set_submodule(name, wrapped)
     try:
         set_lora(model, tensors, folder / WEIGHTS_FILE)

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,10 +21,10 @@ from sempa.io.files import fingerprint
 from sempa.model.forward import ATTENTION, hidden_states
 from sempa.model.layers import replace_norms
 from sempa.model.logprobs import head_logits
-from sempa.model.resolve import check_loaded, first_line, quiet, resolve_model
+from sempa.model.resolve import first_line, load_pretrained, resolve_model
 
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
-_CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+_CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")
 _NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -62,22 +61,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
         # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
         precision = torch.float32
-    try:
-        with quiet():
-            # None of transformers' questions whether to run a model's own code: it is never run.
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            # Nor is a pickle opened: weights are safetensors.
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=precision,
-                attn_implementation=attention,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # tokenizers raises the bare class
-        raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
-    check_loaded(name, model, loading)
+    model, tokenizer = load_pretrained(name, source, dtype=precision, attn_implementation=attention)
     model.requires_grad_(False)
     base = BaseModel(model.to(target).eval(), tokenizer, source)
     replace_norms(model)
@@ -167,20 +151,19 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        where = "" if Path(source).is_dir() else " (it is no local path, and the model hub did not deliver it)"
+        where = "" if Path(source).is_dir() else " (no such folder, and the model hub did not deliver it)"
         if "trust_remote_code" in str(error):
             where = ": it comes with code of its own, which sempa does not run"
         raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
-    architectures = config.architectures or []
-    is_causal = type(config) in AutoModelForCausalLM._model_mapping
-    found = ", ".join(architectures) or config.model_type
-    if not is_causal or (architectures and not any(a.endswith(_CAUSAL_ARCHITECTURES) for a in architectures)):
+    architectures = config.architectures or [config.model_type]
+    found, architecture = ", ".join(architectures), AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if architecture is None or (config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in architectures)):
         raise SempaError(
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"
         )
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if AutoModelForCausalLM._model_mapping[type(config)]._is_stateful and not (kinds and kinds <= _ATTENTION_LAYERS):
+    if architecture._is_stateful and not (kinds and kinds <= _ATTENTION_LAYERS):
         raise SempaError(
             f"model {name!r}: is {found}, with recurrent or linear-attention layers, which hand a state from one token "
             "to the next past any mask; SemPA needs attention in every layer"

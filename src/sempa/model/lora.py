@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
+from sempa.model.layers import blocks
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # PEFT wraps the model twice, hence its prefix.
@@ -187,29 +188,23 @@ def merge_adapter(model: nn.Module, dtype: torch.dtype) -> None:
     remove_adapter(model)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer that does nothing else: routers of some mixtures of experts inherit from one."""
-    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
-
-
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The layers with an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Linear layers below the module list that holds one entry per decoder block.
+    """The linear layers of the decoder blocks, by name.
 
     Experts that are fused into one tensor are no linear layers and stay as they are; beside them, layers of the names
     that PEFT takes for experts stay too, or PEFT would not find them again.
     """
-    depth = model.config.get_text_config().num_hidden_layers
-    stacks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    inside = set(blocks(model).modules())
     mixture = any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
     return {
         name: module
         for name, module in model.named_modules()
-        if is_plain_linear(module)
-        and any(name.startswith(f"{stack}.") for stack in stacks)
-        and not (mixture and name.rpartition(".")[2] in _EXPERT_NAMES)
-        and module is not model.get_output_embeddings()
+        # Routers of some mixtures of experts inherit from a linear layer, and do more.
+        if module in inside and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+        if not (mixture and name.rpartition(".")[2] in _EXPERT_NAMES)
     }

@@ -35,35 +35,55 @@ def portable_name(name: str) -> str:
 def resolve_model(name: str) -> str:
     """The folder or hub id behind `name`; a GGUF file is converted once to a cached safetensors folder.
 
-    Raises `SempaError` when the path or the package that ships the embedded model is missing.
+    Raises `SempaError` when a GGUF file, or the package that ships the embedded model, is missing.
     """
     if name == DEFAULT_MODEL:
         return str(_converted(_embedded_gguf()))
     if match := _PORTABLE_GGUF.fullmatch(name):
-        cached = _cached(*match.groups())
-        if not (cached / "config.json").is_file():
+        if not (cached := _cached(*match.groups())).is_dir():
             raise SempaError(f"model {name!r}: was never read here; name the .gguf file itself, by its path")
         return str(cached)
     path = user_path(name)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SempaError(f"model {name!r}: no such GGUF file")
         return str(_converted(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise SempaError(f"model {name!r}: the folder has no config.json, so it is not a transformers model")
-        if (path / "adapter_config.json").is_file():
-            # With PEFT installed, transformers loads the adapter on top of its base, unasked.
-            raise SempaError(
-                f"model {name!r}: holds a model and an adapter_config.json; remove adapter_config.json if the weights "
-                "are merged already, or give the base as the model and this folder as its adapter"
+    if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        # As PEFT leaves a folder that its adapter was merged in: it would load the adapter on top once more.
+        raise SempaError(
+            f"model {name!r}: holds a model and an adapter_config.json; remove adapter_config.json if the weights are "
+            "merged already, or give the base as the model and this folder as its adapter"
+        )
+    return str(path.resolve()) if path.exists() else name
+
+
+def load_pretrained(
+    name: str, source: str | Path, gguf_file: str | None = None, **options: object
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a folder, a GGUF file in it, or the hub; `options` are those of transformers.
+
+    Raises `SempaError` when they cannot be loaded, or when the files lack a weight.
+    """
+    try:
+        with quiet():
+            # A model's own code is never run, nor does transformers ask whether to run it.
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
+            # Nor is a pickle opened: weights are safetensors.
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source,
+                gguf_file=gguf_file,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-        return str(path.resolve())
-    if path.exists():
-        raise SempaError(f"model {name!r}: is a file, expected a folder, a .gguf file, {DEFAULT_MODEL!r} or a hub id")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
-        raise SempaError(f"model {name!r}: no such folder")
-    return name
+    except Exception as error:  # tokenizers raises the bare class
+        raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
+    # transformers draws a weight that is missing at random.
+    missing = sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys())
+    if missing:
+        raise SempaError(
+            f"model {name!r}: lacks {len(missing):,} of its weights, the first is {missing[0]!r}; is a file missing?"
+        )
+    return model, tokenizer
 
 
 def _embedded_gguf() -> Path:
@@ -84,59 +104,28 @@ def _cached(stem: str, digest: str) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The float32 safetensors folder of a GGUF file, made in the cache folder on first use: reading takes some 15 s."""
-    with gguf.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise SempaError(f"model {str(gguf)!r}: is not a GGUF file (it does not begin with the bytes 'GGUF')")
+    if not gguf.is_file():
+        raise SempaError(f"model {str(gguf)!r}: no such GGUF file")
     cached = _cached(gguf.stem, sha256(gguf)[:_DIGEST])
-    if (cached / "config.json").is_file():
+    if cached.is_dir():
         return cached
     print(f"Converting {gguf.name} once to {cached} …", flush=True)
-    model, tokenizer = _read_gguf(gguf)
-
-    def write(folder: Path) -> None:
-        with quiet():
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-    # Another process may have been faster, and may be reading it by now.
-    if not (cached / "config.json").is_file():
-        try:
-            replace_folder(cached, write)
-        except SempaError as error:
-            raise SempaError(f"{error}; the variable SEMPA_CACHE can name another cache folder") from error
-    return cached
-
-
-def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a GGUF file with float32 weights, and its tokenizer."""
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # tokenizers raises the bare class
-        raise SempaError(f"model {str(gguf)!r}: cannot be read: {first_line(error)}") from error
-    check_loaded(str(gguf), model, loading)
+    model, tokenizer = load_pretrained(str(gguf), gguf.parent, gguf.name, dtype=torch.float32)
     # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
     del model.config.quantization_config
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
-    return plain, tokenizer
 
+    def write(folder: Path) -> None:
+        with quiet():
+            plain.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
-def check_loaded(name: str, model: PreTrainedModel, loading: dict) -> None:
-    """Raise `SempaError` when a weight was not in the files, which transformers then draws at random."""
-    missing = sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys())
-    if missing:
-        raise SempaError(
-            f"model {name!r}: lacks {len(missing):,} of its weights, the first is {missing[0]!r}; is a file missing?"
-        )
+    # Another process may have been faster, and may be reading it by now.
+    if not cached.is_dir():
+        replace_folder(cached, write)
+    return cached
 
 
 @contextlib.contextmanager

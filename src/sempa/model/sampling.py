@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from sempa.batching.prompts import encode_texts, end_of_turn, render_prompt
@@ -61,7 +62,7 @@ def sample(
     Raises:
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
     """
-    check_sampling(max_new_tokens, temperature, top_p, n, batch_size)
+    check_sampling(max_new_tokens, temperature, top_p)
     sequences, ends = encode_prompts(base, prompts, max_new_tokens), end_tokens(base)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(sequences), n, max_new_tokens, generator=generator, dtype=torch.float64)
@@ -149,7 +150,12 @@ def _grow(
     `draws` `[rows, max_new_tokens]` in [0, 1) are the prompts' own; one of `ends` is an answer's last token.
     """
     model, device = base.model.eval(), base.model.device
-    unread, seen = _pad_left(prompts, device)
+    sequences = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in prompts]
+    # Padded on the left, so that all end together; 0 where nothing is seen.
+    unread, seen = (
+        pad_sequence(rows, batch_first=True, padding_side="left")
+        for rows in (sequences, [torch.ones_like(ids) for ids in sequences])
+    )
     positions, cache = (seen.cumsum(1) - 1).clamp_(min=0), None
     rows = list(range(len(prompts)))
     for step in range(draws.shape[1]):
@@ -194,22 +200,10 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
     return chosen[:, 0].clamp_(max=logprobs.shape[1] - 1).to(logprobs.device)
 
 
-def _pad_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids `[rows, width]` that end together, and the mask of the same shape: 0 where there is padding."""
-    width = max(map(len, sequences))
-    tokens = torch.zeros(len(sequences), width, dtype=torch.int64)
-    seen = torch.zeros_like(tokens)
-    for row, ids in enumerate(sequences):
-        tokens[row, width - len(ids) :] = torch.tensor(ids)
-        seen[row, width - len(ids) :] = 1
-    return tokens.to(device), seen.to(device)
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_p: float, n: int = 1, batch_size: int = 1) -> None:
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
     """Raise `SempaError` for a number out of its range."""
-    for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise SempaError(f"{name}: found {value}, expected at least 1")
+    if max_new_tokens < 1:
+        raise SempaError(f"max_new_tokens: found {max_new_tokens}, expected at least 1")
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise SempaError(f"temperature: found {temperature}, expected 0 or more")
     if not 0 < top_p <= 1:

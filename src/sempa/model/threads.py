@@ -43,11 +43,7 @@ def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: S
 
 
 def _gains(model: PreTrainedModel) -> bool:
-    if model.device.type != "cpu" or model.dtype == torch.float32:
-        return False
-    # These position embeddings change with the longest text read and keep that length in the model.
-    kinds = {getattr(module, "rope_type", "") for module in model.modules()}
-    return not kinds & {"dynamic", "longrope"}
+    return model.device.type == "cpu" and model.dtype != torch.float32
 
 
 @functools.lru_cache

@@ -5,6 +5,7 @@ many kinds and behind short openings, so that conversation and running text are 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,43 +21,9 @@ from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import sample
 from sempa.model.threads import parallel_map
 
-QUESTIONS = (
-    "How do I bake bread?",
-    "Explain how a computer works.",
-    "Write a short story about a lost key.",
-    "What is the capital of France, and why is it famous?",
-    "Write a Python function that sorts a list.",
-    "Give me three tips for better sleep.",
-    "A train travels 60 miles in 2 hours. How fast is it?",
-    "Write an email that asks for a day off.",
-    "Why is the sky blue?",
-    "Summarise the causes of the First World War.",
-    "Describe your favourite season.",
-    "Translate 'good morning' into Spanish.",
-    "What should I cook for dinner tonight?",
-    "Write a poem about the sea.",
-    "How does photosynthesis work?",
-    "List five countries in Africa.",
-    "What is a mortgage?",
-    "Tom has 12 apples and gives away 5. How many are left? Explain.",
-    "How can I learn to play the guitar?",
-    "Write a product description for a lamp.",
-    "What is the meaning of democracy?",
-    "Explain gravity to a child.",
-    "Plan a weekend in London.",
-    "Write a dialogue between two friends.",
-    "How do vaccines protect us?",
-    "What are the rules of chess?",
-    "Write an SQL query that counts users.",
-    "My computer is slow. What can I do?",
-    "Tell me about the history of paper.",
-    "What makes a good leader?",
-    "Write a letter to a landlord about a leak.",
-    "How do I change a tyre?",
-)
-OPENINGS = (
-    *("The", "In", "A", "When", "It", "Many", "During", "For", "This", "She"),
-    *("He", "They", "On", "One", "After", "As", "#", "import", "We", "If"),
+QUESTIONS, OPENINGS = (
+    tuple(Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines())
+    for name in ("questions.txt", "openings.txt")
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64

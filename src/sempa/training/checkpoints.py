@@ -1,7 +1,6 @@
 """Checkpoints that are whole or absent, and hold all that the next step depends on."""
 
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -45,34 +44,28 @@ def save_checkpoint(
 
 
 def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Restore adapter and optimiser from the latest whole checkpoint and return its state (`{}` when there is none).
+    """Restore adapter and optimiser from the latest checkpoint and return its state (`{}` when there is none).
 
-    A damaged checkpoint is reported on standard error, and the one before it is taken: the steps between are run again,
-    to the same bits. Raises `SempaError` when all are damaged, or the checkpoint belongs to another model.
+    Raises `SempaError` when it is damaged, or belongs to another model.
     """
     folders = checkpoint_folders(run)
-    for folder in reversed(folders):
-        try:
-            adapter, saved, state = read_checkpoint(folder)
-        except SempaError as error:
-            print(f"warning: {error}; going back to the checkpoint before", file=sys.stderr, flush=True)
-            continue
-        set_lora(model, adapter, folder / WEIGHTS_FILE)
-        for name, parameter in lora_parameters(model).items():
-            # AdamW keeps its step count on the CPU, its moments beside the parameter.
-            moments = {key: saved.get(f"{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            # One that has had no gradient yet has none.
-            if moments["step"] is not None:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-                }
-        return state
-    if folders:
-        raise SempaError(
-            f"{run / 'checkpoints'}: every checkpoint is damaged (the latest is {folders[-1].name}); "
-            "remove this folder to train from the start"
-        )
-    return {}
+    if not folders:
+        return {}
+    try:
+        adapter, moments, state = read_checkpoint(folders[-1])
+    except SempaError as error:
+        raise SempaError(f"{error}; remove {folders[-1]} to go on from the checkpoint before") from error
+    parameters = lora_parameters(model)
+    set_lora(model, adapter, folders[-1] / WEIGHTS_FILE)
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    saved = {
+        number: {key: moments[f"{name}/{key}"] for key in keys}
+        for number, name in enumerate(parameters)
+        # A parameter that has had no gradient yet has no moments.
+        if f"{name}/step" in moments
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+    return state
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:

@@ -5,11 +5,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sempa.batching.batches import Batches, rounded_up
 from sempa.batching.prompts import Preference
@@ -22,7 +21,7 @@ from sempa.model.layers import checkpoint_blocks
 from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
-from sempa.training.metrics import cut_metrics, log_metrics, warn_of_step
+from sempa.training.metrics import cut_metrics, log_metrics, warn_of_displacement
 from sempa.training.processes import join_world, sum_number
 from sempa.training.step import make_optimizer, train_step
 
@@ -63,22 +62,24 @@ def train(
             "train anew with another output=…"
         )
     state |= saved
-    metrics, already_warned = run / "metrics.jsonl", set()
+    metrics, first, warned = run / "metrics.jsonl", state["step"], False
     if world.is_first:
-        cut_metrics(metrics, state["step"])
+        cut_metrics(metrics, first)
     base_name = portable_name(config.model)
-    began = started - state["seconds"]
+    began, loop_began = started - state["seconds"], time.perf_counter()
 
-    with _stop_request() as stop, _progress(total, state["step"], world.is_first) as show:
-        for step in range(state["step"], total):
+    with _stop_request() as stop:
+        for step in range(first, total):
             step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
             record = train_step(config, model, optimizer, batch, samples, step, total, world)
             rate = batch.size / (time.perf_counter() - step_began)
             if world.is_first:
-                warn_of_step(config, step + 1, record, already_warned)
-                show(step + 1, record, rate)
+                warned = warned or warn_of_displacement(config, step + 1, record)
+                if (step + 1) % 10 == 0 or step + 1 in (1, total):
+                    seconds = (time.perf_counter() - loop_began) / (step + 1 - first)
+                    _print_step(step + 1, total, record, rate, (total - step - 1) * seconds / 60)
                 position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
                 log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
 
@@ -134,30 +135,13 @@ def _stop_request() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-_SHOWN = {
-    "loss": "loss",
-    "rewards/margins": "margin",
-    "rewards/accuracies": "accuracy",
-    "contrast_loss": "contrast",
-    "neutral_kl": "KL",
-}
-
-
-@contextlib.contextmanager
-def _progress(total: int, start: int, shown: bool) -> Iterator[Callable[[int, dict, float], None]]:
-    """A function that shows a step's losses: beside a bar on a terminal, as a line every ten steps in a log."""
-    terminal = sys.stderr.isatty()
-    options = {"desc": "training", "unit": "step", "dynamic_ncols": True}
-    with tqdm(total=total, initial=start, disable=not (shown and terminal), **options) as bar:
-        began = time.perf_counter()
-
-        def show(step: int, record: dict, rate: float) -> None:
-            values = {label: f"{record[name]:.3f}" for name, label in _SHOWN.items() if name in record}
-            bar.set_postfix(values)
-            bar.update()
-            if not terminal and (step % 10 == 0 or step in (1, total)):
-                losses = "  ".join(f"{label} {value}" for label, value in values.items())
-                left = (total - step) * (time.perf_counter() - began) / (step - start) / 60
-                print(f"step {step}/{total}  {losses}  {rate:.1f} triplets/s  {left:.1f} min left", flush=True)
-
-        yield show
+def _print_step(step: int, total: int, record: Mapping[str, float], rate: float, minutes_left: float) -> None:
+    shown = {
+        "loss": "loss",
+        "rewards/margins": "margin",
+        "rewards/accuracies": "accuracy",
+        "contrast_loss": "contrast",
+        "neutral_kl": "KL",
+    }
+    losses = "  ".join(f"{label} {record[name]:.3f}" for name, label in shown.items() if name in record)
+    print(f"step {step}/{total}  {losses}  {rate:.1f} triplets/s  {minutes_left:.1f} min left", flush=True)

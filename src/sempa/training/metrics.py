@@ -1,9 +1,9 @@
-"""A run's metrics: a line of JSON per step on disk, and warnings of what they show to go wrong."""
+"""A run's metrics: a line of JSON per step on disk, and a warning where they show likelihood displacement."""
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from sempa.config import Config
@@ -34,33 +34,17 @@ def log_metrics(path: Path, record: dict) -> None:
         stream.write(json.dumps(record) + "\n")
 
 
-def warn_of_step(config: Config, step: int, record: Mapping[str, float], already_warned: set[str]) -> None:
-    """Warn of what `record`, a step's metrics, shows to be wrong; once for each kind of finding.
+def warn_of_displacement(config: Config, step: int, record: Mapping[str, float]) -> bool:
+    """Warn where a step's metrics show likelihood displacement (arXiv 2410.08847); returns whether they do.
 
-    The kinds: a chosen sentence that becomes less likely (likelihood displacement, arXiv 2410.08847), log-ratios that
-    explode, and a gradient of zero.
+    The chosen sentences, too, have become less likely than under the base then.
     """
-    for kind, text in _findings(config, record):
-        if kind not in already_warned:
-            already_warned.add(kind)
-            warnings.warn(f"step {step}: {text}", stacklevel=2)
-
-
-def _findings(config: Config, record: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    ratios = {name: record.get(f"rewards/{name}", 0.0) / config.beta for name in ("chosen", "rejected")}
-    if ratios["chosen"] < -FAR:
-        yield (
-            "displaced",
-            f"the chosen sentences' log-ratio to the base is {ratios['chosen']:.0f} nats, so training makes them less "
-            "likely too: raise anchor or retention, or lower preference or learning_rate",
-        )
-    for name, ratio in ratios.items():
-        # Rejected sentences move far by design; beyond this the language model is lost.
-        if abs(ratio) > 10 * FAR:
-            yield (
-                "exploded",
-                f"the {name} sentences' log-ratio to the base is {ratio:.0f} nats, expected at most {10 * FAR:.0f} "
-                "either way: lower learning_rate or raise beta",
-            )
-    if record["grad_norm"] == 0:
-        yield "still", "the gradient is zero, so this step does not change the adapter: does the loss depend on it?"
+    ratio = record.get("rewards/chosen", 0.0) / config.beta
+    if ratio >= -FAR:
+        return False
+    warnings.warn(
+        f"step {step}: the chosen sentences' log-ratio to the base is {ratio:.0f} nats, so training makes them less "
+        "likely too: raise anchor or retention, or lower preference or learning_rate",
+        stacklevel=2,
+    )
+    return True

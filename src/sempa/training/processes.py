@@ -1,11 +1,12 @@
 """Data-parallel training under torchrun: each process runs its share of a batch's rows, and the gradients are summed.
 
 Batches, data order and learning rate are those of one process, so the number of processes changes a run by rounding
-alone; a checkpoint does not depend on it. Only tensors travel: the adapter's gradients, a few metrics, and the
-embeddings that the contrast compares.
+alone; a checkpoint does not depend on it. The adapter's gradients travel, a few metrics, and the embeddings that the
+contrast compares.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -78,17 +79,21 @@ def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:
         parameter.grad = grad.view_as(parameter)
 
 
-def sum_metrics(metrics: dict[str, float], names: Sequence[str], world: World) -> dict[str, float]:
-    """The metrics `names` summed over all processes; one that a process does not have counts as zero."""
-    values = torch.tensor([metrics.get(name, 0.0) for name in names], dtype=torch.float64)
-    if world.size > 1:
-        dist.all_reduce(values)
-    return dict(zip(names, values.tolist(), strict=True))
+def sum_metrics(metrics: dict[str, float], world: World) -> dict[str, float]:
+    """The metrics summed over all processes; one that a process does not have counts as zero."""
+    if world.size == 1:
+        return metrics
+    total: Counter[str] = Counter()
+    gathered: list[dict[str, float]] = [{}] * world.size
+    dist.all_gather_object(gathered, metrics)
+    for own in gathered:
+        total.update(own)
+    return dict(total)
 
 
 def sum_number(value: float, world: World) -> float:
     """The number summed over all processes; all go on when every process has come this far."""
-    return sum_metrics({"value": value}, ["value"], world)["value"]
+    return sum_metrics({"value": value}, world)["value"]
 
 
 def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], count: int, world: World) -> Tensor:

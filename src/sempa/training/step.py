@@ -40,12 +40,6 @@ from sempa.training.processes import World, gather_rows, of_this_process, sum_gr
 Metrics = dict[str, float]
 Loss = Callable[[], tuple[Tensor, Metrics]]
 
-PREFERENCE_METRICS = (
-    *("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
-    *("logps/chosen", "logps/rejected", "nll_loss", "ches"),
-)
-CONTRAST_METRICS = ("loss", "contrast_loss", "contrast_accuracy")
-RETENTION_METRICS = ("loss", "neutral_kl")
 MAX_GRAD_NORM = 1.0
 # The fraction of the steps in which the learning rate rises.
 WARMUP = 0.05
@@ -80,7 +74,7 @@ def train_step(
             metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
     except ValueError as error:  # the losses refuse NaN
         raise _diverged(config, batch, step, str(error)) from error
-    metrics = sum_metrics(metrics, metric_names(config, batch), world)
+    metrics = sum_metrics(metrics, world)
     sum_gradients(parameters, world)
     norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
@@ -177,9 +171,9 @@ def contrast_loss(
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
         found = cosines.argmax(1).cpu() == torch.arange(len(cosines))
+    metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": found.double().mean()}
     # Every process has the metrics of the whole batch; their sum should count it once.
-    values = loss.item(), losses.mean().item(), found.double().mean().item()
-    return loss, {name: value / world.size for name, value in zip(CONTRAST_METRICS, values, strict=True)}
+    return loss, {name: value.item() / world.size for name, value in metrics.items()}
 
 
 def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
@@ -187,7 +181,7 @@ def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -
     policy, base = (scale_for_head(model, hidden) for hidden in (row_states(model, sample.packed), sample.hidden))
     divergence = token_kl(policy, base, **head_parts(model)).mean()
     loss = config.retention * divergence
-    return loss, dict(zip(RETENTION_METRICS, (loss.item(), divergence.item()), strict=True))
+    return loss, {"loss": loss.item(), "neutral_kl": divergence.item()}
 
 
 def learning_rate(config: Config, step: int, total: int) -> float:
@@ -198,25 +192,24 @@ def learning_rate(config: Config, step: int, total: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
 
 
-def metric_names(config: Config, batch: Batch) -> list[str]:
-    """The metrics that a batch's losses have together, on whichever process each of them runs."""
-    names = ["loss"]
-    names += PREFERENCE_METRICS if batch.rows else ()
-    names += CONTRAST_METRICS if batch.sentences else ()
-    names += RETENTION_METRICS if config.retention else ()
-    return list(dict.fromkeys(names))
-
-
 def _preference_metrics(
     loss: Tensor, rewards: Tensor, policy: Tensor, nll: Tensor, hidden: Tensor, row: PreferenceRow, ranked: int
 ) -> Metrics:
     """A row's part of the batch's means, and of the loss; `ches` warns of likelihood displacement."""
-    margins = rewards[:, 0] - rewards[:, -1]
     states, owner, lengths = hidden[row.source.to(hidden.device)], row.owner, row.lengths
     ches = ches_score(states, owner.to(hidden.device), lengths.to(hidden.device), length_normalised=True)[:, -1]
-    values = (rewards[:, 0], rewards[:, -1], margins > 0, margins, policy[:, 0], policy[:, -1], nll, ches)
-    means = (value.detach().cpu().double().sum().item() / ranked for value in values)
-    return dict(zip(PREFERENCE_METRICS, (loss.item(), *means), strict=True))
+    values = {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, -1],
+        "rewards/accuracies": rewards[:, 0] > rewards[:, -1],
+        "rewards/margins": rewards[:, 0] - rewards[:, -1],
+        "logps/chosen": policy[:, 0],
+        "logps/rejected": policy[:, -1],
+        "nll_loss": nll,
+        "ches": ches,
+    }
+    parts = {name: value.detach().cpu().double().sum().item() / ranked for name, value in values.items()}
+    return {"loss": loss.item(), **parts}
 
 
 def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:
