@@ -16,7 +16,7 @@ import ray
 from sempa import Embedder, SempaError
 from sempa.commands.common import add_model_arguments, base_name
 from sempa.data.sentences import read_sentences
-from sempa.embedding.corpus import SHARD_ROWS, describe, embedder_settings, write_corpus
+from sempa.embedding.corpus import SHARD_ROWS, describe, write_corpus
 
 # Workers get this module with their work: they need not find the file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -66,7 +66,7 @@ def embed_corpus_on_ray(
     """
     resources = {"num_cpus": 1, "num_gpus": gpus_per_worker}
     arguments = {"model": model, "adapter": adapter, **options}
-    about, settings = ray.get(ray.remote(_describe).options(**resources).remote(arguments))
+    manifest = ray.get(ray.remote(_describe).options(**resources).remote(arguments))
 
     def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
         blocks = [ray.put(table) for table in _numbered(chunks)]
@@ -87,14 +87,13 @@ def embed_corpus_on_ray(
     def sentences() -> Iterator[str]:
         return (sentence for _, sentence in read_sentences(source, field))
 
-    settings = {**settings, "batch_size": batch_size, "normalize": normalize}
-    return write_corpus(encode, sentences, about, settings, source, folder, shard_rows, shard_format)
+    manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
+    return write_corpus(encode, sentences, manifest, source, folder, shard_rows, shard_format)
 
 
-def _describe(arguments: dict) -> tuple[dict, dict]:
+def _describe(arguments: dict) -> dict:
     """What the manifest says of the model, found out where the workers run."""
-    embedder = Embedder(**arguments)
-    return describe(embedder), embedder_settings(embedder)
+    return describe(Embedder(**arguments))
 
 
 def _numbered(chunks: Iterable[list[str]]) -> Iterator[pyarrow.Table]:

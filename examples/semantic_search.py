@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sempa import Embedder, SempaError
-from sempa.embedding.corpus import embedder_settings
+from sempa.embedding.corpus import describe
 from sempa.io.files import cache_folder, fingerprint
 from sempa.io.tensors import read_tensors, write_tensors
 
@@ -82,7 +82,7 @@ def encode_cached(embedder: Embedder, texts: Sequence[str], folder: Path) -> np.
     A vector is found by its text and by all that decides about it (weights, adapter, dtype, readout), so a file that
     moves costs nothing, and another adapter never meets this one's vectors.
     """
-    path = folder / f"{fingerprint(sorted(embedder_settings(embedder).items()))}.safetensors"
+    path = folder / f"{fingerprint(sorted(describe(embedder)['settings'].items()))}.safetensors"
     known: dict[bytes, np.ndarray] = {}
     # A cache that is missing or damaged is one that has to be filled.
     with contextlib.suppress(SempaError, KeyError):

@@ -23,7 +23,7 @@ from sempa.export.gguf import export_gguf
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.model.resolve import portable_name
+from sempa.model.resolve import absolute_name
 
 SENTENCES = [
     "A man runs",
@@ -265,10 +265,10 @@ def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_
     assert (torch.tensor(json.loads(answer)) - expected.flatten()).norm() <= 1e-5 * expected.norm()
 
 
-def test_peft_loads_a_portable_adapter_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
+def test_peft_loads_an_adapter_of_a_gguf_file_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     monkeypatch.chdir(tiny_gguf.parent)
-    name = portable_name(str(tiny_gguf))
+    name = absolute_name(str(tiny_gguf))
     make_adapter(load_base(str(tiny_gguf), "float32", "cpu").model, tmp_path / "adapter", name)
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f'Embedder("{name}"' in card

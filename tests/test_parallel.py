@@ -11,7 +11,7 @@ import torch
 from sempa import SempaError
 from sempa.model.adapter_files import read_adapter
 from sempa.training.metrics import read_metrics
-from sempa.training.processes import World, gather_rows, join_world, of_this_process
+from sempa.training.processes import World, gather_rows, join_world
 
 SETTINGS = (
     "dtype: float32\ndevice: cpu\nheld_out: 0\nepochs: 2\nbatch_size: 8\nrow_tokens: 256\neval_every: 2\nlora_rank: 2\n"
@@ -107,13 +107,6 @@ def test_alone_there_is_nothing_to_join_and_nothing_to_add(monkeypatch):
     assert torch.equal(gathered[torch.tensor([2, 0, 1])], rows)
     gathered.sum().backward()
     assert torch.equal(rows.grad, torch.ones(3, 2))
-
-
-def test_shares_are_disjoint_and_together_everything():
-    items = list(range(11))
-    parts = [of_this_process(items, World(rank, 3)) for rank in range(3)]
-    assert sorted(item for part in parts for item in part) == items
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_a_stray_world_size_is_named(monkeypatch):

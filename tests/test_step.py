@@ -23,7 +23,6 @@ from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
-from sempa.training.loop import Interrupted
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import World
 from sempa.training.step import contrast_loss
@@ -82,7 +81,7 @@ def test_all_losses_together_resume_bit_exactly(setting, few_samples, monkeypatc
         return real_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         setting("broken", **settings)
     resumed, _ = setting("broken", **settings)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))

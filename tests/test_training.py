@@ -19,7 +19,7 @@ from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
-from sempa.training.loop import Interrupted
+from sempa.training.checkpoints import checkpoint_files, read_checkpoint
 from sempa.training.metrics import read_metrics
 from sempa.training.step import learning_rate
 
@@ -59,7 +59,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(setting, tmp_path, monkeypa
         return real_step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         setting("broken", scores)
     done = sum(step <= stop_after for step in (3, 6, 8))
     resumed, resumed_state = setting("broken", scores[done:])
@@ -112,7 +112,7 @@ def test_the_best_checkpoint_by_the_development_score_is_kept(setting, tmp_path)
     _, best = read_adapter(tmp_path / "run" / "adapter")
     last = weights(base)
     assert not all(torch.equal(best[name], last[name]) for name in last)
-    steps = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    steps = sorted(path.stem for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert steps == ["step-000006", "step-000008"]
 
 
@@ -164,9 +164,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
     message = str(caught.value)
     assert message.startswith("step 6: the loss is nan")
     assert "lines " in message
-    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept[-1] == "step-000005"
-    assert all(p.isfinite().all() for p in read_adapter(tmp_path / "run" / "checkpoints" / kept[-1])[1].values())
+    last = checkpoint_files(tmp_path / "run")[-1]
+    assert last.stem == "step-000005"
+    assert all(tensor.isfinite().all() for tensor in read_checkpoint(last)[0].values())
 
 
 def test_a_loss_that_refuses_nan_stops_with_step_and_lines_too(setting, monkeypatch):

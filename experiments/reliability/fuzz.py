@@ -45,7 +45,7 @@ from sempa.io.files import read_json, write_json
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.lora import add_lora, remove_adapter
-from sempa.training.checkpoints import checkpoint_folders, read_checkpoint
+from sempa.training.checkpoints import checkpoint_files, read_checkpoint
 
 # Of the processor, so that a busy machine makes no finding; a reader that sleeps is found by the clock, whose ticks a
 # stopped process does not count.
@@ -138,7 +138,7 @@ def readers(folder: Path) -> list[Reader]:
     adapter = _written(folder / "adapter", lambda into: _save_adapter(base, into))
     run = folder / "run"
     train_tiny(load(folder / "model"), run, 0.5)
-    checkpoint = _content(checkpoint_folders(run)[-1])
+    checkpoint = checkpoint_files(run)[-1]
     vectors = []
     for suffix in SUFFIXES:
         write_vectors(folder / f"v{suffix}", np.arange(12, dtype=np.float32).reshape(3, 4))
@@ -172,7 +172,7 @@ def readers(folder: Path) -> list[Reader]:
         Reader("transfer tasks", _transfer(), lambda inside: read_transfer(inside, ["TREC", "MRPC"]), 30),
         Reader("text of sempa embed", _plain(), only(lambda path: drain(read_sentences(path))), 120),
         Reader("adapter folder", [adapter], adapt, 45),
-        Reader("checkpoint folder", [checkpoint], read_checkpoint, 10),
+        Reader("checkpoint", [{checkpoint.name: checkpoint.read_bytes()}], only(read_checkpoint), 10),
         Reader("file of vectors", vectors, only(read_vectors), 30),
     ]
 

@@ -28,7 +28,7 @@ from sempa.errors import SempaError
 from sempa.io.files import write_json
 from sempa.model.adapter_files import read_adapter
 from sempa.model.base import BaseModel
-from sempa.training.checkpoints import checkpoint_folders, read_checkpoint
+from sempa.training.checkpoints import checkpoint_files, read_checkpoint
 from sempa.training.metrics import read_metrics
 
 EPOCHS = 3.0
@@ -121,11 +121,10 @@ def attempt(base: BaseModel, run: Path, log: Path, layer: dict | None = None, se
 
 def outcome(run: Path) -> dict:
     """What of a finished run must not depend on kills: bytes of its tensors, state and metrics less their times."""
-    last = checkpoint_folders(run)[-1]
-    state = json.loads((last / "state.json").read_text())
-    files = [*sorted((run / "adapter").iterdir()), *sorted(last.glob("*.safetensors"))]
+    adapter, moments, state = read_checkpoint(checkpoint_files(run)[-1])
     return {
-        "files": {str(file.relative_to(run)): file.read_bytes() for file in files},
+        "files": {file.name: file.read_bytes() for file in sorted((run / "adapter").iterdir())},
+        "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in {**adapter, **moments}.items()},
         "state": {key: value for key, value in state.items() if key not in TIMES},
         "metrics": [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(run / "metrics.jsonl")],
     }
@@ -134,9 +133,9 @@ def outcome(run: Path) -> dict:
 def unreadable(run: Path) -> list[str]:
     """What a killed process left that cannot be read: checkpoints, or the best adapter."""
     found = []
-    for folder in checkpoint_folders(run):
+    for path in checkpoint_files(run):
         try:
-            read_checkpoint(folder)
+            read_checkpoint(path)
         except SempaError as error:
             found.append(str(error))
     if (run / "adapter" / "adapter_config.json").exists():
@@ -174,7 +173,7 @@ def kill_test(folder: Path, kills: int, seed: int) -> dict:
             fatal = draw.randint(1, operations // 2)
             layer = {"fatal": fatal, "moment": moment, "power_cut": mode == "power cut"}
             seconds = draw.uniform(0, duration / 2)
-            resumed += bool(checkpoint_folders(run))
+            resumed += bool(checkpoint_files(run))
             status = attempt(base, run, log, *((None, seconds) if mode == "clock" else (layer, None)))
             if not os.WIFSIGNALED(status):
                 _expect(status == 0, f"run {rounds}, attempt {killed + 1}: {log.read_text()}")

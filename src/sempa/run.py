@@ -26,9 +26,9 @@ from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, 
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
-from sempa.model.resolve import portable_name
+from sempa.model.resolve import absolute_name
 from sempa.report.run_report import terminal_table, write_report
-from sempa.training.checkpoints import has_checkpoint
+from sempa.training.checkpoints import checkpoint_files
 from sempa.training.loop import train
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import World, join_world, local_device
@@ -45,7 +45,7 @@ def start_run(config: Config, command: str) -> dict:
     """
     run, world = Path(config.output), join_world()
     if world.is_first:
-        if (run / "report.json").exists() or has_checkpoint(run):
+        if (run / "report.json").exists() or checkpoint_files(run):
             raise SempaError(
                 f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
                 "or give another output=…"
@@ -96,7 +96,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
     with interpolated(base.model, scale):
-        save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
+        save_adapter(base.model, run / "adapter", absolute_name(config.model), config.readout)
         report = _evaluate(config, base, dataset, tasks, texts)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.

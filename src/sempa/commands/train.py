@@ -21,8 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train in a new run folder, or go on in one."""
     from sempa.config import load_config
     from sempa.run import resume_run, start_run
-    from sempa.training.checkpoints import has_checkpoint
-    from sempa.training.loop import Interrupted
+    from sempa.training.checkpoints import checkpoint_files
 
     if (arguments.config is None) == (arguments.resume is None):
         raise SempaError("train: give a CONFIG.yaml, or --resume RUN, which takes its settings from the run")
@@ -35,8 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         start = partial(start_run, config)
     try:
         start(shlex.join(["sempa", "train", *given]))
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         # A second Ctrl-C, or one while the report is made, may come before anything is saved.
-        if not has_checkpoint(folder):
+        if not checkpoint_files(folder):
             raise KeyboardInterrupt from None
         raise KeyboardInterrupt(f"stopped and saved; go on with: sempa train --resume {folder}") from None

@@ -30,20 +30,14 @@ def middle_directions(head: Tensor) -> np.ndarray:
     return (directions * largest.sign()).float().numpy()
 
 
-def check_dim(dim: int, width: int, head: Tensor) -> None:
-    """Raise `SempaError` unless vectors of `width` numbers, of the space that `head` `[V, D]` reads, can keep `dim`."""
-    if not (isinstance(dim, Integral) and 1 <= dim <= width):
+def check_compression(dim: int | None, precision: str, width: int) -> None:
+    """Raise `SempaError` unless vectors of `width` numbers can keep `dim` of them (None: all) at a precision."""
+    if dim is not None and not (isinstance(dim, Integral) and 1 <= dim <= width):
         raise SempaError(f"dim: found {dim!r}, expected a whole number from 1 to {width:,}")
-    if width != head.shape[1]:
-        raise SempaError(f"dim: the head reads {head.shape[1]:,} numbers and this layer has {width:,}; leave dim away")
-
-
-def check_precision(precision: str, width: int) -> None:
-    """Raise `SempaError` for a precision that does not exist, or whose bits do not fill whole bytes."""
     if precision not in PRECISIONS:
         raise SempaError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if precision == "binary" and width % 8:
-        raise SempaError(f"precision: binary packs 8 numbers into a byte, but the vectors have {width:,}")
+    if precision == "binary" and (kept := dim or width) % 8:
+        raise SempaError(f"precision: binary packs 8 numbers into a byte, but the vectors have {kept:,}")
 
 
 def quantise(vectors: np.ndarray, precision: str) -> np.ndarray:

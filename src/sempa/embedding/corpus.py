@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sempa.data.sentences import read_sentences
 from sempa.embedding.embed import check_length
@@ -51,7 +50,6 @@ def embed_corpus(
     Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
     pipe), a full disk, and a folder that was begun with other settings or input.
     """
-    settings = {**embedder_settings(embedder), "batch_size": batch_size, "normalize": normalize}
 
     def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
         return (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
@@ -59,7 +57,9 @@ def embed_corpus(
     def sentences() -> Iterator[str]:
         return check_lengths(embedder, source, read_sentences(source, field, skip_empty=skip_empty))
 
-    return write_corpus(encode, sentences, describe(embedder), settings, source, folder, shard_rows, shard_format)
+    manifest = describe(embedder)
+    manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
+    return write_corpus(encode, sentences, manifest, source, folder, shard_rows, shard_format)
 
 
 def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -76,14 +76,13 @@ def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int
 def write_corpus(
     encode: Callable[[Iterable[list[str]]], Iterable[np.ndarray]],
     sentences: Callable[[], Iterator[str]],
-    about: dict,
-    settings: dict,
+    manifest: dict,
     source: Path,
     folder: Path,
     shard_rows: int,
     shard_format: str,
 ) -> dict:
-    """What `embed_corpus` does, with vectors from `encode` and what the manifest says `about` the model.
+    """What `embed_corpus` does, with vectors from `encode` and a manifest that begins as `describe` gives it.
 
     `encode` gets chunks of sentences, none across two shards, and gives their vectors `[n, D]` in the same order; a
     chunk's vectors may come in several pieces. `sentences` reads `source` anew at each call. Raises `SempaError` as
@@ -99,43 +98,45 @@ def write_corpus(
     for sentence in sentences():
         rows += 1
         digest.update(sentence.encode() + b"\0")
-    identity = {"rows": rows, "sha256": digest.hexdigest()}
-    settings = {**settings, "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
     shards = [
         {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
         for index, first in enumerate(range(0, rows, shard_rows))
     ]
-    manifest = {**about, "settings": settings, "shards": shards}
+    identity = {"rows": rows, "sha256": digest.hexdigest()}
+    settings = {**manifest["settings"], "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
+    manifest = {**manifest, "settings": settings, "shards": shards}
     _begin(folder, manifest)
     # A shard is written whole or not at all: one that is there is finished.
-    missing = [not (folder / shard["file"]).exists() for shard in shards]
-    vectors = iter(encode(_chunks(sentences(), shards, missing)))
-    with bar(rows, "embedding", "sentence") as progress:
-        for shard, is_missing in zip(shards, missing, strict=True):
-            if is_missing:
-                write_vectors(folder / shard["file"], _take(vectors, shard["rows"], source, progress))
-            else:
-                progress.update(shard["rows"])
+    missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
+    pieces = iter(encode(_chunks(sentences(), missing)))
+    with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+        for shard in missing:
+            found: list[np.ndarray] = []
+            while sum(map(len, found)) < shard["rows"]:
+                if (piece := next(pieces, None)) is None:
+                    raise SempaError(f"{source}: has changed while it was being embedded")
+                found.append(piece)
+                progress.update(len(piece))
+            write_vectors(folder / shard["file"], np.concatenate(found))
     return manifest
 
 
 def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
     """The shards of `embed_corpus` in their order: the number of the first row (from 0), and float32 `[rows, D]`.
 
-    Raises `SempaError` when the corpus is unfinished, or a shard is missing or damaged.
+    Raises `SempaError` when a shard is missing, because the corpus is unfinished, or is damaged.
     """
-    shards = _read_manifest(folder)["shards"]
-    missing = [shard["file"] for shard in shards if not (folder / shard["file"]).exists()]
-    if missing:
-        raise SempaError(f"{folder}: lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; embed it again")
-    for shard in shards:
+    for shard in _read_manifest(folder)["shards"]:
         yield shard["first_row"], read_vectors(folder / shard["file"])
 
 
-def embedder_settings(embedder: Embedder) -> dict:
-    """All that decides about a vector, by content: a model may move to another folder in between."""
+def describe(embedder: Embedder) -> dict:
+    """What a manifest says of a model: its source, the vectors' dimensions, and the settings that decide about them.
+
+    The settings know a model by its content: it may move to another folder in between.
+    """
     model = embedder.base.model
-    return {
+    settings = {
         "adapter": adapter_fingerprint(model),
         "weights": weights_fingerprint(embedder.base),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -143,12 +144,8 @@ def embedder_settings(embedder: Embedder) -> dict:
         "readout": embedder.readout,
         "layer": embedder.layer,
     }
-
-
-def describe(embedder: Embedder) -> dict:
-    """What a manifest says of a model beside the settings: its source, and the vectors' dimensions."""
-    width = embedding_width(embedder.readout, embedder.base.model, embedder.layer)
-    return {"model": embedder.base.source, "dimensions": width}
+    width = embedding_width(embedder.readout, model, embedder.layer)
+    return {"model": embedder.base.source, "dimensions": width, "settings": settings}
 
 
 def _begin(folder: Path, manifest: dict) -> None:
@@ -172,21 +169,12 @@ def _read_manifest(folder: Path) -> dict:
         raise SempaError(f"{folder / MANIFEST_FILE}: cannot be read: {error}") from error
 
 
-def _chunks(sentences: Iterator[str], shards: list[dict], missing: list[bool]) -> Iterator[list[str]]:
-    """The sentences of the missing shards in chunks that are embedded in one piece."""
-    for shard, is_missing in zip(shards, missing, strict=True):
-        mine = itertools.islice(sentences, shard["rows"])
-        while chunk := list(itertools.islice(mine, CHUNK_ROWS)):
-            if is_missing:
-                yield chunk
-
-
-def _take(vectors: Iterator[np.ndarray], rows: int, source: Path, progress: tqdm) -> np.ndarray:
-    """The next `rows` vectors, which may come in several pieces."""
-    pieces: list[np.ndarray] = []
-    while sum(map(len, pieces)) < rows:
-        if (piece := next(vectors, None)) is None:
-            raise SempaError(f"{source}: has changed while it was being embedded")
-        pieces.append(piece)
-        progress.update(len(piece))
-    return np.concatenate(pieces)
+def _chunks(sentences: Iterator[str], shards: list[dict]) -> Iterator[list[str]]:
+    """The sentences of these shards, in chunks that are embedded in one piece."""
+    row = 0
+    for shard in shards:
+        end = shard["first_row"] + shard["rows"]
+        own = itertools.islice(sentences, shard["first_row"] - row, end - row)
+        while chunk := list(itertools.islice(own, CHUNK_ROWS)):
+            yield chunk
+        row = end

@@ -3,13 +3,11 @@
 sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
 from sempa.embedding.readouts.prompts import Prompt
@@ -41,9 +39,7 @@ def embed(
     check_readout(readout, base.model, layer)
     if batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
-    prompts = sentence_prompts(base, readout, sentences)
-    with bar(len(prompts), progress, "sentence") if progress else contextlib.nullcontext() as shown:
-        return embed_prompts(base, prompts, batch_size, layer, readout, shown)
+    return embed_prompts(base, sentence_prompts(base, readout, sentences), batch_size, layer, readout, progress)
 
 
 @torch.inference_mode()
@@ -53,7 +49,7 @@ def embed_prompts(
     batch_size: int = 64,
     layer: int = -1,
     readout: str = "prompteol",
-    progress: tqdm | None = None,
+    progress: str = "",
 ) -> np.ndarray:
     """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()
@@ -63,10 +59,10 @@ def embed_prompts(
     def run(batch: list[int]) -> Tensor:
         return read(readout, model, [prompts[i] for i in batch], layer)
 
-    for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
-        vectors[batch] = found.cpu().numpy()
-        if progress is not None:
-            progress.update(len(batch))
+    with bar(len(prompts), progress, "sentence") as shown:
+        for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
+            vectors[batch] = found.cpu().numpy()
+            shown.update(len(batch))
     return vectors
 
 
@@ -98,10 +94,6 @@ def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[s
             raise SempaError(f"sentence {place}: found {type(sentence).__name__}, expected a string")
         if not sentence.strip() and on_empty == "error":
             raise SempaError(f"sentence {place}: is empty")
-        try:
-            sentence.encode()
-        except UnicodeEncodeError as error:
-            raise SempaError(f"sentence {place}: holds a lone surrogate, which is no character") from error
     return sentences
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sempa.embedding.compress import check_dim, check_precision, cosines, middle_directions, quantise, unit
+from sempa.embedding.compress import check_compression, cosines, middle_directions, quantise, unit
 from sempa.embedding.embed import check_sentences, embed
 from sempa.embedding.readouts import check_readout, embedding_width
 from sempa.errors import SempaError
@@ -84,10 +84,7 @@ class Embedder:
         """
         if on_empty not in ("error", "zero"):
             raise SempaError(f"on_empty: found {on_empty!r}, expected error or zero")
-        width = embedding_width(self.readout, self.base.model, self.layer)
-        if dim is not None:
-            check_dim(dim, width, self.base.model.get_output_embeddings().weight)
-        check_precision(precision, width if dim is None else dim)
+        check_compression(dim, precision, embedding_width(self.readout, self.base.model, self.layer))
         single = isinstance(sentences, str)
         texts = check_sentences([sentences] if single else sentences, on_empty)
         empty = [not text.strip() for text in texts]

@@ -12,7 +12,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 from sempa.data.sts import StsTask
-from sempa.embedding.corpus import embedder_settings
+from sempa.embedding.corpus import describe
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
 from sempa.io.files import fingerprint
@@ -29,7 +29,7 @@ class MtebEncoder(AbsEncoder):
     def __init__(self, embedder: Embedder, name: str = "") -> None:
         self.embedder = embedder
         base = embedder.base
-        settings = embedder_settings(embedder) | {"device": ""}
+        settings = describe(embedder)["settings"] | {"device": ""}
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name or f"sempa/{Path(base.source).name}",

@@ -6,7 +6,10 @@ from tqdm import tqdm
 
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left, drawn once a minute where standard error is a log and not a terminal."""
+    """A bar with rate and time left, drawn once a minute where standard error is a log and not a terminal.
+
+    Nothing is drawn where `what` is empty.
+    """
     every = 0.1 if sys.stderr.isatty() else 60.0
     # `maxinterval` would draw more often than `mininterval` from a thread of tqdm's own.
-    return tqdm(total=total, desc=what, unit=unit, mininterval=every, maxinterval=max(10.0, every))
+    return tqdm(total=total, desc=what, unit=unit, disable=not what, mininterval=every, maxinterval=max(10.0, every))

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from sempa.errors import SempaError
 from sempa.io.files import read_json, write_atomic, write_json
 from sempa.io.tensors import read_tensors, write_tensors
-from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters, remove_adapter
+from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 # Beside PEFT's files: how the embedding that the adapter was trained for is read.
@@ -31,7 +31,7 @@ _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva
 def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
 
-    `base_name` is the base's portable name (`sempa.model.resolve.portable_name`). With `readout`, the readout that the
+    `base_name` is the base's, as `sempa.model.resolve.absolute_name` gives it. With `readout`, the readout that the
     adapter was trained at, also `readout.json` and a README.md that says how to use the adapter.
     """
     layers = lora_layers(model)
@@ -89,11 +89,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     for name in names:
         wrapped = LoraLinear(linears[name], config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
         model.set_submodule(name, wrapped)
-    try:
-        set_lora(model, tensors, folder / WEIGHTS_FILE)
-    except SempaError:
-        remove_adapter(model)
-        raise
+    set_lora(model, tensors, folder / WEIGHTS_FILE)
     if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
         warnings.warn(
             f"{folder}: this adapter changes nothing, its every lora_B is zero: was it trained?", stacklevel=2

@@ -26,7 +26,6 @@ from sempa.model.resolve import first_line, load_pretrained, resolve_model
 # What a decoder-only checkpoint calls itself; BERT can be *loaded* as a causal model, but would embed nonsense.
 _CAUSAL_NAMES = ("ForCausalLM", "LMHeadModel")
 _NO_PART_OF_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,7 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"
         )
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if architecture._is_stateful and not (kinds and kinds <= _ATTENTION_LAYERS):
+    if architecture._is_stateful:
         raise SempaError(
             f"model {name!r}: is {found}, with recurrent or linear-attention layers, which hand a state from one token "
             "to the next past any mask; SemPA needs attention in every layer"

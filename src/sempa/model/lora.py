@@ -108,8 +108,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
         wrapped = LoraLinear(linear, rank, alpha, dropout)
         bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
         with torch.no_grad():
-            start = torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator)
-            wrapped.lora_A.copy_(start)
+            wrapped.lora_A.copy_(torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator))
         model.set_submodule(name, wrapped)
 
 

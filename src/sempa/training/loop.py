@@ -18,16 +18,12 @@ from sempa.io.files import fingerprint, fsync
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.layers import checkpoint_blocks
-from sempa.model.resolve import portable_name
+from sempa.model.resolve import absolute_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import cut_metrics, log_metrics, warn_of_displacement
 from sempa.training.processes import join_world, sum_number
 from sempa.training.step import make_optimizer, train_step
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the step was finished and a checkpoint written."""
 
 
 def train(
@@ -43,7 +39,7 @@ def train(
 
     Raises:
         SempaError: a loss that is not finite, a disk that is full, or a checkpoint of other triplets.
-        Interrupted: after Ctrl-C, once the running step is saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running step is saved.
     """
     started = time.perf_counter()
     model, world = base.model.eval(), join_world()
@@ -65,7 +61,7 @@ def train(
     metrics, first, warned = run / "metrics.jsonl", state["step"], False
     if world.is_first:
         cut_metrics(metrics, first)
-    base_name = portable_name(config.model)
+    base_name = absolute_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
 
     with _stop_request() as stop:
@@ -101,12 +97,12 @@ def train(
                 if world.is_first:
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     fsync(metrics)
-                    save_checkpoint(run, step + 1, model, optimizer, state, base_name)
+                    save_checkpoint(run, step + 1, model, optimizer, state)
                 # The others wait for it.
                 sum_number(0.0, world)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:
-                raise Interrupted
+                raise KeyboardInterrupt
     return state
 
 

@@ -9,15 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sempa.errors import SempaError
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,6 @@ def local_device() -> str | None:
     """The device of this process among those of its machine, where torchrun gave it a number and there are several."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
-
-
-def of_this_process(items: Sequence[Item], world: World) -> list[Item]:
-    """Every `size`-th item, from `rank` on: rows are sorted by length, so all processes get alike ones."""
-    return list(items[world.rank :: world.size])
 
 
 def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:

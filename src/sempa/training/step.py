@@ -35,7 +35,7 @@ from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample
-from sempa.training.processes import World, gather_rows, of_this_process, sum_gradients, sum_metrics
+from sempa.training.processes import World, gather_rows, sum_gradients, sum_metrics
 
 Metrics = dict[str, float]
 Loss = Callable[[], tuple[Tensor, Metrics]]
@@ -61,7 +61,9 @@ def train_step(
 
     Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
     """
-    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in of_this_process(batch.rows, world)]
+    # Rows are sorted by length, so that all processes get alike ones.
+    rows = batch.rows[world.rank :: world.size]
+    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in rows]
     if batch.sentences:
         losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts, world))
     if samples and world.is_last:
@@ -159,7 +161,7 @@ def contrast_loss(
     and so on; `texts` `[kinds, size]` has equal numbers where two members are the same text. Under several processes
     each embeds its rows, and all compare the whole batch.
     """
-    own = of_this_process(rows, world)
+    own = rows[world.rank :: world.size]
     ends = [one_word_embeddings(model, row.packed, row.ends, config.readout) for row in own]
     members = [member for row in own for member in row.members]
     embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)

@@ -5,6 +5,7 @@ reads a vector for each.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ _READOUTS = {
     "last": (plain.bare_prompts, plain.last),
     "echo": (plain.echo_prompts, plain.mean),
     "prompteol": (plain.one_word_prompts, plain.last),
-    "prompteol-icl": (plain.icl_prompts, plain.last),
+    "prompteol-icl": (partial(plain.one_word_prompts, example=plain.EXAMPLE), plain.last),
     "contrastive-prompting": (steered.contrastive_prompts, steered.contrastive_prompting),
     "token-prepending": (steered.prepending_prompts, steered.token_prepending),
     "attention-sum": (plain.one_word_prompts, plain.attention_outputs),

@@ -17,7 +17,7 @@ from sempa.model.forward import row_states
 from sempa.model.layers import attention_sum
 
 # The example that the authors' sweep over STS-B dev chose for the smallest model they publish one for (OPT-125M).
-_EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
+EXAMPLE = 'This sentence : "A man is smoking." means in one word:"Smoking".'
 
 
 def bare_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
@@ -34,14 +34,9 @@ def echo_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -
     return encode_spans(tokenizer, heads, [f" {sentence}" for sentence in sentences])
 
 
-def one_word_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """`This sentence : "…" means in one word:"`."""
-    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences)]
-
-
-def icl_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """The same behind one worked example: in-context learning, § 3.2 of PromptEOL's paper."""
-    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences, _EXAMPLE + EOL_PREFIX)]
+def one_word_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], example: str = "") -> list[Prompt]:
+    """`This sentence : "…" means in one word:"`, behind a worked example in PromptEOL's § 3.2 (in-context learning)."""
+    return [Prompt(array("i", ids)) for ids in encode_one_word(tokenizer, sentences, example + EOL_PREFIX)]
 
 
 def mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
