@@ -15,8 +15,7 @@ import ray
 
 from sempa import Embedder, SempaError
 from sempa.commands.common import add_model_arguments, base_name
-from sempa.data.sentences import read_sentences
-from sempa.embedding.corpus import SHARD_ROWS, describe, write_corpus
+from sempa.embedding.corpus import SHARD_ROWS, embed_corpus
 
 # Workers get this module with their work: they need not find the file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -56,17 +55,16 @@ def embed_corpus_on_ray(
     """Embed a file of any size on `workers` actors of the cluster that Ray is connected to; returns the manifest.
 
     Each actor loads the model once; `model`, `adapter` and `options` are those of `Embedder`, and their paths must
-    exist on every node. The process that calls this reads `source`, of which the sentences lie in Ray's object store
-    meanwhile, and writes `folder`: shards and manifest are those of `corpus.embed_corpus`, whose interrupted work
-    this continues and the other way round. When a worker dies Ray embeds its chunks anew elsewhere; the row numbers
-    that travel with the sentences are checked, so that no row is written twice or not at all.
+    exist on every node. The process that calls this loads the model, too, and should have the workers' kind of
+    processor. It reads `source`, of which the sentences lie in Ray's object store meanwhile, and writes `folder`:
+    shards and manifest are those of `corpus.embed_corpus`, whose interrupted work this continues and the other way
+    round. When a worker dies Ray embeds its chunks anew elsewhere; the row numbers that travel with the sentences are
+    checked, so that no row is written twice or not at all.
 
-    Raises `SempaError` as `embed_corpus` does, and when rows come back other than they were sent. A sentence that is
-    too long for the model is found by its worker, not in the first reading.
+    Raises `SempaError` as `embed_corpus` does, and when rows come back other than they were sent.
     """
     resources = {"num_cpus": 1, "num_gpus": gpus_per_worker}
     arguments = {"model": model, "adapter": adapter, **options}
-    manifest = ray.get(ray.remote(_describe).options(**resources).remote(arguments))
 
     def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
         blocks = [ray.put(table) for table in _numbered(chunks)]
@@ -84,16 +82,9 @@ def embed_corpus_on_ray(
         )
         yield from _in_order(embedded.iter_batches(batch_size=None, batch_format="numpy"))
 
-    def sentences() -> Iterator[str]:
-        return (sentence for _, sentence in read_sentences(source, field))
-
-    manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
-    return write_corpus(encode, sentences, manifest, source, folder, shard_rows, shard_format)
-
-
-def _describe(arguments: dict) -> dict:
-    """What the manifest says of the model, found out where the workers run."""
-    return describe(Embedder(**arguments))
+    settings = {"shard_rows": shard_rows, "shard_format": shard_format, "batch_size": batch_size}
+    settings |= {"normalize": normalize, "field": field}
+    return embed_corpus(Embedder(**arguments), source, folder, encode=encode, **settings)
 
 
 def _numbered(chunks: Iterable[list[str]]) -> Iterator[pyarrow.Table]:

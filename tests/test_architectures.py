@@ -54,7 +54,6 @@ from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.base_samples import base_samples
 from sempa.training.loop import train
-from sempa.training.processes import World
 from sempa.training.step import train_step
 
 # Weights large enough for every layer to matter to the result.
@@ -233,7 +232,7 @@ def test_a_base_trains_without_dropout_of_its_own(tmp_path, tokenizer, config, f
     settings = PREFERENCE_ONLY | {"anchor": 0.0, "retention": 1.0}
     (batch,) = Batches(Config(**settings, batch_size=4), example_preferences(4))
     samples = base_samples(base)
-    metrics = train_step(Config(**settings), base.model, torch.optim.AdamW(parameters), batch, samples, 0, 10, World())
+    metrics = train_step(Config(**settings), base.model, torch.optim.AdamW(parameters), batch, samples, 0, 10)
     assert metrics["loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert metrics["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert metrics["neutral_kl"] == pytest.approx(0, abs=1e-6)

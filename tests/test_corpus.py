@@ -18,10 +18,8 @@ from sempa.cli import main
 from sempa.data.sentences import read_sentences
 from sempa.embedding.corpus import (
     MANIFEST_FILE,
-    describe,
     embed_corpus,
     read_shards,
-    write_corpus,
 )
 from sempa.model import base as models
 from sempa.model.adapter_files import save_adapter
@@ -273,20 +271,18 @@ def test_bad_input_is_located_before_anything_is_embedded(embedder, tmp_path, na
 
 
 def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_few(embedder, source, tmp_path):
-    manifest = describe(embedder)
-
     def pieces(chunks):
         for chunk in chunks:
             vectors = embedder.encode(chunk)
             yield from (vectors[:2], vectors[2:])
 
-    write_corpus(pieces, lambda: iter(SENTENCES), manifest, source, tmp_path / "pieces", 5, "npy")
-    embed_corpus(embedder, source, tmp_path / "whole", shard_rows=5, shard_format="npy")
-    assert np.array_equal(stacked(tmp_path / "pieces"), stacked(tmp_path / "whole"))
+    options = {"shard_rows": 5, "shard_format": "npy"}
+    embed_corpus(embedder, source, tmp_path / "pieces", encode=pieces, **options)
+    embed_corpus(embedder, source, tmp_path / "whole", **options)
+    assert content(tmp_path / "pieces") == content(tmp_path / "whole")
     with pytest.raises(SempaError, match="has changed while it was being embedded"):
-        write_corpus(
-            lambda chunks: itertools.islice(pieces(chunks), 3),
-            *(lambda: iter(SENTENCES), manifest, source, tmp_path / "fewer", 5, "npy"),
+        embed_corpus(
+            embedder, source, tmp_path / "few", encode=lambda chunks: itertools.islice(pieces(chunks), 3), **options
         )
 
 

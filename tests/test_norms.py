@@ -55,12 +55,13 @@ def test_a_model_gives_the_same_logits_after_the_replacement(config, norms):
     names = list(model.state_dict())
     tokens = torch.randint(64, (2, 9))
     before = model(tokens).logits
-    assert replace_norms(model) == norms
+    replace_norms(model)
+    assert sum(isinstance(module, RmsNorm) for module in model.modules()) == norms
     assert torch.equal(model(tokens).logits, before)
     assert list(model.state_dict()) == names
 
 
 def test_a_norm_that_multiplies_with_one_plus_its_weight_stays_as_it_is():
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL))
-    assert replace_norms(model) == 0
+    replace_norms(model)
     assert not any(isinstance(module, RmsNorm) for module in model.modules())

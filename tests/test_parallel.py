@@ -11,7 +11,7 @@ import torch
 from sempa import SempaError
 from sempa.model.adapter_files import read_adapter
 from sempa.training.metrics import read_metrics
-from sempa.training.processes import World, gather_rows, join_world
+from sempa.training.processes import gather_rows, join_processes, process_count
 
 SETTINGS = (
     "dtype: float32\ndevice: cpu\nheld_out: 0\nepochs: 2\nbatch_size: 8\nrow_tokens: 256\neval_every: 2\nlora_rank: 2\n"
@@ -87,23 +87,23 @@ SUMMED = """
 import torch
 import torch.distributed as dist
 
-from sempa.training.processes import World, sum_gradients
+from sempa.training.processes import process_rank, sum_gradients
 
 dist.init_process_group("gloo")
-world = World(dist.get_rank(), 2)
 parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
-if world.rank:
+if process_rank():
     parameters[1].grad = torch.full((3,), 2.0)
-sum_gradients(parameters, world)
+sum_gradients(parameters)
 assert [parameter.grad.tolist() for parameter in parameters] == [[0.0] * 2, [2.0] * 3]
 """
 
 
 def test_alone_there_is_nothing_to_join_and_nothing_to_add(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join_world() == World(0, 1)
+    join_processes()
+    assert process_count() == 1
     rows = torch.randn(3, 2, requires_grad=True)
-    gathered = gather_rows(torch.empty(0, 2), [rows[:2], rows[2:]], [2, 0, 1], 3, World())
+    gathered = gather_rows(torch.empty(0, 2), [rows[:2], rows[2:]], [2, 0, 1], 3)
     assert torch.equal(gathered[torch.tensor([2, 0, 1])], rows)
     gathered.sum().backward()
     assert torch.equal(rows.grad, torch.ones(3, 2))
@@ -114,4 +114,4 @@ def test_a_stray_world_size_is_named(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SempaError, match=r"WORLD_SIZE is set .*RANK expected, but not set.*with torchrun"):
-        join_world()
+        join_processes()

@@ -24,7 +24,6 @@ from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
 from sempa.training.metrics import read_metrics
-from sempa.training.processes import World
 from sempa.training.step import contrast_loss
 
 ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "retention": 5.0}
@@ -155,7 +154,7 @@ def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, readout="prompteol")
     batch = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
-    _, found = contrast_loss(config, base.model, batch.sentences, batch.texts, World())
+    _, found = contrast_loss(config, base.model, batch.sentences, batch.texts)
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
     columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))

@@ -23,7 +23,6 @@ from sempa.data.triplets import Triplet
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training import base_samples, step
-from sempa.training.processes import World
 
 RANK, ALPHA = 3, 5.0
 OFF = {"preference": 0.0, "anchor": 0.0, "contrast": 0.0, "retention": 0.0, "objective": "none"}
@@ -95,7 +94,7 @@ def run_step(config, base, monkeypatch, change=lambda preference: preference):
     parameters, gradients = lora_parameters(base.model), {}
     optimizer = torch.optim.SGD(parameters.values())
     monkeypatch.setattr(optimizer, "step", lambda: gradients.update({n: p.grad for n, p in parameters.items()}))
-    metrics = step.train_step(config, base.model, optimizer, seen, samples, 1, 10, World())
+    metrics = step.train_step(config, base.model, optimizer, seen, samples, 1, 10)
     return batch, texts, metrics, gradients
 
 

@@ -16,7 +16,6 @@ from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.training.processes import World
 from sempa.training.step import train_step
 
 # A size that nothing else has, to know the adapter's products by.
@@ -63,7 +62,7 @@ def batch(base, triplets):
 def step(base, batch):
     """A training step of plain DPO."""
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
-    return lambda: train_step(DPO, base.model, optimizer, batch, [], 0, 10, World())
+    return lambda: train_step(DPO, base.model, optimizer, batch, [], 0, 10)
 
 
 def tokens_through_blocks(base, run):

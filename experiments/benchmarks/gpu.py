@@ -46,7 +46,6 @@ from sempa.model.resolve import first_line, resolve_model
 from sempa.report.plots import available
 from sempa.run import start_run
 from sempa.training.base_samples import BaseSample
-from sempa.training.processes import World
 from sempa.training.step import backward, contrast_loss, make_optimizer, preference_loss, retention_loss, train_step
 
 for neighbour in ("plan", "reliability"):
@@ -180,7 +179,7 @@ def _step_gradients(s: Setting, model: PreTrainedModel) -> list[Tensor]:
     with torch.no_grad(), adapter_disabled(model):
         sample = BaseSample(packed, row_states(model, packed))
     losses = [partial(preference_loss, ALL_LOSSES, model, row, batch.ranked) for row in batch.rows]
-    losses.append(partial(contrast_loss, ALL_LOSSES, model, batch.sentences, batch.texts, World()))
+    losses.append(partial(contrast_loss, ALL_LOSSES, model, batch.sentences, batch.texts))
     losses.append(partial(retention_loss, ALL_LOSSES, model, sample))
     parameters = list(lora_parameters(model).values())
     backward(model, losses, parameters, in_order=True)
@@ -241,7 +240,7 @@ def _sempa_step(s: Setting, size: str, batch: Batch, recomputed: bool) -> Callab
     add_lora(model, RANK, ALPHA)
     if recomputed:
         checkpoint_blocks(model)
-    return partial(train_step, config, model, make_optimizer(config, model), batch, [], 0, 1000, World())
+    return partial(train_step, config, model, make_optimizer(config, model), batch, [], 0, 1000)
 
 
 def _trl_step(s: Setting, size: str, batch: int) -> Callable[[], object]:

@@ -23,7 +23,6 @@ from sempa.embedding.embedder import Embedder
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.base_samples import base_samples
-from sempa.training.processes import World
 from sempa.training.step import train_step
 
 _RECIPE = Path(__file__).resolve().parents[1] / "smollm2_nli.yaml"
@@ -97,9 +96,7 @@ def _recipe(given: argparse.Namespace) -> Callable[[], object]:
         parameter.requires_grad_(True)
     triplets = training.read_or_make(given)[: config.batch_size]
     (batch,) = Batches(config, [encode_triplet(base.tokenizer, triplet, words=True) for triplet in triplets])
-    return partial(
-        train_step, config, base.model, torch.optim.AdamW(parameters), batch, base_samples(base), 0, 1000, World()
-    )
+    return partial(train_step, config, base.model, torch.optim.AdamW(parameters), batch, base_samples(base), 0, 1000)
 
 
 def _encode(given: argparse.Namespace, triplets: Sequence[Triplet]) -> Callable[[], object]:

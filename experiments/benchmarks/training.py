@@ -22,7 +22,6 @@ from sempa.model.layers import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.threads import parallel_map
-from sempa.training.processes import World
 from sempa.training.step import train_step
 
 # What every benchmark that trains takes.
@@ -139,7 +138,7 @@ def sempa_contestants(
 
     def step() -> None:
         for batch in batches:
-            train_step(config, base.model, optimizer, batch, [], 0, 1000, World())
+            train_step(config, base.model, optimizer, batch, [], 0, 1000)
 
     @torch.no_grad()
     def forward() -> None:

@@ -34,7 +34,6 @@ from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import adapter_disabled, add_lora, remove_adapter
 from sempa.model.sampling import sample
 from sempa.training.base_samples import base_samples
-from sempa.training.processes import World
 from sempa.training.step import Metrics, make_optimizer, train_step
 
 HERE = Path(__file__).resolve().parent
@@ -123,7 +122,7 @@ def train_online(
         seed = config.seed * 1_000_003 + step
         made = sample_preferences(base, asked, judge, seed, reference_fraction, new_tokens)
         batch = replace(batch, rows=pack_preferences(made, range(len(made)), config.row_tokens))
-        steps.append(train_step(config, model, optimizer, batch, samples, step, total, World()))
+        steps.append(train_step(config, model, optimizer, batch, samples, step, total))
     return steps
 
 

@@ -26,7 +26,6 @@ from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import row_states
 from sempa.model.lora import adapter_dropout, add_lora, lora_parameters
 from sempa.training.base_samples import BaseSample, base_samples
-from sempa.training.processes import World
 from sempa.training.step import (
     MAX_GRAD_NORM,
     Metrics,
@@ -86,7 +85,7 @@ def spod_step(
     model = base.model
     losses = [partial(preference_loss, config, model, row, batch.ranked) for row in batch.rows]
     if batch.sentences:
-        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts, World()))
+        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts))
     if sample is not None:
         losses.append(partial(retention_loss, config, model, sample))
     if weights.sparse:

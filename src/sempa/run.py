@@ -31,7 +31,7 @@ from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import checkpoint_files
 from sempa.training.loop import train
 from sempa.training.metrics import read_metrics
-from sempa.training.processes import World, join_world, local_device
+from sempa.training.processes import join_processes, local_device, process_rank
 
 # In the report: pairs of the built-in set, and new tokens of each answer shown side by side.
 BUILTIN_PAIRS, GENERATION_TOKENS = 400, 24
@@ -43,15 +43,16 @@ def start_run(config: Config, command: str) -> dict:
     Under torchrun all processes train; the first alone evaluates, writes and reports. Raises `SempaError` when the
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
-    run, world = Path(config.output), join_world()
-    if world.is_first:
+    join_processes()
+    run = Path(config.output)
+    if process_rank() == 0:
         if (run / "report.json").exists() or checkpoint_files(run):
             raise SempaError(
                 f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
                 "or give another output=…"
             )
         write_atomic(run / "config.yaml", dump_config(config))
-    return _run(config, run, command, world)
+    return _run(config, run, command)
 
 
 def resume_run(run: Path, command: str) -> dict:
@@ -61,12 +62,13 @@ def resume_run(run: Path, command: str) -> dict:
     """
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
-    return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command, join_world())
+    join_processes()
+    return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
 
 
-def _run(config: Config, run: Path, command: str, world: World) -> dict:
-    began = time.perf_counter()
-    if world.is_first:
+def _run(config: Config, run: Path, command: str) -> dict:
+    began, is_first = time.perf_counter(), process_rank() == 0
+    if is_first:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
@@ -76,7 +78,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     base = load_base(config.model, config.dtype, config.device or local_device())
     check_readout(config.readout, model=base.model)
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
-    if world.is_first:
+    if is_first:
         for note in (*notes, *dataset.notes):
             print(note, flush=True)
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
@@ -89,7 +91,7 @@ def _run(config: Config, run: Path, command: str, world: World) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
-    if not world.is_first:
+    if not is_first:
         return {}
 
     _, best = read_adapter(run / "adapter")

@@ -39,6 +39,7 @@ def embed_corpus(
     normalize: bool = False,
     field: str | None = None,
     skip_empty: bool = False,
+    encode: Callable[[Iterable[list[str]]], Iterable[np.ndarray]] | None = None,
 ) -> dict:
     """Embed a file of any size into shards of `shard_rows` rows in `folder`, in constant memory; returns the manifest.
 
@@ -47,19 +48,51 @@ def embed_corpus(
     manifest, `manifest.json`, lists the shards with their row ranges, and the settings. After an interruption the same
     call goes on with the shards that are missing, and ends with the same bytes.
 
+    Vectors may come from elsewhere: `encode` gets chunks of sentences, none across two shards, and gives their vectors
+    `[n, D]` in the same order, in pieces of any length.
+
     Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
     pipe), a full disk, and a folder that was begun with other settings or input.
     """
-
-    def encode(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
-        return (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
+    if source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir()):
+        raise SempaError(f"{source}: is read twice for shards, expected a file or a folder and no pipe")
+    check_vectors_name(Path(f"shard.{shard_format}"))
+    check_output(folder, folder=True)
 
     def sentences() -> Iterator[str]:
         return check_lengths(embedder, source, read_sentences(source, field, skip_empty=skip_empty))
 
+    rows, digest = 0, hashlib.sha256()
+    for sentence in sentences():
+        rows += 1
+        digest.update(sentence.encode() + b"\0")
+    shards = [
+        {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
+        for index, first in enumerate(range(0, rows, shard_rows))
+    ]
     manifest = describe(embedder)
     manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
-    return write_corpus(encode, sentences, manifest, source, folder, shard_rows, shard_format)
+    manifest["settings"] |= {"shard_rows": shard_rows, "shard_format": shard_format}
+    manifest["settings"] |= {"input": {"rows": rows, "sha256": digest.hexdigest()}}
+    manifest["shards"] = shards
+    _begin(folder, manifest)
+    # A shard is written whole or not at all: one that is there is finished.
+    missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
+    chunks = _chunks(sentences(), missing)
+    if encode is None:
+        pieces = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
+    else:
+        pieces = iter(encode(chunks))
+    with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+        for shard in missing:
+            found: list[np.ndarray] = []
+            while sum(map(len, found)) < shard["rows"]:
+                if (piece := next(pieces, None)) is None:
+                    raise SempaError(f"{source}: has changed while it was being embedded")
+                found.append(piece)
+                progress.update(len(piece))
+            write_vectors(folder / shard["file"], np.concatenate(found))
+    return manifest
 
 
 def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int, str]]) -> Iterator[str]:
@@ -71,54 +104,6 @@ def check_lengths(embedder: Embedder, source: Path, numbered: Iterable[tuple[int
             (prompt,) = make_prompts(embedder.readout, tokenizer, [sentence])
             check_length(prompt, limit, f"{source}:{line}")
         yield sentence
-
-
-def write_corpus(
-    encode: Callable[[Iterable[list[str]]], Iterable[np.ndarray]],
-    sentences: Callable[[], Iterator[str]],
-    manifest: dict,
-    source: Path,
-    folder: Path,
-    shard_rows: int,
-    shard_format: str,
-) -> dict:
-    """What `embed_corpus` does, with vectors from `encode` and a manifest that begins as `describe` gives it.
-
-    `encode` gets chunks of sentences, none across two shards, and gives their vectors `[n, D]` in the same order; a
-    chunk's vectors may come in several pieces. `sentences` reads `source` anew at each call. Raises `SempaError` as
-    `embed_corpus` does.
-    """
-    if shard_rows < 1:
-        raise SempaError(f"shard_rows: found {shard_rows}, expected at least 1")
-    if source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir()):
-        raise SempaError(f"{source}: is read twice for shards, expected a file or a folder and no pipe")
-    check_vectors_name(Path(f"shard.{shard_format}"))
-    check_output(folder, folder=True)
-    rows, digest = 0, hashlib.sha256()
-    for sentence in sentences():
-        rows += 1
-        digest.update(sentence.encode() + b"\0")
-    shards = [
-        {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
-        for index, first in enumerate(range(0, rows, shard_rows))
-    ]
-    identity = {"rows": rows, "sha256": digest.hexdigest()}
-    settings = {**manifest["settings"], "shard_rows": shard_rows, "shard_format": shard_format, "input": identity}
-    manifest = {**manifest, "settings": settings, "shards": shards}
-    _begin(folder, manifest)
-    # A shard is written whole or not at all: one that is there is finished.
-    missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
-    pieces = iter(encode(_chunks(sentences(), missing)))
-    with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
-        for shard in missing:
-            found: list[np.ndarray] = []
-            while sum(map(len, found)) < shard["rows"]:
-                if (piece := next(pieces, None)) is None:
-                    raise SempaError(f"{source}: has changed while it was being embedded")
-                found.append(piece)
-                progress.update(len(piece))
-            write_vectors(folder / shard["file"], np.concatenate(found))
-    return manifest
 
 
 def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:

@@ -77,7 +77,7 @@ class Embedder:
             dim: numbers to keep, the first after a rotation (`shorten`); None keeps all, as they are.
             precision: `float32`; `int8`, whose cosines are the float's to rounding; or `binary`, uint8 `[n, D / 8]`,
                 one bit for each number's sign, to be compared by Hamming distance (FAISS's `IndexBinaryFlat`).
-            on_empty: what a sentence without a character is: an `error`, or `zero`, the zero vector.
+            on_empty: what an empty sentence is: an `error`, or `zero`, the zero vector.
 
         Raises:
             SempaError: as `embed`, and for a `dim`, `precision` or `on_empty` that does not exist.

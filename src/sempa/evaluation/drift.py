@@ -70,11 +70,10 @@ def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_token
 
     `unchanged` is the fraction of the base's answer, in tokens, before the first token that differs.
     """
-    options = {"max_new_tokens": max_new_tokens, "temperature": 0}
-    with bar(2 * len(prompts), "answers", "answer") as progress:
-        with adapter_disabled(base.model):
-            before = sample(base, prompts, progress=progress, **options)
-        after = sample(base, prompts, progress=progress, **options)
+    options = {"max_new_tokens": max_new_tokens, "temperature": 0, "progress": "answers"}
+    with adapter_disabled(base.model):
+        before = sample(base, prompts, **options)
+    after = sample(base, prompts, **options)
     return [
         {
             "prompt": prompt,

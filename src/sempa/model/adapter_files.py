@@ -15,10 +15,10 @@ from sempa.io.tensors import read_tensors, write_tensors
 from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-# Beside PEFT's files: how the embedding that the adapter was trained for is read.
+# Beside PEFT's files: the readout that the adapter was trained at.
 READOUT_FILE = "readout.json"
-# The settings of PEFT's that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among
-# them (PiSSA, OLoRA, CorDA, LoftQ): PEFT rewrites the base's weights with them, each time it loads the adapter.
+# PEFT's settings that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among them
+# (PiSSA, OLoRA, CorDA, LoftQ): with these PEFT rewrites the base's weights each time it loads the adapter.
 _PLAIN_SETTINGS = {
     *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -87,8 +87,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     if unknown := sorted(names - linears.keys()):
         raise SempaError(f"{folder / WEIGHTS_FILE}: the base model's blocks have no linear layer {unknown[0]!r}")
     for name in names:
-        wrapped = LoraLinear(linears[name], config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0))
-        model.set_submodule(name, wrapped)
+        model.set_submodule(name, LoraLinear(linears[name], config["r"], config["lora_alpha"]))
     set_lora(model, tensors, folder / WEIGHTS_FILE)
     if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
         warnings.warn(
@@ -106,7 +105,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         config = read_json(place)
         tensors = read_tensors(folder / WEIGHTS_FILE)
         is_lora, rank = config["peft_type"] == "LORA", config["r"]
-        in_range = 0 < config["lora_alpha"] < math.inf and 0 <= config.get("lora_dropout", 0.0) < 1
+        in_range = 0 < config["lora_alpha"] < math.inf
         ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
     except (OSError, ValueError, LookupError, TypeError, SempaError) as error:
         raise SempaError(
@@ -118,7 +117,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         if value and key not in _PLAIN_SETTINGS and value not in _PLAIN_VALUES.get(key, ()):
             raise SempaError(f"{place}: {key} is {value!r}, but only plain LoRA can be loaded")
     if not in_range:
-        raise SempaError(f"{place}: expected lora_alpha above 0 and lora_dropout from 0 to below 1")
+        raise SempaError(f"{place}: expected lora_alpha above 0")
     if list(ranks) != [rank]:
         raise SempaError(f"{place}: r is {rank!r}, but the tensors have rank {', '.join(map(str, sorted(ranks)))}")
     for name, tensor in tensors.items():

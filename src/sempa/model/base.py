@@ -141,7 +141,7 @@ def check_forward(model: PreTrainedModel) -> bool:
 
 def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     errors = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
-    # The median, because a mixture of experts may send one token elsewhere for a rounding.
+    # The median, because rounding may send one token of a mixture of experts to another expert.
     return bool(errors.median() <= torch.finfo(dtype).eps ** 0.5)
 
 

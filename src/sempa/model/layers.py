@@ -139,12 +139,11 @@ class RmsNorm(nn.Module):
 
 
 @torch.no_grad()
-def replace_norms(model: nn.Module) -> int:
-    """Replace what calls itself an RMS norm and gives the same bits on random input; returns how many.
+def replace_norms(model: nn.Module) -> None:
+    """Replace what calls itself an RMS norm and gives the same bits on random input.
 
     Architectures differ in what they multiply with (Gemma: 1 + w) and where they round: the output decides, not a name.
     """
-    replaced = 0
     generator = torch.Generator().manual_seed(0)
     for name, module in list(model.named_modules()):
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
@@ -154,5 +153,3 @@ def replace_norms(model: nn.Module) -> int:
         ours = RmsNorm(weight, epsilon)
         if torch.equal(ours(probe), module(probe)):
             model.set_submodule(name, ours)
-            replaced += 1
-    return replaced

@@ -31,7 +31,7 @@ _dropout: contextvars.ContextVar[bool] = contextvars.ContextVar("adapter_dropout
 class LoraLinear(nn.Module):
     """A frozen linear layer plus its low-rank update; A and B are float32, the product runs in the input's dtype."""
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base = base
         # GPT-2's Conv1D keeps its weight transposed, `[in, out]`.

@@ -32,7 +32,7 @@ def resolve_model(name: str) -> str:
     if path.suffix == ".gguf":
         return str(_converted(path))
     if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
-        # As PEFT leaves a folder that its adapter was merged in: it would load the adapter on top once more.
+        # PEFT may have merged it in place. Where PEFT is installed, transformers would add the adapter once more.
         raise SempaError(
             f"model {name!r}: holds a model and an adapter_config.json; remove adapter_config.json if the weights are "
             "merged already, or give the base as the model and this folder as its adapter"

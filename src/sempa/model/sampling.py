@@ -8,10 +8,10 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from sempa.batching.prompts import encode_texts, end_of_turn, render_prompt
 from sempa.errors import SempaError
+from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
 from sempa.model.logprobs import head_logits
@@ -44,7 +44,7 @@ def sample(
     seed: int = 0,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: tqdm | None = None,
+    progress: str = "",
 ) -> list[list[Sample]]:
     """Sample `n` answers to each prompt: `result[prompt][k]`.
 
@@ -57,7 +57,7 @@ def sample(
         top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
         seed: fixes the draws. Each answer has its own, so the batch size changes the answers by rounding alone.
         batch_size: answers that grow at one time.
-        progress: a bar to advance by one for every answer.
+        progress: the name of a bar to show.
 
     Raises:
         SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
@@ -70,20 +70,20 @@ def sample(
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     answers = [(prompt, k) for prompt in order for k in range(n)]
     results: list[list[Sample]] = [[] for _ in sequences]
-    for start in range(0, len(answers), batch_size):
-        batch = answers[start : start + batch_size]
-        chances = torch.stack([draws[answer] for answer in batch])
-        tokens: list[list[int]] = [[] for _ in batch]
-        logprobs: list[list[float]] = [[] for _ in batch]
-        for step in _grow(base, [sequences[prompt] for prompt, _ in batch], chances, temperature, top_p, ends):
-            for row, token, logprob in zip(*step, strict=True):
-                tokens[row].append(token)
-                logprobs[row].append(logprob)
-        for (prompt, _), ids, values in zip(batch, tokens, logprobs, strict=True):
-            text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            results[prompt].append(Sample(ids, torch.tensor(values), text, ids[-1] in ends))
-        if progress is not None:
-            progress.update(len(batch))
+    with bar(len(answers), progress, "answer") as shown:
+        for start in range(0, len(answers), batch_size):
+            batch = answers[start : start + batch_size]
+            chances = torch.stack([draws[answer] for answer in batch])
+            tokens: list[list[int]] = [[] for _ in batch]
+            logprobs: list[list[float]] = [[] for _ in batch]
+            for step in _grow(base, [sequences[prompt] for prompt, _ in batch], chances, temperature, top_p, ends):
+                for row, token, logprob in zip(*step, strict=True):
+                    tokens[row].append(token)
+                    logprobs[row].append(logprob)
+            for (prompt, _), ids, values in zip(batch, tokens, logprobs, strict=True):
+                text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                results[prompt].append(Sample(ids, torch.tensor(values), text, ids[-1] in ends))
+            shown.update(len(batch))
     return results
 
 

@@ -52,7 +52,7 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
 
     def begin() -> None:
         torch.set_num_threads(max(1, threads // workers))
-        # A thread's number is its own from when it is first asked for.
+        # A thread's number is its own once it has been asked for.
         torch.get_num_threads()
 
     pool = ThreadPoolExecutor(workers, "sempa", initializer=begin)

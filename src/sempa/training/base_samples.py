@@ -13,7 +13,6 @@ from torch import Tensor
 from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
 from sempa.io.files import cache_folder, fingerprint, optional_write
-from sempa.io.progress import bar
 from sempa.io.tensors import read_tensors, write_tensors
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.forward import row_states
@@ -57,7 +56,7 @@ def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
 def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder.
 
-    Every fourth prompt's texts are held out from training: they are the others, and never both.
+    The texts of every fourth prompt are held out from training: these with `held_out`, else all others.
     """
     drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, SEED)
@@ -71,9 +70,10 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
         texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
     else:
         prompts = [ids for ids, n in kinds for _ in range(n)]
-        with bar(len(prompts), "samples of the base model", "text") as progress, adapter_disabled(base.model):
+        with adapter_disabled(base.model):
             # All side by side: many rows of one product cost little more than few.
-            drawn = sample(base, prompts, 1, LONGEST, seed=SEED, batch_size=len(prompts), progress=progress)
+            options = {"batch_size": len(prompts), "progress": "samples of the base model"}
+            drawn = sample(base, prompts, 1, LONGEST, seed=SEED, **options)
         texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
         tokens = torch.tensor([token for text in texts for token in text])
         with optional_write():

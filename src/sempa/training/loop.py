@@ -22,7 +22,7 @@ from sempa.model.resolve import absolute_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import cut_metrics, log_metrics, warn_of_displacement
-from sempa.training.processes import join_world, sum_number
+from sempa.training.processes import process_count, process_rank, sum_number
 from sempa.training.step import make_optimizer, train_step
 
 
@@ -42,13 +42,15 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running step is saved.
     """
     started = time.perf_counter()
-    model, world = base.model.eval(), join_world()
+    model, is_first = base.model.eval(), process_rank() == 0
     optimizer = make_optimizer(config, model)
     if config.checkpoint_activations:
         checkpoint_blocks(model)
     batches = Batches(config, preferences)
     total = max(1, rounded_up(config.epochs, len(batches)))
-    samples = base_samples(base) if config.retention and world.is_last else []
+    # The last process runs the retention loss: where rows are few it has the fewest.
+    is_last = process_rank() == process_count() - 1
+    samples = base_samples(base) if config.retention and is_last else []
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state["data"] = fingerprint(model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
@@ -59,7 +61,7 @@ def train(
         )
     state |= saved
     metrics, first, warned = run / "metrics.jsonl", state["step"], False
-    if world.is_first:
+    if is_first:
         cut_metrics(metrics, first)
     base_name = absolute_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
@@ -69,9 +71,9 @@ def train(
             step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
-            record = train_step(config, model, optimizer, batch, samples, step, total, world)
+            record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = batch.size / (time.perf_counter() - step_began)
-            if world.is_first:
+            if is_first:
                 warned = warned or warn_of_displacement(config, step + 1, record)
                 if (step + 1) % 10 == 0 or step + 1 in (1, total):
                     seconds = (time.perf_counter() - loop_began) / (step + 1 - first)
@@ -80,26 +82,26 @@ def train(
                 log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
 
             # A signal may reach one process a step before another: they stop together.
-            stopping = sum_number(bool(stop), world) > 0
+            stopping = sum_number(bool(stop)) > 0
             due = (step + 1) % config.eval_every == 0 or step + 1 == total
             if due:
-                score = sum_number(score_dev() if world.is_first else 0.0, world)
+                score = sum_number(score_dev() if is_first else 0.0)
                 if not math.isfinite(score):
                     raise SempaError(f"step {step + 1}: the development score is {score}, expected a finite number")
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": step + 1}
-                    if world.is_first:
+                    if is_first:
                         save_adapter(model, run / "adapter", base_name, config.readout)
-                if world.is_first:
+                if is_first:
                     log_metrics(metrics, {"step": step + 1, "eval/sts": score})
             if due or stopping:
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
-                if world.is_first:
+                if is_first:
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     fsync(metrics)
                     save_checkpoint(run, step + 1, model, optimizer, state)
                 # The others wait for it.
-                sum_number(0.0, world)
+                sum_number(0.0)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:
                 raise KeyboardInterrupt

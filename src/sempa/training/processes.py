@@ -8,7 +8,6 @@ contrast compares.
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,42 +16,32 @@ from torch import Tensor
 from sempa.errors import SempaError
 
 
-@dataclass(frozen=True)
-class World:
-    """This process's number, from 0, and how many there are."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """The first process evaluates, writes files and prints."""
-        return self.rank == 0
-
-    @property
-    def is_last(self) -> bool:
-        """The last process runs the retention loss: where rows are few it has the fewest."""
-        return self.rank == self.size - 1
-
-
-def join_world() -> World:
-    """Join the other processes that torchrun started; without torchrun this process is the only one.
+def join_processes() -> None:
+    """Join the other processes that torchrun started; without torchrun there are none.
 
     Raises `SempaError` when the environment names other processes but not how to reach them.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return World()
-    if not dist.is_initialized():
-        if (device := local_device()) is not None:
-            torch.cuda.set_device(device)
-        try:
-            # Tensors travel from where they are: gradients from the device, the rest from the host.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        except ValueError as error:
-            raise SempaError(
-                f"WORLD_SIZE is set in the environment, but {error}: start several processes with torchrun, or unset it"
-            ) from error
-    return World(dist.get_rank(), dist.get_world_size())
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
+        return
+    if (device := local_device()) is not None:
+        torch.cuda.set_device(device)
+    try:
+        # Tensors travel from where they are: gradients from the device, the rest from the host.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except ValueError as error:
+        raise SempaError(
+            f"WORLD_SIZE is set in the environment, but {error}: start several processes with torchrun, or unset it"
+        ) from error
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """This process's number; the first, 0, evaluates, writes files and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_device() -> str | None:
@@ -61,9 +50,9 @@ def local_device() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
-def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace each parameter's gradient by the sum over all processes (a missing one counts as zero)."""
-    if world.size == 1:
+    if process_count() == 1:
         return
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
     dist.all_reduce(flat)
@@ -71,24 +60,24 @@ def sum_gradients(parameters: Sequence[Tensor], world: World) -> None:
         parameter.grad = grad.view_as(parameter)
 
 
-def sum_metrics(metrics: dict[str, float], world: World) -> dict[str, float]:
+def sum_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics summed over all processes; one that a process does not have counts as zero."""
-    if world.size == 1:
+    if process_count() == 1:
         return metrics
     total: Counter[str] = Counter()
-    gathered: list[dict[str, float]] = [{}] * world.size
+    gathered: list[dict[str, float]] = [{}] * process_count()
     dist.all_gather_object(gathered, metrics)
     for own in gathered:
         total.update(own)
     return dict(total)
 
 
-def sum_number(value: float, world: World) -> float:
+def sum_number(value: float) -> float:
     """The number summed over all processes; all go on when every process has come this far."""
-    return sum_metrics({"value": value}, world)["value"]
+    return sum_metrics({"value": value})["value"]
 
 
-def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], count: int, world: World) -> Tensor:
+def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], count: int) -> Tensor:
     """All `[count, D]` rows, of which this process computed `parts` at `places`; only they carry a gradient here.
 
     If every process takes the same function of the result, the sum of their gradients is that function's gradient.
@@ -97,7 +86,7 @@ def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], c
     own = torch.cat([empty, *parts])
     index = torch.tensor(places, dtype=torch.int64, device=own.device)
     everything = own.new_zeros(count, own.shape[1]).index_copy(0, index, own)
-    if world.size == 1:
+    if process_count() == 1:
         return everything
     others = everything.detach().clone()
     dist.all_reduce(others)

@@ -35,7 +35,7 @@ from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample
-from sempa.training.processes import World, gather_rows, sum_gradients, sum_metrics
+from sempa.training.processes import gather_rows, process_count, process_rank, sum_gradients, sum_metrics
 
 Metrics = dict[str, float]
 Loss = Callable[[], tuple[Tensor, Metrics]]
@@ -55,29 +55,28 @@ def train_step(
     samples: Sequence[BaseSample],
     step: int,
     total: int,
-    world: World,
 ) -> Metrics:
     """Update the adapter once on a batch; returns the step's metrics, under TRL's names where TRL has one.
 
     Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
     """
     # Rows are sorted by length, so that all processes get alike ones.
-    rows = batch.rows[world.rank :: world.size]
+    rows = batch.rows[process_rank() :: process_count()]
     losses = [partial(preference_loss, config, model, row, batch.ranked) for row in rows]
     if batch.sentences:
-        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts, world))
-    if samples and world.is_last:
+        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts))
+    if samples:
         losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
     # Dropout follows from the step, so that a resumed run draws the same.
-    torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + world.rank)
+    torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + process_rank())
     parameters = list(lora_parameters(model).values())
     try:
         with adapter_dropout(model):
             metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
     except ValueError as error:  # the losses refuse NaN
         raise _diverged(config, batch, step, str(error)) from error
-    metrics = sum_metrics(metrics, world)
-    sum_gradients(parameters, world)
+    metrics = sum_metrics(metrics)
+    sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item()
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         found = f"the loss is {metrics['loss']} and the gradient norm {norm}, expected finite numbers"
@@ -153,7 +152,7 @@ def preference_loss(config: Config, model: PreTrainedModel, row: PreferenceRow, 
 
 
 def contrast_loss(
-    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], texts: Tensor, world: World
+    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], texts: Tensor
 ) -> tuple[Tensor, Metrics]:
     """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
 
@@ -161,10 +160,10 @@ def contrast_loss(
     and so on; `texts` `[kinds, size]` has equal numbers where two members are the same text. Under several processes
     each embeds its rows, and all compare the whole batch.
     """
-    own = rows[world.rank :: world.size]
+    own = rows[process_rank() :: process_count()]
     ends = [one_word_embeddings(model, row.packed, row.ends, config.readout) for row in own]
     members = [member for row in own for member in row.members]
-    embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel(), world)
+    embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel())
     sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
     chosen, rejected = responses[0], responses[-1]
     compared = texts[[0, 1, -1]].flatten().to(model.device)
@@ -175,7 +174,7 @@ def contrast_loss(
         found = cosines.argmax(1).cpu() == torch.arange(len(cosines))
     metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": found.double().mean()}
     # Every process has the metrics of the whole batch; their sum should count it once.
-    return loss, {name: value.item() / world.size for name, value in metrics.items()}
+    return loss, {name: value.item() / process_count() for name, value in metrics.items()}
 
 
 def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
