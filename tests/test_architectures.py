@@ -47,7 +47,6 @@ from sempa.config import Config
 from sempa.data.triplets import Triplet
 from sempa.embedding.embed import embed
 from sempa.kernels import packed_attention
-from sempa.model.adapter_files import save_adapter
 from sempa.model.base import check_forward, load_base
 from sempa.model.forward import attention_window, row_states
 from sempa.model.logprobs import sequence_logprobs
@@ -281,14 +280,12 @@ def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path
         packed_equals_separate(base.model, plain, example_preferences(3))
 
 
-def test_the_command_line_tells_a_warning_in_one_line(tiny_folder, tmp_path, capsys):
-    model = make_llama()
-    add_lora(model, 2, 4)
-    save_adapter(model, tmp_path, str(tiny_folder))
-    assert main(["similarity", "--adapter", str(tmp_path), "--device", "cpu", "a", "b"]) == 0
+def test_the_command_line_tells_a_warning_in_one_line(tmp_path, tokenizer, capsys):
+    saved_model(ARCHITECTURES["Bloom"], tmp_path, tokenizer)
+    assert main(["similarity", "--model", str(tmp_path), "--device", "cpu", "a", "b"]) == 0
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "warning" in line)
     assert line.startswith("sempa: warning: ")
-    assert line.endswith("was it trained?")
+    assert line.endswith("slower, the same result")
 
 
 @pytest.mark.parametrize("config", [MambaConfig, JambaConfig])

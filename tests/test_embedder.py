@@ -153,12 +153,6 @@ def test_a_lone_surrogate_is_refused(embedder):
         embedder.encode(["A dog.", "A \ud83d dog."])
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_size_that_is_no_count_is_named(embedder, size):
-    with pytest.raises(SempaError, match=f"batch_size: found {size}, expected at least 1"):
-        embedder.encode(["a"], batch_size=size)
-
-
 def test_texts_are_tokenized_in_slices_and_kept_as_small_numbers(embedder, monkeypatch):
     """A tokenizer hands out kilobytes a text; what stays is a few bytes a token."""
     sentences = [f"A {'very ' * (i % 5)}small dog runs number {i}." for i in range(9000)]

@@ -274,7 +274,7 @@ def test_peft_loads_an_adapter_of_a_gguf_file_after_the_base_was_written(tmp_pat
     assert f'Embedder("{name}"' in card
     assert "sempa export --base ADAPTER BASE" in card
     assert main(["export", "--base", str(tmp_path / "adapter"), str(tmp_path / "base")]) == 0
-    assert name in (tmp_path / "base" / "README.md").read_text()
+    assert tiny_gguf.name in (tmp_path / "base" / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():

@@ -216,17 +216,6 @@ def test_a_config_as_peft_writes_it_is_plain_lora(saved, init):
     assert read_adapter(saved)[0]["r"] == 4
 
 
-def test_an_adapter_that_was_never_trained_is_told_of(saved, tmp_path, recwarn):
-    load_adapter(build("Llama"), saved)
-    assert "changes nothing" in str(recwarn.pop(UserWarning).message)
-    trained = build("Llama")
-    add_lora(trained, 4, 16)
-    randomise(trained)
-    save_adapter(trained, tmp_path / "trained", "base-model")
-    load_adapter(build("Llama"), tmp_path / "trained")
-    assert not [warning for warning in recwarn if "changes nothing" in str(warning.message)]
-
-
 def test_an_adapter_with_dropout_gives_the_same_twice(tmp_path):
     trained = build("Llama")
     add_lora(trained, 4, 16, dropout=0.5)

@@ -37,7 +37,7 @@ from sempa.errors import SempaError
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.forward import hidden_states
-from sempa.model.layers import attention_sum, blocks, output_projections
+from sempa.model.layers import attention_sum, blocks
 from sempa.model.lora import add_lora, lora_parameters
 
 SENTENCES = ["A man runs", 'He said  "two very small dogs" are chasing a red ball', "Hi", "Who is it?", "A man runs"]
@@ -450,15 +450,13 @@ def test_the_longer_of_two_prompts_must_fit_the_model(made):
         embed(oracle.base, [sentence], readout="contrastive-prompting")
 
 
-def test_an_architecture_without_a_place_to_hook_is_named_with_the_readouts_that_it_has(made):
+def test_an_architecture_without_a_place_to_hook_is_named(made):
     base = dataclasses.replace(made("Llama").base, model=copy.deepcopy(made("Llama").base.model))
     for block in blocks(base.model):
         block.self_attn.mixer = block.self_attn.o_proj
         del block.self_attn.o_proj
-    assert output_projections(base.model) == []
     for readout in ("contrastive-prompting", "attention-sum"):
-        message = f"{readout} needs .* none are found in LlamaForCausalLM; expected one of mean, .*token-prepending$"
-        with pytest.raises(SempaError, match=message):
+        with pytest.raises(SempaError, match=r"LlamaForCausalLM: found no output projections .*; take another readout"):
             embed(base, SENTENCES, readout=readout)
     base.model.model.layers = base.model.model.layers[:-1]
     with pytest.raises(SempaError, match="LlamaForCausalLM: no list of 5 decoder blocks found"):

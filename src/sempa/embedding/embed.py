@@ -34,11 +34,9 @@ def embed(
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
     `layer` and `readout` are those of `Embedder`; `progress` names a bar to show. Raises `SempaError` for an unknown
-    readout, a batch size below 1, and a sentence that is not a string, is empty, or is longer than the model can read.
+    readout, and for a sentence that is not a string, is empty, or is longer than the model can read.
     """
     check_readout(readout, base.model, layer)
-    if batch_size < 1:
-        raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     return embed_prompts(base, sentence_prompts(base, readout, sentences), batch_size, layer, readout, progress)
 
 

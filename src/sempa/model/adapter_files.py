@@ -1,7 +1,6 @@
 """Adapter folders in PEFT's layout: written atomically, read with every name, shape and setting checked."""
 
 import math
-import warnings
 from pathlib import Path
 
 import torch
@@ -79,7 +78,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add the adapter saved in `folder` (by sempa or by PEFT's plain LoRA) to a bare base model.
 
     Raises `SempaError` when a file is missing or damaged, the config asks for more than plain LoRA on linear layers of
-    the blocks, or the tensors do not fit the model; warns of an adapter that changes nothing.
+    the blocks, or the tensors do not fit the model.
     """
     config, tensors = read_adapter(folder)
     linears = block_linears(model)
@@ -89,10 +88,6 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     for name in names:
         model.set_submodule(name, LoraLinear(linears[name], config["r"], config["lora_alpha"]))
     set_lora(model, tensors, folder / WEIGHTS_FILE)
-    if not any(tensor.any() for name, tensor in tensors.items() if ".lora_B." in name):
-        warnings.warn(
-            f"{folder}: this adapter changes nothing, its every lora_B is zero: was it trained?", stacklevel=2
-        )
 
 
 def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:

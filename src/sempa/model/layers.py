@@ -41,7 +41,7 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 def output_projections(model: PreTrainedModel) -> list[nn.Module]:
     """Each block's linear layer from the attention heads' concatenated outputs to the residual, first to last.
 
-    Empty for an architecture that has none by a known name.
+    Raises `SempaError` for an architecture that has none by a known name.
     """
     found = []
     for block in blocks(model):
@@ -51,7 +51,12 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
             if own in _OUTPUT_PROJECTIONS and any("att" in parent for parent in parents):
                 found.append(module)
                 break
-    return found if len(found) == depth(model) else []
+    if len(found) < depth(model):
+        raise SempaError(
+            f"{type(model).__name__}: found no output projections of its attention, which attention-sum and "
+            "contrastive-prompting need; take another readout"
+        )
+    return found
 
 
 def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:

@@ -30,7 +30,6 @@ _READOUTS = {
 READOUTS = tuple(_READOUTS)
 # Both steered readouts were published with layer 27 for LLaMA2-7B's 32, and the last but one for LLaMA3-8B.
 _PUBLISHED_LAYER = {"contrastive-prompting": 27, "token-prepending": 27}
-_OF_ATTENTION = ("contrastive-prompting", "attention-sum")
 
 
 def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None:
@@ -42,12 +41,8 @@ def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None
     last_layer = depth(model)
     if not -last_layer - 1 <= layer <= last_layer:
         raise SempaError(f"layer: found {layer}, expected {-last_layer - 1} to {last_layer} for this model")
-    if readout in _OF_ATTENTION and not output_projections(model):
-        others = ", ".join(name for name in READOUTS if name not in _OF_ATTENTION)
-        raise SempaError(
-            f"readout: {readout} needs the attention's output projections, and none are found in "
-            f"{type(model).__name__}; expected one of {others}"
-        )
+    if readout in ("contrastive-prompting", "attention-sum"):
+        output_projections(model)
 
 
 def layer_read(readout: str, layer: int, depth: int) -> int:
