@@ -32,7 +32,7 @@ from sempa.batching.packing import pack_sentence_rows
 from sempa.cli import main
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, make_prompts, read
-from sempa.embedding.readouts.prompts import Prompt, encode_spans
+from sempa.embedding.readouts.plain import Prompt, encode_spans
 from sempa.errors import SempaError
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
-from sempa.embedding.readouts.prompts import Prompt
+from sempa.embedding.readouts.plain import Prompt
 from sempa.errors import SempaError
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel

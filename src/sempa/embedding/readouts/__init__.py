@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.embedding.readouts import plain, steered
-from sempa.embedding.readouts.prompts import Prompt, pack_prompts
+from sempa.embedding.readouts.plain import Prompt, pack_prompts
 from sempa.errors import SempaError
 from sempa.model.forward import depth
 from sempa.model.layers import output_projections, scaled

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
-from sempa.embedding.readouts.plain import last
-from sempa.embedding.readouts.prompts import Prompt, PromptRow
+from sempa.embedding.readouts.plain import Prompt, PromptRow, last
 from sempa.model.forward import depth, output_places
 from sempa.model.layers import blocks, hooked, output_projections, scaled
 

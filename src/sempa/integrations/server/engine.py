@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from sempa.embedding.embed import embed_prompts, token_batches
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
-from sempa.embedding.readouts.prompts import Prompt
+from sempa.embedding.readouts.plain import Prompt
 from sempa.integrations.server.requests import ChatRequest
 from sempa.model.base import BaseModel
 from sempa.model.sampling import end_tokens, stream_answer
