@@ -23,7 +23,7 @@ from sempa.export.gguf import export_gguf
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
-from sempa.model.resolve import absolute_name
+from sempa.model.resolve import portable_name
 
 SENTENCES = [
     "A man runs",
@@ -265,16 +265,16 @@ def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_
     assert (torch.tensor(json.loads(answer)) - expected.flatten()).norm() <= 1e-5 * expected.norm()
 
 
-def test_peft_loads_an_adapter_of_a_gguf_file_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
+def test_peft_loads_a_portable_adapter_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     monkeypatch.chdir(tiny_gguf.parent)
-    name = absolute_name(str(tiny_gguf))
+    name = portable_name(str(tiny_gguf))
     make_adapter(load_base(str(tiny_gguf), "float32", "cpu").model, tmp_path / "adapter", name)
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f'Embedder("{name}"' in card
     assert "sempa export --base ADAPTER BASE" in card
     assert main(["export", "--base", str(tmp_path / "adapter"), str(tmp_path / "base")]) == 0
-    assert tiny_gguf.name in (tmp_path / "base" / "README.md").read_text()
+    assert name in (tmp_path / "base" / "README.md").read_text()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Loading base models: every source, and one clear sentence for what cannot be loaded."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
 from sempa.model.lora import add_lora
-from sempa.model.resolve import absolute_name
+from sempa.model.resolve import portable_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -197,11 +198,30 @@ def test_transformers_can_be_imported_from_the_projects_root_beside_its_kernels_
     assert done.stdout.strip() == "fine", done.stderr
 
 
-def test_an_adapter_names_its_base_so_that_it_is_found_from_another_folder(monkeypatch, tiny_folder):
-    for name in ("smollm2-135m", "owner/model"):
-        assert absolute_name(name) == name
+def test_an_adapter_names_its_base_so_that_another_machine_finds_it(tmp_path, monkeypatch, tiny_folder, tiny_llama):
+    for name in ("smollm2-135m", "owner/model", f"x.gguf@{'0' * 12}"):
+        assert portable_name(name) == name
     monkeypatch.chdir(tiny_folder.parent)
-    assert absolute_name(tiny_folder.name) == str(tiny_folder)
+    assert portable_name(tiny_folder.name) == str(tiny_folder)
+    for machine in ("here", "there"):
+        (tmp_path / machine).mkdir()
+    write_gguf(tmp_path / "here" / "tiny.gguf", tiny_llama)
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "here" / "cache"))
+    name = portable_name(str(tmp_path / "here" / "tiny.gguf"))
+    digest = hashlib.sha256((tmp_path / "here" / "tiny.gguf").read_bytes()).hexdigest()
+    assert name == f"tiny.gguf@{digest[:12]}"
+    source = resolve_model(str(tmp_path / "here" / "tiny.gguf"))
+    # Here it was converted once, wherever the file is by now.
+    (tmp_path / "here" / "tiny.gguf").rename(tmp_path / "moved.gguf")
+    assert resolve_model(name) == source
+    # There it has to be named by its path once.
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "there" / "cache"))
+    with pytest.raises(SempaError, match=r"was never read here; name the .gguf file itself"):
+        resolve_model(name)
+    shutil.copy(tmp_path / "moved.gguf", tmp_path / "there" / "tiny.gguf")
+    found = resolve_model(str(tmp_path / "there" / "tiny.gguf"))
+    assert found.startswith(str(tmp_path / "there" / "cache"))
+    assert resolve_model(name) == found
 
 
 def test_a_trained_adapter_names_the_folder_and_no_cache(setting, tmp_path, tiny_folder):

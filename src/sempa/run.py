@@ -26,7 +26,7 @@ from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, 
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
-from sempa.model.resolve import absolute_name
+from sempa.model.resolve import portable_name
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import checkpoint_files
 from sempa.training.loop import train
@@ -98,7 +98,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
     with interpolated(base.model, scale):
-        save_adapter(base.model, run / "adapter", absolute_name(config.model), config.readout)
+        save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
         report = _evaluate(config, base, dataset, tasks, texts)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.

@@ -30,7 +30,7 @@ _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva
 def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
 
-    `base_name` is the base's, as `sempa.model.resolve.absolute_name` gives it. With `readout`, the readout that the
+    `base_name` is the base's, as `sempa.model.resolve.portable_name` gives it. With `readout`, the readout that the
     adapter was trained at, also `readout.json` and a README.md that says how to use the adapter.
     """
     layers = lora_layers(model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,21 @@ from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
 from sempa.io.files import cache_folder, replace_folder, sha256, user_path
 
+# A GGUF file by its name and the first digits of its SHA-256: so the cache folder calls what it was converted to.
+_DIGEST = 12
+_PORTABLE_GGUF = re.compile(rf"([^/\\]+)\.gguf@([0-9a-f]{{{_DIGEST}}})")
 
-def absolute_name(name: str) -> str:
-    """The name by which an adapter knows its base: a folder or a GGUF file by its absolute path, others as they are."""
+
+def portable_name(name: str) -> str:
+    """The name by which an adapter knows its base, and which `resolve_model` takes on any machine.
+
+    The embedded model's and a hub model's name are that already. A GGUF file that sempa has read before is known as
+    `FILE.gguf@b179c9523d0e`, by its name and its SHA-256. A folder keeps its absolute path.
+    """
     path = user_path(name)
-    return name if name == DEFAULT_MODEL or not path.exists() else str(path.resolve())
+    if name == DEFAULT_MODEL or not path.exists():
+        return name
+    return f"{path.name}@{sha256(path)[:_DIGEST]}" if path.is_file() else str(path.resolve())
 
 
 def resolve_model(name: str) -> str:
@@ -28,6 +39,10 @@ def resolve_model(name: str) -> str:
     """
     if name == DEFAULT_MODEL:
         return str(_converted(_embedded_gguf()))
+    if match := _PORTABLE_GGUF.fullmatch(name):
+        if not (cached := _cached(*match.groups())).is_dir():
+            raise SempaError(f"model {name!r}: was never read here; name the .gguf file itself, by its path")
+        return str(cached)
     path = user_path(name)
     if path.suffix == ".gguf":
         return str(_converted(path))
@@ -83,11 +98,15 @@ def _embedded_gguf() -> Path:
     return files[0]
 
 
+def _cached(stem: str, digest: str) -> Path:
+    return cache_folder() / "models" / f"{stem}-{digest}"
+
+
 def _converted(gguf: Path) -> Path:
     """The float32 safetensors folder of a GGUF file, made in the cache folder on first use: reading takes some 15 s."""
     if not gguf.is_file():
         raise SempaError(f"model {str(gguf)!r}: no such GGUF file")
-    cached = cache_folder() / "models" / f"{gguf.stem}-{sha256(gguf)[:12]}"
+    cached = _cached(gguf.stem, sha256(gguf)[:_DIGEST])
     if cached.is_dir():
         return cached
     print(f"Converting {gguf.name} once to {cached} …", flush=True)

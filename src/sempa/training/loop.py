@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from sempa.batching.batches import Batches, rounded_up
 from sempa.batching.prompts import Preference
@@ -18,7 +19,7 @@ from sempa.io.files import fingerprint, fsync
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.layers import checkpoint_blocks
-from sempa.model.resolve import absolute_name
+from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
 from sempa.training.metrics import cut_metrics, log_metrics, warn_of_displacement
@@ -63,10 +64,12 @@ def train(
     metrics, first, warned = run / "metrics.jsonl", state["step"], False
     if is_first:
         cut_metrics(metrics, first)
-    base_name = absolute_name(config.model)
+    base_name = portable_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
 
-    with _stop_request() as stop:
+    # A bar is for a terminal; a log has a line every ten steps.
+    unseen = not (is_first and sys.stderr.isatty())
+    with _stop_request() as stop, tqdm(total=total, initial=first, desc="training", unit="step", disable=unseen) as bar:
         for step in range(first, total):
             step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
@@ -74,9 +77,11 @@ def train(
             record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = batch.size / (time.perf_counter() - step_began)
             if is_first:
+                bar.update()
                 warned = warned or warn_of_displacement(config, step + 1, record)
                 if (step + 1) % 10 == 0 or step + 1 in (1, total):
                     seconds = (time.perf_counter() - loop_began) / (step + 1 - first)
+                    bar.clear()
                     _print_step(step + 1, total, record, rate, (total - step - 1) * seconds / 60)
                 position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
                 log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
