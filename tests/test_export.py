@@ -18,8 +18,7 @@ from sempa import Embedder, SempaError
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
 from sempa.cli import main
 from sempa.export import folders as export
-from sempa.export.folders import adapter_folder, export_merged, export_sentence_transformers, prompt_template
-from sempa.export.gguf import export_gguf
+from sempa.export.folders import adapter_folder, export_folder, prompt_template
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
@@ -103,7 +102,7 @@ def test_a_merged_model_is_plain_transformers_with_the_policys_logits_and_its_he
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.model").write_bytes(b"what sentencepiece wrote")
     make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
-    export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
+    export_folder(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "merged", "float32")
     assert (tmp_path / "merged" / "tokenizer.model").read_bytes() == b"what sentencepiece wrote"
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.dtype == torch.float32
@@ -123,7 +122,7 @@ def test_a_merged_model_is_plain_transformers_with_the_policys_logits_and_its_he
 
 def test_bfloat16_is_one_rounding_of_the_float32_sum(run, tiny_folder, tmp_path):
     for dtype in ("float32", "bfloat16"):
-        export_merged(str(tiny_folder), run, tmp_path / dtype, dtype)
+        export_folder(str(tiny_folder), run, tmp_path / dtype, "merged", dtype)
     exact, rounded = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16"))
     for name, tensor in exact.items():
         assert rounded[name].dtype == torch.bfloat16
@@ -134,7 +133,7 @@ def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_pa
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    export_merged(str(tmp_path / "base"), run, tmp_path / "merged", "float32")
+    export_folder(str(tmp_path / "base"), run, tmp_path / "merged", "merged", "float32")
     name = "layers.1.mlp.up_proj.weight"
     merged = load_file(tmp_path / "merged" / "model.safetensors")[f"model.{name}"]
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -149,7 +148,7 @@ def test_a_transposed_layer_is_merged_and_a_large_model_is_cut_into_files(tmp_pa
     tokenizer.save_pretrained(tmp_path / "base")
     make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
     monkeypatch.setattr("sempa.export.folders.SHARD", "50KB")
-    export_merged(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "float32")
+    export_folder(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "merged", "float32")
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
     assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 2
     with torch.no_grad():
@@ -171,7 +170,7 @@ def test_sentence_transformers_gives_the_embedders_vectors_without_trusting_any_
         tokenizer.pad_token = None
         make_llama(initializer_range=0.2).save_pretrained(source)
         tokenizer.save_pretrained(source)
-    export_sentence_transformers(str(source), run, tmp_path / "out", "float32")
+    export_folder(str(source), run, tmp_path / "out", "sentence-transformers", "float32")
     theirs = package.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     ours = Embedder(str(source), run / "adapter", dtype="float32", device="cpu")
     vectors = theirs.encode(SENTENCES, batch_size=3)
@@ -213,9 +212,9 @@ def test_the_template_cleans_a_sentence_as_the_prompt_does(sentence):
 
 
 def test_the_file_in_every_export_gives_the_prompts_token_ids_for_the_last_user_message(run, tiny_folder, tmp_path):
-    export_merged(str(tiny_folder), run, tmp_path / "merged")
-    export_sentence_transformers(str(tiny_folder), run, tmp_path / "encoder")
-    export_gguf(str(tiny_folder), run, tmp_path / "gguf", "q8_0")
+    export_folder(str(tiny_folder), run, tmp_path / "merged", "merged")
+    export_folder(str(tiny_folder), run, tmp_path / "encoder", "sentence-transformers")
+    export_folder(str(tiny_folder), run, tmp_path / "gguf", "q8_0")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     for folder in ("merged", "encoder", "gguf"):
         template = (tmp_path / folder / "prompteol.jinja").read_text()
@@ -229,7 +228,7 @@ def test_the_file_in_every_export_gives_the_prompts_token_ids_for_the_last_user_
 
 
 def test_the_cards_commands_name_the_files_that_are_there(run, tiny_folder, tmp_path):
-    export_merged(str(tiny_folder), run, tmp_path / "mine")
+    export_folder(str(tiny_folder), run, tmp_path / "mine", "merged")
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "vllm serve mine --runner pooling" in card
     assert "--chat-template mine/prompteol.jinja" in card
@@ -245,7 +244,7 @@ def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_
     rope = {"rope_theta": 123456.0, **rope}
     make_llama(initializer_range=0.2, rope_parameters=rope).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    export_merged(str(tmp_path / "base"), run, tmp_path / "merged", "float32")
+    export_folder(str(tmp_path / "base"), run, tmp_path / "merged", "merged", "float32")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["rope_theta"], config["torch_dtype"]) == (123456.0, "float32")
     assert (config.get("rope_scaling") or {"rope_type": "default"})["rope_type"] == rope["rope_type"]
@@ -293,7 +292,7 @@ def test_the_template_begins_where_the_tokenizer_begins_a_text():
 
 
 def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, tiny_folder, tmp_path):
-    export_merged(str(tiny_folder), run, tmp_path / "mine")
+    export_folder(str(tiny_folder), run, tmp_path / "mine", "merged")
     card = (tmp_path / "mine" / "README.md").read_text()
     for told in (
         "library_name: transformers",
@@ -315,7 +314,7 @@ def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, t
     adapter.mkdir()
     for file in (run / "adapter").iterdir():
         (adapter / file.name).write_bytes(file.read_bytes())
-    export_merged(str(tiny_folder), adapter, tmp_path / "out")
+    export_folder(str(tiny_folder), adapter, tmp_path / "out", "merged")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "no report lay beside the adapter" in card
     assert "| LoRA rank | 2 |" in card
@@ -328,7 +327,7 @@ def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path,
     for arguments, told in (
         (["--merge", str(run), str(tmp_path / "out")], "exists already; give a folder that does not"),
         (["--merge", str(tmp_path / "none"), str(tmp_path / "b")], "holds no adapter_config.json"),
-        (["--merge", str(run), str(tmp_path / "b"), "--dtype", "int8"], "dtype: found 'int8'"),
+        (["--merge", str(run), str(tmp_path / "b"), "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--merge", str(run), str(tmp_path / "b"), "--model", "/nowhere"], "no such folder"),
     ):
         capsys.readouterr()
@@ -368,7 +367,7 @@ def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeyp
 
     monkeypatch.setattr("sempa.export.folders.write_atomic", full)
     with pytest.raises(SempaError, match="No space left on device"):
-        export_merged(str(tiny_folder), run, tmp_path / "out")
+        export_folder(str(tiny_folder), run, tmp_path / "out", "merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -382,7 +381,7 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(run, tiny_folder, tmp_pat
 
     monkeypatch.setattr(export, "write_atomic", slow)
     with pytest.raises(SempaError, match="out: cannot be written: Directory not empty"):
-        export_merged(str(tiny_folder), run, tmp_path / "out")
+        export_folder(str(tiny_folder), run, tmp_path / "out", "merged")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious.txt"]
 
 

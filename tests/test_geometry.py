@@ -103,15 +103,10 @@ MEASURES = {
 }
 
 
-def test_uniformity_is_the_definition_and_blocks_do_not_change_it(monkeypatch):
+def test_uniformity_is_its_definition():
     vectors = unit_vectors(skewed())
     for t in (0.5, 2.0, 9.0):
-        whole = uniformity(vectors, t)
-        assert whole == pytest.approx(Oracle.uniformity(vectors, t), abs=1e-12)
-        for elements in (1, 7 * len(vectors), 59 * len(vectors)):
-            monkeypatch.setattr(geometry, "_BLOCK_ELEMENTS", elements)
-            assert uniformity(vectors, t) == pytest.approx(whole, abs=1e-12)
-        monkeypatch.undo()
+        assert uniformity(vectors, t) == pytest.approx(Oracle.uniformity(vectors, t), abs=1e-12)
 
 
 @pytest.mark.parametrize("width", [2, 3, 8, 64, 576])
@@ -148,14 +143,12 @@ def test_alignment_is_the_mean_power_of_distances():
     assert alignment(antipodal, -antipodal) == pytest.approx(4)
 
 
-def test_mean_cosine_partition_ratio_and_isoscore_are_their_definitions(monkeypatch):
+def test_mean_cosine_partition_ratio_and_isoscore_are_their_definitions():
     for n, width in ((60, 7), (40, 3)):
         vectors = skewed(n, width)
         assert mean_cosine(vectors) == pytest.approx(Oracle.mean_cosine(vectors), abs=1e-12)
         assert isoscore(vectors) == pytest.approx(Oracle.isoscore(vectors), rel=1e-10)
-        for elements in (geometry._BLOCK_ELEMENTS, 2 * n):
-            monkeypatch.setattr(geometry, "_BLOCK_ELEMENTS", elements)
-            assert partition_ratio(vectors) == pytest.approx(Oracle.partition_ratio(vectors), rel=1e-10)
+        assert partition_ratio(vectors) == pytest.approx(Oracle.partition_ratio(vectors), rel=1e-10)
 
 
 def test_fewer_points_than_dimensions_have_the_same_score():
@@ -231,8 +224,8 @@ def test_k_occurrences_and_hubness_are_their_definitions(monkeypatch):
     vectors = skewed(50)
     for k in (1, 5, 10):
         expected = Oracle.occurrences(vectors, k)
-        for elements in (geometry._BLOCK_ELEMENTS, 50 * 7):
-            monkeypatch.setattr(geometry, "_BLOCK_ELEMENTS", elements)
+        for rows in (geometry._BLOCK_ROWS, 7):
+            monkeypatch.setattr(geometry, "_BLOCK_ROWS", rows)
             assert k_occurrences(vectors, k).tolist() == expected
         deviations = np.array(expected) - k
         assert np.mean(expected) == k

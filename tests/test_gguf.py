@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sempa import Embedder, SempaError
 from sempa.cli import main
-from sempa.export.folders import export_merged
-from sempa.export.gguf import _LLAMA3, KINDS, export_gguf
+from sempa.export.folders import export_folder
+from sempa.export.gguf import _LLAMA3, KINDS
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora
@@ -53,11 +53,11 @@ def exported(request, tmp_path_factory):
     base = write_base(folder / "base", **MODELS[request.param])
     make_adapter(load_base(base, "float32", "cpu").model, folder / "adapter", base)
     for kind in KINDS:
-        export_gguf(base, folder / "adapter", folder / kind, kind)
+        export_folder(base, folder / "adapter", folder / kind, kind)
     model = load_base(base, "float32", "cpu").model
     add_lora(model, 2, 8)
     save_adapter(model, folder / "nothing", base)
-    export_gguf(base, folder / "nothing", folder / "plain", "f32")
+    export_folder(base, folder / "nothing", folder / "plain", "f32")
     return folder
 
 
@@ -92,7 +92,7 @@ def test_the_same_file_chats_through_the_models_own_template(exported):
 def test_the_file_holds_the_merged_weights_and_what_a_reader_must_know(exported):
     base, adapter = str(exported / "base"), exported / "adapter"
     if not (exported / "merged").exists():
-        export_merged(base, adapter, exported / "merged", "float32")
+        export_folder(base, adapter, exported / "merged", "merged", "float32")
     merged = load_file(exported / "merged" / "model.safetensors")
     reader = gguf.GGUFReader(exported / "f32" / "f32-f32.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -154,7 +154,7 @@ def test_llama_cpp_cuts_a_text_into_the_same_tokens(name, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     base = str(tmp_path / "base")
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
-    export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
     path = tmp_path / "out" / "out-f16.gguf"
     assert gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == name
     server = llama_cpp(path, None)
@@ -173,9 +173,9 @@ def test_another_architecture_is_sent_to_the_converter(tmp_path):
     base = write_gpt2(tmp_path / "base")
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
     with pytest.raises(SempaError, match=r"is gpt2, .*sentencepiece.*--merge RUN FOLDER.*convert_hf_to_gguf.py FOLDER"):
-        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
     with pytest.raises(SempaError, match=r"--base RUN FOLDER.*convert_lora_to_gguf.py RUN/adapter --base FOLDER"):
-        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "lora")
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", "lora")
     assert not (tmp_path / "out").exists()
 
 
@@ -191,7 +191,7 @@ def test_a_llama_that_a_file_has_no_place_for_is_refused(changes, tmp_path):
     base = write_base(tmp_path / "base", **changes)
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
     with pytest.raises(SempaError, match=r"plain Llamas only; use llama.cpp's converter"):
-        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
 
 
 def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
@@ -202,17 +202,7 @@ def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
     model.save_pretrained(tmp_path / "base")
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
     with pytest.raises(SempaError, match=r"gguf: the base's tokenizer .*convert_hf_to_gguf.py FOLDER"):
-        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
-
-
-def test_a_file_that_came_out_wrong_is_not_left_there(tmp_path, monkeypatch):
-    base = write_base(tmp_path / "base")
-    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
-    right = gguf.quantize
-    monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(1.01 * data, kind))
-    with pytest.raises(SempaError, match="could not be written as f16: read back, it is not what it was"):
-        export_gguf(base, tmp_path / "adapter", tmp_path / "out", "f16")
-    assert not (tmp_path / "out").exists()
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
 
 
 def test_the_command_and_its_card(tmp_path, capsys):
@@ -232,10 +222,6 @@ def test_the_command_and_its_card(tmp_path, capsys):
     card = (tmp_path / "alone" / "README.md").read_text()
     assert "llama-server -m BASE.gguf --lora alone/alone-lora.gguf" in card
     assert "the adapter alone, to be put on a GGUF file of base" in card
-    for arguments, message in (
-        (["--gguf", "int4", adapter, "out"], "gguf: found 'int4', expected one of f32, f16, q8_0, lora"),
-        (["--gguf", "f16", "--dtype", "float32", adapter, "out"], "--dtype: is of --merge"),
-    ):
-        capsys.readouterr()
-        assert main(["export", *arguments]) == 2
-        assert message in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["export", "--gguf", "int4", adapter, "out"]) == 2
+    assert "--gguf: invalid choice: 'int4'" in capsys.readouterr().err

@@ -9,15 +9,7 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sempa import SempaError
-from sempa.evaluation.statistics import (
-    Interval,
-    bootstrap,
-    compare,
-    interval,
-    pearson,
-    spearman,
-)
+from sempa.evaluation.statistics import bootstrap, compare, interval, spearman
 
 FEW_VALUES = st.integers(-3, 3).map(float)
 SERIES = st.lists(st.tuples(FEW_VALUES, st.one_of(FEW_VALUES, st.floats(-1e6, 1e6))), min_size=2, max_size=30)
@@ -75,28 +67,9 @@ def test_spearman_of_a_known_case_with_ties():
     assert spearman([0, 1, 1, 5], [1, 2, 3, 4]) == pytest.approx(100 * 4.5 / math.sqrt(4.5 * 5))
 
 
-@given(points=SERIES)
-def test_pearson_is_the_quotient_of_its_definition(points):
-    x, y = two_series(points)
-    assert pearson(x, y) == pytest.approx(pearson_by_hand(x, y), abs=1e-6)
-
-
-@pytest.mark.parametrize("correlation", [spearman, pearson, bootstrap])
-@pytest.mark.parametrize(
-    "x, y, message",
-    [
-        ([1, 1, 1], [1, 2, 3], "constant series (all 3 values are 1)"),
-        ([1, 2, 3], [2, 2, 2], "constant series (all 3 values are 2)"),
-        ([1, math.nan, 3], [1, 2, 3], "a series with NaN"),
-        ([1, 2], [1, 2, 3], "shapes (2,) and (3,), expected two series of one length"),
-        ([1], [1], "at least 2"),
-        ([[1, 2]], [[1, 2]], "shapes (1, 2) and (1, 2)"),
-    ],
-)
-def test_a_correlation_that_does_not_exist_is_refused(correlation, x, y, message):
-    with pytest.raises(SempaError) as caught:
-        correlation(x, y)
-    assert message in str(caught.value)
+@pytest.mark.parametrize("x, y", [([0.1, 0.1, 0.1], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1], [1])])
+def test_a_correlation_that_does_not_exist_is_nan(x, y):
+    assert math.isnan(spearman(x, y))
 
 
 # The bootstrap
@@ -143,8 +116,7 @@ def test_the_interval_is_that_of_scipys_bootstrap():
     # Two sets of 2,000 draws place a percentile within an eighth of the interval's width.
     width = expected.high - expected.low
     assert 4 < width < 20
-    assert found.low == pytest.approx(expected.low, abs=width / 8)
-    assert found.high == pytest.approx(expected.high, abs=width / 8)
+    assert found == pytest.approx((expected.low, expected.high), abs=width / 8)
 
 
 def test_the_interval_holds_the_true_correlation_about_nineteen_times_in_twenty():
@@ -155,8 +127,8 @@ def test_the_interval_holds_the_true_correlation_about_nineteen_times_in_twenty(
     for trial in range(200):
         x = rng.standard_normal(size)
         y = rho * x + math.sqrt(1 - rho**2) * rng.standard_normal(size)
-        found = interval(bootstrap(x, y, 400, trial))
-        hits += found.low <= truth <= found.high
+        low, high = interval(bootstrap(x, y, 400, trial))
+        hits += low <= truth <= high
     assert 180 <= hits <= 198
 
 
@@ -167,7 +139,7 @@ def test_the_seed_decides_the_draws_and_a_name_may_be_a_seed():
 
 
 def test_draws_without_a_correlation_do_not_move_the_interval():
-    assert interval(np.array([math.nan, *range(101), math.nan])) == Interval(2.5, 97.5)
+    assert interval(np.array([math.nan, *range(101), math.nan])) == (2.5, 97.5)
 
 
 # The paired test
@@ -177,17 +149,16 @@ def test_p_counts_the_draws_in_which_a_does_not_beat_b():
     a, b = np.array([5.0, 6.0, 7.0, 8.0, 9.0, math.nan]), np.array([4.0, 6.0, 9.0, 1.0, 1.0, 0.0])
     found = compare(7.0, 4.0, a, b)
     # Two of the five draws that count: one tie, one loss.
-    assert found.p == pytest.approx((1 + 2) / (1 + 5))
-    assert found.difference == 3.0
-    assert (found.interval.low, found.interval.high) == tuple(np.percentile([1, 0, -2, 7, 8], [2.5, 97.5]))
+    assert found["p"] == pytest.approx((1 + 2) / (1 + 5))
+    assert found["difference"] == 3.0
+    assert found["interval"] == tuple(np.percentile([1, 0, -2, 7, 8], [2.5, 97.5]))
 
 
 def test_an_encoder_does_not_beat_itself_nor_its_own_monotone_transform():
     x, y = noisy(400, 2.0)
     values = bootstrap(x, y, 200)
     same = compare(spearman(x, y), spearman(np.exp(x), y), values, bootstrap(np.exp(x), y, 200))
-    assert same.p == 1
-    assert (same.difference, same.interval) == (0, Interval(0, 0))
+    assert same == {"difference": 0, "interval": (0, 0), "p": 1}
 
 
 def test_the_test_is_paired_so_a_small_steady_gain_is_seen():
@@ -198,12 +169,12 @@ def test_the_test_is_paired_so_a_small_steady_gain_is_seen():
     better, worse = shared + 0.1 * rng.standard_normal(800), shared + 0.7 * rng.standard_normal(800)
     a, b = bootstrap(better, gold, 500), bootstrap(worse, gold, 500)
     found = compare(spearman(better, gold), spearman(worse, gold), a, b)
-    assert interval(a).low < interval(b).high
-    assert found.p < 0.01
-    assert found.interval.low > 0
-    assert compare(spearman(worse, gold), spearman(better, gold), b, a).p > 0.99
+    assert interval(a)[0] < interval(b)[1]
+    assert found["p"] < 0.01
+    assert found["interval"][0] > 0
+    assert compare(spearman(worse, gold), spearman(better, gold), b, a)["p"] > 0.99
     unpaired = compare(spearman(better, gold), spearman(worse, gold), a, bootstrap(worse, gold, 500, seed=1))
-    width = [part.interval.high - part.interval.low for part in (found, unpaired)]
+    width = [np.ptp(part["interval"]) for part in (found, unpaired)]
     assert width[0] < 0.6 * width[1]
 
 
@@ -214,7 +185,7 @@ def test_p_is_uniform_when_neither_encoder_is_better():
         gold = rng.standard_normal(60)
         one, two = (gold + rng.standard_normal(60) for _ in range(2))
         figures = [spearman(side, gold) for side in (one, two)]
-        ps.append(compare(*figures, *(bootstrap(side, gold, 99, trial) for side in (one, two))).p)
+        ps.append(compare(*figures, *(bootstrap(side, gold, 99, trial) for side in (one, two)))["p"])
     # Within four standard errors of a share of 10 % and of 50 % of 200.
     assert 20 - 17 <= sum(p <= 0.1 for p in ps) <= 20 + 17
     assert 100 - 28 <= sum(p <= 0.5 for p in ps) <= 100 + 28

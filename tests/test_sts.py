@@ -7,14 +7,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.data.sts import ScoredPair, StsTask, development_task, read_sts, sample_task
-from sempa.evaluation.statistics import pearson, spearman
-from sempa.evaluation.sts import encode_distinct, evaluate_sts, pair_cosines
+from sempa.data.sts import ScoredPair, StsTask, development_task, distinct_sentences, read_sts, sample_task
+from sempa.evaluation.statistics import spearman
+from sempa.evaluation.sts import evaluate_sts, pair_cosines
 
 DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
@@ -330,6 +331,12 @@ class Encoder:
 
 
 WORDS = st.sampled_from(["a", "b", "c", "dog", "d"])
+
+
+def encode_distinct(encode, pairs):
+    return dict(zip(sentences := distinct_sentences(pairs), encode(sentences)))
+
+
 PAIRS = st.lists(st.builds(ScoredPair, WORDS, WORDS, st.integers(-3, 3).map(float)), min_size=1, max_size=20)
 
 
@@ -364,7 +371,8 @@ def test_sentences_shared_by_tasks_are_encoded_once_and_each_task_has_its_own_sc
         assert result.task is task
         assert result.cosines.tolist() == pair_cosines(encode_distinct(Encoder(), task.pairs), task.pairs).tolist()
         assert result.score == spearman(result.cosines, [pair.score for pair in task.pairs])
-        assert result.pearson == pearson(result.cosines, [pair.score for pair in task.pairs])
+        expected = scipy.stats.pearsonr(result.cosines, [pair.score for pair in task.pairs])
+        assert result.pearson == pytest.approx(100 * expected.statistic)
         assert result.subtasks == {}
     assert results[0].score != results[1].score
 
@@ -387,8 +395,6 @@ def test_an_encoder_whose_cosines_are_the_gold_scores_has_a_perfect_score():
         (np.zeros((3, 4)), "a zero or non-finite vector for 'a' or 'b'"),
         (np.full((3, 4), np.nan), "a zero or non-finite vector for 'a' or 'b'"),
         (np.full((3, 4), np.inf), "a zero or non-finite vector for 'a' or 'b'"),
-        (np.ones((2, 4)), "the encoder returned shape (2, 4), expected [3, D]"),
-        (np.ones(3), "the encoder returned shape (3,), expected [3, D]"),
         (np.eye(3, 4) + 1, "task 0: all 2 cosines are 0.857143, so the pairs have no order"),
     ],
 )
@@ -411,7 +417,7 @@ def test_copies_of_one_vector_are_refused_whatever_their_lengths():
 
 
 def test_gold_scores_that_are_all_the_same_are_refused():
-    with pytest.raises(SempaError, match=r"task 0: correlation of a constant series \(all 2 values are 3\)"):
+    with pytest.raises(SempaError, match="task 0: all 2 gold scores are 3, so the pairs have no order"):
         evaluate_sts(Encoder(), tasks_of([("a", "b", 3), ("a", "c", 3)]))
 
 
@@ -426,8 +432,8 @@ def test_a_year_is_scored_over_all_pairs_and_by_sub_task(tmp_path):
     assert list(result.subtasks) == ["a", "b", "c", "d"]
     assert result.subtasks["b"] == spearman(result.cosines[part], task.gold[part])
     # One pair has no correlation, and neither have pairs of one gold score.
-    assert result.subtasks["c"] is None
-    assert result.subtasks["d"] is None
+    assert math.isnan(result.subtasks["c"])
+    assert math.isnan(result.subtasks["d"])
 
 
 # Another evaluator

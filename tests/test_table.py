@@ -21,25 +21,14 @@ from sempa.data.sts import SETS, ScoredPair, StsTask, read_sts
 from sempa.embedding.embed import embed
 from sempa.embedding.embedder import Embedder
 from sempa.evaluation.measure import measure_sts
-from sempa.evaluation.statistics import Interval, bootstrap, compare, interval
+from sempa.evaluation.statistics import bootstrap, compare, interval
 from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.evaluation.table import BASELINE, Method, measure_rows, parse_methods, summarise
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, add_lora
 from sempa.report.run_report import tables
-from sempa.report.table import (
-    csv_rows,
-    detail_tables,
-    main_table,
-    main_tables,
-    notes,
-    page,
-    quoted_rows,
-    terminal,
-    write_table,
-)
-from sempa.report.tables import csv_text, markdown
+from sempa.report.table import similarity_content, write_table
 
 WORDS = ("a", "man", "woman", "dog", "cat", "sings", "sleeps", "runs", "red", "house", "small", "river", "the", "old")
 
@@ -152,14 +141,14 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
                 for side in ("first", "second")
             )
             gold = [pair.score for pair in task.pairs]
-            found = figure["tasks"][task.name]
+            found = figure["figures"][task.name]
             cosines = (first * second).sum(1)
             assert found["spearman"] == pytest.approx(100 * scipy.stats.spearmanr(cosines, gold).statistic, abs=1.5)
             assert found["pearson"] == pytest.approx(100 * scipy.stats.pearsonr(cosines, gold).statistic, abs=0.01)
         for name in ("spearman", "pearson"):
-            scores = [part[name] for part in figure["tasks"].values()]
-            assert figure["average"][name] == pytest.approx(sum(scores) / 7)
-    averages = [figure["average"]["pearson"] for figure in figures]
+            *scores, average = (part[name] for part in figure["figures"].values())
+            assert average == pytest.approx(sum(scores) / 7)
+    averages = [figure["figures"]["average"]["pearson"] for figure in figures]
     assert len({round(average, 3) for average in averages}) == len(methods)
 
 
@@ -225,7 +214,7 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
 
 def test_a_row_without_an_order_is_refused(base, tasks, tmp_path):
     # Before the first layer the last token's state is the embedding of the full stop that ends every sentence.
-    with pytest.raises(SempaError, match=r"row last@0: STS12: all 18 cosines are 1, so the pairs have no order"):
+    with pytest.raises(SempaError, match=r"STS12: all 18 cosines are 1, so the pairs have no order"):
         measure_rows(base, parse_methods("mean,last@0,last"), tasks, tmp_path)
 
 
@@ -238,7 +227,6 @@ def test_a_row_that_cannot_be_stored_ends_in_a_sentence(base, tasks, tmp_path):
 def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):
     seen = counted(monkeypatch)
     for methods, message in (
-        ([BASELINE, BASELINE], "row prompteol: is there twice"),
         ([BASELINE, Method("mean", 9)], "layer: found 9, expected -3 to 2 for this model"),
         ([BASELINE, Method("mean", adapter=str(tmp_path / "none"))], "adapter '.*none': cannot be read"),
     ):
@@ -269,35 +257,34 @@ def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks)
         for results in rows.values()
     ]
     for row, drawn in zip(figures["rows"], draws):
-        for figure, values in zip([*row["tasks"].values(), row["average"]], [*drawn, np.mean(drawn, 0)]):
+        for figure, values in zip(row["figures"].values(), [*drawn, np.mean(drawn, 0)], strict=True):
             assert figure["spearman_interval"] == pytest.approx(interval(values))
-    base, mean, adapter = figures["rows"]
+    base, mean, adapter = (row["figures"] for row in figures["rows"])
     assert "versus" not in base["average"]
     expected = compare(
         adapter["average"]["spearman"], base["average"]["spearman"], np.mean(draws[2], 0), np.mean(draws[0], 0)
     )
-    assert adapter["average"]["versus"]["p"] == expected.p < 0.05
-    assert adapter["average"]["versus"]["interval"] == pytest.approx(expected.interval)
-    assert adapter["average"]["versus"]["difference"] == pytest.approx(expected.difference)
-    one = compare(mean["tasks"]["STS14"]["spearman"], base["tasks"]["STS14"]["spearman"], draws[1][2], draws[0][2])
-    assert mean["tasks"]["STS14"]["versus"]["p"] == one.p > 0.5
+    assert adapter["average"]["versus"]["p"] == expected["p"] < 0.05
+    assert adapter["average"]["versus"]["interval"] == pytest.approx(expected["interval"])
+    assert adapter["average"]["versus"]["difference"] == pytest.approx(expected["difference"])
+    one = compare(mean["STS14"]["spearman"], base["STS14"]["spearman"], draws[1][2], draws[0][2])
+    assert mean["STS14"]["versus"]["p"] == one["p"] > 0.5
 
 
 def test_a_sets_interval_does_not_depend_on_its_neighbours(tasks):
     rows = made_rows(tasks, 1.0)
-    alone = summarise({BASELINE: rows[BASELINE][3:4]}, 50)["rows"][0]
-    together = summarise(rows, 50)["rows"][0]
-    assert alone["tasks"]["STS15"] == together["tasks"]["STS15"]
-    assert alone["average"] == alone["tasks"]["STS15"]
+    alone = summarise({BASELINE: rows[BASELINE][3:4]}, 50)["rows"][0]["figures"]
+    together = summarise(rows, 50)["rows"][0]["figures"]
+    assert alone["STS15"] == together["STS15"]
+    assert alone["average"].items() <= alone["STS15"].items()
 
 
 def test_without_the_baseline_or_draws_there_is_no_test(tasks):
     rows = made_rows(tasks, 1.0, 2.0)
     (row,) = summarise({Method("mean"): rows[Method("mean")]}, 50)["rows"]
-    assert "versus" not in row["average"]
-    assert isinstance(row["average"]["spearman_interval"], Interval)
+    assert set(row["figures"]["average"]) == {"spearman", "pearson", "spearman_interval"}
     for row in summarise(rows, 0)["rows"]:
-        assert set(row["average"]) == {"spearman", "pearson"}
+        assert set(row["figures"]["average"]) == {"spearman", "pearson"}
 
 
 # The formats
@@ -308,8 +295,10 @@ def report(tasks):
     return {"model": "tiny <b>|model", "base_source": "x", **summarise(made_rows(tasks, 1.0, 2.0, 0.4), 50)}
 
 
-def as_markdown(report):
-    return markdown(main_tables(report) + detail_tables(report), notes(report))
+def written(report, folder):
+    """The table as plain text, Markdown and HTML."""
+    plain = write_table(folder, "table", report, similarity_content(report))
+    return plain, (folder / "table.md").read_text(), (folder / "table.html").read_text()
 
 
 def cells_of(text):
@@ -319,90 +308,77 @@ def cells_of(text):
 
 
 def test_every_format_has_the_same_scores(report, tmp_path):
-    write_table(tmp_path, report)
+    plain, marked, html = written(report, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"table.{end}" for end in ("json", "csv", "md", "html")}
     saved = json.loads((tmp_path / "table.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
-    plain = terminal(report).splitlines()
-    marked = cells_of((tmp_path / "table.md").read_text())
-    html = (tmp_path / "table.html").read_text()
-    for row in saved["rows"]:
-        scores = [figure["spearman"] for figure in row["tasks"].values()] + [row["average"]["spearman"]]
+    for row, line in zip(saved["rows"], lines, strict=True):
+        figures = row["figures"]
+        scores = [figure["spearman"] for figure in figures.values()]
         shown = [f"{score:.2f}" for score in scores]
-        (line,) = (line for line in lines if line["method"] == row["label"])
-        assert line["source"] == "measured"
-        names = [*row["tasks"], "average"]
-        assert [float(line[name]) for name in names] == scores
-        assert [float(line[f"{name} Pearson"]) for name in names][-1] == row["average"]["pearson"]
-        assert [float(line[f"average {end}"]) for end in ("low", "high")] == row["average"]["spearman_interval"]
-        assert line["p"] == str(row["average"].get("versus", {"p": ""})["p"])
-        first = next(cells for cells in marked if cells[0] == row["label"])
+        assert line["method"] == row["label"]
+        assert [float(line[f"{name} spearman"]) for name in figures] == scores
+        assert float(line["average pearson"]) == figures["average"]["pearson"]
+        assert float(line["STS12 subtasks forum"]) == figures["STS12"]["subtasks"]["forum"]
+        ends = [float(line[f"average spearman_interval {end}"]) for end in ("low", "high")]
+        assert ends == figures["average"]["spearman_interval"]
+        assert line["average versus p"] == str(figures["average"].get("versus", {"p": ""})["p"])
+        first = next(cells for cells in cells_of(marked) if cells[0] == row["label"])
         assert first[1:9] == shown
-        (text,) = (text for text in plain if text.startswith(f"  {row['label']}  "))
+        (text,) = (text for text in plain.splitlines() if text.startswith(f"  {row['label']}  "))
         assert text.removeprefix(f"  {row['label']}").split()[:8] == shown
         assert all(f"<td>{score}</td>" in html for score in shown)
-    assert saved["tasks"][0] == {
-        "pairs": 18,
-        "name": "STS12",
-        "subtasks": ["forum", "news"],
-    }
+    assert saved["tasks"][0] == {"pairs": 18, "name": "STS12"}
 
 
-def test_quoted_rows_are_those_of_the_papers_and_only_beside_all_seven_sets(report, tasks):
-    quoted = quoted_rows(report)
-    full = [row for row in quoted if row["STS12"]]
+def test_quoted_rows_are_those_of_the_papers_and_only_beside_all_seven_sets(report, tasks, tmp_path):
+    _, (_, columns, quoted) = similarity_content(report)[0]
+    assert columns == ["method", "source", *SETS, "average"]
+    full = [row for row in quoted if row[2]]
     assert len(full) == 12
-    for row in full:
+    for method, _, *scores, average in full:
         # Both are rounded to two decimals in print.
-        scores = [float(row[name]) for name in SETS]
-        assert sum(scores) / 7 == pytest.approx(float(row["average"]), abs=0.0101), row["method"]
-    assert [row["average"] for row in quoted if row["method"].endswith("SemPA")] == ["77.69", "78.10"]
-    assert [(row["average"], row["source"]) for row in quoted if "AlignedWVA" in row["method"]] == [
-        ("77.91", "arXiv 2602.01572"),
-        ("76.25", "arXiv 2602.01572"),
+        assert sum(map(float, scores)) / 7 == pytest.approx(float(average), abs=0.0101), method
+    assert [row[-1] for row in quoted if row[0].endswith("SemPA")] == ["77.69", "78.10"]
+    assert [row[1:] for row in quoted if "AlignedWVA" in row[0]] == [
+        ["arXiv 2602.01572", *[""] * 7, average] for average in ("77.91", "76.25")
     ]
-    lines = list(csv.DictReader(io.StringIO(csv_text(csv_rows(report)))))
-    assert [line["average"] for line in lines if line["method"] == "LLaMA3-8B Echo"] == ["66.81"]
-    assert {line["source"] for line in lines} == {
-        *("measured", "quoted from arXiv 2601.05075", "quoted from arXiv 2602.01572")
-    }
+    assert all("Quoted, not measured here" in text for text in written(report, tmp_path))
     fewer = {"model": "tiny", **summarise(made_rows(tasks[1:], 1.0), 0)}
-    assert quoted_rows(fewer) == []
-    assert "quoted" not in csv_text(csv_rows(fewer)) + terminal(fewer) + as_markdown(fewer) + page(fewer).lower()
+    assert "quoted" not in "".join(written(fewer, tmp_path)).lower()
 
 
-def test_what_was_left_out_and_what_the_columns_mean_is_said_in_every_format(report):
-    for text in (terminal(report), as_markdown(report), page(report)):
+def test_what_was_left_out_and_what_the_columns_mean_is_said_in_every_format(report, tmp_path):
+    for text in written(report, tmp_path):
         assert "STS12: 2 pairs without a gold score left out" in text
         assert "percentile interval of 50 bootstrap draws" in text
         assert "paired bootstrap test of the claim that the row beats prompteol" in text
 
 
 def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
-    write_table(tmp_path, report)
-    html = (tmp_path / "table.html").read_text()
+    _, marked, html = written(report, tmp_path)
     assert "tiny &lt;b&gt;|model" in html
     assert "<b>" not in html
     assert not re.search(r"<(script|link|img|iframe)|https?://(?!www\.w3\.org)|@import|url\((?!#)", html)
     assert "forum" in html
-    assert "### tiny <b>|model" in as_markdown(report)
+    assert "### tiny <b>|model" in marked
 
 
-def test_sub_tasks_have_their_scores_and_mean(report):
-    cells = cells_of(as_markdown(report))
+def test_sub_tasks_have_their_scores_and_mean(report, tmp_path):
+    cells = cells_of(written(report, tmp_path)[1])
     place = cells.index(["method", "forum", "news", "mean"])
-    row = report["rows"][0]
-    forum, news = (row["subtasks"]["STS12"][name] for name in ("forum", "news"))
+    forum, news = report["rows"][0]["figures"]["STS12"]["subtasks"].values()
     assert cells[place + 2] == ["prompteol", f"{forum:.2f}", f"{news:.2f}", f"{(forum + news) / 2:.2f}"]
 
 
-def test_a_single_set_has_no_average_but_its_details(tasks):
+def test_a_single_set_has_no_average_but_its_details(tasks, tmp_path):
     one = {"model": "tiny", **summarise(made_rows(tasks[6:], 1.0, 2.0), 50)}
-    _, columns, rows = main_table(one)
+    ((_, columns, rows),), _, _ = similarity_content(one)
     assert columns == ["method", "SICK trial", "95 %", "p"]
     assert [row[3] != "" for row in rows] == [False, True]
-    assert "SICK trial, 12 pairs" in terminal(one)
-    assert "Pearson" in terminal(one)
+    plain, *_ = written(one, tmp_path)
+    assert "SICK trial, 12 pairs" in plain
+    assert "Pearson" in plain
 
 
 def test_a_runs_report_has_the_interval_and_the_test_of_every_change(base, tasks, adapters):
@@ -417,8 +393,8 @@ def test_a_runs_report_has_the_interval_and_the_test_of_every_change(base, tasks
         draws = [bootstrap(side.cosines, task.gold, seed=seed) for side in (after, before)]
         expected = compare(after.score, before.score, *draws)
         # Other batches round otherwise, which may exchange two ranks.
-        assert figure["p"] == pytest.approx(expected.p, abs=0.02)
-        assert figure["change_interval"] == pytest.approx(expected.interval, abs=2)
+        assert figure["p"] == pytest.approx(expected["p"], abs=0.02)
+        assert figure["change_interval"] == pytest.approx(expected["interval"], abs=2)
         low, high = figure["change_interval"]
         assert row[-2:] == [f"{low:+.1f} – {high:+.1f}", f"{figure['p']:.3f}"]
 
@@ -465,7 +441,7 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     assert main([*command, "--readouts", "prompteol,last", "--resamples", "20", "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "mine, 9 pairs" in out
-    assert "avg" not in out
+    assert "average" not in out
     assert main([*command, "--readouts", "last", "--pairs", "6", "--resamples", "0", "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "mine, 6 pairs" in out
@@ -476,7 +452,6 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     ("change", "message"),
     [
         (["--readouts", "meen"], "readout: found 'meen', expected some of mean"),
-        (["--readouts", "mean,mean"], "row mean: is there twice"),
         (["--sets", "STS12,sick"], "0 tasks for sick (splits: dev, trial; found STS12, STS13"),
         (["--splits", "test"], "0 tasks for STS-B (splits: test; found STS12, STS13, STS14, STS15, STS16, STS-B dev"),
         (["--resamples", "-1"], "--resamples: found -1, expected a whole number of 0 or more"),

@@ -18,9 +18,9 @@ from sempa.evaluation.eval_texts import (
     builtin_prompts,
     builtin_texts,
     encode_eval_texts,
-    read_gsm8k,
     read_prompts,
     read_texts,
+    report_texts,
     split_long,
 )
 from sempa.training.base_samples import QUESTIONS
@@ -71,16 +71,14 @@ def test_text_that_begins_with_a_brace_is_still_text(tmp_path):
     ("content", "message"),
     [
         ("", "the file is empty"),
-        ("\n \n", "holds blank lines only, expected texts"),
-        ("{", "t.jsonl:1: not valid JSON"),
-        ("[1]", "t.jsonl:1: a JSON list, expected an object"),
+        ('{"', "t.jsonl:1: not valid JSON"),
         ('{"text": "a"}\n{"txt": "b", "id": 1}', "t.jsonl:2: no field text"),
-        ("{}", "t.jsonl:1: found the columns none, expected question, answer or text"),
+        ('{"txt": "a"}', "t.jsonl:1: found the columns 'txt', expected question, answer or text"),
         ('{"text": "a"}\nb', "t.jsonl:2: not valid JSON"),
-        ('{"text": " "}', "t.jsonl:1: text is empty, expected text"),
+        ('{"text": " "}', "t.jsonl:1: an empty text, expected text"),
         ('{"text": 3}', "t.jsonl:1: text is a int, expected text"),
         ('{"text": "\\ud800"}', "t.jsonl:1: .*surrogate"),
-        ('{"question": "a", "answer": null}', "t.jsonl:1: answer is empty, expected text"),
+        ('{"question": "a", "answer": null}', "t.jsonl:1: an empty text, expected question and answer"),
     ],
 )
 def test_a_line_without_text_is_refused(tmp_path, content, message):
@@ -160,28 +158,12 @@ def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
     lines = [{"question": "How many?", "answer": "2+3=<<2+3=5>>5, 5*2=<<5*2=10>>10.\n#### 10"}] * 3
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    assert read_gsm8k(path) == [EvalText("2+3=5, 5*2=10.\n#### 10", "How many?")] * 3
-    assert len(read_gsm8k(path, limit=2)) == 2
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"question": "a"}', "gsm8k.jsonl:1: found the columns 'question'"),
-        (b'{"question": "a", "answer": 3}', "gsm8k.jsonl:1: answer is a int, expected text"),
-        (b'{"text": "a"}', "gsm8k.jsonl:1: found the columns 'text', expected question, answer"),
-        (b"\xff\xfe", "gsm8k.jsonl:1: not UTF-8"),
-    ],
-)
-def test_a_wrong_gsm8k_file_is_refused_with_its_line(tmp_path, content, message):
-    path = tmp_path / "gsm8k.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(SempaError, match=message):
-        read_gsm8k(path)
+    assert report_texts(path)["GSM8K"] == [EvalText("2+3=5, 5*2=10.\n#### 10", "How many?")] * 3
+    assert list(report_texts()) == ["passages", "conversations"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real GSM8K is not beside the project")
 def test_the_real_gsm8k_file_is_read_whole():
-    problems = read_gsm8k(SHARED / "generation" / "gsm8k_test.jsonl")
-    assert len(problems) == 1319
-    assert not any("<<" in problem.text or ">>" in problem.text for problem in problems)
+    path = SHARED / "generation" / "gsm8k_test.jsonl"
+    assert len(read_texts(path)) == 1319
+    assert not any("<<" in problem.text or ">>" in problem.text for problem in report_texts(path)["GSM8K"])

@@ -20,8 +20,8 @@ import numpy as np
 from sempa import Embedder
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
 from sempa.commands.common import base_name
-from sempa.export.folders import adapter_folder, export_merged
-from sempa.export.gguf import KINDS, export_gguf
+from sempa.export.folders import adapter_folder, export_folder
+from sempa.export.gguf import KINDS
 
 SENTENCES = [
     "A man plays a guitar",
@@ -110,13 +110,13 @@ def main() -> None:
     model = base_name(arguments.model, adapter_folder(arguments.run))
     ours = Embedder(model, arguments.run, dtype="float32", device="cpu").encode(SENTENCES)
     with tempfile.TemporaryDirectory() as folder:
-        export_merged(model, arguments.run, Path(folder) / "merged", "float32")
+        export_folder(model, arguments.run, Path(folder) / "merged", "merged", "float32")
         for python in filter(None, (sys.executable, arguments.old)):
             version, vectors = by_transformers(python, Path(folder) / "merged")
             print(f"--merge, transformers {version}: {smallest_cosine(ours, vectors):.7f}", flush=True)
         for kind in KINDS:
             output = Path(folder) / kind
-            export_gguf(model, arguments.run, output, kind)
+            export_folder(model, arguments.run, output, kind)
             file, template = output / f"{kind}-{kind}.gguf", output / "prompteol.jinja"
             if kind != "lora":
                 vectors = LlamaCpp(file, template).embed(SENTENCES)

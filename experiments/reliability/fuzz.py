@@ -39,7 +39,7 @@ from sempa.data.transfer import read_transfer
 from sempa.data.triplets import read_triplets
 from sempa.embedding.files import SUFFIXES, read_vectors, write_vectors
 from sempa.errors import SempaError
-from sempa.evaluation.eval_texts import read_gsm8k, read_texts
+from sempa.evaluation.eval_texts import read_texts, report_texts
 from sempa.evaluation.hellaswag import read_hellaswag
 from sempa.io.files import read_json, write_json
 from sempa.model.adapter_files import load_adapter, save_adapter
@@ -167,7 +167,7 @@ def readers(folder: Path) -> list[Reader]:
         Reader("similarity benchmarks", _similarity(), similarity, 200),
         Reader("YAML config", _configs(), only(lambda path: load_config(path, ["seed=1"])), 70),
         Reader("texts", _texts(), only(read_texts), 70),
-        Reader("GSM8K", _texts()[:1], only(read_gsm8k), 30),
+        Reader("GSM8K", _texts()[:1], only(report_texts), 30),
         Reader("HellaSwag", _hellaswag(), only(read_hellaswag), 30),
         Reader("transfer tasks", _transfer(), lambda inside: read_transfer(inside, ["TREC", "MRPC"]), 30),
         Reader("text of sempa embed", _plain(), only(lambda path: drain(read_sentences(path))), 120),

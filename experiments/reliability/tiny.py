@@ -7,11 +7,10 @@ import torch
 
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data.sts import ScoredPair
+from sempa.data.sts import ScoredPair, StsTask
 from sempa.data.triplets import Triplet
 from sempa.embedding.embed import embed
-from sempa.evaluation.statistics import spearman
-from sempa.evaluation.sts import encode_distinct, pair_cosines
+from sempa.evaluation.sts import evaluate_sts
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
 from sempa.model.resolve import quiet
@@ -55,10 +54,10 @@ def train_tiny(base: BaseModel, run: Path, epochs: float) -> dict:
     # Graded pairs: a sentence's own entailment is nearer to it than the next one's contradiction.
     pairs = [ScoredPair(t.sentence, t.chosen, 5.0 - i / 9) for i, t in enumerate(triplets[:4])]
     pairs += [ScoredPair(t.sentence, t.rejected, i / 9) for i, t in enumerate(triplets[4:8])]
-    gold = [pair.score for pair in pairs]
 
     def score_dev() -> float:
-        return spearman(pair_cosines(encode_distinct(lambda texts: embed(base, texts), pairs), pairs), gold)
+        (result,) = evaluate_sts(lambda texts: embed(base, texts), [StsTask("pairs", pairs)])
+        return result.score
 
     run.mkdir(parents=True, exist_ok=True)
     return train(config, base, preferences, run, score_dev)

@@ -103,8 +103,8 @@ def measure(rows: list[dict]) -> dict[str, dict]:
     table = {name: {"auroc": points[name], "interval": interval(draws[name])} for name in values}
     for name in SCORES[1:]:
         ahead = compare(points["semantic"], points[name], draws["semantic"], draws[name])
-        table[name]["semantic_ahead_by"] = ahead.difference
-        table[name]["semantic_ahead_interval"] = ahead.interval
+        table[name]["semantic_ahead_by"] = ahead["difference"]
+        table[name]["semantic_ahead_interval"] = ahead["interval"]
     return table
 
 

@@ -73,10 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
-    from sempa.evaluation.table import parse_methods
+    from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.io.origin import versions
     from sempa.model.adapter_files import adapter_folder, adapter_readout
     from sempa.model.base import load_base
+    from sempa.report.table import similarity_content, transfer_content, write_table
 
     arguments.readouts = arguments.readouts or ("prompteol" if arguments.transfer else "all")
     methods = parse_methods(arguments.readouts)
@@ -91,21 +92,19 @@ def run(arguments: argparse.Namespace) -> None:
     report = {"model": name, "base_source": base.source, "settings": settings, "versions": versions()}
     rows = arguments.output / "rows"
     if arguments.transfer:
-        from sempa.evaluation.transfer import measure_transfer, summarise_transfer
-        from sempa.report.transfer import terminal, write_transfer
+        try:
+            from sempa.evaluation.transfer import measure_transfer, summarise_transfer
+        except ImportError as error:
+            raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
 
-        predictions = measure_transfer(base, methods, tasks, rows, arguments.seed)
-        report |= summarise_transfer(predictions, tasks)
-        write_transfer(arguments.output, report)
+        report |= summarise_transfer(measure_transfer(base, methods, tasks, rows, arguments.seed), tasks)
+        name, content = "transfer", transfer_content(report)
     else:
-        from sempa.evaluation.table import measure_rows, summarise
-        from sempa.report.table import terminal, write_table
-
         measured = measure_rows(base, methods, tasks, rows)
         report |= summarise(measured, arguments.resamples, arguments.seed)
-        write_table(arguments.output, report)
-    print(terminal(report))
-    print(f"table: {arguments.output / ('transfer.md' if arguments.transfer else 'table.html')}")
+        name, content = "table", similarity_content(report)
+    print(write_table(arguments.output, name, report, content))
+    print(f"table: {arguments.output / f'{name}.html'}")
 
 
 def _transfer_tasks(arguments: argparse.Namespace) -> list["TransferTask"]:

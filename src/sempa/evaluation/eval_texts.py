@@ -17,7 +17,6 @@ GSM8K_PROBLEMS = 40
 _BUILTIN = Path(__file__).parent / "texts"
 _QUESTIONS = Layout(("question", "answer"), tabs_quote=True, number_last=False)
 _TEXTS = Layout(("text",), tabs_quote=True, number_last=False)
-_CALCULATOR_MARK = re.compile("<<.*?>>")
 
 
 @dataclass(frozen=True)
@@ -39,28 +38,22 @@ class ScoredTokens:
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    JSON lines hold `question` and `answer`, or `text`; a file has them if its name says so, or if it begins with `{"`.
-    Raises `SempaError` with file and line for anything else.
+    JSON lines hold `question` and `answer`, or `text`; a file that begins with `{"` has them. Raises `SempaError` with
+    file and line for a line of another layout or an empty text.
     """
     lines = list(numbered_lines(path))
-    begin = next((line.lstrip() for _, line in lines if line.strip()), "")
-    if not begin:
-        raise SempaError(f"{path}: holds blank lines only, expected texts")
-    if {".json", ".jsonl"} & set(path.suffixes) or begin.startswith('{"'):
-        texts = _recorded_texts(path, iter(lines), [_QUESTIONS, _TEXTS])
-    else:
+    if not next((line for _, line in lines if line.strip()), "").lstrip().startswith('{"'):
         groups = itertools.groupby((line for _, line in lines), key=str.isspace)
-        texts = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
-    return list(itertools.islice(texts, limit))
-
-
-def read_gsm8k(path: Path, limit: int | None = None) -> list[EvalText]:
-    """Questions and answers of a GSM8K file (JSON lines), without the calculator marks `<<…>>` in the answers.
-
-    Raises `SempaError` with file and line for anything else.
-    """
-    texts = itertools.islice(_recorded_texts(path, numbered_lines(path), [_QUESTIONS]), limit)
-    return [EvalText(_CALCULATOR_MARK.sub("", text.text), text.question) for text in texts]
+        passages = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
+        return list(itertools.islice(passages, limit))
+    layout, records = line_records(path, iter(lines), [_QUESTIONS, _TEXTS])
+    texts = []
+    for number, values in itertools.islice(records, limit):
+        if not all(value.strip() for value in values):
+            raise SempaError(f"{path}:{number}: an empty text, expected {' and '.join(layout.names)}")
+        *question, text = values
+        texts.append(EvalText(text, *question))
+    return texts
 
 
 def builtin_texts() -> dict[str, list[EvalText]]:
@@ -69,9 +62,15 @@ def builtin_texts() -> dict[str, list[EvalText]]:
 
 
 def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
-    """The built-in texts and, where a GSM8K file is named, its first problems under `GSM8K`."""
-    problems = {"GSM8K": read_gsm8k(Path(gsm8k), GSM8K_PROBLEMS)} if gsm8k else {}
-    return builtin_texts() | problems
+    """The built-in texts and, where a GSM8K file is named, its first problems under `GSM8K`.
+
+    Their answers lose the calculator marks `<<…>>`.
+    """
+    texts = builtin_texts()
+    if gsm8k:
+        problems = read_texts(Path(gsm8k), GSM8K_PROBLEMS)
+        texts["GSM8K"] = [EvalText(re.sub("<<.*?>>", "", text.text), text.question) for text in problems]
+    return texts
 
 
 def builtin_prompts() -> list[str]:
@@ -116,12 +115,3 @@ def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
         if targets:
             yield ScoredTokens(sequence.tokens[begin:end], targets)
         done = end
-
-
-def _recorded_texts(path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]) -> Iterator[EvalText]:
-    layout, records = line_records(path, lines, layouts)
-    for number, values in records:
-        if empty := [name for name, value in zip(layout.names, values, strict=True) if not value.strip()]:
-            raise SempaError(f"{path}:{number}: {empty[0]} is empty, expected text")
-        *question, text = values
-        yield EvalText(text, *question)

@@ -4,10 +4,11 @@ Every measure is a function of float arrays, computed in float64. `all_measures`
 because similarity is the cosine: none of its figures then depends on the vectors' lengths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from scipy.special import entr, logsumexp
 from scipy.stats import skew
 
@@ -15,8 +16,8 @@ from sempa.data.sts import ScoredPair
 from sempa.errors import SempaError
 
 NEIGHBOURS = 10
-# Elements of a block of inner products: 32 MB in float64.
-_BLOCK_ELEMENTS = 1 << 22
+# Rows whose cosines with all others are held at a time.
+_BLOCK_ROWS = 1024
 # Positives lie above this fraction of the gold scale: SimCSE's "score above 4" on the scale of STS-B, 0 to 5.
 _POSITIVE_FROM = 0.8
 
@@ -40,18 +41,13 @@ def alignment(first: np.ndarray, second: np.ndarray, power: float = 2.0) -> floa
 
 
 def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
-    """ℓ_uniform = log E e^{−t‖x − y‖²} over the distinct pairs of `[n, D]`, by log-sum-exp; lower is more uniform.
+    """ℓ_uniform = log E e^{−t‖x − y‖²} over the distinct pairs of `[n, D]`; lower is more uniform.
 
     Wang & Isola 2020 (arXiv 2005.10242), § 4.1. On the unit sphere no distribution comes below the uniform one's
     −2t + log ₀F₁(D/2; t²), about −2t for large D.
     """
-    count = len(vectors)
-    squares = np.einsum("nd,nd->n", vectors, vectors)
-    sums = [
-        logsumexp(t * np.minimum(2 * products - squares[rows, None] - squares, 0))
-        for rows, products in _inner_products(vectors)
-    ]
-    return float(logsumexp(sums) - np.log(count * (count - 1)))
+    exponents = -t * pdist(vectors, "sqeuclidean")
+    return float(logsumexp(exponents) - np.log(len(exponents)))
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
@@ -107,13 +103,11 @@ def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarr
 
     The mean is k. With n ≤ k, every row is a neighbour of all others.
     """
-    units = unit_vectors(vectors)
-    occurrences = np.zeros(len(units), dtype=np.int64)
-    for _, cosines in _inner_products(units):
-        # Several times as fast as NumPy's argpartition.
-        nearest = torch.from_numpy(cosines).topk(min(neighbours, len(units) - 1), sorted=False).indices
-        occurrences += np.bincount(nearest.numpy().ravel(), minlength=len(units))
-    return occurrences
+    units = torch.from_numpy(unit_vectors(vectors))
+    # A row is its own nearest, which does not count. PyTorch's top-k is several times as fast as NumPy's argpartition.
+    count = min(neighbours + 1, len(units))
+    nearest = torch.cat([(block @ units.T).topk(count, sorted=False).indices for block in units.split(_BLOCK_ROWS)])
+    return nearest.flatten().bincount(minlength=len(units)).numpy() - 1
 
 
 def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
@@ -154,13 +148,3 @@ def positive_pairs(pairs: Sequence[ScoredPair], sentences: Sequence[str]) -> np.
     least = scores.min() + _POSITIVE_FROM * np.ptp(scores)
     row = {sentence: i for i, sentence in enumerate(sentences)}
     return np.array([(row[pair.first], row[pair.second]) for pair in pairs if pair.score > least])
-
-
-def _inner_products(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The inner products `[rows, n]` of some rows with all, block by block; −∞ for a row with itself."""
-    step = max(1, _BLOCK_ELEMENTS // len(vectors))
-    for begin in range(0, len(vectors), step):
-        rows = slice(begin, begin + step)
-        products = vectors[rows] @ vectors.T
-        np.fill_diagonal(products[:, begin:], -np.inf)
-        yield rows, products

@@ -17,7 +17,6 @@ from sempa.evaluation.statistics import compare_accuracies
 from sempa.io.progress import bar
 from sempa.io.rows import json_object, numbered_lines
 from sempa.model.base import BaseModel
-from sempa.model.forward import context_length
 from sempa.model.lora import adapter_disabled
 
 ENDINGS = 4
@@ -27,16 +26,15 @@ _EXPECTED = "expected endings (four texts), label (0 to 3), and either activity_
 
 @dataclass(frozen=True)
 class HellaSwagTask:
-    """A context, its four possible endings, and which of them is right (from 0); `place` is file and line."""
+    """A context, its four possible endings, and which of them is right (from 0)."""
 
     context: str
     endings: tuple[str, ...]
     answer: int
-    place: str
 
 
-def read_hellaswag(path: Path, count: int = 0, seed: int = 0) -> list[HellaSwagTask]:
-    """The tasks of a HellaSwag file (JSON lines, plain or gzip), or a sample of `count` of them drawn by `seed`.
+def read_hellaswag(path: Path, count: int = 0) -> list[HellaSwagTask]:
+    """The tasks of a HellaSwag file (JSON lines, plain or gzip), or a sample of `count` of them, each time the same.
 
     A line has `endings`, `label` and either the published `activity_label`, `ctx_a` and `ctx_b`, which make the context
     "activity: a B", or `ctx`, the context itself. Raises `SempaError` with file and line for anything else.
@@ -47,16 +45,18 @@ def read_hellaswag(path: Path, count: int = 0, seed: int = 0) -> list[HellaSwagT
     if not 0 < count < len(tasks):
         return tasks
     # The first third of the published file is of one source and easier than the rest.
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(tasks))[:count])
+    drawn = np.sort(np.random.default_rng(0).permutation(len(tasks))[:count])
     return [tasks[place] for place in drawn]
 
 
 def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
-    """A report's `hellaswag`: the number of `tasks`, and `compare_accuracies` of both sides.
-
-    Raises `SempaError` for a task that is longer than the model's context.
-    """
-    preferences = encode_hellaswag(base, tasks)
+    """A report's `hellaswag`: the number of `tasks`, and `compare_accuracies` of both sides."""
+    preferences = []
+    for task in tasks:
+        # An ending is tokenized behind its context.
+        texts = [task.context, *(f"{task.context} {ending}" for ending in task.endings)]
+        context, *whole = encode_plain(base.tokenizer, texts)
+        preferences.append(Preference(context, tuple(tokens[len(context) :] for tokens in whole)))
     lengths = np.array([[len(ending) for ending in task.endings] for task in tasks])
     answers = np.array([task.answer for task in tasks])
     with bar(2 * len(tasks), "HellaSwag", "task") as progress:
@@ -69,18 +69,6 @@ def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
             before = right()
         after = right()
     return {"tasks": len(tasks), **compare_accuracies(before, after)}
-
-
-def encode_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> list[Preference]:
-    """Token ids of each context and of its endings, which are tokenized behind it; raises as `measure_hellaswag`."""
-    limit, preferences = context_length(base.model), []
-    for task in tasks:
-        texts = [task.context, *(f"{task.context} {ending}" for ending in task.endings)]
-        context, *whole = encode_plain(base.tokenizer, texts)
-        if (longest := max(map(len, whole))) > limit:
-            raise SempaError(f"{task.place}: has {longest:,} tokens, expected at most the model's {limit:,}")
-        preferences.append(Preference(context, tuple(tokens[len(context) :] for tokens in whole)))
-    return preferences
 
 
 def _task(line: str, place: str) -> HellaSwagTask:
@@ -96,7 +84,7 @@ def _task(line: str, place: str) -> HellaSwagTask:
             raise ValueError("an ending too few or too many, or an empty text")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SempaError(f"{place}: is no HellaSwag task ({error!r}); {_EXPECTED}") from error
-    return HellaSwagTask(context, tuple(endings), answer, place)
+    return HellaSwagTask(context, tuple(endings), answer)
 
 
 def _clean(text: str) -> str:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import pearsonr
 
 from sempa.data.sts import ScoredPair, StsTask, distinct_sentences
 from sempa.errors import SempaError
-from sempa.evaluation.statistics import bootstrap, pearson, spearman
+from sempa.evaluation.statistics import bootstrap, spearman
 
 Encode = Callable[[list[str]], np.ndarray]
 """Sentences → embeddings, float32 `[n, D]`."""
 
-# Cosines that differ by less than this differ by rounding alone.
+# Cosines that differ by less than this differ by rounding alone, as those of copies of one float32 vector do.
 _SAME_COSINE = 1e-10
 
 
@@ -25,35 +26,24 @@ _SAME_COSINE = 1e-10
 class StsResult:
     """An encoder's `score` (Spearman's ρ × 100) and `pearson` (r × 100) on a task, and the cosines of its pairs `[n]`.
 
-    `subtasks` holds ρ × 100 of each sub-task; None where it does not exist: one pair, or one gold score for all.
+    `subtasks` holds ρ × 100 of each sub-task; NaN where it does not exist: one pair, or one gold score for all.
     """
 
     task: StsTask
     score: float
     pearson: float
-    subtasks: dict[str, float | None]
+    subtasks: dict[str, float]
     cosines: np.ndarray
 
 
 def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> list[StsResult]:
     """The scores of an encoder on each task; a sentence that several tasks share is encoded once.
 
-    Raises `SempaError` as `encode_distinct`, `pair_cosines` and `score_sts` do.
+    Raises `SempaError` as `pair_cosines` and `score_sts` do.
     """
-    vectors = encode_distinct(encode, [pair for task in tasks for pair in task.pairs])
+    sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
+    vectors = dict(zip(sentences, encode(sentences), strict=True))
     return [score_sts(task, pair_cosines(vectors, task.pairs)) for task in tasks]
-
-
-def encode_distinct(encode: Encode, pairs: Sequence[ScoredPair]) -> dict[str, np.ndarray]:
-    """The embedding `[D]` of every distinct sentence of the pairs, by one call of `encode`.
-
-    Raises `SempaError` when `encode` returns another shape than `[sentences, D]`.
-    """
-    sentences = distinct_sentences(pairs)
-    vectors = np.asarray(encode(sentences))
-    if vectors.ndim != 2 or len(vectors) != len(sentences):
-        raise SempaError(f"the encoder returned shape {vectors.shape}, expected [{len(sentences)}, D]")
-    return dict(zip(sentences, vectors))
 
 
 def pair_cosines(vectors: Mapping[str, np.ndarray], pairs: Sequence[ScoredPair]) -> np.ndarray:
@@ -74,23 +64,17 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
 
     Raises `SempaError` naming the task when all cosines are the same, or all gold scores are.
     """
-    # Copies of one vector, in float32 and of any length, have cosines that differ from 1 by rounding alone.
     if np.ptp(cosines) < _SAME_COSINE:
         raise SempaError(
             f"{task.name}: all {len(cosines):,} cosines are {cosines[0]:.6g}, so the pairs have no order; "
             "does the encoder give every sentence the same embedding?"
         )
     gold = task.gold
-    try:
-        score, linear = spearman(cosines, gold), pearson(cosines, gold)
-    except SempaError as error:
-        raise SempaError(f"{task.name}: {error}") from error
-    subtasks: dict[str, float | None] = {}
-    for name in dict.fromkeys(task.subtasks):
-        own = np.array([subtask == name for subtask in task.subtasks])
-        defined = np.ptp(cosines[own]) >= _SAME_COSINE and np.ptp(gold[own]) > 0
-        subtasks[name] = spearman(cosines[own], gold[own]) if defined else None
-    return StsResult(task, score, linear, subtasks, cosines)
+    if np.ptp(gold) == 0:
+        raise SempaError(f"{task.name}: all {len(gold):,} gold scores are {gold[0]:g}, so the pairs have no order")
+    parts = np.array(task.subtasks)
+    subtasks = {name: spearman(cosines[parts == name], gold[parts == name]) for name in dict.fromkeys(task.subtasks)}
+    return StsResult(task, spearman(cosines, gold), 100 * float(pearsonr(cosines, gold).statistic), subtasks, cosines)
 
 
 def bootstrap_scores(result: StsResult, resamples: int = 1000, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,6 @@ second call measures only the rows that are missing.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -73,17 +72,14 @@ def measure_rows(
     The cosines of a finished row are written to `folder`, under a fingerprint of all that decides them: weights, dtype,
     kind of device, adapter, readout, layer, sentences and versions. Cosines that are already there are read instead.
 
-    Raises `SempaError` for a method given twice, a layer that the model does not have, an adapter that cannot be used,
-    a row whose cosines on a task are all the same, and whatever `embed` raises.
+    Raises `SempaError` for a layer that the model does not have, an adapter that cannot be used, a row whose cosines on
+    a task are all the same, and whatever `embed` raises.
     """
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     rows = {}
     for method, key in row_keys(base, methods, pairs).items():
         cosines = stored(folder / f"{method.readout}-{key}.json", partial(_measure_cosines, base, method, tasks))
-        try:
-            rows[method] = [score_sts(task, np.array(cosines[task.name])) for task in tasks]
-        except SempaError as error:
-            raise SempaError(f"row {method.label}: {error}") from error
+        rows[method] = [score_sts(task, np.array(cosines[task.name])) for task in tasks]
     return rows
 
 
@@ -99,14 +95,12 @@ def stored(file: Path, measure: Callable[[], object]) -> object:
 def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
     """For each method a fingerprint of all that decides its figures on `data`.
 
-    Raises `SempaError` for a method given twice, a layer that the model does not have, an unusable adapter.
+    Raises `SempaError` for a layer that the model does not have, and an unusable adapter.
     """
     machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
     common = fingerprint(weights_fingerprint(base), machine, data)
-    keys: dict[Method, str] = {}
+    keys = {}
     for method in methods:
-        if method in keys:
-            raise SempaError(f"row {method.label}: is there twice")
         check_readout(method.readout, base.model, method.layer)
         files = []
         if method.adapter:
@@ -130,58 +124,40 @@ def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: s
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
     """Every figure of the table as plain data, ready for JSON; each row has results on the same tasks.
 
-    A row has for each task Spearman's ρ and Pearson's r × 100 and the scores of the sub-tasks. With `resamples` it also
-    has the 95 % interval of ρ and, under `versus`, the paired test against the `BASELINE` row where that is among
-    `rows`. `average` holds the same for the mean of the tasks.
+    The `figures` of a row are, for each task and for the `average`, Spearman's ρ and Pearson's r × 100, and ρ of the
+    sub-tasks. With `resamples` they also have the 95 % interval of ρ and, under `versus`, the paired test against the
+    `BASELINE` row where that is among `rows`.
     """
-    figures = {method: _figures(results) for method, results in rows.items()}
-    draws = _draws(rows, resamples, seed) if resamples else {}
-    for method, drawn in draws.items():
-        for name, values in drawn.items():
-            figure = figures[method][name]
-            figure["spearman_interval"] = interval(values)
-            if BASELINE in rows and method != BASELINE:
-                other = figures[BASELINE][name]["spearman"]
-                figure["versus"] = dataclasses.asdict(compare(figure["spearman"], other, values, draws[BASELINE][name]))
+    figures, draws = {}, {}
+    with bar(len(rows), "intervals", "row") as progress:
+        for method, results in rows.items():
+            own = {
+                result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
+                for result in results
+            }
+            own[AVERAGE] = {key: float(np.mean([one[key] for one in own.values()])) for key in ("spearman", "pearson")}
+            if resamples:
+                drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
+                drawn[AVERAGE] = np.mean(list(drawn.values()), axis=0)
+                for name, figure in own.items():
+                    figure["spearman_interval"] = interval(drawn[name])
+                draws[method] = drawn
+            figures[method] = own
+            progress.update()
+    for method in draws:
+        if BASELINE in draws and method != BASELINE:
+            for name, figure in figures[method].items():
+                baseline = figures[BASELINE][name]["spearman"]
+                figure["versus"] = compare(figure["spearman"], baseline, draws[method][name], draws[BASELINE][name])
     tasks = [result.task for result in next(iter(rows.values()))]
     return {
         "resamples": resamples,
         "seed": seed,
         "baseline": BASELINE.label,
-        "tasks": [
-            {"name": task.name, "pairs": len(task.pairs), "subtasks": list(dict.fromkeys(task.subtasks))}
-            for task in tasks
-        ],
+        "tasks": [{"name": task.name, "pairs": len(task.pairs)} for task in tasks],
         "notes": [note for task in tasks for note in task.notes],
-        "rows": [
-            {
-                "label": method.label,
-                **dataclasses.asdict(method),
-                "average": each.pop(AVERAGE),
-                "tasks": each,
-                "subtasks": {result.task.name: result.subtasks for result in rows[method] if result.subtasks},
-            }
-            for method, each in figures.items()
-        ],
+        "rows": [{"label": method.label, **vars(method), "figures": own} for method, own in figures.items()],
     }
-
-
-def _figures(results: Sequence[StsResult]) -> dict[str, dict]:
-    """Both correlations of each task, by its name, and of the average."""
-    each = {result.task.name: {"spearman": result.score, "pearson": result.pearson} for result in results}
-    average = {name: float(np.mean([figure[name] for figure in each.values()])) for name in ("spearman", "pearson")}
-    return {**each, AVERAGE: average}
-
-
-def _draws(rows: Mapping[Method, Sequence[StsResult]], resamples: int, seed: int) -> dict[Method, dict]:
-    """The bootstrap draws of each task, by its name, and of the average."""
-    draws = {}
-    with bar(len(rows), "intervals", "row") as progress:
-        for method, results in rows.items():
-            drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-            draws[method] = {**drawn, AVERAGE: np.mean(list(drawn.values()), axis=0)}
-            progress.update()
-    return draws
 
 
 def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> dict[str, list[float]]:

@@ -8,21 +8,19 @@ the others on their test sets. A pair (MRPC) is given as |u − v| and u · v, e
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import sklearn
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from sempa.data.transfer import Examples, TransferTask
-from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare_accuracies, mean_and_error
-from sempa.evaluation.table import BASELINE, Method, embed_as, row_keys, stored
+from sempa.evaluation.table import AVERAGE, BASELINE, Method, embed_as, row_keys, stored
 from sempa.io.files import fingerprint
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 FOLDS = 10
 # The values of C that are tried; SentEval's 2⁻² to 2³ fit the scale of the encoders of its time.
@@ -38,14 +36,10 @@ def measure_transfer(
     `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
     all that decides them, and those that are there are read instead. `seed` draws the folds.
 
-    Raises `SempaError` without scikit-learn, for a method given twice or one that cannot be had, and as `embed` does.
+    Raises `SempaError` for a method that cannot be had, and as `embed` does.
     """
-    try:
-        from sklearn import __version__ as version
-    except ImportError as error:
-        raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
     predictions: dict[Method, list[np.ndarray]] = {}
-    for method, key in row_keys(base, methods, (seed, version)).items():
+    for method, key in row_keys(base, methods, (seed, sklearn.__version__)).items():
         predictions[method] = []
         for task in tasks:
             examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]
@@ -85,28 +79,25 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
 def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks: Sequence[TransferTask]) -> dict:
     """Every figure of the table as plain data, ready for JSON.
 
-    A row has for each task its accuracy × 100 with the standard error (MRPC: also F1 × 100 of paraphrases) and, where
-    the `BASELINE` row is among the rows, the change from it with the paired standard error and McNemar's p. `average`
-    is the plain mean of the tasks.
+    The `figures` of a row are, for each task, its accuracy × 100 with the standard error (MRPC: also F1 × 100 of
+    paraphrases) and, where the `BASELINE` row is among the rows, the change from it with the paired standard error and
+    McNemar's p. `average` is the plain mean of the tasks.
     """
-    from sklearn.metrics import f1_score
-
     rows = []
     for method, each in predictions.items():
-        figures = {}
+        figures: dict[str, dict] = {}
         for place, (task, predicted) in enumerate(zip(tasks, each)):
             truth = judged(task).labels
             accuracy, error = mean_and_error(predicted == truth)
-            figure: dict = {"accuracy": 100 * accuracy, "stderr": 100 * error}
+            figure = figures[task.name] = {"accuracy": 100 * accuracy, "stderr": 100 * error}
             if task.name == "MRPC":
                 figure["f1"] = 100 * float(f1_score(truth, predicted))
             if BASELINE in predictions and method != BASELINE:
                 test = compare_accuracies(predictions[BASELINE][place] == truth, predicted == truth)
                 change, error = 100 * test["change"], 100 * test["change_stderr"]
                 figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
-            figures[task.name] = figure
-        average = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
-        rows.append({"label": method.label, **vars(method), "average": average, "tasks": figures})
+        figures[AVERAGE] = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
+        rows.append({"label": method.label, **vars(method), "figures": figures})
     return {
         "baseline": BASELINE.label,
         "tasks": [
@@ -131,18 +122,13 @@ def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) 
 
 def _fit(
     train: tuple[np.ndarray, np.ndarray], dev: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> "LogisticRegression | GridSearchCV":
+) -> LogisticRegression | GridSearchCV:
     """The classifier of the training examples with the best C, on `dev` or else in inner folds; of equals the least."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
     if dev is None:
         return GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=_folds(seed)).fit(*train)
     fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]
     return max(fitted, key=lambda one: one.score(*dev))
 
 
-def _folds(seed: int) -> "StratifiedKFold":
-    from sklearn.model_selection import StratifiedKFold
-
+def _folds(seed: int) -> StratifiedKFold:
     return StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

@@ -1,6 +1,5 @@
 """The README.md of an exported model: what it is, how to use it, what was measured, on what, and what it cannot do."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 
 from sempa import __version__
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
+from sempa.io.files import read_json
 from sempa.model.adapter_files import adapter_readout, read_adapter
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
@@ -23,20 +23,14 @@ TEMPLATES = Environment(
 TEMPLATES.filters["file_name"] = lambda path: Path(path).name
 
 
-def base_card(name: str, model: str, adapter: str) -> str:
-    """The card of a base alone; `name` is the exported folder's name, `adapter` the adapter's."""
-    content = {"name": name, "base_name": _base_name(model), "adapter": adapter, "version": __version__}
-    return TEMPLATES.get_template("base.md").render(content)
-
-
 def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str) -> str:
     """The card as Markdown with its YAML head; figures come from the `report.json` of the run that holds the adapter.
 
-    `name` is the exported folder's name, `model` the base model's. `base` is what is exported, as `kind`: `merged`,
-    `sentence-transformers`, or a GGUF file's `f32`, `f16`, `q8_0` or `lora`.
+    `name` is the exported folder's name, `model` the base model's, `base` what is exported, and `kind` as
+    `sempa.export.folders.export_folder` takes it; the card of a `base` alone is a shorter one.
     """
     try:
-        report = json.loads((adapter.parent / "report.json").read_text(encoding="utf-8"))
+        report = read_json(adapter.parent / "report.json")
     except (OSError, ValueError):
         # An adapter from elsewhere has no report, and a card without figures is still a card.
         report = {}
@@ -49,8 +43,9 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     machine, context = report.get("machine") or {}, context_length(base.model)
     # A change that was no finite number is null in the report.
     drifts = [row for row in report.get("retention") or [] if row.get("change") is not None]
-    return TEMPLATES.get_template("model.md").render(
+    return TEMPLATES.get_template("base.md" if kind == "base" else "model.md").render(
         name=name,
+        adapter=adapter.name,
         kind=kind,
         base_name=_base_name(model),
         on_hub=_base_name(model) == model and "/" in model,

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from html import escape
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -20,11 +20,7 @@ _OWN_INK = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#d
 
 def available() -> bool:
     """Whether matplotlib, an optional extra, can be imported."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("matplotlib") is not None
 
 
 def make_figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
@@ -49,19 +45,15 @@ def svg(figure: object, name: str, title: str) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
+    metadata = {"Title": title, "Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="|url\()#', rf"\g<1>#{name}-", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: (\d+)px [^;\"]+", r"font: \1px system-ui, sans-serif", text)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The width comes from the page; the aspect ratio from the view box.
-    opening = re.match(r"<svg[^>]*>", text).group()
-    title = escape(title)
-    lean = re.sub(r' (width|height)="[^"]*"', "", opening).replace(">", f' role="img" aria-label="{title}">')
-    return lean + f"<title>{title}</title>" + text[len(opening) :]
+    return re.sub(r' width="[^"]*" height="[^"]*"', ' role="img"', text, count=1)
 
 
 def standalone(picture: str) -> str:

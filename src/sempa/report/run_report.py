@@ -62,18 +62,11 @@ def page(report: dict, history: Sequence[dict]) -> str:
 
 def _similarity_table(results: Sequence[dict]) -> Table:
     columns = ["task", "pairs", "base", "aligned", "change", "95 %", "p"]
-    rows = [
-        [
-            row["task"],
-            f"{row['pairs']:,}",
-            number(row["base"]),
-            number(row["aligned"]),
-            number(row["aligned"] - row["base"], "+.2f"),
-            interval_cell(row.get("change_interval"), sign="+"),
-            f"{row['p']:.3f}" if "p" in row else "",
-        ]
-        for row in results
-    ]
+    rows = []
+    for row in results:
+        cells = [number(row["pairs"], ","), number(row["base"]), number(row["aligned"])]
+        change = [number(row["aligned"] - row["base"], "+.2f"), interval_cell(row.get("change_interval"), sign="+")]
+        rows.append([row["task"], *cells, *change, f"{row['p']:.3f}" if "p" in row else ""])
     return Table("Sentence similarity, Spearman's ρ × 100", columns, rows)
 
 
@@ -89,26 +82,17 @@ def _preference_table(preference: dict) -> Table:
 
 def _drift_table(drifts: Sequence[dict]) -> Table:
     columns = ["unseen text", "tokens", "perplexity base", "aligned", "change", "KL (nats)", "agreement"]
-    rows = [
-        [
-            row["text"],
-            f"{row['tokens']:,}",
-            number(row["base_perplexity"], ",.3f"),
-            number(row["aligned_perplexity"], ",.3f"),
-            number(row["change"], "+.1%"),
-            number(row["kl"], ".4f"),
-            number(row["agreement"], ".1%"),
-        ]
-        for row in drifts
-    ]
+    forms = {"tokens": ",", "base_perplexity": ",.3f", "aligned_perplexity": ",.3f", "change": "+.1%", "kl": ".4f"}
+    forms["agreement"] = ".1%"
+    rows = [[row["text"], *(number(row[key], form) for key, form in forms.items())] for row in drifts]
     return Table("Language-model drift", columns, rows)
 
 
 def _hellaswag_table(measured: dict) -> Table:
+    columns = ["HellaSwag, 0-shot", "tasks", "base", "aligned", "change", "p"]
     row = ["accuracy (acc_norm)", f"{measured['tasks']:,}"]
     row += [f"{number(measured[side], '.1%')} ± {100 * measured[f'{side}_stderr']:.1f}" for side in ("base", "aligned")]
     row += [f"{100 * measured['change']:+.2f} ± {100 * measured['change_stderr']:.2f}", f"{measured['p']:.3f}"]
-    columns = ["HellaSwag, 0-shot", "tasks", "base", "aligned", "change", "p"]
     return Table("Tasks, ± standard error", columns, [row])
 
 
@@ -139,13 +123,13 @@ def _geometry_table(measured: dict) -> Table:
 def _cost_rows(report: dict) -> list[list[str]]:
     rows = []
     if training := report.get("training"):
-        steps = f"{training['steps']} (best at {training['best_step']})"
-        rows += [["triplets trained on", f"{training['used']:,}"], ["steps", steps]]
+        rows.append(["triplets trained on", f"{training['used']:,}"])
+        rows.append(["steps", f"{training['steps']} (best at {training['best_step']})"])
     if seconds := report.get("seconds"):
         total, spent, rest = (number(seconds[key] / 60, ",.1f") for key in ("total", "training", "evaluation"))
-        rows += [["minutes (training, evaluation)", f"{total} ({spent}, {rest})"]]
+        rows.append(["minutes (training, evaluation)", f"{total} ({spent}, {rest})"])
     if report.get("peak_memory_gib"):
-        rows += [["peak memory (GiB)", number(report["peak_memory_gib"])]]
+        rows.append(["peak memory (GiB)", number(report["peak_memory_gib"])])
     return rows
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader
@@ -48,12 +48,26 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows under a header of all their names; a cell that a row does not have is empty."""
+    """Rows under a header of all their names; a cell that a row does not have is empty.
+
+    What is nested gets columns of its own: `STS12 versus p`, and of an interval `low` and `high`.
+    """
+    flat = [dict(_cells("", row)) for row in rows]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(flat)
     return stream.getvalue()
+
+
+def _cells(name: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, tuple):
+        value = dict(zip(("low", "high"), value, strict=True))
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for part, inner in value.items():
+        yield from _cells(f"{name} {part}".lstrip(), inner)
 
 
 def number(value: float | None, form: str = ",.2f") -> str:
