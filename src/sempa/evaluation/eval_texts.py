@@ -38,7 +38,7 @@ class ScoredTokens:
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    JSON lines hold `question` and `answer`, or `text`; a file that begins with `{"` has them. Raises `SempaError` with
+    A file that begins with `{"` is read as JSON lines with `question` and `answer`, or `text`. Raises `SempaError` with
     file and line for a line of another layout or an empty text.
     """
     lines = list(numbered_lines(path))
@@ -62,10 +62,7 @@ def builtin_texts() -> dict[str, list[EvalText]]:
 
 
 def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
-    """The built-in texts and, where a GSM8K file is named, its first problems under `GSM8K`.
-
-    Their answers lose the calculator marks `<<…>>`.
-    """
+    """The built-in texts and, where a GSM8K file is named, its first problems without calculator marks `<<…>>`."""
     texts = builtin_texts()
     if gsm8k:
         problems = read_texts(Path(gsm8k), GSM8K_PROBLEMS)
@@ -79,11 +76,8 @@ def builtin_prompts() -> list[str]:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
-    """The first `limit` lines of a file that are not blank; raises `SempaError` when there are none."""
-    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()]
-    if not prompts:
-        raise SempaError(f"{path}: holds blank lines only, expected one prompt a line")
-    return prompts[:limit]
+    """The first `limit` lines of a file that are not blank."""
+    return [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
 
 
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:

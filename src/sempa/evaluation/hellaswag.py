@@ -1,7 +1,7 @@
 """HellaSwag (Zellers et al. 2019, arXiv 1905.07830): which of four endings does the language model expect?
 
-No example is shown. An ending's score is log π(ending | context) divided by its number of characters, and the highest
-score is the model's choice. This is `acc_norm` of lm-evaluation-harness, whose cleaning of the text is kept too.
+Zero-shot: an ending's score is log π(ending | context) divided by its number of characters, and the highest score is
+the model's choice. This is `acc_norm` of lm-evaluation-harness, whose cleaning of the text is used too.
 """
 
 import re
@@ -34,14 +34,12 @@ class HellaSwagTask:
 
 
 def read_hellaswag(path: Path, count: int = 0) -> list[HellaSwagTask]:
-    """The tasks of a HellaSwag file (JSON lines, plain or gzip), or a sample of `count` of them, each time the same.
+    """The tasks of a HellaSwag file (JSON lines, plain or gzip), or a fixed sample of `count` of them.
 
     A line has `endings`, `label` and either the published `activity_label`, `ctx_a` and `ctx_b`, which make the context
     "activity: a B", or `ctx`, the context itself. Raises `SempaError` with file and line for anything else.
     """
     tasks = [_task(line, f"{path}:{number}") for number, line in numbered_lines(path) if line.strip()]
-    if not tasks:
-        raise SempaError(f"{path}: holds blank lines only, expected HellaSwag's tasks as JSON lines")
     if not 0 < count < len(tasks):
         return tasks
     # The first third of the published file is of one source and easier than the rest.

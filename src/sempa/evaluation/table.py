@@ -69,11 +69,10 @@ def measure_rows(
 ) -> dict[Method, list[StsResult]]:
     """The results of each method on all tasks; `base` holds no adapter, before and after.
 
-    The cosines of a finished row are written to `folder`, under a fingerprint of all that decides them: weights, dtype,
-    kind of device, adapter, readout, layer, sentences and versions. Cosines that are already there are read instead.
+    The cosines of a finished row are written to `folder`, under a fingerprint of everything they depend on (weights,
+    dtype, kind of device, adapter, readout, layer, sentences and versions), and read from there the next time.
 
-    Raises `SempaError` for a layer that the model does not have, an adapter that cannot be used, a row whose cosines on
-    a task are all the same, and whatever `embed` raises.
+    Raises `SempaError` as `row_keys`, `embed` and `score_sts` do.
     """
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     rows = {}
@@ -93,7 +92,7 @@ def stored(file: Path, measure: Callable[[], object]) -> object:
 
 
 def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
-    """For each method a fingerprint of all that decides its figures on `data`.
+    """For each method a fingerprint of everything that its figures on `data` depend on.
 
     Raises `SempaError` for a layer that the model does not have, and an unusable adapter.
     """

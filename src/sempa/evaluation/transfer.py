@@ -34,9 +34,9 @@ def measure_transfer(
     """The class that each method's embeddings predict of every judged example, `[n]` for each task.
 
     `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
-    all that decides them, and those that are there are read instead. `seed` draws the folds.
+    everything they depend on, and read from there the next time. `seed` draws the folds.
 
-    Raises `SempaError` for a method that cannot be had, and as `embed` does.
+    Raises `SempaError` as `row_keys` and `embed` do.
     """
     predictions: dict[Method, list[np.ndarray]] = {}
     for method, key in row_keys(base, methods, (seed, sklearn.__version__)).items():
@@ -123,7 +123,7 @@ def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) 
 def _fit(
     train: tuple[np.ndarray, np.ndarray], dev: tuple[np.ndarray, np.ndarray] | None, seed: int
 ) -> LogisticRegression | GridSearchCV:
-    """The classifier of the training examples with the best C, on `dev` or else in inner folds; of equals the least."""
+    """The classifier with the C that does best on `dev`, else in inner folds of `train`; ties go to the smallest C."""
     if dev is None:
         return GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=_folds(seed)).fit(*train)
     fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]

@@ -21,9 +21,9 @@ from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import merge_adapter
 from sempa.model.resolve import quiet, resolve_model
 
-# Larger folders are cut into files of this size.
+# Larger weights are split into files of this size.
 SHARD = "5GB"
-# What a tokenizer may consist of beside the files that transformers writes: llama.cpp reads the original ones.
+# Tokenizer files that transformers may not write again; llama.cpp's converter reads the original ones.
 _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt")
 
 
@@ -63,6 +63,10 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
         merge_adapter(base.model, merged_dtype)
         base.model.to(merged_dtype)
 
+    if kind == "sentence-transformers":
+        # It batches, and so needs a padding token. Any will do: padding on the right is never seen.
+        base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
+
     def write(temporary: Path) -> None:
         if kind in KINDS:
             write_gguf(temporary / f"{output.name}-{kind}.gguf", base, output.name, kind)
@@ -81,15 +85,15 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
 
 def prompt_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Clean-up and PromptEOL around the last user message, as a Jinja template that gives `encode_one_word`'s text."""
-    # `prompts.clean_sentence` in what Python's Jinja and llama.cpp's have in common. llama.cpp splits at blanks alone,
-    # and hands out the empty texts between two of them.
+    # `prompts.clean_sentence` in the Jinja that Python and llama.cpp have in common. llama.cpp splits at single blanks
+    # only, so two in a row leave an empty text between them.
     clean = Path(__file__).with_name("templates") / "prompteol.jinja"
     prompt = f"{begin_of_text(tokenizer)}{EOL_PREFIX}{{{{ sentence }}}}{EOL_SUFFIX}"
     return clean.read_text(encoding="utf-8") + prompt
 
 
 def _write_transformers(base: BaseModel, folder: Path) -> None:
-    """Weights, configs and tokenizer as transformers 5 writes them, and as transformers 4.57 reads them, too."""
+    """Weights, configs and tokenizer, readable by transformers 5 and by transformers 4.57."""
     with quiet():
         base.model.save_pretrained(folder, max_shard_size=SHARD)
         base.tokenizer.save_pretrained(folder)
@@ -104,8 +108,8 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
             shutil.copyfile(found, folder / name)
     config = read_json(folder / "config.json")
     config["torch_dtype"] = config["dtype"]
-    # By the new name alone version 4 takes its default of 10,000, and nothing tells. Bases with one rotation for each
-    # kind of layer had no common name for theirs.
+    # Version 4 does not know `rope_parameters`; without these two keys it silently takes θ = 10,000. Bases that rotate
+    # differently in each kind of layer never had a common key.
     if theta := (rope := config.get("rope_parameters") or {}).get("rope_theta"):
         config["rope_theta"] = theta
         if rope["rope_type"] != "default":
@@ -120,7 +124,7 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
 
 
 def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
-    """The files by which sentence-transformers knows modules, template, pooling and similarity."""
+    """The files that tell sentence-transformers the modules, template, pooling and similarity."""
     prefix = "sentence_transformers/"
     for name in TEMPLATES.list_templates():
         if name.startswith(prefix):

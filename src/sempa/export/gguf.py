@@ -17,14 +17,14 @@ from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.lora import lora_layers
 
-# The type of the matrices, and how `general.file_type` calls a file of them; vectors are always float32.
+# The type of the matrices, and what `general.file_type` calls a file of them; vectors are always float32.
 _TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 KINDS = (*_TYPES, "lora")
-# Static rotations: one factor for each frequency, which a tensor of its own can hold.
+# Static rotations: a factor for each frequency describes them, and a GGUF file has a tensor for these factors.
 _ROPES = ("default", "linear", "llama3")
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
@@ -113,7 +113,7 @@ def _model_weights(base: BaseModel) -> dict[str, Tensor]:
     """llama.cpp's names → weights, matrices `[out, in]`."""
     config, names, weights = base.model.config, _names(base), {}
     for name, weight in base.model.state_dict().items():
-        # Without a head of its own the file's embeddings are the head.
+        # In a file without a head the embeddings are the head.
         if not (name == "lm_head.weight" and config.tie_word_embeddings):
             weights[names[name]] = _rotary_order(name, weight, config)
     theta, width = config.rope_parameters["rope_theta"], config.head_dim
@@ -154,7 +154,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     """
     found = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
     cut = found.get("pre_tokenizer") or {}
-    # Offsets are of no concern here.
+    # Whether offsets include a blank makes no difference to the tokens.
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in cut.get("pretokenizers", [cut])]
     known = (steps, bool(found["model"].get("ignore_merges")))
     names = [name for name, cuts in _PRE_TOKENIZERS.items() if cuts == known]

@@ -88,9 +88,8 @@ def budget(measured: dict) -> str:
     figure, axes = make_figure(1, 2, (6.6, 2.9))
     curve, scale = measured["curve"], measured["scale"]
     for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL(base ‖ aligned), nats")):
-        axis.plot(
-            [point["scale"] for point in curve], [point[key] for point in curve], "o-", color=ALIGNED, markersize=4
-        )
+        scales, values = zip(*((point["scale"], point[key]) for point in curve))
+        axis.plot(scales, values, "o-", color=ALIGNED, markersize=4)
         axis.axvline(scale, color=INK, linewidth=0.8, linestyle=":")
         axis.set_title(title)
         axis.set_xlabel("scale of the adapter")

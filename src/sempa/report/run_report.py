@@ -64,7 +64,7 @@ def _similarity_table(results: Sequence[dict]) -> Table:
     columns = ["task", "pairs", "base", "aligned", "change", "95 %", "p"]
     rows = []
     for row in results:
-        cells = [number(row["pairs"], ","), number(row["base"]), number(row["aligned"])]
+        cells = [f"{row['pairs']:,}", number(row["base"]), number(row["aligned"])]
         change = [number(row["aligned"] - row["base"], "+.2f"), interval_cell(row.get("change_interval"), sign="+")]
         rows.append([row["task"], *cells, *change, f"{row['p']:.3f}" if "p" in row else ""])
     return Table("Sentence similarity, Spearman's ρ × 100", columns, rows)
@@ -82,9 +82,11 @@ def _preference_table(preference: dict) -> Table:
 
 def _drift_table(drifts: Sequence[dict]) -> Table:
     columns = ["unseen text", "tokens", "perplexity base", "aligned", "change", "KL (nats)", "agreement"]
-    forms = {"tokens": ",", "base_perplexity": ",.3f", "aligned_perplexity": ",.3f", "change": "+.1%", "kl": ".4f"}
-    forms["agreement"] = ".1%"
-    rows = [[row["text"], *(number(row[key], form) for key, form in forms.items())] for row in drifts]
+    rows = []
+    for row in drifts:
+        perplexities = [number(row[f"{side}_perplexity"], ",.3f") for side in ("base", "aligned")]
+        rest = [number(row["change"], "+.1%"), number(row["kl"], ".4f"), number(row["agreement"], ".1%")]
+        rows.append([row["text"], f"{row['tokens']:,}", *perplexities, *rest])
     return Table("Language-model drift", columns, rows)
 
 
