@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -14,15 +13,14 @@ from sempa import SempaError
 from sempa.cli import main
 from sempa.data.transfer import TASKS, Examples, TransferTask, read_transfer
 from sempa.embedding.embedder import Embedder
+from sempa.evaluation import transfer
 from sempa.evaluation.table import Method
+from sempa.evaluation.transfer import measure_transfer, predict, summarise_transfer
 
 pytest.importorskip("sklearn")
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
-
-from sempa.evaluation import transfer
-from sempa.evaluation.transfer import measure_transfer, predict, summarise_transfer
 
 STRENGTHS = (0.01, 1.0)
 QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
@@ -306,9 +304,7 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(folder, tiny_folder, tmp
     assert message in line
 
 
-def test_without_scikit_learn_the_extra_is_named(folder, tiny_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "sempa.evaluation.transfer")
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    command = ["table", "--model", str(tiny_folder), "--output", str(tmp_path), "--transfer", str(folder)]
-    assert main(command) == 2
-    assert "pip install scikit-learn" in capsys.readouterr().err
+def test_without_scikit_learn_the_extra_is_named(folder, base, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
+    with pytest.raises(SempaError, match=r"pip install scikit-learn"):
+        measure_transfer(base, [Method("mean")], read_transfer(folder, ["CR"]), tmp_path)

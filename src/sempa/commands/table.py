@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
+    from sempa.evaluation.transfer import measure_transfer, summarise_transfer
     from sempa.io.origin import versions
     from sempa.model.adapter_files import adapter_folder, adapter_readout
     from sempa.model.base import load_base
@@ -92,11 +93,6 @@ def run(arguments: argparse.Namespace) -> None:
     report = {"model": name, "base_source": base.source, "settings": settings, "versions": versions()}
     rows = arguments.output / "rows"
     if arguments.transfer:
-        try:
-            from sempa.evaluation.transfer import measure_transfer, summarise_transfer
-        except ImportError as error:
-            raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
-
         report |= summarise_transfer(measure_transfer(base, methods, tasks, rows, arguments.seed), tasks)
         name, content = "transfer", transfer_content(report)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -44,7 +45,6 @@ class Method:
 
 # Every other row is tested against this one.
 BASELINE = Method("prompteol")
-AVERAGE = "average"
 
 
 def parse_methods(readouts: str, adapter: str = "") -> list[Method]:
@@ -134,10 +134,10 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
                 result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
                 for result in results
             }
-            own[AVERAGE] = {key: float(np.mean([one[key] for one in own.values()])) for key in ("spearman", "pearson")}
+            own["average"] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
             if resamples:
                 drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-                drawn[AVERAGE] = np.mean(list(drawn.values()), axis=0)
+                drawn["average"] = np.mean(list(drawn.values()), axis=0)
                 for name, figure in own.items():
                     figure["spearman_interval"] = interval(drawn[name])
                 draws[method] = drawn

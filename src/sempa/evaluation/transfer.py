@@ -10,14 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import sklearn
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from sempa.data.transfer import Examples, TransferTask
+from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare_accuracies, mean_and_error
-from sempa.evaluation.table import AVERAGE, BASELINE, Method, embed_as, row_keys, stored
+from sempa.evaluation.table import BASELINE, Method, embed_as, row_keys, stored
 from sempa.io.files import fingerprint
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
@@ -26,6 +23,9 @@ FOLDS = 10
 # The values of C that are tried; SentEval's 2⁻² to 2³ fit the scale of the encoders of its time.
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))
 MOST_STEPS = 2000
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Features `[n, D]` and classes `[n]`."""
 
 
 def measure_transfer(
@@ -36,10 +36,14 @@ def measure_transfer(
     `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
     everything they depend on, and read from there the next time. `seed` draws the folds.
 
-    Raises `SempaError` as `row_keys` and `embed` do.
+    Raises `SempaError` without scikit-learn, and as `row_keys` and `embed` do.
     """
+    try:
+        from sklearn import __version__ as version
+    except ImportError as error:
+        raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
     predictions: dict[Method, list[np.ndarray]] = {}
-    for method, key in row_keys(base, methods, (seed, sklearn.__version__)).items():
+    for method, key in row_keys(base, methods, (seed, version)).items():
         predictions[method] = []
         for task in tasks:
             examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]
@@ -58,6 +62,8 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
 
     The embeddings are divided by one number, their standard deviation, so that C means the same for every readout.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     matrix = np.stack([vectors[sentence] for sentence in task.sentences])
     spread = (matrix - matrix.mean(0)).std() or 1.0
     parts = {split: (_features(part, vectors, spread), part.labels) for split, part in task.splits.items()}
@@ -66,12 +72,13 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
     for features, _ in parts.values():
         features -= centre
     if "all" not in parts:
-        return _fit(parts["train"], parts.get("dev"), seed).predict(parts["test"][0])
+        return _classify(parts["test"][0], parts["train"], parts.get("dev"), seed)
     features, labels = parts["all"]
     predicted = np.empty_like(labels)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     with bar(FOLDS, f"{task.name} {label}".rstrip(), "fold") as progress:
-        for train, test in _folds(seed).split(features, labels):
-            predicted[test] = _fit((features[train], labels[train]), None, seed).predict(features[test])
+        for train, test in folds.split(features, labels):
+            predicted[test] = _classify(features[test], (features[train], labels[train]), None, seed)
             progress.update()
     return predicted
 
@@ -91,12 +98,12 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
             accuracy, error = mean_and_error(predicted == truth)
             figure = figures[task.name] = {"accuracy": 100 * accuracy, "stderr": 100 * error}
             if task.name == "MRPC":
-                figure["f1"] = 100 * float(f1_score(truth, predicted))
+                figure["f1"] = 200 * float((truth & predicted).sum() / (truth.sum() + predicted.sum()))
             if BASELINE in predictions and method != BASELINE:
                 test = compare_accuracies(predictions[BASELINE][place] == truth, predicted == truth)
                 change, error = 100 * test["change"], 100 * test["change_stderr"]
                 figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
-        figures[AVERAGE] = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
+        figures["average"] = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
         rows.append({"label": method.label, **vars(method), "figures": figures})
     return {
         "baseline": BASELINE.label,
@@ -120,15 +127,18 @@ def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) 
     return np.hstack([np.abs(first - second[0]), first * second[0]]) if second else first
 
 
-def _fit(
-    train: tuple[np.ndarray, np.ndarray], dev: tuple[np.ndarray, np.ndarray] | None, seed: int
-) -> LogisticRegression | GridSearchCV:
-    """The classifier with the C that does best on `dev`, else in inner folds of `train`; ties go to the smallest C."""
+def _classify(features: np.ndarray, train: Labelled, dev: Labelled | None, seed: int) -> np.ndarray:
+    """The classes that logistic regression predicts, trained on `train`.
+
+    Its C is the one that does best on `dev`, or else in inner folds of `train`; ties go to the smallest.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
     if dev is None:
-        return GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=_folds(seed)).fit(*train)
-    fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]
-    return max(fitted, key=lambda one: one.score(*dev))
-
-
-def _folds(seed: int) -> StratifiedKFold:
-    return StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        best = GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=folds).fit(*train)
+    else:
+        fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]
+        best = max(fitted, key=lambda one: one.score(*dev))
+    return best.predict(features)
