@@ -13,32 +13,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = "Example: sempa export --sentence-transformers runs/smollm2_captions my-encoder"
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument(
-        "--merge",
-        dest="kind",
-        action="store_const",
-        const="merged",
-        help="a plain transformers folder, as vLLM takes it",
-    )
-    kind.add_argument(
-        "--sentence-transformers",
-        dest="kind",
-        action="store_const",
-        const="sentence-transformers",
-        help="the same, ready for SentenceTransformer(OUTPUT).encode",
-    )
+    for option, written, explained in (
+        ("--merge", "merged", "a plain transformers folder, as vLLM takes it"),
+        ("--sentence-transformers", "sentence-transformers", "the same, ready for SentenceTransformer(OUTPUT).encode"),
+        ("--base", "base", "the base without the adapter, as PEFT and llama.cpp's converter take it"),
+    ):
+        kind.add_argument(option, dest="kind", action="store_const", const=written, help=explained)
     kind.add_argument(
         "--gguf",
         dest="kind",
         choices=("f32", "f16", "q8_0", "lora"),
         help="a GGUF file for llama.cpp: of the merged model, or the adapter alone (lora)",
-    )
-    kind.add_argument(
-        "--base",
-        dest="kind",
-        action="store_const",
-        const="base",
-        help="the base without the adapter, as PEFT and llama.cpp's converter take it",
     )
     parser.add_argument("adapter", type=user_path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
     parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")

@@ -19,9 +19,9 @@ from sempa.model.lora import interpolated
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample, base_samples
 
-# Where the report's curve is measured, beside the scale that was found.
+# The scales of the report's curve, beside the one that was found.
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Bisection halves an interval so many times: the scale is known to 1/1024.
+# How often bisection halves the interval: the scale is known to 1/1024.
 HALVINGS = 10
 
 
@@ -32,7 +32,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
     limit.
     """
     samples = base_samples(base, held_out=True)
-    # The curve has scales that bisection has measured already.
+    # The curve repeats scales that bisection has measured already.
     kl = cache(lambda scale: divergence(base, samples, scale))
     scale = largest_scale(kl, budget) if budget else 1.0
     curve = []

@@ -30,11 +30,11 @@ from sempa.model.threads import parallel_map
 BUILTIN = "built-in"
 
 Sides = Mapping[str, Mapping[str, np.ndarray]]
-"""Under `base` and mostly `aligned`: the embedding of each sentence, float32 `[D]`."""
+"""Under `base` and, with an adapter, `aligned`: the embedding of each sentence, float32 `[D]`."""
 
 
 def builtin_task(pairs: int) -> StsTask:
-    """The first of the built-in graded pairs, of vocabulary and scenes that no built-in triplet for training holds.
+    """The first built-in graded pairs, whose scenes appear in no built-in training triplet.
 
     Raises `SempaError` for more than there are.
     """

@@ -83,7 +83,7 @@ def measure_rows(
 
 
 def stored(file: Path, measure: Callable[[], object]) -> object:
-    """What the JSON file holds; where there is none yet, what `measure` returns, written to it."""
+    """The content of the JSON file; where there is none yet, what `measure` returns, which is written to it."""
     with contextlib.suppress(OSError, ValueError):
         return read_json(file)
     measured = measure()

@@ -31,7 +31,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 def measure_transfer(
     base: BaseModel, methods: Sequence[Method], tasks: Sequence[TransferTask], folder: Path, seed: int = 0
 ) -> dict[Method, list[np.ndarray]]:
-    """The class that each method's embeddings predict of every judged example, `[n]` for each task.
+    """The class that each method's embeddings predict for every judged example, `[n]` for each task.
 
     `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
     everything they depend on, and read from there the next time. `seed` draws the folds.
@@ -53,7 +53,7 @@ def measure_transfer(
 
 
 def judged(task: TransferTask) -> Examples:
-    """The examples that a task's accuracy is over."""
+    """The examples on which a task's accuracy is measured."""
     return task.splits["test" if "test" in task.splits else "all"]
 
 
