@@ -94,6 +94,13 @@ def test_no_budget_saves_all_that_was_trained(adapted_base, few_samples):
     assert [point["scale"] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base, few_samples, monkeypatch, capsys):
+    values = iter([0.0, 0.2, 0.1, 0.3, 0.4])
+    monkeypatch.setattr("sempa.evaluation.budget.divergence", lambda *_: next(values))
+    fit_scale(adapted_base, 0.0, lambda: 50.0)
+    assert "does not grow with the adapter's scale" in capsys.readouterr().err
+
+
 def test_training_is_the_same_with_any_budget(setting):
     without, _ = setting("without")
     within, _ = setting("within", kl_budget=0.001)

@@ -205,6 +205,16 @@ def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
         export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
 
 
+def test_a_file_that_came_out_wrong_is_not_left_there(tmp_path, monkeypatch):
+    base = write_base(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    right = gguf.quantize
+    monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(1.01 * data, kind))
+    with pytest.raises(SempaError, match="could not be written as f16: read back, it is not what it was"):
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_and_its_card(tmp_path, capsys):
     base = write_base(tmp_path / "base")
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)

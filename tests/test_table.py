@@ -123,6 +123,10 @@ def test_methods_are_named_by_readout_layer_and_adapter():
             parse_methods(wrong)
 
 
+def figures_of(row):
+    return {**row["tasks"], "average": row["average"]}
+
+
 def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded_once(
     base, tasks, adapters, tiny_folder, tmp_path, monkeypatch
 ):
@@ -141,14 +145,14 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
                 for side in ("first", "second")
             )
             gold = [pair.score for pair in task.pairs]
-            found = figure["figures"][task.name]
+            found = figure["tasks"][task.name]
             cosines = (first * second).sum(1)
             assert found["spearman"] == pytest.approx(100 * scipy.stats.spearmanr(cosines, gold).statistic, abs=1.5)
             assert found["pearson"] == pytest.approx(100 * scipy.stats.pearsonr(cosines, gold).statistic, abs=0.01)
         for name in ("spearman", "pearson"):
-            *scores, average = (part[name] for part in figure["figures"].values())
+            *scores, average = (part[name] for part in figures_of(figure).values())
             assert average == pytest.approx(sum(scores) / 7)
-    averages = [figure["figures"]["average"]["pearson"] for figure in figures]
+    averages = [figure["average"]["pearson"] for figure in figures]
     assert len({round(average, 3) for average in averages}) == len(methods)
 
 
@@ -257,9 +261,9 @@ def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks)
         for results in rows.values()
     ]
     for row, drawn in zip(figures["rows"], draws):
-        for figure, values in zip(row["figures"].values(), [*drawn, np.mean(drawn, 0)], strict=True):
+        for figure, values in zip(figures_of(row).values(), [*drawn, np.mean(drawn, 0)], strict=True):
             assert figure["spearman_interval"] == pytest.approx(interval(values))
-    base, mean, adapter = (row["figures"] for row in figures["rows"])
+    base, mean, adapter = (figures_of(row) for row in figures["rows"])
     assert "versus" not in base["average"]
     expected = compare(
         adapter["average"]["spearman"], base["average"]["spearman"], np.mean(draws[2], 0), np.mean(draws[0], 0)
@@ -273,8 +277,8 @@ def test_intervals_and_tests_are_those_of_the_bootstrap_on_the_same_draws(tasks)
 
 def test_a_sets_interval_does_not_depend_on_its_neighbours(tasks):
     rows = made_rows(tasks, 1.0)
-    alone = summarise({BASELINE: rows[BASELINE][3:4]}, 50)["rows"][0]["figures"]
-    together = summarise(rows, 50)["rows"][0]["figures"]
+    alone = figures_of(summarise({BASELINE: rows[BASELINE][3:4]}, 50)["rows"][0])
+    together = figures_of(summarise(rows, 50)["rows"][0])
     assert alone["STS15"] == together["STS15"]
     assert alone["average"].items() <= alone["STS15"].items()
 
@@ -282,9 +286,9 @@ def test_a_sets_interval_does_not_depend_on_its_neighbours(tasks):
 def test_without_the_baseline_or_draws_there_is_no_test(tasks):
     rows = made_rows(tasks, 1.0, 2.0)
     (row,) = summarise({Method("mean"): rows[Method("mean")]}, 50)["rows"]
-    assert set(row["figures"]["average"]) == {"spearman", "pearson", "spearman_interval"}
+    assert set(row["average"]) == {"spearman", "pearson", "spearman_interval"}
     for row in summarise(rows, 0)["rows"]:
-        assert set(row["figures"]["average"]) == {"spearman", "pearson"}
+        assert set(row["average"]) == {"spearman", "pearson"}
 
 
 # The formats
@@ -313,11 +317,11 @@ def test_every_format_has_the_same_scores(report, tmp_path):
     saved = json.loads((tmp_path / "table.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     for row, line in zip(saved["rows"], lines, strict=True):
-        figures = row["figures"]
+        figures = figures_of(row)
         scores = [figure["spearman"] for figure in figures.values()]
         shown = [f"{score:.2f}" for score in scores]
         assert line["method"] == row["label"]
-        assert [float(line[f"{name} spearman"]) for name in figures] == scores
+        assert [float(line[name]) for name in figures] == scores
         assert float(line["average pearson"]) == figures["average"]["pearson"]
         assert float(line["STS12 subtasks forum"]) == figures["STS12"]["subtasks"]["forum"]
         ends = [float(line[f"average spearman_interval {end}"]) for end in ("low", "high")]
@@ -367,7 +371,7 @@ def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
 def test_sub_tasks_have_their_scores_and_mean(report, tmp_path):
     cells = cells_of(written(report, tmp_path)[1])
     place = cells.index(["method", "forum", "news", "mean"])
-    forum, news = report["rows"][0]["figures"]["STS12"]["subtasks"].values()
+    forum, news = report["rows"][0]["tasks"]["STS12"]["subtasks"].values()
     assert cells[place + 2] == ["prompteol", f"{forum:.2f}", f"{news:.2f}", f"{(forum + news) / 2:.2f}"]
 
 

@@ -217,8 +217,8 @@ def test_pairs_are_told_apart_by_difference_and_product():
     assert predict(task, vectors).tolist() == expected.tolist()
     labels = task.splits["test"].labels
     (row,) = summarise_transfer({Method("mean"): [expected]}, [task])["rows"]
-    assert row["figures"]["MRPC"]["accuracy"] == pytest.approx(100 * accuracy_score(labels, expected))
-    assert row["figures"]["MRPC"]["f1"] == pytest.approx(100 * f1_score(labels, expected))
+    assert row["tasks"]["MRPC"]["accuracy"] == pytest.approx(100 * accuracy_score(labels, expected))
+    assert row["tasks"]["MRPC"]["f1"] == pytest.approx(100 * f1_score(labels, expected))
 
 
 def test_classes_far_apart_are_all_found_and_shuffled_ones_by_chance_alone():
@@ -274,15 +274,15 @@ def test_the_command_writes_the_same_figures_in_every_form(folder, tiny_folder, 
     with (tmp_path / "transfer.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     for row, line in zip(report["rows"], rows, strict=True):
-        accuracies = {name: row["figures"][name]["accuracy"] for name in ("CR", "SST2", "MRPC")}
-        assert {name: float(line[f"{name} accuracy"]) for name in accuracies} == accuracies
-        average = row["figures"]["average"]["accuracy"]
-        assert float(line["average accuracy"]) == average == pytest.approx(sum(accuracies.values()) / 3)
-        assert float(line["MRPC f1"]) == row["figures"]["MRPC"]["f1"]
+        accuracies = {name: row["tasks"][name]["accuracy"] for name in ("CR", "SST2", "MRPC")}
+        assert {name: float(line[name]) for name in accuracies} == accuracies
+        average = row["average"]["accuracy"]
+        assert float(line["average"]) == average == pytest.approx(sum(accuracies.values()) / 3)
+        assert float(line["MRPC f1"]) == row["tasks"]["MRPC"]["f1"]
         for name, accuracy in accuracies.items():
             for text in (shown, *((tmp_path / f"transfer.{end}").read_text() for end in ("md", "html"))):
                 assert f"{accuracy:.2f}" in text, name
-    base_row, row = (each["figures"]["SST2"] for each in report["rows"])
+    base_row, row = (each["tasks"]["SST2"] for each in report["rows"])
     assert row["versus"]["change"] == pytest.approx(row["accuracy"] - base_row["accuracy"])
     assert f"{row['versus']['change']:+.2f} ± {row['versus']['stderr']:.2f}" in shown
     assert float(rows[1]["SST2 versus change"]) == row["versus"]["change"]

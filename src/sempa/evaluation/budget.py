@@ -5,8 +5,10 @@ costs in similarity (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). How large
 so it is measured on samples of the base that training did not see.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -29,7 +31,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
     """The scale of the adapter in `base.model` that a budget of KL(base ‖ policy) in nats per token allows.
 
     Returns it with a curve: for some scales the `kl`, and the `score` of the model scaled so. A budget of 0 sets no
-    limit.
+    limit. Warns where the divergence does not grow with the scale, as bisection takes it to do.
     """
     samples = base_samples(base, held_out=True)
     # The curve repeats scales that bisection has measured already.
@@ -40,6 +42,8 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
         with interpolated(base.model, point):
             similarity = score()
         curve.append({"scale": point, "kl": kl(point), "score": similarity})
+    if any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
+        print("warning: the divergence from the base does not grow with the adapter's scale", file=sys.stderr)
     return scale, curve
 
 

@@ -123,8 +123,8 @@ def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: s
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
     """Every figure of the table as plain data, ready for JSON; each row has results on the same tasks.
 
-    The `figures` of a row are, for each task and for the `average`, Spearman's ρ and Pearson's r × 100, and ρ of the
-    sub-tasks. With `resamples` they also have the 95 % interval of ρ and, under `versus`, the paired test against the
+    A row has, for each of its `tasks` and for the `average`, Spearman's ρ and Pearson's r × 100, and ρ of the
+    sub-tasks. With `resamples` also the 95 % interval of ρ and, under `versus`, the paired test against the
     `BASELINE` row where that is among `rows`.
     """
     figures, draws = {}, {}
@@ -155,7 +155,10 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
         "baseline": BASELINE.label,
         "tasks": [{"name": task.name, "pairs": len(task.pairs)} for task in tasks],
         "notes": [note for task in tasks for note in task.notes],
-        "rows": [{"label": method.label, **vars(method), "figures": own} for method, own in figures.items()],
+        "rows": [
+            {"label": method.label, **vars(method), "average": own.pop("average"), "tasks": own}
+            for method, own in figures.items()
+        ],
     }
 
 

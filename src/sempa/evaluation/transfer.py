@@ -86,7 +86,7 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
 def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks: Sequence[TransferTask]) -> dict:
     """Every figure of the table as plain data, ready for JSON.
 
-    The `figures` of a row are, for each task, its accuracy × 100 with the standard error (MRPC: also F1 × 100 of
+    A row has, for each of its `tasks`, the accuracy × 100 with the standard error (MRPC: also F1 × 100 of
     paraphrases) and, where the `BASELINE` row is among the rows, the change from it with the paired standard error and
     McNemar's p. `average` is the plain mean of the tasks.
     """
@@ -103,8 +103,8 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
                 test = compare_accuracies(predictions[BASELINE][place] == truth, predicted == truth)
                 change, error = 100 * test["change"], 100 * test["change_stderr"]
                 figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
-        figures["average"] = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
-        rows.append({"label": method.label, **vars(method), "figures": figures})
+        average = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}
+        rows.append({"label": method.label, **vars(method), "average": average, "tasks": figures})
     return {
         "baseline": BASELINE.label,
         "tasks": [

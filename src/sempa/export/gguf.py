@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -17,11 +18,12 @@ from sempa.errors import SempaError
 from sempa.model.base import BaseModel
 from sempa.model.lora import lora_layers
 
-# The type of the matrices, and what `general.file_type` calls a file of them; vectors are always float32.
+# The type of the matrices, what `general.file_type` calls a file of them, and how far rounding may move a matrix,
+# relative to its norm: 11 bits, or 8 bits of the largest number in 32. Vectors are always float32.
 _TYPES = {
-    "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32, 0.0),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16, 2**-11),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, 2**-6),
 }
 KINDS = (*_TYPES, "lora")
 # Static rotations: a factor for each frequency describes them, and a GGUF file has a tensor for these factors.
@@ -55,8 +57,9 @@ def check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
 def write_gguf(path: Path, base: BaseModel, name: str, kind: str) -> None:
     """Write the base's weights with tokenizer, chat template and pooling by the last token, or its adapter alone.
 
-    Matrices are of the type `kind`, `f32`, `f16` or `q8_0`; `lora` is the adapter, in float32. Raises `SempaError` with
-    the converter's command for a tokenizer that sempa cannot write.
+    Matrices are of the type `kind`, `f32`, `f16` or `q8_0`; `lora` is the adapter, in float32. The file is read back.
+    Raises `SempaError` when a weight is not what it was by then and, with the converter's command, for a tokenizer that
+    sempa cannot write.
     """
     writer = gguf.GGUFWriter(path, "llama")
     if kind == "lora":
@@ -64,10 +67,10 @@ def write_gguf(path: Path, base: BaseModel, name: str, kind: str) -> None:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, layer.scale * layer.lora_A.shape[0])
-        weights, matrix_type = _adapter_weights(base), gguf.GGMLQuantizationType.F32
+        weights, (matrix_type, _, rounding) = _adapter_weights(base), _TYPES["f32"]
     else:
         weights = _model_weights(base)
-        matrix_type, file_type = _TYPES[kind]
+        matrix_type, file_type, rounding = _TYPES[kind]
         writer.add_name(name)
         writer.add_file_type(file_type)
         _add_config(writer, base.model.config)
@@ -80,6 +83,11 @@ def write_gguf(path: Path, base: BaseModel, name: str, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    for tensor in gguf.GGUFReader(path).tensors:
+        written = weights[tensor.name].float().numpy()
+        found = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(written.shape)
+        if np.linalg.norm(found - written) > rounding * np.linalg.norm(written):
+            raise SempaError(f"gguf: {tensor.name} could not be written as {kind}: read back, it is not what it was")
 
 
 def _unwritable(found: str, kind: str) -> SempaError:

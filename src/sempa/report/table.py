@@ -20,7 +20,7 @@ def write_table(folder: Path, name: str, report: dict, content: Content) -> str:
     settings = {key: report.get(key) for key in ("settings", "base_source", "versions")}
     page = html_page("table.html", report=report, tables=tables, details=details, explained=notes, settings=settings)
     write_json(folder / f"{name}.json", finite(report))
-    rows = [{"method": row["label"], **row["figures"]} for row in report["rows"]]
+    rows = [{"method": row["label"], **_figures(row)} for row in report["rows"]]
     write_atomic(folder / f"{name}.csv", csv_text(rows))
     write_atomic(folder / f"{name}.md", markdown([*tables, *details], notes))
     write_atomic(folder / f"{name}.html", page)
@@ -37,8 +37,8 @@ def similarity_content(report: dict) -> Content:
     shown = [*names, "average"] if len(names) > 1 else names
     rows = []
     for row in report["rows"]:
-        average = row["figures"]["average"]
-        scores = [number(row["figures"][name]["spearman"]) for name in shown]
+        average = row["average"]
+        scores = [number(_figures(row)[name]["spearman"]) for name in shown]
         rows.append([row["label"], *scores, interval_cell(average.get("spearman_interval")), _test(average)[-1]])
     tables = [Table(f"{report['model']}: Spearman's ρ × 100", ["method", *shown, "95 %", "p"], rows)]
     notes = []
@@ -59,7 +59,7 @@ def transfer_content(report: dict) -> Content:
     names = [task["name"] for task in report["tasks"]]
     scores, changes, notes = [], [], []
     for row in report["rows"]:
-        figures = row["figures"]
+        figures = _figures(row)
         scores.append([row["label"], *(number(figures[name]["accuracy"]) for name in (*names, "average"))])
         if "versus" in figures[names[0]]:
             tests = [figures[name]["versus"] for name in names]
@@ -73,8 +73,13 @@ def transfer_content(report: dict) -> Content:
     return tables, [], notes + report["notes"]
 
 
+def _figures(row: dict) -> dict[str, dict]:
+    """A row's figures by the name of the set, and of the average."""
+    return {**row["tasks"], "average": row["average"]}
+
+
 def _details(report: dict, task: dict) -> list[Table]:
-    figures = {row["label"]: row["figures"][task["name"]] for row in report["rows"]}
+    figures = {row["label"]: row["tasks"][task["name"]] for row in report["rows"]}
     rows = []
     for label, figure in figures.items():
         interval = interval_cell(figure.get("spearman_interval"))

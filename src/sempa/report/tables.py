@@ -50,7 +50,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows under a header of all their names; a cell that a row does not have is empty.
 
-    What is nested gets columns of its own: `STS12 versus p`, and of an interval `low` and `high`.
+    What is nested gets columns of its own: `STS12 versus p`, and of an interval `low` and `high`. A score goes by the
+    name of its set alone.
     """
     flat = [dict(_cells("", row)) for row in rows]
     stream = io.StringIO()
@@ -67,7 +68,7 @@ def _cells(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
         return
     for part, inner in value.items():
-        yield from _cells(f"{name} {part}".lstrip(), inner)
+        yield from _cells(name if part in ("spearman", "accuracy") else f"{name} {part}".lstrip(), inner)
 
 
 def number(value: float | None, form: str = ",.2f") -> str:
