@@ -84,8 +84,8 @@ def test_labelled_rows_with_whole_numbers_as_labels_and_rows_without_text_are_to
     write_parquet(path, [*NLI[:3], {"premise": "Nothing.", "hypothesis": None, "label": 0, "idx": 1}])
     with pytest.raises(SempaError, match="with an empty field: 1, first in line 4"):
         read_triplets(path)
-    write_parquet(path, [{"premise": 5, "hypothesis": "a", "label": 0}])
-    with pytest.raises(SempaError, match=r"nli.parquet:1: premise is a int, expected text"):
+    write_parquet(path, [{"premise": ["a"], "hypothesis": "a", "label": 0}])
+    with pytest.raises(SempaError, match=r"nli.parquet:1: premise is a list, expected text"):
         read_triplets(path)
 
 

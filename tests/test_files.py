@@ -5,7 +5,6 @@ import os
 import stat
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
-from sempa.io.files import cache_folder, check_output, optional_write, user_path, write_atomic, write_json
+from sempa.io.files import cache_folder, check_output, user_path, write_atomic
 from sempa.io.tensors import write_tensors
 from sempa.model.base import load_base
 from sempa.training.base_samples import sample_texts
@@ -106,24 +105,6 @@ def test_the_command_line_expands_a_tilde(tmp_path, monkeypatch, source, tiny_fo
     assert (tmp_path / "out" / "v.npy").is_file()
 
 
-# What the file system refuses
-
-
-def test_a_file_is_written_where_folders_cannot_be_forced_to_the_disk(tmp_path, monkeypatch):
-    real = os.fsync
-
-    def fsync(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    write_atomic(tmp_path / "a.txt", "x")
-    assert (tmp_path / "a.txt").read_text() == "x"
-    files.replace_folder(tmp_path / "b", lambda folder: (folder / "c").write_text("y"))
-    assert (tmp_path / "b" / "c").read_text() == "y"
-
-
 def test_a_file_that_cannot_be_forced_to_the_disk_is_an_error(tmp_path, monkeypatch):
     def fsync(descriptor):
         raise OSError(errno.EIO, "Input/output error")
@@ -135,18 +116,6 @@ def test_a_file_that_cannot_be_forced_to_the_disk_is_an_error(tmp_path, monkeypa
 
 
 # The cache
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning_and_said_once(tmp_path):
-    (tmp_path / "file").write_text("")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        for _ in range(3):
-            with optional_write():
-                write_json(tmp_path / "file" / "a.json", {})
-    (warning,) = caught
-    assert "a.json: cannot be written" in str(warning.message)
-    assert warning.filename == __file__
 
 
 def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_folder, few_samples):

@@ -76,7 +76,7 @@ def test_text_that_begins_with_a_brace_is_still_text(tmp_path):
         ('{"txt": "a"}', "t.jsonl:1: found the columns 'txt', expected question, answer or text"),
         ('{"text": "a"}\nb', "t.jsonl:2: not valid JSON"),
         ('{"text": " "}', "t.jsonl:1: an empty text, expected text"),
-        ('{"text": 3}', "t.jsonl:1: text is a int, expected text"),
+        ('{"text": {}}', "t.jsonl:1: text is a dict, expected text"),
         ('{"text": "\\ud800"}', "t.jsonl:1: .*surrogate"),
         ('{"question": "a", "answer": null}', "t.jsonl:1: an empty text, expected question and answer"),
     ],

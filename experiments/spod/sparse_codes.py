@@ -5,6 +5,7 @@ Each dimension is a token: an inverted index can hold the vectors, and a person 
 near to the embedding h as it can be. The factor follows from the sentence alone, is not trained and changes no cosine.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sempa import SempaError
 from sempa.embedding.embed import embed
-from sempa.io.files import replace_atomically
+from sempa.io.files import write_atomic
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.model.base import BaseModel
 
@@ -64,12 +65,9 @@ def to_csr(values: Tensor, indices: Tensor, vocabulary: int) -> csr_matrix:
 
 def write_codes(path: Path, codes: csr_matrix) -> None:
     """Write codes atomically for `scipy.sparse.load_npz`; raises `SempaError` when the file cannot be written."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            save_npz(stream, codes)
-
-    replace_atomically(path, write)
+    buffer = io.BytesIO()
+    save_npz(buffer, codes)
+    write_atomic(path, buffer.getvalue())
 
 
 def sparse_cosines(first: csr_matrix, second: csr_matrix) -> np.ndarray:

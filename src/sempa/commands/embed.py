@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--field", help="column or field that holds the sentence (default: text, where the input has fields)"
     )
     parser.add_argument(
-        "--shard-rows",
-        type=at_least(1),
-        metavar="N",
-        help="stream into a folder of files of N rows each",
+        "--shard-rows", type=at_least(1), metavar="N", help="stream into a folder of files of N rows each"
     )
     parser.add_argument(
         "--shard-format",

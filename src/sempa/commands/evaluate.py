@@ -42,10 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
     parser.add_argument(
-        "--hellaswag-tasks",
-        type=at_least(0),
-        default=2000,
-        help="a sample of so many, 0 for all (default %(default)s)",
+        "--hellaswag-tasks", type=at_least(0), default=2000, help="a sample of so many, 0 for all (default %(default)s)"
     )
     parser.add_argument("--report", action="store_true", help="also put HellaSwag into the report of the adapter's run")
     parser.add_argument("--no-retention", action="store_true", help="leave the language model out")

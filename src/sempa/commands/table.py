@@ -51,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
     )
     parser.add_argument(
-        "--pairs",
-        type=at_least(0),
-        default=0,
-        help="a sample of so many pairs of each set (default 0: all)",
+        "--pairs", type=at_least(0), default=0, help="a sample of so many pairs of each set (default 0: all)"
     )
     parser.add_argument(
         "--resamples", type=at_least(0), default=1000, help="bootstrap draws, 0: none (default %(default)s)"

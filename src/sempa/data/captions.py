@@ -10,7 +10,6 @@ from typing import Literal
 
 from sempa.data.sts import ScoredPair, read_sts
 from sempa.data.triplets import Triplet, read_triplets
-from sempa.errors import SempaError
 
 _FOLDER = Path(__file__).parent
 
@@ -19,24 +18,17 @@ def caption_triplets(split: Literal["train", "heldout"], count: int | None = Non
     """The first `count` triplets of a split, or all (960 `train`, 200 `heldout`).
 
     Seed 0 keeps the order of the file; every other seed shuffles the file first, so that a smaller `count` is another
-    sample of it. Raises `SempaError` when the file holds fewer.
+    sample of it.
     """
     triplets, _ = read_triplets(_FOLDER / f"captions-{split}.csv")
     if seed:
         Random(seed).shuffle(triplets)
-    return _first(triplets, count)
+    return triplets[:count]
 
 
 def caption_pairs(split: Literal["dev", "test"], count: int | None = None) -> list[ScoredPair]:
     """The first `count` pairs of a split, or all (300 `dev`, 600 `test`), scored 0–5, all grades equally often.
 
-    They depend on no seed, so that the scores of different runs are comparable. Raises `SempaError` when the file holds
-    fewer.
+    They depend on no seed, so that the scores of different runs are comparable.
     """
-    return _first(read_sts(_FOLDER / f"captions-{split}.csv")[0].pairs, count)
-
-
-def _first(examples: list, count: int | None) -> list:
-    if count is not None and not 0 <= count <= len(examples):
-        raise SempaError(f"{count:,} built-in captions asked for, expected 0 to {len(examples):,}")
-    return examples[:count]
+    return read_sts(_FOLDER / f"captions-{split}.csv")[0].pairs[:count]

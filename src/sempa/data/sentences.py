@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.rows import Layout, is_columnar, line_records, many, numbered_lines, read_records
+from sempa.io.rows import is_columnar, line_records, many, numbered_lines, read_records
 
 _WITH_FIELDS = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson")
 
@@ -21,16 +21,16 @@ def read_sentences(path: Path, field: str | None = None, *, skip_empty: bool = F
     Raises `SempaError` with file and line for an empty sentence, a row without the field and what is not UTF-8 text,
     and for an empty file. With `skip_empty` empty sentences are left out, with a warning at the end that counts them.
     """
-    layout = Layout((field or "text",), tabs_quote=True, number_last=False)
+    layouts = [(field or "text",)]
     if is_columnar(path):
-        _, records = read_records(path, [layout])
+        _, records = read_records(path, layouts)
     else:
         lines = numbered_lines(path)
         first = next(lines)
         lines = itertools.chain([first], lines)
         named = path.name.lower().removesuffix(".gz").endswith(_WITH_FIELDS)
         if field is not None or named or first[1].startswith('{"'):
-            _, records = line_records(path, lines, [layout])
+            _, records = line_records(path, lines, layouts)
         else:
             records = ((number, (line.rstrip("\r\n"),)) for number, line in lines)
     empty: list[int] = []

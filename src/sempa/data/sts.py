@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.io.rows import Layout, many, numbered_lines, read_records
+from sempa.io.rows import many, numbered_lines, read_records
 
 SETS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK")
 """The columns of the usual table."""
 SPLITS = ("train", "dev", "trial", "test")
 COLUMNS = ("sentence1", "sentence2", "score")
 
-_STSB, _SICK = SETS[-2:]
 _FILES = {
-    **{f"sts-{split}.csv": (_STSB, split) for split in ("train", "dev", "test")},
-    **{f"SICK_{split}.txt": (_SICK, split) for split in ("train", "trial")},
+    **{f"sts-{split}.csv": f"STS-B {split}" for split in ("train", "dev", "test")},
+    **{f"SICK_{split}.txt": f"SICK {split}" for split in ("train", "trial")},
     # The test split as it was first published, `SICK_test.txt`, has no gold scores.
-    "SICK_test_annotated.txt": (_SICK, "test"),
+    "SICK_test_annotated.txt": "SICK test",
 }
 _SICK_COLUMNS = ("sentence_A", "sentence_B", "relatedness_score")
 _STSB_WIDTH = 7
@@ -82,17 +81,21 @@ def read_sts(
     if not path.is_dir():
         return _read_file(path, splits, columns)
     found = _benchmarks(path)
-    there = f"splits: {', '.join(splits)}; found {', '.join(map(_task_name, found)) or 'none'}"
-    chosen = [task for task in found if task[1] in ("", *splits) and (not sets or task[0] in sets)]
-    for name in sets:
-        if (count := sum(task[0] == name for task in chosen)) != 1:
-            raise SempaError(f"{path}: {many(count, 'task')} for {name} ({there}), expected one")
+    there = f"splits: {', '.join(splits)}; found {', '.join(found) or 'none'}"
+    chosen = []
+    for name in found:
+        set_name, _, split = name.partition(" ")
+        if split in ("", *splits) and (not sets or set_name in sets):
+            chosen.append(name)
+    for wanted in sets:
+        if (count := sum(name.partition(" ")[0] == wanted for name in chosen)) != 1:
+            raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected one")
     if not chosen:
         raise SempaError(
             f"{path}: no STS task ({there}), expected folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or "
             f"some of {', '.join(_FILES)}"
         )
-    return [_read_benchmark(task, found[task]) for task in chosen]
+    return [_read_benchmark(name, found[name]) for name in chosen]
 
 
 def development_task(path: str | Path) -> StsTask:
@@ -126,48 +129,47 @@ def distinct_sentences(pairs: Iterable[ScoredPair]) -> list[str]:
     return list(dict.fromkeys(sentence for pair in pairs for sentence in (pair.first, pair.second)))
 
 
-def _benchmarks(path: Path) -> dict[tuple[str, str], Path]:
-    """The published benchmarks in a folder by name and split ("" for a year, which has a folder instead of a file)."""
-    found: dict[tuple[str, str], Path] = {}
+def _benchmarks(path: Path) -> dict[str, Path]:
+    """The published benchmarks in a folder by their names, in the order of the table; a year is a folder itself."""
+    found: dict[str, Path] = {}
     for folder in (path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))):
-        for file, task in _FILES.items():
+        for file, name in _FILES.items():
             if (folder / file).is_file():
-                found.setdefault(task, folder / file)
+                found.setdefault(name, folder / file)
         year = re.search(r"STS1[2-6]", folder.resolve().name)
         if year and any(folder.glob("STS.input.*.txt")):
-            found.setdefault((year.group(), ""), folder)
-    return dict(sorted(found.items(), key=lambda item: (SETS.index(item[0][0]), ("", *SPLITS).index(item[0][1]))))
+            found.setdefault(year.group(), folder)
+    order = [f"{name} {split}".strip() for name in SETS for split in ("", *SPLITS)]
+    return {name: found[name] for name in order if name in found}
 
 
-def _task_name(task: tuple[str, str]) -> str:
-    return " ".join(task).rstrip()
-
-
-def _read_benchmark(task: tuple[str, str], path: Path) -> StsTask:
+def _read_benchmark(name: str, path: Path) -> StsTask:
     if path.is_dir():
         rows = _year_rows(path)
-    elif task[0] == _STSB:
-        rows = _stsb_rows(path)
+    elif name.startswith("STS-B"):
+        # Some rows name the sources of the two sentences in two more columns.
+        lines = _tab_rows(path, _STSB_WIDTH, _STSB_WIDTH + 2)
+        rows = ((place, cells[5], cells[6], cells[4], "") for place, cells in lines)
     else:
-        _, records = read_records(path, [Layout(_SICK_COLUMNS, tabs_quote=False)])
+        _, records = read_records(path, [_SICK_COLUMNS])
         rows = ((f"{path}:{line}", *values, "") for line, values in records)
-    return _make_task(_task_name(task), path, rows)
+    return _make_task(name, path, rows)
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
-    if task := _FILES.get(file.name):
-        if task[1] not in splits:
-            raise SempaError(f"{file}: is the split {task[1]}, asked for {', '.join(splits)}")
-        return [_read_benchmark(task, file)]
+    if published := _FILES.get(file.name):
+        split = published.partition(" ")[2]
+        if split not in splits:
+            raise SempaError(f"{file}: is the split {split}, asked for {', '.join(splits)}")
+        return [_read_benchmark(published, file)]
     name = file.name.split(".")[0]
-    layouts = [Layout(names, tabs_quote=False) for names in (("split", *columns), tuple(columns))]
-    layout, records = read_records(file, layouts)
+    layout, records = read_records(file, [("split", *columns), tuple(columns)])
     by_split: dict[str, list[_Row]] = {}
     for line, (*split, first, second, score) in records:
         split = split[0].strip().lower() if split else ""
         own = by_split.setdefault("dev" if split == "validation" else split, [])
         own.append((f"{file}:{line}", first, second, score, ""))
-    if layout == layouts[1]:
+    if len(layout) == len(columns):
         return [_make_task(name, file, by_split.get("", []))]
     chosen = [split for split in SPLITS if split in splits and split in by_split]
     if not chosen:
@@ -200,26 +202,18 @@ def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:
 def _year_rows(folder: Path) -> Iterator[_Row]:
     for file in sorted(folder.glob("STS.input.*.txt")):
         gold = file.with_name(file.name.replace("STS.input.", "STS.gs."))
-        inputs, scores = (list(numbered_lines(part)) for part in (file, gold))
-        if len(inputs) != len(scores):
-            raise SempaError(f"{file}: {len(inputs)} pairs, but {gold.name} has {len(scores)} scores")
+        pairs, scores = list(_tab_rows(file, 2, 2)), list(numbered_lines(gold))
+        if len(pairs) != len(scores):
+            raise SempaError(f"{file}: {len(pairs)} pairs, but {gold.name} has {len(scores)} scores")
         subtask = file.name.removeprefix("STS.input.").removesuffix(".txt")
-        for (line, text), (_, score) in zip(inputs, scores):
-            place = f"{file}:{line}"
-            first, second = _split_tabs(place, text, 2, 2)
+        for (place, (first, second)), (_, score) in zip(pairs, scores):
             yield place, first, second, score, subtask
 
 
-def _stsb_rows(file: Path) -> Iterator[_Row]:
+def _tab_rows(file: Path, least: int, most: int) -> Iterator[tuple[str, list[str]]]:
+    """The place of each line in a table without a header, and its `least` to `most` cells."""
     for line, text in numbered_lines(file):
-        place = f"{file}:{line}"
-        # Some rows name the sources of the two sentences in two more columns.
-        columns = _split_tabs(place, text, _STSB_WIDTH, _STSB_WIDTH + 2)
-        yield place, columns[5], columns[6], columns[4], ""
-
-
-def _split_tabs(place: str, text: str, least: int, most: int) -> list[str]:
-    columns = text.split("\t")
-    if not least <= len(columns) <= most:
-        raise SempaError(f"{place}: {len(columns)} tab-separated columns, expected {least}")
-    return columns
+        cells = text.split("\t")
+        if not least <= len(cells) <= most:
+            raise SempaError(f"{file}:{line}: {len(cells)} tab-separated columns, expected {least}")
+        yield f"{file}:{line}", cells

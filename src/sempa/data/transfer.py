@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.io.rows import Layout, many, numbered_lines, read_records
+from sempa.io.rows import many, numbered_lines, read_records
 
 # A file per class, the positive one first; read as Latin-1 like TREC, as SentEval does.
 _CLASS_FILES = {
@@ -23,7 +23,7 @@ _SPLIT_FILES = {
 }
 TASKS = (*_CLASS_FILES, *_SPLIT_FILES)
 _QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-_PAIRS = Layout(("#1 String", "#2 String", "Quality"), tabs_quote=False)
+_PAIRS = ("#1 String", "#2 String", "Quality")
 
 
 @dataclass(frozen=True)

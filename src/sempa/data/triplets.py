@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.rows import Layout, Record, Values, many, read_records
+from sempa.io.rows import Names, Record, many, read_records
 
 MAX_BAD_FRACTION = 0.01
 BAD = EMPTY, REPEATED, EQUAL = "with an empty field", "repeated", "with chosen = rejected"
@@ -21,12 +21,8 @@ LABELS = ("entailment", "neutral", "contradiction")
 _CODES = dict(zip("012", LABELS))
 _NO_LABEL = ("-", "-1", "")
 
-TRIPLETS = Layout(("sent0", "sent1", "hard_neg"), tabs_quote=True, number_last=False)
-# The official SNLI and MultiNLI tables hold bare quotation marks; exports of data hubs are written by a CSV library.
-LABELLED = (
-    Layout(("sentence1", "sentence2", "gold_label"), tabs_quote=False),
-    Layout(("premise", "hypothesis", "label"), tabs_quote=True),
-)
+TRIPLETS = ("sent0", "sent1", "hard_neg")
+LABELLED = (("sentence1", "sentence2", "gold_label"), ("premise", "hypothesis", "label"))
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,10 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     layout, records = read_records(path, (TRIPLETS, *LABELLED))
     counts = TripletCounts()
     rows = _usable(path, records, layout, counts)
-    # Neither a triplets file nor the grammar has neutral sentences.
+    # A file of triplets has no neutral sentences.
     found = ((line, values, "") for line, values in rows) if layout == TRIPLETS else _paired(rows, counts, combinations)
     triplets: list[Triplet] = []
-    seen: set[Values] = set()
+    seen: set[tuple[str, ...]] = set()
     for line, values, neutral in found:
         if values in seen:
             counts.leave_out(REPEATED, line)
@@ -109,9 +105,7 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     return triplets, counts
 
 
-def _usable(
-    path: Path, records: Iterator[Record], layout: Layout, counts: TripletCounts
-) -> Iterator[tuple[int, Values]]:
+def _usable(path: Path, records: Iterator[Record], layout: Names, counts: TripletCounts) -> Iterator[Record]:
     """The records with clean values, without the unlabelled and those with an empty sentence."""
     for line, values in records:
         counts.rows += 1
@@ -124,7 +118,7 @@ def _usable(
             label = _CODES.get(label, label.lower())
             if label not in LABELS:
                 expected = ", ".join((*LABELS, *_CODES))
-                raise SempaError(f"{path}:{line}: {layout.names[2]} is '{label:.40}', expected one of {expected}")
+                raise SempaError(f"{path}:{line}: {layout[2]} is '{label:.40}', expected one of {expected}")
             values = (premise, hypothesis, label)
         if "" in values:
             counts.leave_out(EMPTY, line)
@@ -133,8 +127,8 @@ def _usable(
 
 
 def _paired(
-    rows: Iterator[tuple[int, Values]], counts: TripletCounts, combinations: bool
-) -> Iterator[tuple[int, Values, str]]:
+    rows: Iterator[Record], counts: TripletCounts, combinations: bool
+) -> Iterator[tuple[int, tuple[str, ...], str]]:
     """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
     premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
     first_lines: dict[str, int] = {}

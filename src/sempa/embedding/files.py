@@ -8,7 +8,7 @@ import torch
 
 from sempa.errors import SempaError
 from sempa.io.files import write_atomic
-from sempa.io.rows import column_rows, import_pyarrow
+from sempa.io.rows import import_pyarrow
 from sempa.io.tensors import read_tensors, write_tensors
 
 TENSOR, COLUMN = "embeddings", "embedding"
@@ -60,6 +60,7 @@ def read_vectors(path: Path) -> np.ndarray:
             case ".csv":
                 return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
             case _:
-                return np.array([row[COLUMN] for _, row in column_rows(path, [COLUMN])], dtype=np.float32)
+                column = import_pyarrow().parquet.read_table(path, columns=[COLUMN])[COLUMN]
+                return np.array(column.to_pylist(), dtype=np.float32)
     except Exception as error:  # NumPy reads a header with Python's own parser
         raise SempaError(f"{path}: cannot be read: {error}") from error

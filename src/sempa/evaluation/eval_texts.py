@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, render_conversation, render_prompt
 from sempa.errors import SempaError
-from sempa.io.rows import Layout, line_records, numbered_lines
+from sempa.io.rows import line_records, numbered_lines
 
 # A sample gives a perplexity to three digits, and a report should not take longer than the training.
 GSM8K_PROBLEMS = 40
 _BUILTIN = Path(__file__).parent / "texts"
-_QUESTIONS = Layout(("question", "answer"), tabs_quote=True, number_last=False)
-_TEXTS = Layout(("text",), tabs_quote=True, number_last=False)
+_QUESTIONS, _TEXTS = ("question", "answer"), ("text",)
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
         groups = itertools.groupby((line for _, line in lines), key=str.isspace)
         passages = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
         return list(itertools.islice(passages, limit))
-    layout, records = line_records(path, iter(lines), [_QUESTIONS, _TEXTS])
+    names, records = line_records(path, iter(lines), [_QUESTIONS, _TEXTS])
     texts = []
     for number, values in itertools.islice(records, limit):
         if not all(value.strip() for value in values):
-            raise SempaError(f"{path}:{number}: an empty text, expected {' and '.join(layout.names)}")
+            raise SempaError(f"{path}:{number}: an empty text, expected {' and '.join(names)}")
         *question, text = values
         texts.append(EvalText(text, *question))
     return texts

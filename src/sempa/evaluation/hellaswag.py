@@ -71,7 +71,7 @@ def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
 
 def _task(line: str, place: str) -> HellaSwagTask:
     try:
-        fields = json_object(line)
+        fields = json_object(place, line)
         if "activity_label" in fields:
             context = f"{fields['activity_label']}: {fields['ctx_a']} {fields['ctx_b'].capitalize()}"
         else:

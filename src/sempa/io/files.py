@@ -1,25 +1,17 @@
 """Files and folders that are whole or absent: write under a temporary name, fsync, rename."""
 
-import atexit
 import contextlib
-import errno
-import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from sempa.errors import SempaError
-
-# What file systems without an fsync for folders answer: network and FUSE mounts.
-_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -31,8 +23,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         raise SempaError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
-def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then fsync it and rename it to `path`.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one, never half of either.
 
     Raises `SempaError` when the disk is full or the folder cannot be written; `path` then still holds its old content.
     """
@@ -40,20 +32,18 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
-            write(temporary)
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             fsync(temporary)
             temporary.replace(path)
-            fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = False) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then fsync it with its files and rename it to `folder`.
+    """Let `write` fill a temporary folder beside `folder`, then fsync its files and rename it to `folder`.
 
-    A kill leaves the old folder, the new one or, for the moment between two renames, neither; never a part of one.
-    Raises `SempaError` as `replace_atomically` does and, where the folder has to be `new`, when there is one with
-    content by then.
+    A kill leaves the old folder, the new one or, for a moment, neither; never a part of one. Raises `SempaError` as
+    `write_atomic` does and, where the folder has to be `new`, when there is one with content by then.
     """
     with explain_os_errors(folder):
         temporary = _temporary(folder)
@@ -61,25 +51,23 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
             temporary.mkdir(parents=True)
             readable = temporary.stat().st_mode & 0o666
             write(temporary)
-            for path in (*temporary.rglob("*"), temporary):
+            for path in filter(Path.is_file, temporary.rglob("*")):
                 # safetensors lets nobody but the owner read what it writes, whatever the umask says.
-                if path.is_file():
-                    path.chmod(readable)
+                path.chmod(readable)
                 fsync(path)
-            if new:
-                temporary.replace(folder)
-            else:
-                old = _set_aside(folder)
-                temporary.replace(folder)
-                shutil.rmtree(old, ignore_errors=True)
-            fsync(folder.parent)
+            if not new:
+                remove_folder(folder)
+            temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill on the way leaves no half of it under its name."""
-    shutil.rmtree(_set_aside(folder), ignore_errors=True)
+    """Remove a folder, if it is there, so that a kill on the way leaves no half of it under its name."""
+    aside = _temporary(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -89,12 +77,6 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one, never half of either."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    replace_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -148,43 +130,11 @@ def cache_folder() -> Path:
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sempa"
 
 
-@contextlib.contextmanager
-def optional_write() -> Iterator[None]:
-    """Inside, a write that fails ends in a warning instead of an error: for what only saves time, such as a cache."""
-    try:
-        yield
-    except SempaError as error:
-        warnings.warn(f"{error} (it only saves time; the work goes on)", stacklevel=3)
-
-
-@functools.cache
-def temporary_folder() -> Path:
-    """A private folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="sempa-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def fsync(path: Path) -> None:
-    """Force a file to the disk, or a folder's entries where the file system can do that."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in _NO_FOLDER_FSYNC):
-            raise
-    finally:
-        os.close(descriptor)
+    """Force a file's content to the disk, where no power cut can take it."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _temporary(path: Path) -> Path:
-    # Containers that share a folder share process numbers, too.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def _set_aside(folder: Path) -> Path:
-    aside = folder.with_name(f".{folder.name}.old.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(aside)
-    return aside
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

@@ -1,6 +1,7 @@
 """Rows of files with their lines, streamed: CSV, TSV or JSON lines, plain or gzip; parquet files and datasets folders.
 
-`read_records` takes them all; the content decides the format, not the name.
+`read_records` takes them all; the content decides the format, not the name. A number in JSON or parquet is read as its
+text, as it would be from a table.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -20,71 +20,58 @@ from sempa.errors import SempaError
 STANDARD_INPUT = Path("-")
 # For a table of one column, whose rows hold commas and tabs as they like: a character that text does not have.
 _NO_DELIMITER = "\x1f"
+# These columns tell the published tables of SNLI, MultiNLI, SICK, MRPC and STS-B, where a quotation mark is a plain
+# character. Other tab-separated files come from a CSV library, which quotes.
+_PLAIN_QUOTES = {"gold_label", "relatedness_score", "Quality", "score"}
 
-Values = tuple[str, ...]
-Record = tuple[int, Values]
+Names = tuple[str, ...]
+"""The columns or fields wanted of each row."""
+Record = tuple[int, tuple[str, ...]]
 """The 1-based line that a row begins in (columnar data: its row), and its wanted values."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The columns or fields wanted of each row.
-
-    `tabs_quote`: whether its tab-separated files use quotes; `number_last`: whether the last may be a number.
-    """
-
-    names: tuple[str, ...]
-    tabs_quote: bool
-    number_last: bool = True
-
-
-def read_records(path: Path, layouts: Sequence[Layout]) -> tuple[Layout, Iterator[Record]]:
+def read_records(path: Path, layouts: Sequence[Names]) -> tuple[Names, Iterator[Record]]:
     """Which of `layouts` the data has, by its columns, header or first record, and its rows, streamed.
 
     Text is read once, front to back, so it may come from a pipe. Raises `SempaError` when the data has none of the
     layouts and, while the rows are drawn, for a row that does not fit and when the file cannot be read on.
     """
     if is_columnar(path):
-        layout = _match(str(path), _column_names(path), layouts)
-        return layout, _field_records(path, column_rows(path, layout.names), layout)
+        return _field_records(path, enumerate(_column_rows(path), 1), layouts)
     return line_records(path, numbered_lines(path), layouts)
 
 
 def line_records(
-    path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Layout]
-) -> tuple[Layout, Iterator[Record]]:
+    path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Names]
+) -> tuple[Names, Iterator[Record]]:
     """What `read_records` gives of the `numbered_lines` of `path`, all of them; errors are the same."""
     number, first = next(((number, text) for number, text in lines if text.strip()), (0, ""))
     if not first:
         raise SempaError(f"{path}: holds blank lines only, expected {_names(layouts)}")
-    place = f"{path}:{number}"
     lines = itertools.chain([(number, first)], lines)
     if first.lstrip()[0] in "{[":
-        try:
-            layout = _match(place, list(json_object(first)), layouts)
-        except ValueError as error:
-            raise SempaError(f"{place}: {error}") from error
-        return layout, _field_records(path, ((number, text) for number, text in lines if text.strip()), layout)
+        rows = ((number, json_object(f"{path}:{number}", text)) for number, text in lines if text.strip())
+        return _field_records(path, rows, layouts)
     delimiter = next((mark for mark in "\t," if mark in first), _NO_DELIMITER)
-    rows = _quoted_rows(path, number, lines, delimiter)
+    rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
     header = [name.strip() for name in next(rows)[1]]
-    layout = _match(place, header, layouts)
-    if layout.tabs_quote or delimiter != "\t":
-        return layout, _table_records(path, rows, header, layout, len(header))
-    rows = ((number, text.rstrip("\r\n").split("\t")) for number, text in lines if text.strip())
-    # In the official tables some rows stop short of the columns for further annotators' labels.
-    return layout, _table_records(path, rows, header, layout, max(map(header.index, layout.names)) + 1)
+    names = _match(f"{path}:{number}", header, layouts)
+    if delimiter == "\t" and _PLAIN_QUOTES & set(header):
+        rows = _table_rows(path, number + 1, lines, delimiter, csv.QUOTE_NONE)
+    return names, _table_records(path, rows, header, names)
 
 
-def json_object(text: str) -> dict:
-    """The object in a line; a `ValueError` says what else it is."""
+def json_object(place: str, text: str) -> dict:
+    """The object in a line; a `SempaError` says what else it is."""
     try:
         # Without its end, or the parser would speak of the line after.
         value = json.loads(text.rstrip())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}, expected an object a line") from None
+    except ValueError as error:
+        # A number of five thousand digits is another error than the parser's own.
+        found = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise SempaError(f"{place}: not valid JSON: {found}, expected an object a line") from error
     if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, expected an object a line")
+        raise SempaError(f"{place}: a JSON {type(value).__name__}, expected an object a line")
     return value
 
 
@@ -126,22 +113,6 @@ def is_columnar(path: Path) -> bool:
     return path.is_dir()
 
 
-def column_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict]]:
-    """The number of each row of columnar data, from 1, and its values in the columns `names`.
-
-    Raises `SempaError` when pyarrow is missing, for a folder of several splits or of none, and for a damaged file.
-    """
-    pyarrow, number = import_pyarrow(), itertools.count(1)
-    for file in _column_files(path):
-        with _explained(file):
-            if file.suffix == ".arrow":
-                batches = (batch.select(names) for batch in pyarrow.ipc.open_stream(str(file)))
-            else:
-                batches = pyarrow.parquet.ParquetFile(file).iter_batches(columns=list(names))
-            for batch in batches:
-                yield from ((next(number), row) for row in batch.to_pylist())
-
-
 def import_pyarrow() -> ModuleType:
     """The package with its parquet part; a `SempaError` tells how to install it."""
     try:
@@ -153,60 +124,50 @@ def import_pyarrow() -> ModuleType:
     return pyarrow
 
 
-def _names(layouts: Sequence[Layout]) -> str:
-    return " or ".join(", ".join(layout.names) for layout in layouts)
+def _names(layouts: Sequence[Names]) -> str:
+    return " or ".join(map(", ".join, layouts))
 
 
-def _match(place: str, found: list[str], layouts: Sequence[Layout]) -> Layout:
+def _match(place: str, found: list[str], layouts: Sequence[Names]) -> Names:
     """The first layout whose names are all among the columns or fields that were found."""
-    for layout in layouts:
-        if set(layout.names) <= set(found):
-            return layout
+    for names in layouts:
+        if set(names) <= set(found):
+            return names
     shown = ", ".join(f"'{name:.40}'" for name in found[:8]) + (", …" if len(found) > 8 else "")
     raise SempaError(f"{place}: found the columns {shown or 'none'}, expected {_names(layouts)}")
 
 
-def _field_records(path: Path, rows: Iterator[tuple[int, str | dict]], layout: Layout) -> Iterator[Record]:
-    """Records of rows that are JSON text, or its content already."""
-    for number, row in rows:
-        try:
-            yield number, _field_values(json_object(row) if isinstance(row, str) else row, layout)
-        except ValueError as error:
-            raise SempaError(f"{path}:{number}: {error}") from error
+def _field_records(
+    path: Path, rows: Iterator[tuple[int, dict]], layouts: Sequence[Names]
+) -> tuple[Names, Iterator[Record]]:
+    number, first = next(rows, (1, {}))
+    names = _match(f"{path}:{number}", list(first), layouts)
+    rows = itertools.chain([(number, first)], rows)
+    return names, ((number, _field_values(f"{path}:{number}", row, names)) for number, row in rows)
 
 
-def _field_values(found: dict, layout: Layout) -> Values:
+def _field_values(place: str, row: dict, names: Names) -> tuple[str, ...]:
     values = []
-    for name in layout.names:
-        if name not in found:
-            raise ValueError(f"no field {name}")
-        value = "" if found[name] is None else found[name]
-        if layout.number_last and name == layout.names[-1] and isinstance(value, int | float):
-            value = str(value)
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is a {type(value).__name__}, expected text")
+    for name in names:
+        if name not in row:
+            raise SempaError(f"{place}: no field {name}")
+        value = "" if row[name] is None else row[name]
+        if not isinstance(value, str | int | float):
+            raise SempaError(f"{place}: {name} is a {type(value).__name__}, expected text")
+        values.append(str(value))
+    try:
         # Half a surrogate pair passes the JSON parser, but no tokenizer.
-        value.encode()
-        values.append(value)
+        "".join(values).encode()
+    except UnicodeEncodeError as error:
+        raise SempaError(f"{place}: {error}") from error
     return tuple(values)
 
 
-def _table_records(
-    path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str], layout: Layout, least: int
-) -> Iterator[Record]:
-    """Records of a table's rows, each of `least` cells or more and at most one for each column."""
-    places = [header.index(name) for name in layout.names]
-    for number, row in rows:
-        if not least <= len(row) <= len(header):
-            raise SempaError(f"{path}:{number}: {many(len(row), 'column')}, expected {len(header)}")
-        yield number, tuple(row[place] for place in places)
-
-
-def _quoted_rows(
-    path: Path, first: int, lines: Iterator[tuple[int, str]], delimiter: str
+def _table_rows(
+    path: Path, first: int, lines: Iterator[tuple[int, str]], delimiter: str, quoting: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Rows by RFC 4180 with the line that each begins in; `first` is the number of the first line."""
-    reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
+    """The rows that are not blank with the line that each begins in; `first` is the number of the first line."""
+    reader = csv.reader((text for _, text in lines), delimiter=delimiter, quoting=quoting, strict=True)
     begin = first
     try:
         for row in reader:
@@ -219,12 +180,30 @@ def _quoted_rows(
         ) from error
 
 
-def _column_names(path: Path) -> list[str]:
-    pyarrow, file = import_pyarrow(), _column_files(path)[0]
-    with _explained(file):
-        if file.suffix == ".arrow":
-            return pyarrow.ipc.open_stream(str(file)).schema.names
-        return pyarrow.parquet.read_schema(file).names
+def _table_records(
+    path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str], names: Names
+) -> Iterator[Record]:
+    """Records of a table's rows, which may stop short of columns that nobody asks for: SNLI's do."""
+    places = [header.index(name) for name in names]
+    for number, row in rows:
+        if not max(places) < len(row) <= len(header):
+            raise SempaError(f"{path}:{number}: {many(len(row), 'column')}, expected {len(header)}")
+        yield number, tuple(row[place] for place in places)
+
+
+def _column_rows(path: Path) -> Iterator[dict]:
+    """The rows of columnar data; raises `SempaError` when pyarrow is missing, and for a damaged file."""
+    pyarrow = import_pyarrow()
+    for file in _column_files(path):
+        try:
+            if file.suffix == ".arrow":
+                batches = pyarrow.ipc.open_stream(str(file))
+            else:
+                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+            for batch in batches:
+                yield from batch.to_pylist()
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+            raise SempaError(f"{file}: cannot be read as columns: {str(error).splitlines()[0]}") from error
 
 
 def _column_files(path: Path) -> list[Path]:
@@ -240,11 +219,3 @@ def _column_files(path: Path) -> list[Path]:
     if len(splits) > 1:
         raise SempaError(f"{path}: holds the splits {', '.join(splits)}; name the files of one")
     return files
-
-
-@contextlib.contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, KeyError, UnicodeDecodeError, import_pyarrow().ArrowException) as error:
-        raise SempaError(f"{file}: cannot be read as columns: {str(error).splitlines()[0]}") from error
