@@ -18,8 +18,7 @@ import torch
 
 from sempa import Embedder, SempaError
 from sempa.embedding.corpus import describe
-from sempa.io.files import cache_folder, fingerprint
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 
 SUFFIXES = (".txt", ".md", ".rst")
 # A sentence ends behind its full stop, question mark or exclamation mark, and the quotes or brackets that close there.

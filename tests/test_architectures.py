@@ -174,7 +174,7 @@ def test_an_architecture_is_packed_trained_saved_and_embeds_as_in_transformers_a
 def packed_equals_separate(model, plain, examples):
     """Sentence log-probabilities of packed rows against plain transformers on one sequence after the other."""
     with torch.no_grad():
-        for packed in pack_preferences(examples, range(len(examples)), 60):
+        for packed in pack_preferences(examples, 60):
             together = sequence_logprobs(model, packed)
             for place, index in enumerate(packed.examples):
                 begin = len(examples[index].prompt)
@@ -191,7 +191,7 @@ def test_gradients_of_a_packed_row_equal_those_of_separate_forwards(name, tmp_pa
     model.requires_grad_(True)
     examples = example_preferences(4)
     together = torch.zeros((), dtype=torch.float64)
-    for packed in pack_preferences(examples, range(4), 60):
+    for packed in pack_preferences(examples, 60):
         signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
         together = together + (sequence_logprobs(model, packed) * signs).sum()
     packed_gradients = torch.autograd.grad(together, list(model.parameters()), allow_unused=True)
@@ -243,7 +243,7 @@ def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
     monkeypatch.setattr(
         "sempa.model.forward.packed_attention", lambda *a: calls.append(a[0].shape) or packed_attention(*a)
     )
-    (packed,) = pack_preferences(example_preferences(3), range(3), 500)
+    (packed,) = pack_preferences(example_preferences(3), 500)
     sequence_logprobs(base.model, packed)
     assert calls == [(len(packed.packed.tokens), 4, 8)] * 2
 
@@ -259,7 +259,7 @@ def test_the_window_of_the_narrowest_layer_counts(name, window):
 def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tmp_path, tokenizer):
     model = saved_model(ARCHITECTURES["Mistral, window"], tmp_path, tokenizer).model
     for tokens, separate in ((6, False), (7, True)):
-        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], [0], 60)
+        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], 60)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             row_states(model, packed.packed)

@@ -10,8 +10,7 @@ import torch
 from conftest import make_llama
 
 from sempa import SempaError
-from sempa.io.files import remove_leftovers, replace_folder, write_atomic
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import read_tensors, remove_leftovers, replace_folder, write_atomic, write_tensors
 from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.checkpoints import checkpoint_files, load_checkpoint, read_checkpoint, save_checkpoint

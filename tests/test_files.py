@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
-from sempa.io.files import cache_folder, check_output, user_path, write_atomic
-from sempa.io.tensors import write_tensors
+from sempa.io.files import cache_folder, check_output, user_path, write_atomic, write_tensors
 from sempa.model.base import load_base
 from sempa.training.base_samples import sample_texts
 

@@ -77,9 +77,9 @@ def test_triplets_and_pairs_of_a_pipe_are_all_read(pipe):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     table = "sent0,sent1,hard_neg\n" + "".join(",".join(row.values()) + "\n" for row in rows)
     for data in (lines, table):
-        triplets, counts = read_triplets(pipe(data.encode()))
+        triplets, note = read_triplets(pipe(data.encode()))
         assert [(t.sentence, t.chosen, t.rejected) for t in triplets] == [tuple(row.values()) for row in rows]
-        assert counts.rows == 3000
+        assert note == "3,000 triplets"
     scored = [{"sentence1": line, "sentence2": "x", "score": i} for i, line in enumerate(LINES)]
     pairs = "".join(json.dumps(pair) + "\n" for pair in scored)
     (task,) = read_sts(pipe(pairs.encode()))

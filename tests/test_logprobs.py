@@ -49,7 +49,7 @@ def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, to
     ours = {}
     for name, model in (("policy", policy), ("reference", reference)):
         model.set_attn_implementation("sempa")
-        (packed,) = pack_preferences(preferences, range(len(preferences)), 100_000)
+        (packed,) = pack_preferences(preferences, 100_000)
         with torch.no_grad():
             ours[name] = sequence_logprobs(model.eval(), packed)
     losses, chosen, rejected = dpo_loss(*ours["policy"].unbind(1), *ours["reference"].unbind(1), 0.3)
@@ -90,7 +90,7 @@ def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
         Preference([5, 6], ([7, 8, 9, 2, 1], [4, 2, 1]), closing=2),
         Preference([5, 3], ([7, 2, 1], [4, 4, 2, 1]), closing=2),
     ]
-    (packed,) = pack_preferences(preferences, [0, 1], 100)
+    (packed,) = pack_preferences(preferences, 100)
     answer = packed.answer.float()
     counts = dict(zip(packed.examples, sum_by_response(answer, packed).tolist(), strict=True))
     assert counts == {0: [3, 1], 1: [1, 2]}
@@ -98,7 +98,7 @@ def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
     torch.testing.assert_close(sum_by_response(whole, packed), sequence_logprobs(tiny_llama, packed))
     # The sum over the answer alone is that of the sequences without their closing tokens.
     open_ended = [Preference(p.prompt, tuple(r[:-2] for r in p.responses)) for p in preferences]
-    (shorter,) = pack_preferences(open_ended, [0, 1], 100)
+    (shorter,) = pack_preferences(open_ended, 100)
     own = dict(zip(packed.examples, sum_by_response(whole * answer, packed), strict=True))
     for example, expected in zip(shorter.examples, sequence_logprobs(tiny_llama, shorter), strict=True):
         torch.testing.assert_close(own[example], expected)

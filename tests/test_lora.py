@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import read_tensors, write_tensors
 from sempa.model.adapter_files import load_adapter, read_adapter, save_adapter
 from sempa.model.lora import LoraLinear, adapter_disabled, adapter_dropout, add_lora, lora_parameters
 

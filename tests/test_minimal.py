@@ -72,7 +72,7 @@ def test_its_first_gradients_are_those_of_the_package(both, triplets):
     loss, margin = minimal.dpo_loss(policy, reference)
     loss.backward()
 
-    rows = pack_preferences(preferences, range(len(preferences)), 400)
+    rows = pack_preferences(preferences, 400)
     assert len(rows) > 1
     expected_policy, expected_reference = torch.empty(2, 2, len(triplets), dtype=torch.float64)
     total = expected_margin = 0.0

@@ -424,7 +424,7 @@ def test_ches_of_a_response_with_itself_is_zero_and_of_an_opposite_one_negative(
 
 def test_ches_reads_the_states_that_predict_the_response_from_a_packed_row(tiny_llama):
     preferences = [Preference([5, 6], ([7, 8, 9], [4, 2])), Preference([5, 3, 9], ([7, 2], [4, 4, 2, 1]))]
-    (packed,) = pack_preferences(preferences, [0, 1], 100)
+    (packed,) = pack_preferences(preferences, 100)
     with torch.no_grad():
         hidden = hidden_states(tiny_llama, **packed.packed.inputs())[0][packed.source]
         scores = ches_score(hidden, packed.owner, packed.lengths, length_normalised=True)

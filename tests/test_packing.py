@@ -22,7 +22,7 @@ preferences = st.lists(st.builds(Preference, token_lists, st.tuples(token_lists,
 @settings(max_examples=60)
 @given(items=preferences, row_tokens=st.integers(1, 40))
 def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens):
-    rows = pack_preferences(items, range(len(items)), row_tokens)
+    rows = pack_preferences(items, row_tokens)
     assert sorted(index for row in rows for index in row.examples) == list(range(len(items)))
     for packed in rows:
         assert len(packed.packed.tokens) <= row_tokens or len(packed.examples) == 1
@@ -63,7 +63,7 @@ def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
 
 def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
-    rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], range(28), 140)
+    rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], 140)
     assert len(rows) == 2
     groups = [group for row in rows for group in row.packed.prefix_groups()]
     slots = sum(group.place.numel() for group in groups)
@@ -73,7 +73,7 @@ def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
 @settings(max_examples=60)
 @given(items=preferences)
 def test_a_row_taken_apart_holds_every_sequence_once_and_finds_every_token(items):
-    for packed in pack_preferences(items, range(len(items)), 60):
+    for packed in pack_preferences(items, 60):
         tokens, places = packed.packed.separate()
         # A response's last token is predicted, and never read.
         sequences = [items[i].prompt + response[:-1] for i in packed.examples for response in items[i].responses]
@@ -87,7 +87,7 @@ def test_a_row_taken_apart_holds_every_sequence_once_and_finds_every_token(items
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=30), capacity=st.integers(1, 60))
 def test_bins_hold_everything_once_and_overflow_only_alone(sizes, capacity):
-    bins = fill_bins(range(len(sizes)), lambda i: sizes[i], capacity)
+    bins = fill_bins(sizes, capacity)
     assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
     assert all(len(b) == 1 or sum(sizes[i] for i in b) <= capacity for b in bins)
 
@@ -102,7 +102,7 @@ def test_bins_are_as_few_and_then_as_equally_full_as_in_this_order_they_can_be(s
         for cuts in itertools.combinations(range(1, len(ordered)), n)
         if all(sum(ordered[a:b]) <= capacity for a, b in itertools.pairwise((0, *cuts, len(ordered))))
     )
-    bins = fill_bins(sizes, int, capacity)
+    bins = [[sizes[place] for place in places] for places in fill_bins(sizes, capacity)]
     assert (len(bins), max(map(sum, bins))) == best
 
 

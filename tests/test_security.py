@@ -21,7 +21,7 @@ from sempa.config import load_config
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import read_vectors
-from sempa.io.tensors import read_tensors
+from sempa.io.files import read_tensors
 from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora

@@ -170,7 +170,7 @@ def test_a_files_split_column_selects_its_rows(tmp_path):
     renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", "validation\t") for line in lines))
     assert [task.name for task in read_sts(renamed, ["dev", "trial"])] == ["renamed dev"]
     without = write(tmp_path / "without.tsv", header, *(line for line in lines if not line.startswith("dev")))
-    with pytest.raises(SempaError, match=r"without\.tsv: its column split holds train, test; asked for dev, trial"):
+    with pytest.raises(SempaError, match=r"without\.tsv: found the splits train, test, asked for dev, trial"):
         development_task(without)
 
 

@@ -138,7 +138,10 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
 
     def members(seed):
         batches = Batches(Config(**PREFERENCE_ONLY, batch_size=5, seed=seed), preferences)
-        return [sorted(i for row in batch.rows for i in row.examples) for batch in batches]
+        return [
+            sorted(preferences.index(batch.preferences[i]) for row in batch.rows for i in row.examples)
+            for batch in batches
+        ]
 
     assert sorted(i for batch in members(0) for i in batch) == list(range(16))
     assert [len(batch) for batch in members(0)] == [5, 5, 5, 1]

@@ -121,7 +121,7 @@ def train_online(
         asked = batch.preferences[: rounded_up(config.preference_fraction, batch.size)]
         seed = config.seed * 1_000_003 + step
         made = sample_preferences(base, asked, judge, seed, reference_fraction, new_tokens)
-        batch = replace(batch, rows=pack_preferences(made, range(len(made)), config.row_tokens))
+        batch = replace(batch, rows=pack_preferences(made, config.row_tokens))
         steps.append(train_step(config, model, optimizer, batch, samples, step, total))
     return steps
 

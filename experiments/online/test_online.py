@@ -52,7 +52,7 @@ def test_an_online_step_moves_towards_what_the_judge_prefers(base, config, prefe
     assert step["rewards/margins"] == pytest.approx(0, abs=1e-5)
     # IPO's loss of a margin of 0, (1 / 2β)², on as many pairs as were made.
     assert step["loss"] == pytest.approx((0.5 / config.beta) ** 2, rel=1e-4)
-    (row,) = pack_preferences(made, range(len(made)), 1 << 20)
+    (row,) = pack_preferences(made, 1 << 20)
     with torch.no_grad():
         policy = sequence_logprobs(base.model, row)
         with adapter_disabled(base.model):

@@ -57,4 +57,4 @@ def example_row(row_tokens: int) -> PackedRow:
     examples = [
         replace(example, prompt=[0] * SHARED_TOKENS + [1 + i % 7] * PROMPT_TOKENS) for i in range(max(2, count))
     ]
-    return pack_preferences(examples, range(len(examples)), 1 << 40)[0].packed
+    return pack_preferences(examples, 1 << 40)[0].packed

@@ -141,7 +141,7 @@ def align_quantised(
     for step in range(total):
         batch = batches[step % len(batches)]
         metrics = Counter()
-        for row in pack_preferences(pairs, batch, _ROW_TOKENS):
+        for row in pack_preferences([pairs[i] for i in batch], _ROW_TOKENS):
             policy = sequence_logprobs(quantised, row)
             with torch.no_grad():
                 reference = sequence_logprobs(full, row)

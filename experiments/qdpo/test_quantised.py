@@ -167,7 +167,7 @@ def test_the_shared_beginning_makes_no_difference_to_the_log_ratio(models, promp
         whole = type(pair)(prompts[pair.line - 1], (answers[pair.line - 1].tokens, others[pair.line - 1].tokens))
         margins = []
         for one in (pair, whole):
-            (row,) = pack_preferences([one], [0], 1024)
+            (row,) = pack_preferences([one], 1024)
             with torch.no_grad():
                 ratios = sequence_logprobs(rounded.model, row) - sequence_logprobs(full.model, row)
             margins.append((ratios[0, 0] - ratios[0, 1]).item())
@@ -182,7 +182,7 @@ def test_alignment_starts_at_the_cost_of_rounding_and_brings_the_answers_back(mo
     with torch.no_grad():
         margins = []
         for pair in pairs:
-            (row,) = pack_preferences([pair], [0], 1024)
+            (row,) = pack_preferences([pair], 1024)
             ratios = (sequence_logprobs(rounded.model, row) - sequence_logprobs(full.model, row))[0]
             margins.append((ratios[0] - ratios[1]).item())
     add_lora(rounded.model, 4, 16)

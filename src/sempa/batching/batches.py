@@ -41,10 +41,10 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         held_out = caption_triplets("heldout", config.held_out, config.seed)
         notes = [f"{len(train):,} built-in triplets"]
     else:
-        triplets, counts = read_triplets(Path(config.triplets), combinations=config.combinations)
+        triplets, note = read_triplets(Path(config.triplets), combinations=config.combinations)
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
-        notes = [counts.describe()]
+        notes = [note]
     ranking = config.objective in RANKINGS
     if ranking:
         ranked = [[triplet for triplet in part if triplet.neutral] for part in (train, held_out)]
@@ -120,38 +120,35 @@ class Batches(Sequence[Batch]):
     """
 
     def __init__(self, config: Config, preferences: list[Preference]) -> None:
-        self.config, self.preferences = config, preferences
         generator = torch.Generator().manual_seed(config.seed)
-        self.order = torch.randperm(len(preferences), generator=generator).tolist()
+        order = torch.randperm(len(preferences), generator=generator).tolist()
+        self.config, self.preferences = config, [preferences[i] for i in order]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.config.batch_size)
+        return math.ceil(len(self.preferences) / self.config.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        start = number * self.config.batch_size
-        return _make_batch(self.config, self.preferences, self.order[start : start + self.config.batch_size])
+        config = self.config
+        preferences = self.preferences[number * config.batch_size : (number + 1) * config.batch_size]
+        sentences, texts = [], torch.empty(0, len(preferences), dtype=torch.int64)
+        if config.contrast:
+            # All sentences, then all their best responses, and so on.
+            kinds = zip(*(preference.words for preference in preferences), strict=True)
+            words = [prompt for kind in kinds for prompt in kind]
+            sentences = pack_sentence_rows(words, config.row_tokens)
+            numbers: dict[tuple[int, ...], int] = {}
+            texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])
+            texts = texts.view(-1, len(preferences))
+        rows = []
+        if config.objective != "none" or config.anchor:
+            # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+            ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
+            rows = pack_preferences(ranked, config.row_tokens)
+        return Batch(preferences, rows, sentences, texts)
 
 
 def rounded_up(fraction: float, count: int) -> int:
     """`fraction · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
     return math.ceil(Fraction(str(fraction)) * count)
-
-
-def _make_batch(config: Config, preferences: list[Preference], members: list[int]) -> Batch:
-    sentences, texts = [], torch.empty(0, len(members), dtype=torch.int64)
-    if config.contrast:
-        # All sentences, then all their best responses, and so on.
-        kinds = zip(*(preferences[i].words for i in members), strict=True)
-        words = [prompt for kind in kinds for prompt in kind]
-        sentences = pack_sentence_rows(words, config.row_tokens)
-        numbers: dict[tuple[int, ...], int] = {}
-        texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])
-        texts = texts.view(-1, len(members))
-    rows = []
-    if config.objective != "none" or config.anchor:
-        # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-        ranked = members[: rounded_up(config.preference_fraction, len(members))]
-        rows = pack_preferences(preferences, ranked, config.row_tokens)
-    return Batch([preferences[i] for i in members], rows, sentences, texts)

@@ -10,19 +10,17 @@ once per row, a prompt runs once for all its responses, and every hidden state e
                              └─ rejected 2
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import groupby
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sempa.batching.prompts import Preference, common_prefix
 from sempa.kernels import PrefixGroup, make_prefix_group
-
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -110,7 +108,7 @@ class PackedRow:
 class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
-    `examples` `[n]` are the caller's indices; `source`, `target`, `owner` `[M]`: the
+    `examples` `[n]` are places in the packed list; `source`, `target`, `owner` `[M]`: the
     hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
     `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
     """
@@ -133,58 +131,49 @@ class SentenceRow:
     members: tuple[int, ...]
 
 
-def pack_preferences(preferences: Sequence[Preference], indices: Sequence[int], row_tokens: int) -> list[PreferenceRow]:
-    """Pack the preferences at `indices` into rows of at most `row_tokens` tokens (one alone may exceed that).
+def pack_preferences(preferences: Sequence[Preference], row_tokens: int) -> list[PreferenceRow]:
+    """Pack preferences into rows of at most `row_tokens` tokens (one alone may exceed that).
 
     Deterministic. All preferences need the same number of responses.
     """
-    if not indices:
+    if not preferences:
         return []
-    root = shared_prefix([preferences[i].prompt for i in indices])
-
-    def size(index: int) -> int:
-        preference = preferences[index]
-        return len(preference.prompt) - len(root) + sum(len(response) - 1 for response in preference.responses)
-
-    bins = fill_bins(indices, size, row_tokens - len(root))
-    return [_preference_row(preferences, members, root) for members in bins]
+    root = shared_prefix([preference.prompt for preference in preferences])
+    sizes = [
+        len(preference.prompt) - len(root) + sum(len(response) - 1 for response in preference.responses)
+        for preference in preferences
+    ]
+    return [_preference_row(preferences, members, root) for members in fill_bins(sizes, row_tokens - len(root))]
 
 
-def fill_bins(items: Sequence[Item], size: Callable[[Item], int], capacity: int) -> list[list[Item]]:
-    """Every item in exactly one bin, no bin of two or more items above `capacity`: next-fit decreasing.
+def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Every place of `sizes` in exactly one bin, no bin of two or more above `capacity`: next-fit decreasing.
 
     Items of like size share a bin, so that branches of a row need little padding beside each other. The bins are about
     equally full: as many as it takes, and none fuller than it must be.
     """
-    sized = sorted(((size(item), item) for item in items), key=lambda pair: -pair[0])
-    bins = _next_fit(sized, capacity)
-    # Below their mean no capacity would do.
-    least, most = sum(need for need, _ in sized) // max(1, len(bins)) - 1, capacity
-    while most - least > 1:
-        tried = (least + most) // 2
-        if len(found := _next_fit(sized, tried)) == len(bins):
-            bins, most = found, tried
-        else:
-            least = tried
-    return bins
+    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
 
+    def fill(capacity: int) -> list[list[int]]:
+        bins: list[list[int]] = []
+        room = 0
+        for place in order:
+            if not bins or sizes[place] > room:
+                bins.append([])
+                room = capacity
+            bins[-1].append(place)
+            room -= sizes[place]
+        return bins
 
-def _next_fit(sized: Sequence[tuple[int, Item]], capacity: int) -> list[list[Item]]:
-    bins: list[list[Item]] = []
-    room = 0
-    for need, item in sized:
-        if not bins or need > room:
-            bins.append([])
-            room = capacity
-        bins[-1].append(item)
-        room -= need
-    return bins
+    fewest = len(fill(capacity))
+    least = bisect_left(range(capacity + 1), True, key=lambda tried: len(fill(tried)) <= fewest)
+    return fill(least)
 
 
 def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
     """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
     prefix = len(shared_prefix(sequences))
-    bins = fill_bins(range(len(sequences)), lambda i: len(sequences[i]) - prefix, row_tokens - prefix)
+    bins = fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix)
     rows = []
     for members in bins:
         # Fewer sequences may share more.
@@ -200,7 +189,7 @@ def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Pack
     """Texts in rows of at most `row_tokens` tokens; a longer text is continued in a row of its own, nothing is lost."""
     pieces = [s[begin : begin + row_tokens] for s in sequences for begin in range(0, len(s), row_tokens)]
     rows = []
-    for members in fill_bins(range(len(pieces)), lambda i: len(pieces[i]), row_tokens):
+    for members in fill_bins(list(map(len, pieces)), row_tokens):
         rows.append(PackedRow())
         for member in members:
             rows[-1].add(pieces[member])

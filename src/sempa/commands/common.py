@@ -48,21 +48,6 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--sts`, `--splits` and `--builtin-pairs`."""
-    parser.add_argument(
-        "--sts", type=user_path, metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file"
-    )
-    parser.add_argument(
-        "--splits",
-        default="dev,trial,test",
-        help="splits of STS-B, SICK and files with a split column (default %(default)s)",
-    )
-    parser.add_argument(
-        "--builtin-pairs", type=at_least(0), default=600, help="pairs of the built-in set (default %(default)s)"
-    )
-
-
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least` on."""
 

@@ -64,18 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
 def _write_shards(arguments: argparse.Namespace) -> None:
     from sempa.embedding.corpus import embed_corpus
 
+    names = ("shard_rows", "shard_format", "batch_size", "normalize", "field", "skip_empty")
+    options = {name: getattr(arguments, name) for name in names}
     try:
-        manifest = embed_corpus(
-            load_embedder(arguments),
-            arguments.input,
-            arguments.output,
-            shard_rows=arguments.shard_rows,
-            shard_format=arguments.shard_format,
-            batch_size=arguments.batch_size,
-            normalize=arguments.normalize,
-            field=arguments.field,
-            skip_empty=arguments.skip_empty,
-        )
+        manifest = embed_corpus(load_embedder(arguments), arguments.input, arguments.output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command continues behind the last whole shard") from None
     rows, shards = manifest["settings"]["input"]["rows"], len(manifest["shards"])

@@ -5,13 +5,7 @@ on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off 
 import argparse
 from pathlib import Path
 
-from sempa.commands.common import (
-    add_model_arguments,
-    add_readout_arguments,
-    add_task_arguments,
-    at_least,
-    load_embedder,
-)
+from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.errors import SempaError
 from sempa.io.files import check_output, read_json, user_path, write_json
 
@@ -27,7 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _FORMATS
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    add_task_arguments(parser)
+    parser.add_argument(
+        "--sts", type=user_path, metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file"
+    )
+    parser.add_argument(
+        "--splits",
+        default="dev,trial,test",
+        help="splits of STS-B, SICK and files with a split column (default %(default)s)",
+    )
+    parser.add_argument(
+        "--builtin-pairs", type=at_least(0), default=600, help="pairs of the built-in set (default %(default)s)"
+    )
     parser.add_argument(
         "--geometry", action="store_true", help="also measure alignment, uniformity, isotropy and hubness of each task"
     )

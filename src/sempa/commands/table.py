@@ -5,15 +5,10 @@ are kept: the same command goes on.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sempa.commands.common import add_base_arguments, at_least, base_name
 from sempa.errors import SempaError
 from sempa.io.files import check_output, user_path
-
-if TYPE_CHECKING:
-    from sempa.data.sts import StsTask
-    from sempa.data.transfer import TransferTask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the rows that are missing, then print and write the table."""
+    from sempa.data.sts import SETS, read_sts, sample_task
+    from sempa.data.transfer import TASKS, read_transfer
     from sempa.evaluation.table import measure_rows, parse_methods, summarise
     from sempa.evaluation.transfer import measure_transfer, summarise_transfer
-    from sempa.io.origin import versions
+    from sempa.io.origin import origin
     from sempa.model.adapter_files import adapter_folder, adapter_readout
     from sempa.model.base import load_base
     from sempa.report.table import similarity_content, transfer_content, write_table
@@ -83,35 +80,26 @@ def run(arguments: argparse.Namespace) -> None:
     for adapter in adapters:
         methods += parse_methods(arguments.adapter_readouts or adapter_readout(adapter), str(adapter))
     check_output(arguments.output, folder=True)
-    tasks = _transfer_tasks(arguments) if arguments.transfer else _similarity_tasks(arguments)
+    sets = arguments.sets.split(",") if arguments.sets else None
+    if arguments.transfer:
+        tasks = read_transfer(arguments.transfer, sets or TASKS)
+    else:
+        columns = [name.strip() for name in arguments.columns.split(",")]
+        if len(columns) != 3:
+            raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
+        tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets or SETS)
+        if arguments.pairs:
+            tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
     name = base_name(arguments.model, adapters[0] if adapters else None)
     base = load_base(name, arguments.dtype, arguments.device)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "run"}
-    report = {"model": name, "base_source": base.source, "settings": settings, "versions": versions()}
+    report = {"model": name, "base_source": base.source, "settings": settings, **origin(arguments.device)}
     rows = arguments.output / "rows"
     if arguments.transfer:
         report |= summarise_transfer(measure_transfer(base, methods, tasks, rows, arguments.seed), tasks)
         name, content = "transfer", transfer_content(report)
     else:
-        measured = measure_rows(base, methods, tasks, rows)
-        report |= summarise(measured, arguments.resamples, arguments.seed)
+        report |= summarise(measure_rows(base, methods, tasks, rows), arguments.resamples, arguments.seed)
         name, content = "table", similarity_content(report)
     print(write_table(arguments.output, name, report, content))
     print(f"table: {arguments.output / f'{name}.html'}")
-
-
-def _transfer_tasks(arguments: argparse.Namespace) -> list["TransferTask"]:
-    from sempa.data.transfer import TASKS, read_transfer
-
-    return read_transfer(arguments.transfer, arguments.sets.split(",") if arguments.sets else TASKS)
-
-
-def _similarity_tasks(arguments: argparse.Namespace) -> list["StsTask"]:
-    from sempa.data.sts import SETS, read_sts, sample_task
-
-    columns = tuple(name.strip() for name in arguments.columns.split(","))
-    if len(columns) != 3:
-        raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
-    sets = arguments.sets.split(",") if arguments.sets else SETS
-    tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets)
-    return [sample_task(task, arguments.pairs, arguments.seed) for task in tasks] if arguments.pairs else tasks

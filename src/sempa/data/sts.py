@@ -163,18 +163,17 @@ def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> lis
             raise SempaError(f"{file}: is the split {split}, asked for {', '.join(splits)}")
         return [_read_benchmark(published, file)]
     name = file.name.split(".")[0]
-    layout, records = read_records(file, [("split", *columns), tuple(columns)])
     by_split: dict[str, list[_Row]] = {}
+    _, records = read_records(file, [("split", *columns), tuple(columns)])
     for line, (*split, first, second, score) in records:
         split = split[0].strip().lower() if split else ""
         own = by_split.setdefault("dev" if split == "validation" else split, [])
         own.append((f"{file}:{line}", first, second, score, ""))
-    if len(layout) == len(columns):
-        return [_make_task(name, file, by_split.get("", []))]
-    chosen = [split for split in SPLITS if split in splits and split in by_split]
+    chosen = [split for split in ("", *SPLITS) if split in ("", *splits) and split in by_split]
     if not chosen:
-        raise SempaError(f"{file}: its column split holds {', '.join(by_split):.80}; asked for {', '.join(splits)}")
-    return [_make_task(f"{name} {split}", file, by_split[split]) for split in chosen]
+        found = ", ".join(by_split)[:80] or "none"
+        raise SempaError(f"{file}: found the splits {found}, asked for {', '.join(splits)}")
+    return [_make_task(f"{name} {split}".strip(), file, by_split[split]) for split in chosen]
 
 
 def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:

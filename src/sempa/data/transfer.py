@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.io.rows import many, numbered_lines, read_records
+from sempa.io.rows import numbered_lines, read_records
 
 # A file per class, the positive one first; read as Latin-1 like TREC, as SentEval does.
 _CLASS_FILES = {
@@ -63,16 +63,13 @@ def read_transfer(folder: Path, names: Sequence[str] = TASKS) -> list[TransferTa
 
 
 def _class_task(folder: Path, name: str) -> TransferTask:
-    texts, labels, blank = [], [], 0
+    texts, labels = [], []
     for label, file in zip((1, 0), _CLASS_FILES[name]):
-        for _, line in numbered_lines(folder / file, "latin-1"):
-            if line.strip():
-                texts.append((_one_blank(line),))
-                labels.append(label)
-            else:
-                blank += 1
-    notes = [f"{name}: {many(blank, 'blank line')} left out"] if blank else []
-    return TransferTask(name, {"all": Examples(texts, np.array(labels))}, notes)
+        # Some of the published files have blank lines.
+        lines = [line for _, line in numbered_lines(folder / file, "latin-1") if line.strip()]
+        texts += [(_one_blank(line),) for line in lines]
+        labels += [label] * len(lines)
+    return TransferTask(name, {"all": Examples(texts, np.array(labels))})
 
 
 def _split_task(folder: Path, name: str) -> TransferTask:

@@ -1,4 +1,4 @@
-"""Preference triplets from a file, streamed; every row that is left out is counted and located.
+"""Preference triplets from a file, streamed; every row that is left out is counted and the first located.
 
 A file holds triplets (`sent0,sent1,hard_neg`) or labelled NLI pairs (`sentence1, sentence2, gold_label` or `premise,
 hypothesis, label`), in any form that `sempa.io.rows` reads; its columns say which.
@@ -8,14 +8,14 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sempa.errors import SempaError
 from sempa.io.rows import Names, Record, many, read_records
 
-MAX_BAD_FRACTION = 0.01
-BAD = EMPTY, REPEATED, EQUAL = "with an empty field", "repeated", "with chosen = rejected"
+# Why a row, or all rows of a premise, make no triplet.
+EMPTY, REPEATED, EQUAL = "with an empty field", "repeated", "with chosen = rejected"
 UNLABELLED, INCOMPLETE = "without a gold label", "premises without an entailment or without a contradiction"
 LABELS = ("entailment", "neutral", "contradiction")
 _CODES = dict(zip("012", LABELS))
@@ -40,80 +40,67 @@ class Triplet:
     neutral: str = ""
 
 
-@dataclass
-class TripletCounts:
-    """How many rows a file held, how many triplets were kept, and how much of each kind was left out.
+class LeftOut:
+    """What a file holds that makes no triplet: how many rows of each kind, and the line of the first."""
 
-    `first_lines` locate the first of each kind. Kinds in `BAD` are faults of the file; rows `UNLABELLED` and premises
-    `INCOMPLETE` are not.
-    """
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first_lines: dict[str, int] = {}
 
-    rows: int = 0
-    kept: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    first_lines: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def bad(self) -> int:
-        """How many rows were left out because something is wrong with them."""
-        return sum(self.left_out[kind] for kind in BAD)
-
-    def leave_out(self, kind: str, line: int) -> None:
-        """Count a row or premise of a kind."""
-        self.left_out[kind] += 1
+    def add(self, kind: str, line: int) -> None:
+        """Count one more of a kind."""
+        self.counts[kind] += 1
         self.first_lines.setdefault(kind, line)
 
-    def describe(self) -> str:
-        """One line: how many triplets were kept, and what was left out, why and where first."""
-        parts = [f"{kind}: {self.left_out[kind]:,}, first in line {line}" for kind, line in self.first_lines.items()]
-        return "; ".join([f"{many(self.kept, 'triplet')} from {many(self.rows, 'row')}", *parts])
+    def describe(self, kept: int) -> str:
+        """One line for the log: how many triplets were kept, and what was left out, why and where first."""
+        parts = [f"{kind}: {count:,}, first in line {self.first_lines[kind]}" for kind, count in self.counts.items()]
+        return "; ".join([many(kept, "triplet"), *parts])
 
 
-def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], TripletCounts]:
-    """The triplets of a file in their order, with counts of the rows left out.
+def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], str]:
+    """The triplets of a file in their order, and a line that says how many there are and what was left out.
 
     Labelled NLI gives one triplet a premise (its first entailment, its first contradiction), or with `combinations`
     every entailment × contradiction, each beside one of the premise's neutral hypotheses in turn; `Triplet.line` is
     then the entailment's line. Sentences are stripped, and line feeds in them become blanks. Of repeated triplets the
     first is kept.
 
-    Raises `SempaError` when the file cannot be read in one of the layouts, when over one row in a hundred is bad, or
-    when no triplet is left.
+    Raises `SempaError` when the file cannot be read in one of the layouts, or when no triplet is left.
     """
     path = Path(path)
     layout, records = read_records(path, (TRIPLETS, *LABELLED))
-    counts = TripletCounts()
-    rows = _usable(path, records, layout, counts)
-    # A file of triplets has no neutral sentences.
-    found = ((line, values, "") for line, values in rows) if layout == TRIPLETS else _paired(rows, counts, combinations)
+    left_out = LeftOut()
+    rows = _usable(path, records, layout, left_out)
+    if layout == TRIPLETS:
+        found = (Triplet(*values, line) for line, values in rows)
+    else:
+        found = _paired(rows, left_out, combinations)
     triplets: list[Triplet] = []
     seen: set[tuple[str, ...]] = set()
-    for line, values, neutral in found:
-        if values in seen:
-            counts.leave_out(REPEATED, line)
-        elif values[1] == values[2]:
-            counts.leave_out(EQUAL, line)
+    for triplet in found:
+        words = (triplet.sentence, triplet.chosen, triplet.rejected)
+        if words in seen:
+            left_out.add(REPEATED, triplet.line)
+        elif triplet.chosen == triplet.rejected:
+            left_out.add(EQUAL, triplet.line)
         else:
-            seen.add(values)
-            triplets.append(Triplet(*values, line, neutral))
-    counts.kept = len(triplets)
-    if counts.bad > MAX_BAD_FRACTION * counts.rows:
-        found = f"{counts.bad / counts.rows:.1%} of the rows are bad, expected at most {MAX_BAD_FRACTION:.1%}"
-        raise SempaError(f"{path}: {found}: {counts.describe()}")
+            seen.add(words)
+            triplets.append(triplet)
+    note = left_out.describe(len(triplets))
     if not triplets:
-        raise SempaError(f"{path}: no usable triplet: {counts.describe()}")
-    return triplets, counts
+        raise SempaError(f"{path}: no usable triplet: {note}")
+    return triplets, note
 
 
-def _usable(path: Path, records: Iterator[Record], layout: Names, counts: TripletCounts) -> Iterator[Record]:
+def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: LeftOut) -> Iterator[Record]:
     """The records with clean values, without the unlabelled and those with an empty sentence."""
     for line, values in records:
-        counts.rows += 1
         values = tuple(re.sub(r"\s*[\r\n]+\s*", " ", value).strip() for value in values)
         if layout != TRIPLETS:
             premise, hypothesis, label = values
             if label in _NO_LABEL:
-                counts.leave_out(UNLABELLED, line)
+                left_out.add(UNLABELLED, line)
                 continue
             label = _CODES.get(label, label.lower())
             if label not in LABELS:
@@ -121,14 +108,12 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, counts: Triple
                 raise SempaError(f"{path}:{line}: {layout[2]} is '{label:.40}', expected one of {expected}")
             values = (premise, hypothesis, label)
         if "" in values:
-            counts.leave_out(EMPTY, line)
+            left_out.add(EMPTY, line)
         else:
             yield line, values
 
 
-def _paired(
-    rows: Iterator[Record], counts: TripletCounts, combinations: bool
-) -> Iterator[tuple[int, tuple[str, ...], str]]:
+def _paired(rows: Iterator[Record], left_out: LeftOut, combinations: bool) -> Iterator[Triplet]:
     """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
     premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
     first_lines: dict[str, int] = {}
@@ -141,7 +126,7 @@ def _paired(
     for premise, hypotheses in premises.items():
         entailments, contradictions = hypotheses["entailment"], hypotheses["contradiction"]
         if not (entailments and contradictions):
-            counts.leave_out(INCOMPLETE, first_lines[premise])
+            left_out.add(INCOMPLETE, first_lines[premise])
         neutrals = itertools.cycle([text for _, text in hypotheses["neutral"]] or [""])
         for (line, entailment), (_, contradiction) in itertools.product(entailments, contradictions):
-            yield line, (premise, entailment, contradiction), next(neutrals)
+            yield Triplet(premise, entailment, contradiction, line, next(neutrals))

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from sempa.errors import SempaError
-from sempa.io.files import write_atomic
+from sempa.io.files import read_tensors, write_atomic, write_tensors
 from sempa.io.rows import import_pyarrow
-from sempa.io.tensors import read_tensors, write_tensors
 
 TENSOR, COLUMN = "embeddings", "embedding"
 SUFFIXES = (".npy", ".csv", ".safetensors", ".parquet")

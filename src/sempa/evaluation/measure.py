@@ -103,7 +103,7 @@ def response_logprobs(
 
     `progress` advances by one for every preference.
     """
-    rows = pack_preferences(preferences, range(len(preferences)), row_tokens)
+    rows = pack_preferences(preferences, row_tokens)
     result = torch.empty(len(preferences), len(preferences[0].responses))
     model.eval()
     for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):

@@ -6,12 +6,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from sempa.errors import SempaError
+
+if TYPE_CHECKING:
+    # A command's help imports this module, and should not wait for torch.
+    from torch import Tensor
 
 
 @contextlib.contextmanager
@@ -87,6 +92,24 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> object:
     """The value of a JSON file; raises `OSError`, or `ValueError` for what is not JSON."""
     return json.loads(path.read_bytes())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Write `tensors` to a safetensors file, atomically; equal tensors give equal bytes."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, save(contiguous, metadata={"format": "pt"}))
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file; raises `SempaError` when it cannot be read or is not whole."""
+    from safetensors.torch import load
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise SempaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def sha256(path: Path) -> str:

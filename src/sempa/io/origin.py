@@ -13,29 +13,25 @@ from sempa import __version__
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
-def origin(device: str = "") -> dict:
-    """What is stored beside a figure: `date`, `versions` and `machine`."""
-    return {"date": datetime.date.today().isoformat(), "versions": versions(), "machine": _machine(device)}
+def origin(device: str | None = None) -> dict:
+    """What is stored beside a figure: `date`, `versions`, and `machine`.
 
-
-def versions() -> dict[str, str]:
-    """The versions of Python, sempa and the packages that its figures depend on."""
+    The machine's entries are processor, cores, threads, memory in GiB, and `device` (by default CUDA where there is
+    one).
+    """
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "sempa": __version__, **packages}
-
-
-def _machine(device: str) -> dict:
-    """Processor, cores, threads, memory in GiB, and the name of `device` (by default CUDA where there is one)."""
+    versions = {"python": platform.python_version(), "sempa": __version__, **packages}
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return {
+    machine = {
         "cpu": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }
+    return {"date": datetime.date.today().isoformat(), "versions": versions, "machine": machine}

@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sempa.errors import SempaError
-from sempa.io.files import read_json, write_atomic, write_json
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"

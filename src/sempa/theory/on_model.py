@@ -68,7 +68,7 @@ def score_candidates(base: BaseModel, seed: int) -> list[Scored]:
 def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, ...]) -> Scored:
     answers = [text for triplet in triplets for text in (triplet.chosen, triplet.rejected)]
     preference = encode_responses(base.tokenizer, triplets[0].sentence, answers)
-    (row,) = pack_preferences([preference], [0], row_tokens=1)
+    (row,) = pack_preferences([preference], row_tokens=1)
     logprobs = sequence_logprobs(base.model, row)
     with torch.no_grad(), adapter_disabled(base.model):
         reference = sequence_logprobs(base.model, row)

@@ -14,8 +14,7 @@ from torch import Tensor
 from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
 from sempa.errors import SempaError
-from sempa.io.files import cache_folder, fingerprint
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.forward import row_states
 from sempa.model.lora import adapter_disabled

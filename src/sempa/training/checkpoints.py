@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sempa.errors import SempaError
-from sempa.io.files import remove_leftovers
-from sempa.io.tensors import read_tensors, write_tensors
+from sempa.io.files import read_tensors, remove_leftovers, write_tensors
 from sempa.model.adapter_files import set_lora
 from sempa.model.lora import lora_parameters
 
