@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from conftest import load_script
 
+from sempa import data
 from sempa.batching.batches import load_dataset
 from sempa.config import Config, load_config
-from sempa.data import captions
-from sempa.data.captions import caption_pairs, caption_triplets
+from sempa.data.sts import caption_pairs
+from sempa.data.triplets import caption_triplets
 from sempa.run import BUILTIN_PAIRS, development_sample
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "captions" / "make_captions.py"
-DATA = Path(captions.__file__).parent
+DATA = Path(data.__file__).parent
 
 
 def rows(name):

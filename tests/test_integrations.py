@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from sempa import Embedder, SempaError
-from sempa.data.captions import caption_pairs
-from sempa.data.sts import StsTask
+from sempa.data.sts import StsTask, caption_pairs
 from sempa.evaluation.sts import evaluate_sts
 from sempa.integrations.documents import DocumentEmbeddings
 from sempa.model import base as models

@@ -300,7 +300,7 @@ def test_a_row_of_the_wrong_width_is_located(tmp_path):
     stsb = write(tmp_path / "sts-dev.csv", "a,b,c,d,e,f,g")
     assert "sts-dev.csv:1: 1 tab-separated columns, expected 7" in error_of(stsb)
     sick = write(tmp_path / "SICK_trial.txt", SICK_HEADER, *rows(SICK), "4\ta\tb")
-    assert "SICK_trial.txt:5: 3 columns, expected 5" in error_of(sick)
+    assert "SICK_trial.txt:5: 3 tab-separated columns, expected 5" in error_of(sick)
     mine = write(tmp_path / "mine.csv", "sentence1,sentence2,score", "a,b,1", "a,b")
     assert "mine.csv:3: 2 columns, expected 3" in error_of(mine)
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
-from sempa.data.captions import caption_pairs
+from sempa.data.sts import caption_pairs
 from sempa.embedding.embedder import Embedder
 from sempa.model.layers import blocks
 from sempa.model.resolve import resolve_model

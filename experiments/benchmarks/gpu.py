@@ -34,7 +34,7 @@ from sempa.batching.batches import Batch, Batches
 from sempa.batching.packing import pack_texts
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
-from sempa.data.captions import caption_triplets
+from sempa.data.triplets import caption_triplets
 from sempa.errors import SempaError
 from sempa.io.files import write_atomic, write_json
 from sempa.kernels import token_logprobs

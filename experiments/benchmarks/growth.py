@@ -17,7 +17,7 @@ import torch
 from training import OPTIONS, random_model, read_or_make, sempa_contestants
 from transformers import AutoModelForCausalLM
 
-from sempa.data.captions import caption_pairs
+from sempa.data.sts import caption_pairs
 from sempa.embedding.corpus import embed_corpus
 from sempa.embedding.embedder import Embedder
 from sempa.kernels import token_logprobs

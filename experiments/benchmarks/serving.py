@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import race
 
-from sempa.data.captions import caption_pairs
+from sempa.data.sts import caption_pairs
 
 
 def main() -> None:

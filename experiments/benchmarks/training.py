@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from sempa.batching.batches import Batch, Batches
 from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.config import Config
-from sempa.data.captions import caption_triplets
-from sempa.data.triplets import Triplet, read_triplets
+from sempa.data.triplets import Triplet, caption_triplets, read_triplets
 from sempa.model.base import BaseModel, load_base, resolve_model
 from sempa.model.layers import checkpoint_blocks
 from sempa.model.logprobs import sequence_logprobs

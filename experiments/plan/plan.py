@@ -182,7 +182,7 @@ def _ranked(config: Config, triplets: int) -> int:
 
 def _triplets(config: Config) -> int:
     if config.triplets == CAPTIONS:
-        from sempa.data.captions import caption_triplets
+        from sempa.data.triplets import caption_triplets
 
         return len(caption_triplets("train", config.triplet_limit or None))
     if Path(config.triplets).exists():

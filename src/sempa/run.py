@@ -10,8 +10,7 @@ import torch
 
 from sempa.batching.batches import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
-from sempa.data.captions import caption_pairs
-from sempa.data.sts import StsTask, development_task, sample_task
+from sempa.data.sts import StsTask, caption_pairs, development_task, sample_task
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from sempa.batching.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
 from sempa.batching.prompts import Preference, encode_triplet
 from sempa.config import CAPTIONS, RANKINGS, Config
-from sempa.data.captions import caption_triplets
-from sempa.data.triplets import Triplet, read_triplets
+from sempa.data.triplets import Triplet, caption_triplets, read_triplets
 from sempa.errors import SempaError
 
 # Tokens of a conversation, as published.
@@ -46,21 +45,13 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         train = train[: config.triplet_limit or None]
         notes = [note]
     ranking = config.objective in RANKINGS
-    if ranking:
-        ranked = [[triplet for triplet in part if triplet.neutral] for part in (train, held_out)]
-        if not ranked[0]:
-            raise SempaError(
-                f"triplets {config.triplets}: objective {config.objective} compares entailment, neutral and "
-                "contradiction, but there is no neutral sentence (labelled NLI has them: sentence1, sentence2, "
-                "gold_label); objectives dpo, conservative-dpo and ipo do without"
-            )
-        if lost := len(train) + len(held_out) - sum(map(len, ranked)):
-            notes.append(f"left out {lost:,} triplets without a neutral sentence")
-        train, held_out = ranked
-    encoded, skipped = [], []
+    encoded, skipped, without_neutral = [], [], 0
     for part in (train, held_out):
         fitting = []
         for triplet in part:
+            if ranking and not triplet.neutral:
+                without_neutral += 1
+                continue
             preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
             tokens = len(preference.prompt) + max(map(len, preference.responses))
             if tokens <= longest:
@@ -68,6 +59,9 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
             else:
                 skipped.append(f"on line {triplet.line} ({tokens:,} tokens)")
         encoded.append(fitting)
+    if without_neutral:
+        found = f"left out {without_neutral:,} triplets without a neutral sentence, which {config.objective} ranks"
+        notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
     if skipped:
         notes.append(f"skipped {len(skipped):,} triplets of more than {longest:,} tokens, first {skipped[0]}")
     if not encoded[0]:

@@ -92,16 +92,11 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """The conversation up to where the assistant begins to answer (without a template: the text and a line feed)."""
-    if tokenizer.chat_template is None:
-        return f"{begin_of_text(tokenizer)}{as_text(tokenizer, user)}\n"
     return _render_with_system(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
 
 
 def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
     """The whole conversation, end-of-turn token included."""
-    if tokenizer.chat_template is None:
-        texts = f"{as_text(tokenizer, user)}\n{as_text(tokenizer, assistant)}"
-        return f"{begin_of_text(tokenizer)}{texts}{tokenizer.eos_token or ''}"
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return _render_with_system(tokenizer, messages, add_generation_prompt=False)
 
@@ -140,6 +135,9 @@ def render_messages(
 def _render_with_system(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
+    if tokenizer.chat_template is None:
+        texts = "\n".join(as_text(tokenizer, message["content"]) for message in messages)
+        return begin_of_text(tokenizer) + texts + ("\n" if add_generation_prompt else tokenizer.eos_token or "")
     system = {"role": "system", "content": SYSTEM}
     try:
         return render_messages(tokenizer, [system, *messages], add_generation_prompt=add_generation_prompt)

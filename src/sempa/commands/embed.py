@@ -28,17 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
-    parser.add_argument(
-        "--field", help="column or field that holds the sentence (default: text, where the input has fields)"
-    )
-    parser.add_argument(
-        "--shard-rows", type=at_least(1), metavar="N", help="stream into a folder of files of N rows each"
-    )
+    parser.add_argument("--field", help="the sentences' column or field (default: text, where the input has fields)")
+    parser.add_argument("--shard-rows", type=at_least(1), metavar="N", help="stream into a folder of files of N rows")
     parser.add_argument(
         "--shard-format",
         choices=("safetensors", "npy", "parquet"),
         default="safetensors",
-        help="file format of the shards (default %(default)s)",
+        help="format of these (default %(default)s)",
     )
 
 

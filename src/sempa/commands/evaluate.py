@@ -21,28 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _FORMATS
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    parser.add_argument(
-        "--sts", type=user_path, metavar="PATH", help="SentEval STS12-16, STS-B or SICK folder, or a scored-pairs file"
-    )
+    parser.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
     parser.add_argument(
         "--splits",
         default="dev,trial,test",
         help="splits of STS-B, SICK and files with a split column (default %(default)s)",
     )
-    parser.add_argument(
-        "--builtin-pairs", type=at_least(0), default=600, help="pairs of the built-in set (default %(default)s)"
-    )
-    parser.add_argument(
-        "--geometry", action="store_true", help="also measure alignment, uniformity, isotropy and hubness of each task"
-    )
-    parser.add_argument(
-        "--texts",
-        nargs="+",
-        type=user_path,
-        default=[],
-        metavar="FILE",
-        help="texts for perplexity beside the built-in",
-    )
+    parser.add_argument("--builtin-pairs", type=at_least(0), default=600, help="built-in pairs (default %(default)s)")
+    parser.add_argument("--geometry", action="store_true", help="also alignment, uniformity, isotropy and hubness")
+    parser.add_argument("--texts", nargs="+", type=user_path, default=[], metavar="FILE", help="texts for perplexity")
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
     parser.add_argument(
@@ -52,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-retention", action="store_true", help="leave the language model out")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts to answer greedily, one a line")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer (default %(default)s)")
-    parser.add_argument(
-        "--limit", type=at_least(1), metavar="N", help="only the first N texts and prompts of each file"
-    )
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N texts and prompts of a file")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the figures to this file")
 
 

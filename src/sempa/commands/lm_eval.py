@@ -13,16 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = "The harness writes its own result and sample files below OUTPUT/base and OUTPUT/aligned."
     add_model_arguments(parser)
-    parser.add_argument(
-        "--tasks", default="", metavar="A,B,…", help="the harness's task names, or YAML files of tasks of your own"
-    )
-    parser.add_argument(
-        "--apply-chat-template", action="store_true", help="put every question through the model's chat template"
-    )
+    parser.add_argument("--tasks", default="", metavar="A,B,…", help="the harness's tasks, or YAML files of your own")
+    parser.add_argument("--apply-chat-template", action="store_true", help="ask through the model's chat template")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N problems of each task")
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="sequences at a time (default %(default)s)")
     parser.add_argument(
-        "--output", type=user_path, metavar="FOLDER", help="where results go (default: lm_eval beside the adapter)"
+        "--output", type=user_path, metavar="FOLDER", help="folder (default: lm_eval beside the adapter)"
     )
 
 

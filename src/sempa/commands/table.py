@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=user_path,
         default=[],
         metavar="RUN",
-        help="run folder, or LoRA adapter folder; may be given several times",
+        help="run folder or adapter; repeatable",
     )
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or one scored-pairs file")
+    data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
     data.add_argument(
         "--transfer", type=user_path, metavar="FOLDER", help="SentEval's files of MR, CR, SUBJ, MPQA, SST2, TREC, MRPC"
     )
@@ -34,32 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-readouts", default="", help="the same for every adapter (default: what it was trained at)"
     )
+    parser.add_argument("--sets", default="", help="some of the sets, such as STS12,STS-B or CR,TREC (default: all)")
     parser.add_argument(
-        "--sets", default="", help="some of the seven names of each kind, such as STS12,STS-B or CR,TREC (default: all)"
+        "--splits", default="test", help="splits of STS-B, SICK and files with a split column (default %(default)s)"
     )
     parser.add_argument(
-        "--splits",
-        default="test",
-        help="split of STS-B, SICK and files with a split column: test, or dev,trial (default %(default)s)",
+        "--columns", default="sentence1,sentence2,score", help="columns of a file of pairs (default %(default)s)"
     )
+    parser.add_argument("--pairs", type=at_least(0), default=0, help="a sample of so many pairs of each set (0: all)")
+    parser.add_argument("--resamples", type=at_least(0), default=1000, help="bootstrap draws (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of draws and sample (default %(default)s)")
     parser.add_argument(
-        "--columns", default="sentence1,sentence2,score", help="columns of a scored-pairs file (default %(default)s)"
-    )
-    parser.add_argument(
-        "--pairs", type=at_least(0), default=0, help="a sample of so many pairs of each set (default 0: all)"
-    )
-    parser.add_argument(
-        "--resamples", type=at_least(0), default=1000, help="bootstrap draws, 0: none (default %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=at_least(0), default=0, help="seed of the draws, and of the sample (default %(default)s)"
-    )
-    parser.add_argument(
-        "--output",
-        type=user_path,
-        default=Path("runs/table"),
-        metavar="FOLDER",
-        help="where to write (default %(default)s)",
+        "--output", type=user_path, default=Path("runs/table"), metavar="FOLDER", help="folder (default %(default)s)"
     )
 
 

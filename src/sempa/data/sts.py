@@ -1,10 +1,12 @@
 """Similarity benchmarks: sentence pairs with gold scores, read from the files in which they were published."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,8 +24,6 @@ _FILES = {
     # The test split as it was first published, `SICK_test.txt`, has no gold scores.
     "SICK_test_annotated.txt": "SICK test",
 }
-_SICK_COLUMNS = ("sentence_A", "sentence_B", "relatedness_score")
-_STSB_WIDTH = 7
 # Place, first sentence, second sentence, gold score as it is written, and sub-task ("" where there is none).
 _Row = tuple[str, str, str, str, str]
 
@@ -98,6 +98,14 @@ def read_sts(
     return [_read_benchmark(name, found[name]) for name in chosen]
 
 
+def caption_pairs(split: Literal["dev", "test"], count: int | None = None) -> list[ScoredPair]:
+    """The first `count` pairs of the built-in captions, or all (300 `dev`, 600 `test`).
+
+    They are scored 0–5, all grades equally often, and depend on no seed, so that the scores of runs are comparable.
+    """
+    return read_sts(Path(__file__).parent / f"captions-{split}.csv")[0].pairs[:count]
+
+
 def development_task(path: str | Path) -> StsTask:
     """The task that a training run may choose its checkpoint by: STS-B's or SICK's development split, else the first.
 
@@ -148,11 +156,10 @@ def _read_benchmark(name: str, path: Path) -> StsTask:
         rows = _year_rows(path)
     elif name.startswith("STS-B"):
         # Some rows name the sources of the two sentences in two more columns.
-        lines = _tab_rows(path, _STSB_WIDTH, _STSB_WIDTH + 2)
-        rows = ((place, cells[5], cells[6], cells[4], "") for place, cells in lines)
+        rows = ((place, cells[5], cells[6], cells[4], "") for place, cells in _tab_rows(path, 7, 9))
     else:
-        _, records = read_records(path, [_SICK_COLUMNS])
-        rows = ((f"{path}:{line}", *values, "") for line, values in records)
+        # SICK begins with a header.
+        rows = ((place, *cells[1:4], "") for place, cells in itertools.islice(_tab_rows(path, 5, 5), 1, None))
     return _make_task(name, path, rows)
 
 
@@ -210,7 +217,7 @@ def _year_rows(folder: Path) -> Iterator[_Row]:
 
 
 def _tab_rows(file: Path, least: int, most: int) -> Iterator[tuple[str, list[str]]]:
-    """The place of each line in a table without a header, and its `least` to `most` cells."""
+    """The place of each line in a tab-separated file without quotes, and its `least` to `most` cells."""
     for line, text in numbered_lines(file):
         cells = text.split("\t")
         if not least <= len(cells) <= most:

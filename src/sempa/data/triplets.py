@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Literal
 
 from sempa.errors import SempaError
 from sempa.io.rows import Names, Record, many, read_records
@@ -91,6 +93,19 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     if not triplets:
         raise SempaError(f"{path}: no usable triplet: {note}")
     return triplets, note
+
+
+def caption_triplets(split: Literal["train", "heldout"], count: int | None = None, seed: int = 0) -> list[Triplet]:
+    """The first `count` triplets of the built-in captions, or all (960 `train`, 200 `heldout`).
+
+    A grammar made them (`experiments/captions/`); held-out scenes have words or combinations of words that no training
+    scene has. Seed 0 keeps the order of the file; every other seed shuffles it first, so that a smaller `count` is
+    another sample of it.
+    """
+    triplets, _ = read_triplets(Path(__file__).parent / f"captions-{split}.csv")
+    if seed:
+        Random(seed).shuffle(triplets)
+    return triplets[:count]
 
 
 def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: LeftOut) -> Iterator[Record]:

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
-from sempa.data.captions import caption_pairs
-from sempa.data.sts import StsTask, distinct_sentences
+from sempa.data.sts import StsTask, caption_pairs, distinct_sentences
 from sempa.embedding.embed import embed
 from sempa.evaluation.geometry import all_measures, positive_pairs
 from sempa.evaluation.statistics import compare

@@ -1,7 +1,7 @@
 """Rows of files with their lines, streamed: CSV, TSV or JSON lines, plain or gzip; parquet files and datasets folders.
 
-`read_records` takes them all; the content decides the format, not the name. A number in JSON or parquet is read as its
-text, as it would be from a table.
+`read_records` takes them all; of a text the content decides the format, not the name. A number in JSON or parquet is
+read as its text, as it would be from a table.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from sempa.errors import SempaError
 STANDARD_INPUT = Path("-")
 # For a table of one column, whose rows hold commas and tabs as they like: a character that text does not have.
 _NO_DELIMITER = "\x1f"
-# These columns tell the published tables of SNLI, MultiNLI, SICK, MRPC and STS-B, where a quotation mark is a plain
-# character. Other tab-separated files come from a CSV library, which quotes.
-_PLAIN_QUOTES = {"gold_label", "relatedness_score", "Quality", "score"}
+# These columns tell the published tables of SNLI, MultiNLI, MRPC and STS-B, where quotation marks are plain characters.
+# Other tab-separated files come from a CSV library, which quotes.
+_PLAIN_QUOTES = {"gold_label", "Quality", "score"}
 
 Names = tuple[str, ...]
 """The columns or fields wanted of each row."""
@@ -106,11 +106,8 @@ def many(count: int, noun: str) -> str:
 
 
 def is_columnar(path: Path) -> bool:
-    """Whether it is a folder or, by its first bytes, a parquet file."""
-    if path.is_file():
-        with contextlib.suppress(OSError), path.open("rb") as stream:
-            return stream.read(4) == b"PAR1"
-    return path.is_dir()
+    """Whether it is a folder or a parquet file."""
+    return path.is_dir() or path.suffix == ".parquet"
 
 
 def import_pyarrow() -> ModuleType:
@@ -133,8 +130,8 @@ def _match(place: str, found: list[str], layouts: Sequence[Names]) -> Names:
     for names in layouts:
         if set(names) <= set(found):
             return names
-    shown = ", ".join(f"'{name:.40}'" for name in found[:8]) + (", …" if len(found) > 8 else "")
-    raise SempaError(f"{place}: found the columns {shown or 'none'}, expected {_names(layouts)}")
+    shown = ", ".join(f"'{name}'" for name in found) or "none"
+    raise SempaError(f"{place}: found the columns {shown:.400}, expected {_names(layouts)}")
 
 
 def _field_records(

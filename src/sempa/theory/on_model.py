@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_responses
-from sempa.data.captions import caption_triplets
+from sempa.data.triplets import caption_triplets
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
