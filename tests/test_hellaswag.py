@@ -154,7 +154,7 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     command = ["evaluate", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(run / "adapter")]
     command += ["--builtin-pairs", "0", "--no-retention", "--hellaswag", str(data), "--hellaswag-tasks", "20"]
     assert main([*command, "--report"]) == 2
-    assert "holds no report.json" in capsys.readouterr().err
+    assert "report: give --hellaswag FILE and --adapter RUN, the folder of a finished run" in capsys.readouterr().err
     write_report(run, {"model": "tiny", "notes": ["as it was"]}, [])
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     assert main([*command, "--report", "--json", str(out)]) == 0
@@ -176,7 +176,7 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
         assert main([*command, *words]) == 2
         assert message in capsys.readouterr().err
     assert main(["evaluate", "--report"]) == 2
-    assert "report: give --adapter RUN and --hellaswag FILE too" in capsys.readouterr().err
+    assert "report: give --hellaswag FILE and --adapter RUN" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real HellaSwag is not beside the project")

@@ -108,9 +108,9 @@ class PackedRow:
 class PreferenceRow:
     """A packed row of preferences, and which hidden states predict which response tokens.
 
-    `examples` `[n]` are places in the packed list; `source`, `target`, `owner` `[M]`: the
-    hidden state at row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`;
-    `lengths` `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
+    `examples` `[n]` are indices into the list that was packed. `source`, `target`, `owner` `[M]`: the hidden state at
+    row offset `source` predicts token `target` of response `owner = example_in_row · responses + k`. `lengths`
+    `[n, responses]` counts tokens; `answer` `[M]` is false where the template closes a response.
     """
 
     packed: PackedRow
@@ -147,27 +147,27 @@ def pack_preferences(preferences: Sequence[Preference], row_tokens: int) -> list
 
 
 def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Every place of `sizes` in exactly one bin, no bin of two or more above `capacity`: next-fit decreasing.
+    """The indices of `sizes` in bins of at most `capacity` (an item alone may exceed that).
 
-    Items of like size share a bin, so that branches of a row need little padding beside each other. The bins are about
-    equally full: as many as it takes, and none fuller than it must be.
+    Next-fit decreasing: items of like size share a bin, so that the branches of a row need little padding beside each
+    other. There are as few bins as `capacity` allows, and about equally full.
     """
-    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
 
     def fill(capacity: int) -> list[list[int]]:
         bins: list[list[int]] = []
         room = 0
-        for place in order:
-            if not bins or sizes[place] > room:
+        for index in order:
+            if not bins or sizes[index] > room:
                 bins.append([])
                 room = capacity
-            bins[-1].append(place)
-            room -= sizes[place]
+            bins[-1].append(index)
+            room -= sizes[index]
         return bins
 
     fewest = len(fill(capacity))
-    least = bisect_left(range(capacity + 1), True, key=lambda tried: len(fill(tried)) <= fewest)
-    return fill(least)
+    # The smallest capacity that needs no more bins.
+    return fill(bisect_left(range(capacity + 1), True, key=lambda tried: len(fill(tried)) <= fewest))
 
 
 def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:

@@ -50,11 +50,13 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation.eval_texts import read_prompts, read_texts, report_texts
     from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
-    from sempa.report.run_report import terminal_table
+    from sempa.report.run_report import terminal_table, write_report
+    from sempa.training.metrics import read_metrics
 
     if arguments.json:
         check_output(arguments.json)
-    run = _finished_run(arguments) if arguments.report else None
+    if arguments.report:
+        run = _finished_run(arguments)
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
@@ -80,29 +82,21 @@ def run(arguments: argparse.Namespace) -> None:
     print(terminal_table(report))
     if arguments.json:
         write_json(arguments.json, report)
-    if run:
-        _add_to_report(run, report["hellaswag"])
+    if arguments.report:
+        place = run / "report.json"
+        try:
+            finished = read_json(place) | {"hellaswag": report["hellaswag"]}
+            write_report(run, finished, read_metrics(run / "metrics.jsonl"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
+        print(f"report: {run / 'report.html'}")
 
 
 def _finished_run(arguments: argparse.Namespace) -> Path:
     """The run folder of the adapter, which holds its report."""
     from sempa.model.adapter_files import adapter_folder
 
-    if arguments.adapter is None or arguments.hellaswag is None:
-        raise SempaError("report: give --adapter RUN and --hellaswag FILE too")
-    run = adapter_folder(arguments.adapter).parent
-    if not (run / "report.json").is_file():
-        raise SempaError(f"report: {run} holds no report.json, expected the folder of a finished run")
+    run = arguments.adapter and adapter_folder(arguments.adapter).parent
+    if not (run and arguments.hellaswag and (run / "report.json").is_file()):
+        raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
     return run
-
-
-def _add_to_report(run: Path, hellaswag: dict) -> None:
-    from sempa.report.run_report import write_report
-    from sempa.training.metrics import read_metrics
-
-    try:
-        report = read_json(run / "report.json")
-        write_report(run, {**report, "hellaswag": hellaswag}, read_metrics(run / "metrics.jsonl"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SempaError(f"report: {run / 'report.json'} is not one of this version's runs ({error!r})") from error
-    print(f"report: {run / 'report.html'}")

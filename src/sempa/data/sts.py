@@ -76,17 +76,12 @@ def read_sts(
     that are not numbers, inputs and gold scores of different length, empty sentences, and fewer than two scored pairs.
     """
     path = Path(path)
-    if unknown := sorted(set(splits) - set(SPLITS)):
-        raise SempaError(f"unknown split '{unknown[0]}', expected some of {', '.join(SPLITS)}")
     if not path.is_dir():
         return _read_file(path, splits, columns)
     found = _benchmarks(path)
     there = f"splits: {', '.join(splits)}; found {', '.join(found) or 'none'}"
-    chosen = []
-    for name in found:
-        set_name, _, split = name.partition(" ")
-        if split in ("", *splits) and (not sets or set_name in sets):
-            chosen.append(name)
+    in_splits = [name for name in found if name.partition(" ")[2] in ("", *splits)]
+    chosen = [name for name in in_splits if not sets or name.partition(" ")[0] in sets]
     for wanted in sets:
         if (count := sum(name.partition(" ")[0] == wanted for name in chosen)) != 1:
             raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected one")

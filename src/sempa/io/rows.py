@@ -20,8 +20,8 @@ from sempa.errors import SempaError
 STANDARD_INPUT = Path("-")
 # For a table of one column, whose rows hold commas and tabs as they like: a character that text does not have.
 _NO_DELIMITER = "\x1f"
-# These columns tell the published tables of SNLI, MultiNLI, MRPC and STS-B, where quotation marks are plain characters.
-# Other tab-separated files come from a CSV library, which quotes.
+# Columns of the published tables of SNLI, MultiNLI, MRPC and STS-B, where quotation marks are plain characters. Other
+# tab-separated files are taken to come from a CSV library, which quotes.
 _PLAIN_QUOTES = {"gold_label", "Quality", "score"}
 
 Names = tuple[str, ...]
@@ -45,16 +45,14 @@ def line_records(
     path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Names]
 ) -> tuple[Names, Iterator[Record]]:
     """What `read_records` gives of the `numbered_lines` of `path`, all of them; errors are the same."""
-    number, first = next(((number, text) for number, text in lines if text.strip()), (0, ""))
-    if not first:
-        raise SempaError(f"{path}: holds blank lines only, expected {_names(layouts)}")
+    number, first = next(((number, text) for number, text in lines if text.strip()), (1, ""))
     lines = itertools.chain([(number, first)], lines)
-    if first.lstrip()[0] in "{[":
+    if first.lstrip().startswith(("{", "[")):
         rows = ((number, json_object(f"{path}:{number}", text)) for number, text in lines if text.strip())
         return _field_records(path, rows, layouts)
     delimiter = next((mark for mark in "\t," if mark in first), _NO_DELIMITER)
     rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
-    header = [name.strip() for name in next(rows)[1]]
+    header = [name.strip() for name in next(rows, (number, []))[1]]
     names = _match(f"{path}:{number}", header, layouts)
     if delimiter == "\t" and _PLAIN_QUOTES & set(header):
         rows = _table_rows(path, number + 1, lines, delimiter, csv.QUOTE_NONE)
@@ -121,17 +119,13 @@ def import_pyarrow() -> ModuleType:
     return pyarrow
 
 
-def _names(layouts: Sequence[Names]) -> str:
-    return " or ".join(map(", ".join, layouts))
-
-
 def _match(place: str, found: list[str], layouts: Sequence[Names]) -> Names:
     """The first layout whose names are all among the columns or fields that were found."""
     for names in layouts:
         if set(names) <= set(found):
             return names
     shown = ", ".join(f"'{name}'" for name in found) or "none"
-    raise SempaError(f"{place}: found the columns {shown:.400}, expected {_names(layouts)}")
+    raise SempaError(f"{place}: found the columns {shown:.400}, expected {' or '.join(map(', '.join, layouts))}")
 
 
 def _field_records(
