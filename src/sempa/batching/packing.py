@@ -18,6 +18,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sempa.batching.prompts import Preference, common_prefix
 from sempa.kernels import PrefixGroup, make_prefix_group
@@ -87,13 +88,11 @@ class PackedRow:
         mask = self.attention_mask()
         leaves = sorted(set(range(len(self.parents))) - set(self.parents))
         chains = [mask[self.ends[leaf]].nonzero()[:, 0] for leaf in leaves if self.ends[leaf] >= 0]
-        longest = max(map(len, chains))
         row = torch.tensor(self.tokens)
-        tokens = torch.zeros(len(chains), longest, dtype=torch.int64)
-        places = torch.zeros(len(row), dtype=torch.int64)
+        tokens = pad_sequence([row[chain] for chain in chains], batch_first=True)
+        places = torch.zeros_like(row)
         for number, chain in reversed(list(enumerate(chains))):
-            tokens[number, : len(chain)] = row[chain]
-            places[chain] = number * longest + torch.arange(len(chain))
+            places[chain] = number * tokens.shape[1] + torch.arange(len(chain))
         return tokens, places
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | tuple[PrefixGroup, ...]]:
