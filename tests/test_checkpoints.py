@@ -10,7 +10,7 @@ import torch
 from conftest import make_llama
 
 from sempa import SempaError
-from sempa.io.files import read_tensors, remove_leftovers, replace_folder, write_atomic, write_tensors
+from sempa.io.files import read_tensors, remove_leftovers, write_atomic, write_folder, write_tensors
 from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.checkpoints import checkpoint_files, load_checkpoint, read_checkpoint, save_checkpoint
@@ -240,20 +240,18 @@ def test_what_killed_processes_left_is_swept_away(run):
     remove_leftovers(folder / "nowhere")
 
 
-def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "target"
-    for content in ("old", "new"):
-        replace_folder(target, lambda folder, content=content: write_atomic(folder / content, content))
-    assert [p.name for p in target.iterdir()] == ["new"]
-
+def test_a_folder_is_written_as_a_whole_or_not_at_all(tmp_path):
     def fails(folder):
         write_atomic(folder / "half", "half")
         raise SempaError("stop")
 
     with pytest.raises(SempaError, match="stop"):
-        replace_folder(target, fails)
-    assert [p.name for p in tmp_path.iterdir()] == ["target"]
-    assert (target / "new").read_text() == "new"
+        write_folder(tmp_path / "target", fails)
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "target", lambda folder: write_atomic(folder / "first", "first"))
+    with pytest.raises(SempaError, match=r"target: cannot be written: .*not empty"):
+        write_folder(tmp_path / "target", lambda folder: write_atomic(folder / "second", "second"))
+    assert [p.name for p in tmp_path.rglob("*")] == ["target", "first"]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
 
     before = os.umask(0o027)
     try:
-        files.replace_folder(tmp_path / "model", write)
+        files.write_folder(tmp_path / "model", write)
         write_atomic(tmp_path / "one.txt", "x")
         write_tensors(tmp_path / "c.safetensors", tensors)
     finally:

@@ -15,7 +15,7 @@ from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.errors import SempaError
 from sempa.export.gguf import KINDS, check_llama, write_gguf
 from sempa.export.model_card import TEMPLATES, model_card
-from sempa.io.files import check_output, read_json, replace_folder, write_atomic, write_json
+from sempa.io.files import check_output, read_json, write_atomic, write_folder, write_json
 from sempa.model.adapter_files import READOUT_FILE, adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import merge_adapter
@@ -80,7 +80,7 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
             write_atomic(temporary / "prompteol.jinja", prompt_template(base.tokenizer))
         write_atomic(temporary / "README.md", model_card(output.name, model, folder, base, kind))
 
-    replace_folder(output, write, new=True)
+    write_folder(output, write)
 
 
 def prompt_template(tokenizer: PreTrainedTokenizerBase) -> str:

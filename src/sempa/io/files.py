@@ -44,11 +44,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = False) -> None:
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `folder`, then fsync its files and rename it to `folder`.
 
-    A kill leaves the old folder, the new one or, for a moment, neither; never a part of one. Raises `SempaError` as
-    `write_atomic` does and, where the folder has to be `new`, when there is one with content by then.
+    Raises `SempaError` as `write_atomic` does, and when there is a folder with content of that name by then.
     """
     with explain_os_errors(folder):
         temporary = _temporary(folder)
@@ -60,19 +59,9 @@ def replace_folder(folder: Path, write: Callable[[Path], None], *, new: bool = F
                 # safetensors lets nobody but the owner read what it writes, whatever the umask says.
                 path.chmod(readable)
                 fsync(path)
-            if not new:
-                remove_folder(folder)
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, so that a kill on the way leaves no half of it under its name."""
-    aside = _temporary(folder)
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

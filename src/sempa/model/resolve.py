@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
-from sempa.io.files import cache_folder, replace_folder, sha256, user_path
+from sempa.io.files import cache_folder, sha256, user_path, write_folder
 
 # A GGUF file by its name and the first digits of its SHA-256: so the cache folder calls what it was converted to.
 _DIGEST = 12
@@ -122,9 +122,12 @@ def _converted(gguf: Path) -> Path:
             plain.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-    # Another process may have been faster, and may be reading it by now.
-    if not cached.is_dir():
-        replace_folder(cached, write)
+    try:
+        write_folder(cached, write)
+    except SempaError:
+        # Another process may have been faster.
+        if not cached.is_dir():
+            raise
     return cached
 
 
