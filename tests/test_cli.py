@@ -15,7 +15,7 @@ from sempa import __version__, commands
 from sempa.cli import COMMANDS, main, make_parser
 from sempa.embedding.embedder import Embedder
 
-NAMES = list(COMMANDS)
+NAMES = [name for group in COMMANDS.values() for name in group]
 
 
 @pytest.fixture
@@ -65,12 +65,14 @@ def test_help_explains_every_argument(command, capsys):
         assert action.help, action.dest
 
 
-def test_help_lists_every_command_in_lines_of_80_columns(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_help_lists_every_command_by_its_task_in_lines_of_80_columns(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert re.findall(r"^    (\S+)  ", shown, flags=re.MULTILINE) == NAMES
+    groups = re.findall(r"^([a-z ]+):\n((?:  \S.*\n)+)", shown, flags=re.MULTILINE)
+    listed = {group: re.findall(r"^  (\S+)  ", lines, flags=re.MULTILINE) for group, lines in groups}
+    assert {group: listed[group] for group in COMMANDS} == {group: list(own) for group, own in COMMANDS.items()}
+    assert {"align", "embed", "evaluate", "serve and export"} == COMMANDS.keys()
     assert len(NAMES) <= 12
     assert max(map(len, shown.splitlines())) <= 80
     modules = {path.stem.replace("_", "-") for path in Path(commands.__path__[0]).glob("[!_]*.py")}

@@ -13,15 +13,21 @@ from sempa.errors import SempaError
 
 # Each command is a module of `sempa.commands`, which is imported when the command is asked for.
 COMMANDS = {
-    "train": "align a model on triplets and report what changed",
-    "embed": "embed the sentences of a file, or a corpus of any size",
-    "similarity": "print the cosine of two or more sentences",
-    "generate": "let the model answer a prompt",
-    "evaluate": "measure similarity, geometry and drift of an adapter",
-    "table": "score readouts and adapters as in the paper's main table",
-    "lm-eval": "run lm-evaluation-harness on a base model and its adapter",
-    "serve": "serve embeddings and chat over HTTP to OpenAI's clients",
-    "export": "write an aligned model for vLLM, llama.cpp and other tools",
+    "align": {"train": "align a model on triplets and report what changed"},
+    "embed": {
+        "embed": "embed the sentences of a file, or a corpus of any size",
+        "similarity": "print the cosine of two or more sentences",
+    },
+    "evaluate": {
+        "evaluate": "measure similarity, geometry and drift of an adapter",
+        "table": "score readouts and adapters as in the paper's main table",
+        "lm-eval": "run lm-evaluation-harness on a base model and its adapter",
+    },
+    "serve and export": {
+        "generate": "let the model answer a prompt",
+        "serve": "serve embeddings and chat over HTTP to OpenAI's clients",
+        "export": "write an aligned model for vLLM, llama.cpp and other tools",
+    },
 }
 _EPILOGUE = """\
 sempa COMMAND --help explains a command. Bad input ends with one sentence and
@@ -62,13 +68,16 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, or one that knows the arguments of the command `only` and imports no other."""
     parser = _Parser(
         prog="sempa",
+        usage="sempa COMMAND ...",
         description="Sentence-level preference alignment: a chat LLM learns to embed and still chats.",
-        epilog=_EPILOGUE,
+        epilog="\n".join([*map(_group_lines, COMMANDS), _EPILOGUE]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"sempa {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for name, text in COMMANDS.items():
+    parser.add_argument("--version", action="version", version=f"sempa {__version__}")
+    # Help lists the commands by task, in the epilogue; a completion's script is made of those that argparse would list.
+    listed = None if only is None else argparse.SUPPRESS
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", prog="sempa", help=listed)
+    for name, text in (command for group in COMMANDS.values() for command in group.items()):
         subparser = subparsers.add_parser(name, help=text)
         if only in (None, name):
             module = import_module(f"sempa.commands.{name.replace('-', '_')}")
@@ -76,6 +85,10 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
             subparser.set_defaults(run=module.run)
             module.add_arguments(subparser)
     return parser
+
+
+def _group_lines(group: str) -> str:
+    return f"{group}:\n" + "".join(f"  {name:12}{text}\n" for name, text in COMMANDS[group].items())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:

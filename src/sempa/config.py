@@ -51,7 +51,7 @@ class Config:
     readout: str = "attention-sum"
     # The weight of InfoNCE on embeddings, among all texts of a batch, and its temperature τ.
     contrast: float = 1.0
-    temperature: float = 0.05
+    temperature: float = 0.02
     # The weight of KL(base ‖ policy) per token on samples of the base model.
     retention: float = 5.0
     # The most KL(base ‖ policy), in nats per token of samples kept from training, that the adapter may cost: it is

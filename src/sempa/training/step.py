@@ -108,7 +108,7 @@ def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequenc
         value, metrics = loss()
         return torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else (), metrics
 
-    total: Counter[str] = Counter()
+    total: Counter[str] = Counter(loss=0.0)
     for gradients, metrics in map(gradient, losses) if in_order else parallel_map(model, gradient, losses):
         total.update(metrics)
         # In the losses' order, whichever was ready first: equal runs give equal bits.
