@@ -102,7 +102,7 @@ def test_the_package_runs_as_a_module():
 
 def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, tiny_folder):
     files = {"config.yaml", "environment.json", "metrics.jsonl", "report.json", "report.html"}
-    assert {path.name for path in run.iterdir()} == files | {"adapter", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == files | {"adapter", "checkpoints", ".lock"}
     report = json.loads((run / "report.json").read_text())
     assert report["training"]["used"] == 13
     assert report["training"]["held_out"] == 3

@@ -189,3 +189,11 @@ def test_a_sentence_that_is_too_long_is_located_before_any_is_embedded(tiny_fold
         assert main([*model, *more]) == 2
         assert "s.txt:61: has 5,0" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["s.txt"]
+
+
+def test_standard_input_is_read_once_and_says_when_it_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(TEXT))))
+    assert texts(Path("-")) == LINES
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SempaError, match="-: standard input is closed"):
+        texts(Path("-"))

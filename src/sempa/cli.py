@@ -1,7 +1,6 @@
 """The command line: parses, runs one command, and turns errors into a sentence and an exit code."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import NoReturn
 
 from sempa import __version__
 from sempa.errors import SempaError
+from sempa.io.streams import lasting_streams
 
 # Each command is a module of `sempa.commands`, which is imported when the command is asked for.
 COMMANDS = {
@@ -37,24 +37,28 @@ exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
-    argv = sys.argv[1:] if argv is None else argv
+    with lasting_streams() as output:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        output.flush()
+        if output.error is not None and not code:
+            print(f"sempa: standard output cannot be written: {output.error.strerror}", file=sys.stderr)
+            return 2
+        return code
+
+
+def _run(argv: Sequence[str]) -> int:
     asked = next((word for word in argv if not word.startswith("-")), "")
     try:
         arguments = make_parser(only=asked).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.run(arguments)
-        sys.stdout.flush()
     except SempaError as error:
         print(f"sempa: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"sempa: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of standard output, such as `head`, has seen enough; what is still in the buffer goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return 0
 
 

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
 from sempa.evaluation.measure import BUILTIN, builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
+from sempa.io.lock import folder_lock
 from sempa.io.origin import origin
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, set_lora
 from sempa.model.base import BaseModel, load_base
@@ -44,14 +46,15 @@ def start_run(config: Config, command: str) -> dict:
     """
     join_processes()
     run = Path(config.output)
-    if process_rank() == 0:
-        if (run / "report.json").exists() or checkpoint_files(run):
-            raise SempaError(
-                f"output {config.output}: holds a run already; go on with it by `sempa train --resume {config.output}` "
-                "or give another output=…"
-            )
-        write_atomic(run / "config.yaml", dump_config(config))
-    return _run(config, run, command)
+    with _only_writer(run):
+        if process_rank() == 0:
+            if (run / "report.json").exists() or checkpoint_files(run):
+                raise SempaError(
+                    f"output {config.output}: holds a run already; go on with it by `sempa train --resume "
+                    f"{config.output}` or give another output=…"
+                )
+            write_atomic(run / "config.yaml", dump_config(config))
+        return _run(config, run, command)
 
 
 def resume_run(run: Path, command: str) -> dict:
@@ -62,7 +65,12 @@ def resume_run(run: Path, command: str) -> dict:
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     join_processes()
-    return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
+    with _only_writer(run):
+        return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
+
+
+def _only_writer(run: Path) -> AbstractContextManager[None]:
+    return folder_lock(run) if process_rank() == 0 else nullcontext()
 
 
 def _run(config: Config, run: Path, command: str) -> dict:

@@ -37,6 +37,8 @@ def embed(
     readout, and for a sentence that is not a string, is empty, or is longer than the model can read.
     """
     check_readout(readout, base.model, layer)
+    if batch_size < 1:
+        raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     return embed_prompts(base, sentence_prompts(base, readout, sentences), batch_size, layer, readout, progress)
 
 

@@ -1,11 +1,14 @@
 """Files and folders that are whole or absent: write under a temporary name, fsync, rename."""
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,10 +139,24 @@ def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`."""
+    """The user's cache folder: `$SEMPA_CACHE`, else `$XDG_CACHE_HOME/sempa`, else `~/.cache/sempa`.
+
+    For a user without a home it is a temporary folder that ends with the process.
+    """
     if explicit := os.environ.get("SEMPA_CACHE"):
         return user_path(explicit)
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sempa"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sempa"
+    except RuntimeError:
+        return temporary_folder()
+
+
+@functools.cache
+def temporary_folder() -> Path:
+    """A private folder that is removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="sempa-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def fsync(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rows of files with their lines, streamed: CSV, TSV or JSON lines, plain or gzip; parquet files and datasets folders.
 
-`read_records` takes them all; of a text the content decides the format, not the name. A number in JSON or parquet is
+`read_records` takes them all; the content decides the format, not the name. A number in JSON or parquet is
 read as its text, as it would be from a table.
 """
 
@@ -80,6 +80,8 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
     file that is missing, unreadable, empty, not UTF-8 or a broken gzip.
     """
     number = 0
+    if path == STANDARD_INPUT and sys.stdin is None:
+        raise SempaError(f"{path}: standard input is closed")
     try:
         with path.open("rb") if path != STANDARD_INPUT else contextlib.nullcontext(sys.stdin.buffer) as file:
             lines = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
@@ -104,8 +106,11 @@ def many(count: int, noun: str) -> str:
 
 
 def is_columnar(path: Path) -> bool:
-    """Whether it is a folder or a parquet file."""
-    return path.is_dir() or path.suffix == ".parquet"
+    """Whether it is a folder or, by its first bytes, a parquet file."""
+    if path.is_file():
+        with contextlib.suppress(OSError), path.open("rb") as stream:
+            return stream.read(4) == b"PAR1"
+    return path.is_dir()
 
 
 def import_pyarrow() -> ModuleType:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
-from sempa.io.files import cache_folder, sha256, user_path, write_folder
+from sempa.io.files import cache_folder, sha256, temporary_folder, user_path, write_folder
 
 # A GGUF file by its name and the first digits of its SHA-256: so the cache folder calls what it was converted to.
 _DIGEST = 12
@@ -103,12 +103,17 @@ def _cached(stem: str, digest: str) -> Path:
 
 
 def _converted(gguf: Path) -> Path:
-    """The float32 safetensors folder of a GGUF file, made in the cache folder on first use: reading takes some 15 s."""
+    """The float32 safetensors folder of a GGUF file, made in the cache folder on first use: reading takes some 15 s.
+
+    Where the cache cannot be written it is a temporary folder, made anew by every process, and a warning says so.
+    """
     if not gguf.is_file():
         raise SempaError(f"model {str(gguf)!r}: no such GGUF file")
     cached = _cached(gguf.stem, sha256(gguf)[:_DIGEST])
-    if cached.is_dir():
-        return cached
+    temporary = temporary_folder() / cached.name
+    for made in (cached, temporary):
+        if made.is_dir():
+            return made
     print(f"Converting {gguf.name} once to {cached} …", flush=True)
     model, tokenizer = load_pretrained(str(gguf), gguf.parent, gguf.name, dtype=torch.float32)
     # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
@@ -124,11 +129,15 @@ def _converted(gguf: Path) -> Path:
 
     try:
         write_folder(cached, write)
-    except SempaError:
+        return cached
+    except SempaError as error:
         # Another process may have been faster.
-        if not cached.is_dir():
-            raise
-    return cached
+        if cached.is_dir():
+            return cached
+        advice = "the variable SEMPA_CACHE can name another cache folder"
+        warnings.warn(f"{error}; {gguf.name} is converted for this process alone; {advice}", stacklevel=2)
+    write_folder(temporary, write)
+    return temporary
 
 
 @contextlib.contextmanager

@@ -1,0 +1,47 @@
+"""A lock on a folder that one process writes: the system drops it when that process ends, however it ends."""
+
+import contextlib
+import datetime
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from sempa.errors import SempaError
+from sempa.io.files import explain_os_errors
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Inside, no other process holds the lock of `folder`, which is made if it is missing.
+
+    Raises `SempaError` that names the holder when there is one, or why the folder cannot be written. Where the file
+    system has no locks, there is none to take.
+    """
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    with stream:
+        try:
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise SempaError(f"{folder}: {holder} is writing this run; wait for it, or give another output=…") from None
+        except OSError:
+            # The file system has no locks.
+            pass
+        stream.truncate(0)
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        stream.write(f"process {os.getpid()} on {platform.node()}, since {now},\n")
+        stream.flush()
+        # The file stays: whoever comes next locks this very one.
+        yield

@@ -1,0 +1,58 @@
+"""Standard output and error as long work needs them: they outlast their reader and show any text."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+
+class LastingStream:
+    """A text stream that goes nowhere once it cannot be written; `error` then says why, unless its reader left.
+
+    Characters that its encoding lacks (an ASCII or Windows terminal) are escaped with a backslash.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # Python has no stream where the descriptor was closed from the start.
+        self.stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        self.error: OSError | None = None
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text` if anybody reads it."""
+        with self._lasting():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        with self._lasting():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.error = error
+            # What is still in the stream's buffer has to go somewhere, too, or every later flush would fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[LastingStream]:
+    """Inside, `sys.stdout` (which is handed out) and `sys.stderr` are `LastingStream`s."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(LastingStream, before)
+    try:
+        yield sys.stdout
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,62 @@
+"""One writer a run folder: a second one learns who the first is, and a dead one's lock is no obstacle."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sempa import SempaError
+from sempa.io.lock import folder_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sempa.io.lock import folder_lock
+
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path, holder):
+    with (
+        pytest.raises(SempaError, match=rf"run: process {holder.pid} on .*, since 2.* is writing this run"),
+        folder_lock(tmp_path / "run"),
+    ):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with folder_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_training_does_not_begin_beside_another_nor_resume_it(tmp_path, holder, tiny_folder, triplets_file):
+    run = tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {tiny_folder}\ndtype: float32\ntriplets: {triplets_file}\nretention: 0\n")
+    (run / "config.yaml").write_text(config.read_text())
+    for arguments in ([str(config), f"output={run}"], ["--resume", str(run)]):
+        done = subprocess.run(
+            [sys.executable, "-m", "sempa", "train", *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 2
+        assert f"process {holder.pid} on " in done.stderr
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_the_lock_is_free_again_afterwards(tmp_path):
+    for _ in range(2):
+        with folder_lock(tmp_path):
+            pass
