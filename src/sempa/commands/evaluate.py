@@ -10,7 +10,7 @@ from sempa.io.files import check_output, read_json, user_path, write_json
 
 _FORMATS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
-...}. Of a question and its answer the answer's tokens count.
+...}. Where there is a question, only the answer's tokens count.
 HellaSwag is answered without examples, by log-probability per character (lm-evaluation-harness's acc_norm).
 """
 
