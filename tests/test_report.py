@@ -163,7 +163,7 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     assert "reward margin (nats)" in table
 
 
-@pytest.mark.parametrize("missing", ["sts", "preference", "retention", "generations", "scatter", "seconds", "training"])
+@pytest.mark.parametrize("missing", ["sts", "preference", "retention", "generations", "scatter", "seconds"])
 def test_a_part_that_is_absent_or_empty_is_left_out(missing):
     for value in (None, [], {}):
         report = {**example(), missing: value}

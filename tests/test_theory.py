@@ -72,11 +72,11 @@ def test_a_check_that_finds_no_number_or_nothing_does_not_pass():
     assert blind.worst.holds
     assert not blind.passed
     assert not blind.as_dict()["control_rejected"]
-    with pytest.raises(ValueError, match="measured nothing"):
+    with pytest.raises(ValueError, match="empty"):
         verify(statement([]), 0, 1)
 
 
-@pytest.mark.parametrize("draws", [0, 1, 2, 5])
+@pytest.mark.parametrize("draws", [1, 2, 5])
 def test_the_expected_logarithm_of_a_sum_is_that_of_enumeration(draws):
     generator = torch.Generator().manual_seed(3)
     values = (3 * torch.randn(2, 3, generator=generator, dtype=torch.float64)).exp()
@@ -161,7 +161,7 @@ def test_json_holds_every_verdict(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--statement", "bradly-terry"], "found 'bradly-terry', did you mean 'bradley-terry'?"),
+        (["--statement", "bradly-terry"], "--statement: found 'bradly-terry', see --list"),
         (["--statement", "model-bradley-terry"], "the model- statements need --model"),
         (["--trials", "0"], "--trials: found 0, expected at least 1"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),

@@ -5,7 +5,6 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from sempa.errors import SempaError
@@ -35,30 +34,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--statement", action="append", metavar="NAME", help="check this statement only (may be given several times)"
-    )
+    parser.add_argument("--statement", action="append", metavar="NAME", help="check this statement only; repeatable")
     parser.add_argument("--list", action="store_true", help="print the names and equations, check nothing")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random instances (default %(default)s)")
     parser.add_argument("--trials", type=int, default=64, help="random instances per size (default %(default)s)")
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="also check finite K on this model's sentences: smollm2-135m, a folder, a .gguf file or a hub id",
-    )
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write the verdicts as JSON, to standard output without FILE",
-    )
+    parser.add_argument("--model", help="also check finite K with this model: smollm2-135m, a folder, .gguf or hub id")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from sempa.io.progress import bar
     from sempa.report.tables import finite
     from sempa.theory.statement import verify
 
@@ -69,10 +55,10 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\n".join(f"{statement.name}: {statement.equation}" for statement in statements))
         return 0
     verdicts = []
-    with bar(len(statements), "theory", "statement") as progress:
-        for statement in statements:
-            verdicts.append(verify(statement, arguments.seed, arguments.trials))
-            progress.update()
+    for statement in statements:
+        verdicts.append(verify(statement, arguments.seed, arguments.trials))
+        if arguments.json != "-":
+            print(_block(verdicts[-1]), end="\n\n", flush=True)
     passed = all(verdict.passed for verdict in verdicts)
     if arguments.plot is not None:
         from sempa.theory.pictures import draw_all
@@ -86,10 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.json is not None:
             write_json(Path(arguments.json), report)
-        print("\n\n".join(_block(verdict) for verdict in verdicts))
         held = sum(verdict.worst.holds for verdict in verdicts)
         rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
-        print(f"\n{held} of {len(verdicts)} statements hold; ", end="")
+        print(f"{held} of {len(verdicts)} statements hold; ", end="")
         print(f"{sum(rejected)} of {len(rejected)} wrong neighbours were rejected by the same checks")
     return 0 if passed else 1
 
@@ -99,19 +84,17 @@ def _statements(arguments: argparse.Namespace) -> list:
     from sempa.theory import ALL
 
     statements = list(ALL)
-    wanted = arguments.statement or []
-    if arguments.model and (not wanted or any(name.startswith("model-") for name in wanted)):
+    if arguments.model:
         from sempa.model.base import load_base
         from sempa.theory.on_model import model_statements, score_candidates
 
         statements += model_statements(score_candidates(load_base(arguments.model, "float32"), arguments.seed))
     names = [statement.name for statement in statements]
+    wanted = arguments.statement or names
     for name in wanted:
         if name not in names:
-            near = get_close_matches(name, names, 1, 0)
-            hint = "; the model- statements need --model" if name.startswith("model-") and not arguments.model else ""
-            raise SempaError(f"--statement: found {name!r}, did you mean {near[0]!r}?{hint}")
-    return [statement for statement in statements if not wanted or statement.name in wanted]
+            raise SempaError(f"--statement: found {name!r}, see --list; the model- statements need --model")
+    return [statement for statement in statements if statement.name in wanted]
 
 
 def _block(verdict: object) -> str:

@@ -11,18 +11,19 @@ if TYPE_CHECKING:
     from sempa.embedding.embedder import Embedder
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--adapter`, `--dtype` and `--device`."""
-    add_base_arguments(parser)
+def add_model_arguments(parser: argparse.ArgumentParser, model: str = "--model", **options: object) -> None:
+    """Add `--model`, `--adapter`, `--dtype` and `--device`; the first may have another name and further options."""
+    add_base_arguments(parser, model, **options)
     parser.add_argument("--adapter", type=user_path, metavar="RUN", help="run folder, or LoRA adapter folder")
 
 
-def add_base_arguments(parser: argparse.ArgumentParser) -> None:
+def add_base_arguments(parser: argparse.ArgumentParser, model: str = "--model", **options: object) -> None:
     """Add `--model`, `--dtype` and `--device`."""
     parser.add_argument(
-        "--model",
+        model,
         default="",
         help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
+        **options,
     )
     parser.add_argument(
         "--dtype",

@@ -3,7 +3,6 @@ on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off 
 """
 
 import argparse
-from pathlib import Path
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.errors import SempaError
@@ -11,7 +10,7 @@ from sempa.io.files import check_output, read_json, user_path, write_json
 
 _FORMATS = """\
 A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
-...}. Of a question and its answer the answer's tokens count.
+...}. Where there is a question, only the answer's tokens count.
 HellaSwag is answered without examples, by log-probability per character (lm-evaluation-harness's acc_norm).
 """
 
@@ -50,13 +49,16 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation.eval_texts import read_prompts, read_texts, report_texts
     from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
+    from sempa.model.adapter_files import adapter_folder
     from sempa.report.run_report import terminal_table, write_report
     from sempa.training.metrics import read_metrics
 
     if arguments.json:
         check_output(arguments.json)
     if arguments.report:
-        run = _finished_run(arguments)
+        run = arguments.adapter and adapter_folder(arguments.adapter).parent
+        if not (run and arguments.hellaswag and (run / "report.json").is_file()):
+            raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
@@ -90,13 +92,3 @@ def run(arguments: argparse.Namespace) -> None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
         print(f"report: {run / 'report.html'}")
-
-
-def _finished_run(arguments: argparse.Namespace) -> Path:
-    """The run folder of the adapter, which holds its report."""
-    from sempa.model.adapter_files import adapter_folder
-
-    run = arguments.adapter and adapter_folder(arguments.adapter).parent
-    if not (run and arguments.hellaswag and (run / "report.json").is_file()):
-        raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
-    return run

@@ -7,9 +7,8 @@ import socket
 import warnings
 from pathlib import Path
 
-from sempa.commands.common import at_least, load_embedder
+from sempa.commands.common import add_model_arguments, at_least, load_embedder
 from sempa.errors import SempaError
-from sempa.io.files import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "With SEMPA_API_KEY in the environment, clients must show that key. SIGTERM finishes what is running."
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="",
-        help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
-    )
-    parser.add_argument("--adapter", type=user_path, metavar="RUN", help="run folder, or LoRA adapter")
+    add_model_arguments(parser, "model", nargs="?")
     parser.add_argument("--name", help="what clients call the model (default: the last part of MODEL)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 is any (default %(default)s)")
@@ -35,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--queue", type=at_least(1), default=128, help="requests served at once (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,12 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     add_base_arguments(parser)
     parser.add_argument(
-        "--adapter",
-        action="append",
-        type=user_path,
-        default=[],
-        metavar="RUN",
-        help="run folder or adapter; repeatable",
+        "--adapter", action="append", type=user_path, default=[], metavar="RUN", help="run or adapter; repeatable"
     )
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")

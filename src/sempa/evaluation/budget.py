@@ -1,8 +1,8 @@
 """How far the trained adapter may go: its scale is the largest whose divergence from the base stays within a budget.
 
-W + scale · (α / r) B A lies between base (0) and policy (1). Part of an update keeps more of the language model than it
-costs in similarity (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). How large a part is safe differs between models,
-so it is measured on samples of the base that training did not see.
+W + scale · (α / r) B A lies between base (0) and policy (1). A part of the update keeps most of the similarity and more
+of the language model (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). How large a part is safe differs between
+models, so it is measured on samples of the base that training did not see.
 """
 
 import sys

@@ -82,7 +82,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[str]:
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:
     """Token ids of texts, cut into windows of at most `window` tokens that overlap by half.
 
-    Of a passage all tokens but the first count. A question goes through the chat template, and the tokens of its answer
+    All tokens of a passage but the first count. A question goes through the chat template, and the tokens of its answer
     count. A token counts once, in the first window that holds it.
     """
     sequences = []

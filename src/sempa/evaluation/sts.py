@@ -15,9 +15,6 @@ from sempa.data.sts import ScoredPair, StsTask, distinct_sentences
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import bootstrap, spearman
 
-Encode = Callable[[list[str]], np.ndarray]
-"""Sentences → embeddings, float32 `[n, D]`."""
-
 # Cosines that differ by less than this differ by rounding alone, as those of copies of one float32 vector do.
 _SAME_COSINE = 1e-10
 
@@ -36,8 +33,8 @@ class StsResult:
     cosines: np.ndarray
 
 
-def evaluate_sts(encode: Encode, tasks: Sequence[StsTask]) -> list[StsResult]:
-    """The scores of an encoder on each task; a sentence that several tasks share is encoded once.
+def evaluate_sts(encode: Callable[[list[str]], np.ndarray], tasks: Sequence[StsTask]) -> list[StsResult]:
+    """The scores of an encoder (sentences to `[n, D]`) on each task; a sentence that several share is encoded once.
 
     Raises `SempaError` as `pair_cosines` and `score_sts` do.
     """

@@ -75,9 +75,15 @@ def measure_rows(
     Raises `SempaError` as `row_keys`, `embed` and `score_sts` do.
     """
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
+    sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
+
+    def measure(method: Method) -> dict[str, list[float]]:
+        vectors = embed_as(base, method, sentences, method.label)
+        return {task.name: pair_cosines(vectors, task.pairs).tolist() for task in tasks}
+
     rows = {}
     for method, key in row_keys(base, methods, pairs).items():
-        cosines = stored(folder / f"{method.readout}-{key}.json", partial(_measure_cosines, base, method, tasks))
+        cosines = stored(folder / f"{method.readout}-{key}.json", partial(measure, method))
         rows[method] = [score_sts(task, np.array(cosines[task.name])) for task in tasks]
     return rows
 
@@ -160,10 +166,3 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
             for method, own in figures.items()
         ],
     }
-
-
-def _measure_cosines(base: BaseModel, method: Method, tasks: Sequence[StsTask]) -> dict[str, list[float]]:
-    """The cosines of each task's pairs, by its name; a sentence that several tasks share is embedded once."""
-    sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
-    vectors = embed_as(base, method, sentences, method.label)
-    return {task.name: pair_cosines(vectors, task.pairs).tolist() for task in tasks}

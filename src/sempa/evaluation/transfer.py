@@ -16,16 +16,12 @@ from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare_accuracies, mean_and_error
 from sempa.evaluation.table import BASELINE, Method, embed_as, row_keys, stored
 from sempa.io.files import fingerprint
-from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 
 FOLDS = 10
 # The values of C that are tried; SentEval's 2⁻² to 2³ fit the scale of the encoders of its time.
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))
 MOST_STEPS = 2000
-
-Labelled = tuple[np.ndarray, np.ndarray]
-"""Features `[n, D]` and classes `[n]`."""
 
 
 def measure_transfer(
@@ -42,13 +38,18 @@ def measure_transfer(
         from sklearn import __version__ as version
     except ImportError as error:
         raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
+
+    def measure(method: Method, task: TransferTask) -> list[int]:
+        vectors = embed_as(base, method, task.sentences, f"{task.name} {method.label}")
+        return predict(task, vectors, seed).tolist()
+
     predictions: dict[Method, list[np.ndarray]] = {}
     for method, key in row_keys(base, methods, (seed, version)).items():
         predictions[method] = []
         for task in tasks:
             examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]
             file = folder / f"{task.name}-{method.readout}-{fingerprint(key, examples)}.json"
-            predictions[method].append(np.array(stored(file, partial(_measure, base, method, task, seed))))
+            predictions[method].append(np.array(stored(file, partial(measure, method, task))))
     return predictions
 
 
@@ -57,12 +58,14 @@ def judged(task: TransferTask) -> Examples:
     return task.splits["test" if "test" in task.splits else "all"]
 
 
-def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0, label: str = "") -> np.ndarray:
+def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0) -> np.ndarray:
     """The predicted class of each judged example `[n]`; `vectors` has the embedding `[D]` of every sentence.
 
-    The embeddings are divided by one number, their standard deviation, so that C means the same for every readout.
+    The embeddings are divided by one number, their standard deviation, so that C means the same for every readout. Of
+    equally good values of C the smallest is taken.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 
     matrix = np.stack([vectors[sentence] for sentence in task.sentences])
     spread = (matrix - matrix.mean(0)).std() or 1.0
@@ -71,16 +74,16 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
     centre = parts["train" if "train" in parts else "all"][0].mean(0)
     for features, _ in parts.values():
         features -= centre
-    if "all" not in parts:
-        return _classify(parts["test"][0], parts["train"], parts.get("dev"), seed)
-    features, labels = parts["all"]
-    predicted = np.empty_like(labels)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    with bar(FOLDS, f"{task.name} {label}".rstrip(), "fold") as progress:
-        for train, test in folds.split(features, labels):
-            predicted[test] = _classify(features[test], (features[train], labels[train]), None, seed)
-            progress.update()
-    return predicted
+    search = GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=folds)
+    if "all" in parts:
+        return cross_val_predict(search, *parts["all"], cv=folds)
+    if "dev" in parts:
+        fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*parts["train"]) for strength in STRENGTHS]
+        best = max(fitted, key=lambda one: one.score(*parts["dev"]))
+    else:
+        best = search.fit(*parts["train"])
+    return best.predict(parts["test"][0])
 
 
 def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks: Sequence[TransferTask]) -> dict:
@@ -116,29 +119,7 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
     }
 
 
-def _measure(base: BaseModel, method: Method, task: TransferTask, seed: int) -> list[int]:
-    vectors = embed_as(base, method, task.sentences, f"{task.name} {method.label}")
-    return predict(task, vectors, seed, method.label).tolist()
-
-
 def _features(part: Examples, vectors: Mapping[str, np.ndarray], spread: float) -> np.ndarray:
     """What the classifier sees of each example: `[n, D]`, of pairs `[n, 2 D]`."""
     first, *second = (np.stack([vectors[s] for s in side]) / spread for side in zip(*part.texts))
     return np.hstack([np.abs(first - second[0]), first * second[0]]) if second else first
-
-
-def _classify(features: np.ndarray, train: Labelled, dev: Labelled | None, seed: int) -> np.ndarray:
-    """The classes that logistic regression predicts, trained on `train`.
-
-    Its C is the one that does best on `dev`, or else in inner folds of `train`; ties go to the smallest.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-
-    if dev is None:
-        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-        best = GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=folds).fit(*train)
-    else:
-        fitted = [LogisticRegression(C=strength, max_iter=MOST_STEPS).fit(*train) for strength in STRENGTHS]
-        best = max(fitted, key=lambda one: one.score(*dev))
-    return best.predict(features)

@@ -1,9 +1,6 @@
 """Embeddings in the shape that LangChain asks for, and LlamaIndex through its `LangchainEmbedding`."""
 
-from collections.abc import Sequence
-
 from sempa.embedding.embedder import Embedder
-from sempa.errors import SempaError
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -28,12 +25,10 @@ class DocumentEmbeddings(Embeddings):
     def __init__(self, embedder: Embedder, batch_size: int = 64, **options: object) -> None:
         self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
-    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of D numbers per text; raises `SempaError` as `encode` does, and for a single string."""
-        if isinstance(texts, str):
-            raise SempaError("embed_documents: found one string, expected a list of them; embed_query takes one")
-        return self.embedder.encode(list(texts), **self.options).tolist()
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector of D numbers per text; raises `SempaError` as `encode` does."""
+        return self.embedder.encode(texts, **self.options).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text, D numbers."""
-        return self.embed_documents([text])[0]
+        return self.embedder.encode(text, **self.options).tolist()

@@ -21,17 +21,12 @@ class LlamaIndexEmbedding(BaseEmbedding):
         super().__init__(model_name=embedder.base.source, embed_batch_size=batch_size)
         self._embedder, self._options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
-    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+    def _embed(self, texts: str | list[str]) -> list:
         return self._embedder.encode(texts, **self._options).tolist()
 
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_text_embeddings([text])[0]
+    async def _embed_in_thread(self, texts: str | list[str]) -> list:
+        return await asyncio.to_thread(self._embed, texts)
 
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
-
-    async def _aget_text_embedding(self, text: str) -> list[float]:
-        return await asyncio.to_thread(self._get_text_embedding, text)
-
-    # SemPA knows one kind of sentence.
-    _get_query_embedding, _aget_query_embedding = _get_text_embedding, _aget_text_embedding
+    # One text or several, query or document: `encode` takes them all alike.
+    _get_text_embeddings = _get_text_embedding = _get_query_embedding = _embed
+    _aget_text_embeddings = _aget_text_embedding = _aget_query_embedding = _embed_in_thread

@@ -84,7 +84,7 @@ def _evaluate(harness: "HFLM", names: dict[str, str], output: Path, options: dic
 
 
 def _compare(before: dict, after: dict) -> list[dict]:
-    """Rows of two results of the harness; of a group of tasks its own figures alone."""
+    """The rows for two results of the harness; a group of tasks has rows of its own, and its members have none."""
     tops = before.get("groups") or before["results"]
     children = {child for group in before.get("group_subtasks", {}).values() for child in group}
     rows = []
@@ -106,22 +106,21 @@ def _compare(before: dict, after: dict) -> list[dict]:
                     "change": two[key] - value,
                     "base_stderr": base_stderr,
                     "aligned_stderr": aligned_stderr,
-                    "change_stderr": _paired_error(before, after, task, key),
+                    "change_stderr": _paired_error(before, after, task, metric, filtered),
                 }
             )
     return rows
 
 
-def _paired_error(before: dict, after: dict, task: str, key: str) -> float | None:
+def _paired_error(before: dict, after: dict, task: str, metric: str, filtered: str) -> float | None:
     """The standard error of a metric's mean difference on the same problems; None where it is no mean of theirs."""
-    metric, _, filtered = key.partition(",")
     sides = []
     for results in (before, after):
         answered = [one for one in results["samples"].get(task, []) if one["filter"] == filtered]
         values = [one.get(metric) for one in sorted(answered, key=lambda one: one["doc_id"])]
         if not values or not all(isinstance(value, int | float) for value in values):
             return None
-        if not math.isclose(sum(values) / len(values), results["results"][task][key], abs_tol=1e-9):
+        if not math.isclose(sum(values) / len(values), results["results"][task][f"{metric},{filtered}"], abs_tol=1e-9):
             return None
         sides.append(np.array(values))
     return mean_and_error(sides[1] - sides[0])[1]

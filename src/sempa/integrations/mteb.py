@@ -87,9 +87,8 @@ def evaluate_mteb(
     already, of the same data, is not run again.
     """
     encoder, cache = MtebEncoder(embedder, name), mteb.ResultCache(folder)
-    ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
     scores = {}
-    for task in ready:
+    for task in (LocalSts(task) if isinstance(task, StsTask) else task for task in tasks):
         filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
         stale = filed and filed.dataset_revision != task.metadata.revision

@@ -47,8 +47,8 @@ def tables(report: dict) -> list[Table]:
     if answers := [answer for answer in report.get("generations") or [] if "unchanged" in answer]:
         made.append(_answers_table(answers))
     made += [_geometry_table(measured) for measured in report.get("geometry") or []]
-    if cost := _cost_rows(report):
-        made.append(Table("Cost", ["", ""], cost))
+    if report.get("seconds"):
+        made.append(_cost_table(report))
     return made
 
 
@@ -122,17 +122,16 @@ def _geometry_table(measured: dict) -> Table:
     return Table(f"Geometry, {measured['task']}: {sizes}", ["", *sides], rows)
 
 
-def _cost_rows(report: dict) -> list[list[str]]:
-    rows = []
-    if training := report.get("training"):
-        rows.append(["triplets trained on", f"{training['used']:,}"])
-        rows.append(["steps", f"{training['steps']} (best at {training['best_step']})"])
-    if seconds := report.get("seconds"):
-        total, spent, rest = (number(seconds[key] / 60, ",.1f") for key in ("total", "training", "evaluation"))
-        rows.append(["minutes (training, evaluation)", f"{total} ({spent}, {rest})"])
-    if report.get("peak_memory_gib"):
-        rows.append(["peak memory (GiB)", number(report["peak_memory_gib"])])
-    return rows
+def _cost_table(report: dict) -> Table:
+    training, seconds = report["training"], report["seconds"]
+    total, spent, rest = (number(seconds[key] / 60, ",.1f") for key in ("total", "training", "evaluation"))
+    rows = [
+        ["triplets trained on", f"{training['used']:,}"],
+        ["steps", f"{training['steps']} (best at {training['best_step']})"],
+        ["minutes (training, evaluation)", f"{total} ({spent}, {rest})"],
+        ["peak memory (GiB)", number(report["peak_memory_gib"])],
+    ]
+    return Table("Cost", ["", ""], rows)
 
 
 def _pictures(report: dict, history: Sequence[dict]) -> dict | None:

@@ -21,18 +21,16 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    # The Gumbel distribution's variance is π²/6.
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * math.pi / math.sqrt(6)
-
-
 @statement(
     name="gumbel-choice",
     equation="P(r₀ + g₀ > r₁ + g₁ > …) = Plackett–Luce(r) for independent standard Gumbel g_j; its arg-max: top-1",
     tolerance=f"Hoeffding's bound √(log(2m/δ)/2n) for m frequencies, n = {_SAMPLES:,} draws, δ = {_DOUBT:g}",
     claim=_gumbel,
     controls={
-        "normal noise of the same variance": _normal,
+        # Gumbel's is π²/6.
+        "normal noise of the same variance": lambda shape, generator: (
+            math.pi / math.sqrt(6) * torch.randn(shape, generator=generator, dtype=torch.float64)
+        ),
         "noise of scale 1.05": lambda shape, generator: 1.05 * _gumbel(shape, generator),
         "one noise for all candidates but the first": lambda shape, generator: torch.cat(
             [_gumbel((shape[0], 1), generator), _gumbel((shape[0], 1), generator).expand(-1, shape[1] - 1)], 1

@@ -17,7 +17,7 @@ def expected_log_sum(fixed: Tensor, values: Tensor, probabilities: Tensor, draws
         fixed: `[rows]` float64, A > 0.
         values: `[rows, outcomes]` float64, the values of W, at least 0.
         probabilities: `[rows, outcomes]`, each row adding to 1.
-        draws: K ≥ 0.
+        draws: K ≥ 1.
 
     Returns:
         `[rows]` nats.
@@ -33,7 +33,7 @@ def expected_log_sum(fixed: Tensor, values: Tensor, probabilities: Tensor, draws
     for row in range(len(fixed)):
         transform = (probabilities[row] * torch.expm1(-u[:, None] * values[row])).sum(1)
         # log1p of −1 is −∞ where no value is 0 and u is large: the power is then 0, as it should be.
-        exponent = -u * fixed[row] + draws * torch.log1p(transform.clamp_min(-1)) if draws else -u * fixed[row]
+        exponent = -u * fixed[row] + draws * torch.log1p(transform.clamp_min(-1))
         integral[row] = (torch.expm1(-u) - torch.expm1(exponent)).sum() * _STEP
     return unit.log() + integral
 

@@ -15,6 +15,7 @@ _STARTS = 3
 _NEWTON_STEPS = 60
 _DRAWS = 4
 _FLAT = 1e-9
+_PAIRS = tuple(combinations(range(_RESPONSES), 2))
 Sets = Sequence[tuple[int, ...]]
 
 
@@ -66,10 +67,6 @@ def _start(generator: torch.Generator) -> Tensor:
     return 2 * torch.randn(_RESPONSES, generator=generator, dtype=torch.float64)
 
 
-def _pairs() -> Sets:
-    return tuple(combinations(range(_RESPONSES), 2))
-
-
 def _distance(gradient: float, curvature: float) -> float:
     """How far a point may lie from the minimum: twice the gradient left, its rounding included, over the curvature."""
     return 2 * (gradient + ROUNDINGS * UNIT) / max(curvature, ROUNDINGS * UNIT)
@@ -102,10 +99,10 @@ def population_optimum(optimum: Claim, generator: torch.Generator, trials: int) 
     name="optimum-is-unique",
     equation="no other π minimises E[ℓ], if the comparisons connect all responses",
     tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature with all comparisons; 64 ε for the losses around it",
-    claim=_pairs,
+    claim=lambda: _PAIRS,
     controls={
         "comparisons inside two halves only": lambda: tuple(
-            pair for pair in _pairs() if (pair[0] < _RESPONSES // 2) == (pair[1] < _RESPONSES // 2)
+            pair for pair in _PAIRS if (pair[0] < _RESPONSES // 2) == (pair[1] < _RESPONSES // 2)
         ),
         "one response never compared": lambda: tuple(combinations(range(_RESPONSES - 1), 2)),
     },
@@ -116,7 +113,7 @@ def optimum_is_unique(sets: Claim, generator: torch.Generator, trials: int) -> I
         loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets())
         ends = [minimise(loss, _start(generator)) for _ in range(_STARTS)]
         # What the complete set of comparisons would allow, so that a flat valley cannot excuse itself.
-        hessian = torch.func.hessian(partial(loss, sets=_pairs()))(ends[0][0])
+        hessian = torch.func.hessian(partial(loss, sets=_PAIRS))(ends[0][0])
         full = _distance(max(end[1] for end in ends), float(torch.linalg.eigvalsh(hessian)[1]))
         for other in ends[1:]:
             yield Measurement(float((ends[0][0].softmax(0) - other[0].softmax(0)).abs().max()), full)

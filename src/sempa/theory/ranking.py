@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.functional import vhp
 
 from sempa.losses import dpo_loss, infonce_loss, nll_per_token, plackett_luce_loss
 from sempa.theory.candidates import Candidates, all_sizes, draw_candidates
@@ -19,13 +20,9 @@ _ALL_ORDERS = (1, 2, 3, 5)
 
 def _derivatives(loss: Claim, drawn: Candidates, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Values `[batch]`, gradient `[batch, K + 1]` and Hessian-vector product of a per-prompt loss in the policy."""
-    policy = drawn.policy.clone().requires_grad_()
-    values = loss(drawn, policy)
-    (gradient,) = torch.autograd.grad(values.sum(), policy, create_graph=True)
-    # A loss without curvature has a gradient that no longer depends on the policy.
-    curved = (gradient * direction).sum() + 0 * policy.sum()
-    (product,) = torch.autograd.grad(curved, policy)
-    return values.detach(), gradient.detach(), product
+    values, gradient = value_and_gradient(partial(loss, drawn), drawn.policy)
+    _, product = vhp(lambda policy: loss(drawn, policy).sum(), drawn.policy, direction)
+    return values, gradient, product
 
 
 def _same_loss(
@@ -189,7 +186,7 @@ def prompt_terms_cancel(offset: Claim, generator: torch.Generator, trials: int) 
 
             yield from _same_loss(moved, loss, drawn, generator, size * stages)
             # The direction along which all rewards rise together is flat.
-            _, gradient, _ = _derivatives(moved, drawn, torch.zeros_like(drawn.policy))
+            _, gradient = value_and_gradient(partial(moved, drawn), drawn.policy)
             yield compare(gradient.sum(1), torch.zeros(trials, dtype=torch.float64), size * stages * drawn.beta)
 
 
