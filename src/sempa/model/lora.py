@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sempa.errors import SempaError
 from sempa.model.layers import blocks
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -97,14 +96,10 @@ class _LoraProduct(torch.autograd.Function):
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
     """Wrap every linear layer of the decoder blocks, whatever the architecture calls it, but never the LM head.
 
-    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` if the model has no
-    linear layer inside its blocks.
+    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero.
     """
-    targets = block_linears(model)
-    if not targets:
-        raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
     generator = torch.Generator().manual_seed(seed)
-    for name, linear in targets.items():
+    for name, linear in block_linears(model).items():
         wrapped = LoraLinear(linear, rank, alpha, dropout)
         bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
         with torch.no_grad():

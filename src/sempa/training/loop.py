@@ -75,7 +75,7 @@ def train(
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
             record = train_step(config, model, optimizer, batch, samples, step, total)
-            rate = batch.size / (time.perf_counter() - step_began)
+            rate = len(batch.preferences) / (time.perf_counter() - step_began)
             if is_first:
                 bar.update()
                 warned = warned or warn_of_displacement(config, step + 1, record)

@@ -214,7 +214,8 @@ def _preference_metrics(
 
 
 def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:
+    lines = sorted(preference.line for preference in batch.preferences)
     return SempaError(
-        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, batch.lines))} of {config.triplets}; "
+        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, lines))} of {config.triplets}; "
         f"the last checkpoint is intact: lower learning_rate ({config.learning_rate:g}) or fix the data"
     )
