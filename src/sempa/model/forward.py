@@ -62,7 +62,7 @@ def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
         reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
-    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
+    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=3)
     return {"tokens": row.separate()[0].to(model.device)}
 
 
