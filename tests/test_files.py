@@ -15,8 +15,6 @@ from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
 from sempa.io.files import cache_folder, check_output, user_path, write_atomic, write_tensors
-from sempa.model.base import load_base
-from sempa.training.base_samples import sample_texts
 
 
 @pytest.fixture
@@ -112,18 +110,6 @@ def test_a_file_that_cannot_be_forced_to_the_disk_is_an_error(tmp_path, monkeypa
     with pytest.raises(SempaError, match="Input/output error"):
         write_atomic(tmp_path / "a.txt", "x")
     assert list(tmp_path.iterdir()) == []
-
-
-# The cache
-
-
-def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_folder, few_samples):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path / "file" / "cache")
-    base = load_base(str(tiny_folder), "float32", "cpu")
-    with pytest.warns(UserWarning, match="it only saves time; the work goes on"):
-        texts = sample_texts(base)
-    assert texts
 
 
 # Standard output

@@ -4,7 +4,6 @@ What a model says by itself is the text that it is most at home in, and needs no
 many kinds and behind short openings, so that conversation and running text are both there.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from sempa.batching.packing import PackedRow, pack_texts
 from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
-from sempa.errors import SempaError
 from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.forward import row_states
@@ -77,9 +75,6 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
             drawn = sample(base, prompts, 1, LONGEST, seed=SEED, **options)
         texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
         tokens = torch.tensor([token for text in texts for token in text])
-        try:
-            write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
-        except SempaError as error:
-            warnings.warn(f"{error} (it only saves time; the work goes on)", stacklevel=2)
+        write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
     return [texts[i] for i in order if is_held_out[i] == held_out]
