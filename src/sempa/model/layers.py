@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
 from sempa.kernels import rms_norm
-from sempa.model.forward import depth, hidden_states, output_places, row_inputs, row_states
+from sempa.model.forward import depth, hidden_states, output_places, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -57,16 +57,6 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
             "contrastive-prompting need; take another readout"
         )
     return found
-
-
-def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:
-    """Embeddings read at the tokens `ends` `[m]` of a packed row, the last of one-word prompts: `[m, D]`.
-
-    `prompteol`: the last hidden state, in the model's dtype; `attention-sum`: float32. Differentiable.
-    """
-    if readout == "attention-sum":
-        return attention_sum(model, row, ends)
-    return row_states(model, row)[ends.to(model.device)]
 
 
 def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:
