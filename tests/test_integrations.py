@@ -56,6 +56,11 @@ def test_the_same_from_an_event_loop(embedder):
     np.testing.assert_allclose(query, documents[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_single_string_is_no_list_of_documents(embedder):
+    with pytest.raises(SempaError, match="found one string, expected a list of them; embed_query takes one"):
+        DocumentEmbeddings(embedder).embed_documents("Hello")
+
+
 def test_it_is_langchains_own_class_where_langchain_is_installed(embedder):
     langchain = pytest.importorskip("langchain_core.embeddings", reason="langchain-core is not installed")
     from langchain_core.vectorstores import InMemoryVectorStore

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3C
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sempa.kernels import rms_norm
-from sempa.model.layers import RmsNorm, replace_norms
+from sempa.model.layers import replace_norms
 
 SMALL = {
     "vocab_size": 64,
@@ -17,6 +17,10 @@ SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+
+
+def replaced(model):
+    return sum("forward" in vars(module) for module in model.modules())
 
 
 def test_gradients_are_exact():
@@ -56,7 +60,7 @@ def test_a_model_gives_the_same_logits_after_the_replacement(config, norms):
     tokens = torch.randint(64, (2, 9))
     before = model(tokens).logits
     replace_norms(model)
-    assert sum(isinstance(module, RmsNorm) for module in model.modules()) == norms
+    assert replaced(model) == norms
     assert torch.equal(model(tokens).logits, before)
     assert list(model.state_dict()) == names
 
@@ -64,4 +68,4 @@ def test_a_model_gives_the_same_logits_after_the_replacement(config, norms):
 def test_a_norm_that_multiplies_with_one_plus_its_weight_stays_as_it_is():
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL))
     replace_norms(model)
-    assert not any(isinstance(module, RmsNorm) for module in model.modules())
+    assert replaced(model) == 0

@@ -23,7 +23,7 @@ from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
-from sempa.training.metrics import read_metrics
+from sempa.training.loop import read_metrics
 from sempa.training.step import contrast_loss
 
 ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "retention": 5.0}
@@ -144,9 +144,9 @@ def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenize
     config = Config(batch_size=6, preference_fraction=0.4, contrast=1.0)
     for batch in Batches(config, preferences):
         ranked = sorted(i for row in batch.rows for i in row.examples)
-        assert len(ranked) == math.ceil(0.4 * batch.size)
+        assert len(ranked) == math.ceil(0.4 * len(batch.preferences))
         embedded = sorted(member for row in batch.sentences for member in row.members)
-        assert embedded == list(range(3 * batch.size))
+        assert embedded == list(range(3 * len(batch.preferences)))
         assert ranked == list(range(len(ranked)))
 
 

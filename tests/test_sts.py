@@ -270,7 +270,7 @@ def test_training_looks_at_the_development_split_alone(tmp_path):
     assert task.notes == [f"{tmp_path}: only STS-B dev is used here, not STS12, STS16, SICK trial"]
     assert development_task(tmp_path / "SICK").name == "SICK trial"
     assert development_task(tmp_path / "STS12").name == "STS12"
-    with pytest.raises(SempaError, match=r"sts-test\.csv: is the split test, asked for dev, trial"):
+    with pytest.raises(SempaError, match=r"sts-test\.csv: found the splits test, asked for dev, trial"):
         development_task(tmp_path / "STSBenchmark" / "sts-test.csv")
 
 

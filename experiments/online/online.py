@@ -118,7 +118,7 @@ def train_online(
     steps = []
     for step in range(total):
         batch = batches[step % len(batches)]
-        asked = batch.preferences[: rounded_up(config.preference_fraction, batch.size)]
+        asked = batch.preferences[: rounded_up(config.preference_fraction, len(batch.preferences))]
         seed = config.seed * 1_000_003 + step
         made = sample_preferences(base, asked, judge, seed, reference_fraction, new_tokens)
         batch = replace(batch, rows=pack_preferences(made, config.row_tokens))

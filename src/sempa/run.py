@@ -30,8 +30,7 @@ from sempa.model.lora import add_lora, interpolated
 from sempa.model.resolve import portable_name
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import checkpoint_files
-from sempa.training.loop import train
-from sempa.training.metrics import read_metrics
+from sempa.training.loop import read_metrics, train
 from sempa.training.processes import join_processes, local_device, process_rank
 
 # In the report: pairs of the built-in set, and new tokens of each answer shown side by side.

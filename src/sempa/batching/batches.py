@@ -96,16 +96,6 @@ class Batch:
         """How many examples the preference loss ranks."""
         return sum(len(row.examples) for row in self.rows)
 
-    @property
-    def size(self) -> int:
-        """How many examples the batch has."""
-        return len(self.preferences)
-
-    @property
-    def lines(self) -> list[int]:
-        """Where in the file the batch's triplets stand."""
-        return sorted(preference.line for preference in self.preferences)
-
 
 class Batches(Sequence[Batch]):
     """Preferences shuffled once into batches of `batch_size`; epochs differ in the order of the batches.

@@ -47,6 +47,12 @@ class PackedRow:
         self.ends.append(len(self.tokens) - 1 if tokens else before)
         return segment
 
+    def add_behind_prefix(self, sequences: Sequence[Sequence[int]], most: int | None = None) -> Tensor:
+        """Append sequences behind the prefix they share, of `most` tokens at most; the offsets `[n]` of their ends."""
+        prefix = shared_prefix(sequences)[:most]
+        root = self.add(prefix)
+        return torch.tensor([self.ends[self.add(sequence[len(prefix) :], root)] for sequence in sequences])
+
     def attention_mask(self) -> Tensor:
         """`[length, length]` boolean, true where the query (row) may see the key (column)."""
         sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
@@ -175,12 +181,9 @@ def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> l
     bins = fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix)
     rows = []
     for members in bins:
-        # Fewer sequences may share more.
-        shared = shared_prefix([sequences[i] for i in members])
         row = PackedRow()
-        root = row.add(shared)
-        ends = [row.ends[row.add(sequences[i][len(shared) :], root)] for i in members]
-        rows.append(SentenceRow(row, torch.tensor(ends), tuple(members)))
+        ends = row.add_behind_prefix([sequences[i] for i in members])
+        rows.append(SentenceRow(row, ends, tuple(members)))
     return rows
 
 

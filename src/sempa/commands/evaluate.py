@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
     from sempa.model.adapter_files import adapter_folder
     from sempa.report.run_report import terminal_table, write_report
-    from sempa.training.metrics import read_metrics
+    from sempa.training.loop import read_metrics
 
     if arguments.json:
         check_output(arguments.json)

@@ -90,7 +90,7 @@ def read_sts(
             f"{path}: no STS task ({there}), expected folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or "
             f"some of {', '.join(_FILES)}"
         )
-    return [_read_benchmark(name, found[name]) for name in chosen]
+    return [_make_task(name, found[name], _benchmark_rows(name, found[name])) for name in chosen]
 
 
 def caption_pairs(split: Literal["dev", "test"], count: int | None = None) -> list[ScoredPair]:
@@ -146,31 +146,28 @@ def _benchmarks(path: Path) -> dict[str, Path]:
     return {name: found[name] for name in order if name in found}
 
 
-def _read_benchmark(name: str, path: Path) -> StsTask:
+def _benchmark_rows(name: str, path: Path) -> Iterator[_Row]:
     if path.is_dir():
-        rows = _year_rows(path)
-    elif name.startswith("STS-B"):
+        return _year_rows(path)
+    if name.startswith("STS-B"):
         # Some rows name the sources of the two sentences in two more columns.
-        rows = ((place, cells[5], cells[6], cells[4], "") for place, cells in _tab_rows(path, 7, 9))
-    else:
-        # SICK begins with a header.
-        rows = ((place, *cells[1:4], "") for place, cells in itertools.islice(_tab_rows(path, 5, 5), 1, None))
-    return _make_task(name, path, rows)
+        return ((place, cells[5], cells[6], cells[4], "") for place, cells in _tab_rows(path, 7, 9))
+    # SICK begins with a header.
+    return ((place, *cells[1:4], "") for place, cells in itertools.islice(_tab_rows(path, 5, 5), 1, None))
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:
-    if published := _FILES.get(file.name):
-        split = published.partition(" ")[2]
-        if split not in splits:
-            raise SempaError(f"{file}: is the split {split}, asked for {', '.join(splits)}")
-        return [_read_benchmark(published, file)]
-    name = file.name.split(".")[0]
     by_split: dict[str, list[_Row]] = {}
-    _, records = read_records(file, [("split", *columns), tuple(columns)])
-    for line, (*split, first, second, score) in records:
-        split = split[0].strip().lower() if split else ""
-        own = by_split.setdefault("dev" if split == "validation" else split, [])
-        own.append((f"{file}:{line}", first, second, score, ""))
+    if file.name in _FILES:
+        name, split = _FILES[file.name].split()
+        by_split[split] = list(_benchmark_rows(name, file))
+    else:
+        name = file.name.split(".")[0]
+        _, records = read_records(file, [("split", *columns), tuple(columns)])
+        for line, (*split, first, second, score) in records:
+            split = split[0].strip().lower() if split else ""
+            own = by_split.setdefault("dev" if split == "validation" else split, [])
+            own.append((f"{file}:{line}", first, second, score, ""))
     chosen = [split for split in ("", *SPLITS) if split in ("", *splits) and split in by_split]
     if not chosen:
         found = ", ".join(by_split)[:80] or "none"

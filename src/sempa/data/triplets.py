@@ -6,7 +6,6 @@ hypothesis, label`), in any form that `sempa.io.rows` reads; its columns say whi
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,22 +41,8 @@ class Triplet:
     neutral: str = ""
 
 
-class LeftOut:
-    """What a file holds that makes no triplet: how many rows of each kind, and the line of the first."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first_lines: dict[str, int] = {}
-
-    def add(self, kind: str, line: int) -> None:
-        """Count one more of a kind."""
-        self.counts[kind] += 1
-        self.first_lines.setdefault(kind, line)
-
-    def describe(self, kept: int) -> str:
-        """One line for the log: how many triplets were kept, and what was left out, why and where first."""
-        parts = [f"{kind}: {count:,}, first in line {self.first_lines[kind]}" for kind, count in self.counts.items()]
-        return "; ".join([many(kept, "triplet"), *parts])
+LeftOut = dict[str, tuple[int, int]]
+"""Why rows make no triplet: how many for each reason, and the line of the first."""
 
 
 def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], str]:
@@ -72,7 +57,7 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     """
     path = Path(path)
     layout, records = read_records(path, (TRIPLETS, *LABELLED))
-    left_out = LeftOut()
+    left_out: LeftOut = {}
     rows = _usable(path, records, layout, left_out)
     if layout == TRIPLETS:
         found = (Triplet(*values, line) for line, values in rows)
@@ -83,13 +68,14 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     for triplet in found:
         words = (triplet.sentence, triplet.chosen, triplet.rejected)
         if words in seen:
-            left_out.add(REPEATED, triplet.line)
+            _leave_out(left_out, REPEATED, triplet.line)
         elif triplet.chosen == triplet.rejected:
-            left_out.add(EQUAL, triplet.line)
+            _leave_out(left_out, EQUAL, triplet.line)
         else:
             seen.add(words)
             triplets.append(triplet)
-    note = left_out.describe(len(triplets))
+    counts = [f"{reason}: {count:,}, first in line {first}" for reason, (count, first) in left_out.items()]
+    note = "; ".join([many(len(triplets), "triplet"), *counts])
     if not triplets:
         raise SempaError(f"{path}: no usable triplet: {note}")
     return triplets, note
@@ -108,6 +94,11 @@ def caption_triplets(split: Literal["train", "heldout"], count: int | None = Non
     return triplets[:count]
 
 
+def _leave_out(left_out: LeftOut, reason: str, line: int) -> None:
+    count, first = left_out.get(reason, (0, line))
+    left_out[reason] = count + 1, first
+
+
 def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: LeftOut) -> Iterator[Record]:
     """The records with clean values, without the unlabelled and those with an empty sentence."""
     for line, values in records:
@@ -115,7 +106,7 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: Left
         if layout != TRIPLETS:
             premise, hypothesis, label = values
             if label in _NO_LABEL:
-                left_out.add(UNLABELLED, line)
+                _leave_out(left_out, UNLABELLED, line)
                 continue
             label = _CODES.get(label, label.lower())
             if label not in LABELS:
@@ -123,7 +114,7 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: Left
                 raise SempaError(f"{path}:{line}: {layout[2]} is '{label:.40}', expected one of {expected}")
             values = (premise, hypothesis, label)
         if "" in values:
-            left_out.add(EMPTY, line)
+            _leave_out(left_out, EMPTY, line)
         else:
             yield line, values
 
@@ -141,7 +132,7 @@ def _paired(rows: Iterator[Record], left_out: LeftOut, combinations: bool) -> It
     for premise, hypotheses in premises.items():
         entailments, contradictions = hypotheses["entailment"], hypotheses["contradiction"]
         if not (entailments and contradictions):
-            left_out.add(INCOMPLETE, first_lines[premise])
+            _leave_out(left_out, INCOMPLETE, first_lines[premise])
         neutrals = itertools.cycle([text for _, text in hypotheses["neutral"]] or [""])
         for (line, entailment), (_, contradiction) in itertools.product(entailments, contradictions):
             yield Triplet(premise, entailment, contradiction, line, next(neutrals))

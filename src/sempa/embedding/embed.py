@@ -44,12 +44,7 @@ def embed(
 
 @torch.inference_mode()
 def embed_prompts(
-    base: BaseModel,
-    prompts: Sequence[Prompt],
-    batch_size: int = 64,
-    layer: int = -1,
-    readout: str = "prompteol",
-    progress: str = "",
+    base: BaseModel, prompts: Sequence[Prompt], batch_size: int, layer: int, readout: str, progress: str = ""
 ) -> np.ndarray:
     """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()

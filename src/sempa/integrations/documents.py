@@ -1,6 +1,7 @@
 """Embeddings in the shape that LangChain asks for, and LlamaIndex through its `LangchainEmbedding`."""
 
 from sempa.embedding.embedder import Embedder
+from sempa.errors import SempaError
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -26,7 +27,9 @@ class DocumentEmbeddings(Embeddings):
         self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector of D numbers per text; raises `SempaError` as `encode` does."""
+        """One vector of D numbers per text; raises `SempaError` as `encode` does, and for a single string."""
+        if isinstance(texts, str):
+            raise SempaError("embed_documents: found one string, expected a list of them; embed_query takes one")
         return self.embedder.encode(texts, **self.options).tolist()
 
     def embed_query(self, text: str) -> list[float]:

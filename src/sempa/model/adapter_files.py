@@ -26,20 +26,19 @@ _PLAIN_SETTINGS = {
 _PLAIN_VALUES = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal")}
 
 
-def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "") -> None:
+def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = "prompteol") -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` in PEFT's layout, each atomically.
 
-    `base_name` is the base's, as `sempa.model.resolve.portable_name` gives it. With `readout`, the readout that the
-    adapter was trained at, also `readout.json` and a README.md that says how to use the adapter.
+    Beside them stand `readout.json`, the readout that the adapter was trained at, and a README.md that says how to use
+    the adapter. `base_name` is the base's, as `sempa.model.resolve.portable_name` gives it.
     """
     layers = lora_layers(model)
     first = next(iter(layers.values()))
     # Weights first: a folder with a config is then always a whole adapter.
     write_tensors(folder / WEIGHTS_FILE, lora_parameters(model))
-    if readout:
-        write_json(folder / READOUT_FILE, {"readout": readout})
-        card = Path(__file__).with_name("adapter_card.md").read_text(encoding="utf-8")
-        write_atomic(folder / "README.md", card.format(base=base_name))
+    write_json(folder / READOUT_FILE, {"readout": readout})
+    card = Path(__file__).with_name("adapter_card.md").read_text(encoding="utf-8")
+    write_atomic(folder / "README.md", card.format(base=base_name))
     rank = first.lora_A.shape[0]
     config = {
         "peft_type": "LORA",

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.packing import PackedRow
 from sempa.config import DTYPES
@@ -117,9 +111,7 @@ def check_forward(model: PreTrainedModel) -> bool:
     ids = [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
     start, answer, other = ids[:3], ids[3:7], ids[7:]
     row = PackedRow()
-    root = row.add(start)
-    row.add(other, root)
-    row.add(answer, root)
+    row.add_behind_prefix([start + other, start + answer])
     try:
         logits = model(torch.tensor([start + answer], device=model.device), use_cache=False).logits[0].float()
         states = hidden_states(model, torch.tensor([start + answer + other], device=model.device))[0, : logits.shape[0]]

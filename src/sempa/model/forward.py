@@ -33,7 +33,9 @@ def hidden_states(
     """
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
-        packed |= {"attention_mask": _additive(mask, model.dtype)}
+        # Eager attention adds the mask to its scores.
+        hidden = torch.finfo(model.dtype).min
+        packed |= {"attention_mask": torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, hidden)}
     elif mask is not None:
         # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
         packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}
@@ -43,24 +45,25 @@ def hidden_states(
 
 
 def row_states(model: PreTrainedModel, row: PackedRow, layer: int | None = None) -> Tensor:
-    """Hidden states `[length, D]` of a packed row's tokens after a layer (the last), each as in its own sequence.
+    """Hidden states `[length, D]` of a packed row's tokens after a layer (the last), each as in its own sequence."""
+    states = hidden_states(model, **row_inputs(model, row), layer=layer).flatten(0, 1)
+    return states if can_pack(model, row) else states[output_places(model, row)]
 
-    Where the architecture takes no block mask, or a sequence is longer than its attention's window, the row's
-    sequences run separately: slower, the same result. A warning says so.
+
+def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
+    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own.
+
+    They run in rows of their own where the architecture takes no block mask, or a sequence is longer than its
+    attention's window: slower, the same result. A warning says so.
     """
     if can_pack(model, row):
-        return hidden_states(model, **row.inputs(model.device), layer=layer)[0]
+        return row.inputs(model.device)
     if getattr(model, "takes_block_mask", True):
         reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
-    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=2)
-    return hidden_states(model, **row_inputs(model, row), layer=layer).flatten(0, 1)[output_places(model, row)]
-
-
-def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
-    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own."""
-    return row.inputs(model.device) if can_pack(model, row) else {"tokens": row.separate()[0].to(model.device)}
+    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=3)
+    return {"tokens": row.separate()[0].to(model.device)}
 
 
 def output_places(model: PreTrainedModel, row: PackedRow) -> Tensor:
@@ -94,10 +97,6 @@ def depth(model: PreTrainedModel) -> int:
 def context_length(model: PreTrainedModel) -> int:
     """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _attend(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
 from sempa.kernels import rms_norm
-from sempa.model.forward import depth, hidden_states, output_places, row_inputs, row_states
+from sempa.model.forward import depth, hidden_states, output_places, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -57,16 +57,6 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
             "contrastive-prompting need; take another readout"
         )
     return found
-
-
-def one_word_embeddings(model: PreTrainedModel, row: PackedRow, ends: Tensor, readout: str) -> Tensor:
-    """Embeddings read at the tokens `ends` `[m]` of a packed row, the last of one-word prompts: `[m, D]`.
-
-    `prompteol`: the last hidden state, in the model's dtype; `attention-sum`: float32. Differentiable.
-    """
-    if readout == "attention-sum":
-        return attention_sum(model, row, ends)
-    return row_states(model, row)[ends.to(model.device)]
 
 
 def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:
@@ -131,30 +121,21 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor, **options: obje
     return checkpoint(seen.run, forward, *inputs, use_reentrant=False, **options)
 
 
-class RmsNorm(nn.Module):
-    """`sempa.kernels.rms_norm` with the weight of the layer it replaces."""
-
-    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
-        super().__init__()
-        self.weight, self.epsilon = weight, epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[…, D]` → `[…, D]`."""
-        return rms_norm(x, self.weight, self.epsilon)
-
-
 @torch.no_grad()
 def replace_norms(model: nn.Module) -> None:
-    """Replace what calls itself an RMS norm and gives the same bits on random input.
+    """Have `sempa.kernels.rms_norm` compute what calls itself an RMS norm and gives the same bits on random input.
 
     Architectures differ in what they multiply with (Gemma: 1 + w) and where they round: the output decides, not a name.
     """
     generator = torch.Generator().manual_seed(0)
-    for name, module in list(model.named_modules()):
+    for module in model.modules():
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None:
             continue
         probe = torch.randn(4, len(weight), generator=generator).to(weight)
-        ours = RmsNorm(weight, epsilon)
-        if torch.equal(ours(probe), module(probe)):
-            model.set_submodule(name, ours)
+        if torch.equal(rms_norm(probe, weight, epsilon), module(probe)):
+            module.forward = types.MethodType(_rms_norm, module)
+
+
+def _rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sempa.errors import SempaError
 from sempa.model.layers import blocks
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -46,15 +45,16 @@ class LoraLinear(nn.Module):
         """`[…, in]` → `[…, out]`."""
         if _disabled.get():
             return self.base(x)
-        rows = x.flatten(0, -2)
-        dropped = F.dropout(rows, self.dropout) if _dropout.get() and self.dropout else None
+        if _dropout.get() and self.dropout:
+            low = F.linear(F.dropout(x, self.dropout), self.lora_A.to(x.dtype))
+            return self.base(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
         weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
-        y = _LoraProduct.apply(rows, dropped, weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
+        y = _LoraProduct.apply(x.flatten(0, -2), weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
         return y.view(*x.shape[:-1], -1)
 
 
 class _LoraProduct(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x̃ Aᵀ) Bᵀ and its gradients, with the thin products added into the large ones in place.
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ and its gradients, with the thin products added into the large ones in place.
 
     Backward takes one large product, the gradient of x: W is frozen.
     """
@@ -63,48 +63,37 @@ class _LoraProduct(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x: Tensor,
-        dropped: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         lora_A: Tensor,
         lora_B: Tensor,
         scale: float,
     ) -> Tensor:
-        seen = x if dropped is None else dropped
         A, B = lora_A.to(x.dtype), (lora_B * scale).to(x.dtype)
-        low = seen @ A.T
-        ctx.save_for_backward(seen, low, weight, A, B)
-        ctx.scale, ctx.has_dropout, ctx.adapter_dtype = scale, dropped is not None, lora_A.dtype
+        low = x @ A.T
+        ctx.save_for_backward(x, low, weight, A, B)
+        ctx.scale, ctx.adapter_dtype = scale, lora_A.dtype
         return F.linear(x, weight, bias).addmm_(low, B.T)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        seen, low, weight, A, B = ctx.saved_tensors
+        x, low, weight, A, B = ctx.saved_tensors
         low_grad = upstream @ B
-        x_grad = upstream @ weight if ctx.needs_input_grad[0] else None
-        dropped_grad = None
-        if ctx.has_dropout:
-            dropped_grad = low_grad @ A if ctx.needs_input_grad[1] else None
-        elif x_grad is not None:
-            x_grad.addmm_(low_grad, A)
+        x_grad = (upstream @ weight).addmm_(low_grad, A) if ctx.needs_input_grad[0] else None
         # The adapter's own gradients leave in float32, the dtype of its weights.
-        A_grad = (low_grad.T @ seen).to(ctx.adapter_dtype)
+        A_grad = (low_grad.T @ x).to(ctx.adapter_dtype)
         B_grad = (upstream.T @ low).to(ctx.adapter_dtype) * ctx.scale
-        return x_grad, dropped_grad, None, None, A_grad, B_grad, None
+        return x_grad, None, None, A_grad, B_grad, None
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
     """Wrap every linear layer of the decoder blocks, whatever the architecture calls it, but never the LM head.
 
-    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` if the model has no
-    linear layer inside its blocks.
+    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero.
     """
-    targets = block_linears(model)
-    if not targets:
-        raise SempaError(f"model {model.name_or_path!r}: no linear layer found in its decoder blocks")
     generator = torch.Generator().manual_seed(seed)
-    for name, linear in targets.items():
+    for name, linear in block_linears(model).items():
         wrapped = LoraLinear(linear, rank, alpha, dropout)
         bound = 1 / math.sqrt(wrapped.lora_A.shape[1])
         with torch.no_grad():

@@ -1,10 +1,12 @@
 """The training loop: batches in, steps, metrics, checkpoints, the best adapter by the development score out."""
 
 import contextlib
+import json
 import math
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,16 +17,18 @@ from sempa.batching.batches import Batches, rounded_up
 from sempa.batching.prompts import Preference
 from sempa.config import Config
 from sempa.errors import SempaError
-from sempa.io.files import fingerprint, fsync
+from sempa.io.files import explain_os_errors, fingerprint, fsync, write_atomic
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 from sempa.model.layers import checkpoint_blocks
 from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
 from sempa.training.checkpoints import load_checkpoint, save_checkpoint
-from sempa.training.metrics import cut_metrics, log_metrics, warn_of_displacement
 from sempa.training.processes import process_count, process_rank, sum_number
 from sempa.training.step import make_optimizer, train_step
+
+# Nats between a sentence's log-probability and the base's: some four nats for each of a dozen tokens.
+FAR = 50.0
 
 
 def train(
@@ -75,7 +79,7 @@ def train(
             epoch, place = divmod(step, len(batches))
             batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
             record = train_step(config, model, optimizer, batch, samples, step, total)
-            rate = batch.size / (time.perf_counter() - step_began)
+            rate = len(batch.preferences) / (time.perf_counter() - step_began)
             if is_first:
                 bar.update()
                 warned = warned or warn_of_displacement(config, step + 1, record)
@@ -111,6 +115,43 @@ def train(
             if stopping:
                 raise KeyboardInterrupt
     return state
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The whole lines of a metrics file (a kill may have cut the last one)."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Take out what was logged beyond the checkpoint of `step`, from which training goes on."""
+    records = read_metrics(path) if step and path.is_file() else []
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records if record["step"] <= step))
+
+
+def log_metrics(path: Path, record: dict) -> None:
+    """Append a record as a line; raises `SempaError` when the disk is full."""
+    with explain_os_errors(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def warn_of_displacement(config: Config, step: int, record: Mapping[str, float]) -> bool:
+    """Warn where a step's metrics show likelihood displacement (arXiv 2410.08847); returns whether they do.
+
+    The chosen sentences, too, have become less likely than under the base then.
+    """
+    ratio = record.get("rewards/chosen", 0.0) / config.beta
+    if ratio >= -FAR:
+        return False
+    warnings.warn(
+        f"step {step}: the chosen sentences' log-ratio to the base is {ratio:.0f} nats, so training makes them less "
+        "likely too: raise anchor or retention, or lower preference or learning_rate",
+        stacklevel=2,
+    )
+    return True
 
 
 def _batch_order(seed: int, epoch: int, count: int) -> list[int]:

@@ -30,7 +30,7 @@ from sempa.losses import (
     plackett_luce_loss,
 )
 from sempa.model.forward import row_states
-from sempa.model.layers import one_word_embeddings
+from sempa.model.layers import attention_sum
 from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
@@ -161,7 +161,10 @@ def contrast_loss(
     each embeds its rows, and all compare the whole batch.
     """
     own = rows[process_rank() :: process_count()]
-    ends = [one_word_embeddings(model, row.packed, row.ends, config.readout) for row in own]
+    if config.readout == "attention-sum":
+        ends = [attention_sum(model, row.packed, row.ends) for row in own]
+    else:
+        ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
     members = [member for row in own for member in row.members]
     embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel())
     sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
@@ -214,7 +217,8 @@ def _preference_metrics(
 
 
 def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:
+    lines = sorted(preference.line for preference in batch.preferences)
     return SempaError(
-        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, batch.lines))} of {config.triplets}; "
+        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, lines))} of {config.triplets}; "
         f"the last checkpoint is intact: lower learning_rate ({config.learning_rate:g}) or fix the data"
     )

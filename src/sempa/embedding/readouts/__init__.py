@@ -65,10 +65,6 @@ def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Se
 
 
 def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer: int = -1) -> Tensor:
-    """Embeddings of the readout's own prompts, packed into one row: float32 `[n, D]`.
-
-    `layer` indexes transformers' `hidden_states` (0 = embedding output, the depth = last layer after the final norm,
-    −2 = the one before); −1 is the readout's own.
-    """
+    """Embeddings of the readout's own prompts, packed into one row: float32 `[n, D]`; `layer` is that of `Embedder`."""
     _, vectors = _READOUTS[readout]
     return vectors(model, pack_prompts(prompts), layer_read(readout, layer, depth(model)))

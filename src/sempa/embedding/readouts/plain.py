@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.batching.packing import PackedRow, shared_prefix
+from sempa.batching.packing import PackedRow
 from sempa.batching.prompts import EOL_PREFIX, common_prefix, encode_one_word, encode_plain
 from sempa.model.forward import row_states
 from sempa.model.layers import attention_sum
@@ -41,7 +41,7 @@ class PromptRow:
     packed: PackedRow
     starts: Tensor
     ends: Tensor
-    auxiliary_ends: Tensor
+    auxiliary_ends: Tensor | None
 
     def spans(self, hidden: Tensor) -> list[Tensor]:
         """The states of each prompt's span, `[span, D]` float32, of the row's hidden states `[length, D]`."""
@@ -51,19 +51,11 @@ class PromptRow:
 def pack_prompts(prompts: Sequence[Prompt]) -> PromptRow:
     """One row of all prompts, in which what they begin with stands once; spans are each prompt's own."""
     row = PackedRow()
-    ends = _append(row, [prompt.tokens for prompt in prompts], min(len(p.tokens) - p.span for p in prompts))
+    most = min(len(prompt.tokens) - prompt.span for prompt in prompts)
+    ends = row.add_behind_prefix([prompt.tokens for prompt in prompts], most)
     starts = ends - torch.tensor([prompt.span - 1 for prompt in prompts])
-    auxiliary_ends = _append(row, [prompt.auxiliary for prompt in prompts if prompt.auxiliary])
-    return PromptRow(row, starts, ends, auxiliary_ends)
-
-
-def _append(row: PackedRow, sequences: Sequence[Sequence[int]], most: int | None = None) -> Tensor:
-    """Add sequences behind what all begin with, `most` tokens of it at most; the row offsets of their last tokens."""
-    if not sequences:
-        return torch.empty(0, dtype=torch.int64)
-    shared = shared_prefix(sequences)[:most]
-    root = row.add(shared)
-    return torch.tensor([row.ends[row.add(tokens[len(shared) :], root)] for tokens in sequences])
+    auxiliary = [prompt.auxiliary for prompt in prompts if prompt.auxiliary]
+    return PromptRow(row, starts, ends, row.add_behind_prefix(auxiliary) if auxiliary else None)
 
 
 def encode_spans(tokenizer: PreTrainedTokenizerBase, heads: Sequence[str], sentences: Sequence[str]) -> list[Prompt]:
