@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sempa import SempaError
 from sempa.batching.prompts import as_text, encode_texts
-from sempa.commands.common import add_model_arguments, add_task_arguments, load_embedder
+from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.data.sts import distinct_sentences, read_sts
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each sentence, or one for each similarity task; bad input ends with one sentence and code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
-    add_task_arguments(parser)
+    parser.add_argument("--sts", type=Path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
+    parser.add_argument("--splits", default="dev,trial,test", help="splits of STS-B and SICK (default %(default)s)")
     parser.add_argument("sentences", nargs="*", metavar="sentence", help="sentences, in quotes")
     parser.add_argument("--top", type=int, default=TOP, help="tokens to print (default %(default)s)")
     arguments = parser.parse_args(argv)
