@@ -137,6 +137,13 @@ def test_a_local_file_is_not_filed_as_mtebs_own(embedder, wrapper, tmp_path):
     assert not list(tmp_path.rglob("STS12.json"))
 
 
+def test_mteb_tasks_of_one_name_are_refused(embedder, wrapper, tmp_path):
+    twins = [StsTask(name, caption_pairs("test", 20)) for name in ("my pairs", "my-pairs")]
+    with pytest.raises(SempaError, match="tasks: local-my-pairs is there twice"):
+        wrapper.evaluate_mteb(embedder, twins, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_mteb_does_not_run_again_what_has_a_result(embedder, wrapper, tmp_path, monkeypatch):
     tasks = [StsTask("pairs", caption_pairs("test", 20))]
     first = wrapper.evaluate_mteb(embedder, tasks, tmp_path)

@@ -15,6 +15,7 @@ from sempa.data.sts import StsTask
 from sempa.embedding.corpus import describe
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
+from sempa.errors import SempaError
 from sempa.io.files import fingerprint
 from sempa.model.forward import context_length
 
@@ -84,11 +85,15 @@ def evaluate_mteb(
     """Run tasks, one's own and mteb's, and keep mteb's result files in `folder`: task name → main score.
 
     The files are `results/NAME/REVISION/TASK.json` and `model_meta.json`, as its leaderboard reads them; what is there
-    already, of the same data, is not run again.
+    already, of the same data, is not run again. Raises `SempaError` for two tasks of one name.
     """
     encoder, cache = MtebEncoder(embedder, name), mteb.ResultCache(folder)
+    ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
+    names = [task.metadata.name for task in ready]
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise SempaError(f"tasks: {twins[0]} is there twice, and one result would take the other's place")
     scores = {}
-    for task in (LocalSts(task) if isinstance(task, StsTask) else task for task in tasks):
+    for task in ready:
         filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
         stale = filed and filed.dataset_revision != task.metadata.revision
