@@ -183,3 +183,12 @@ def test_the_command_embeds_a_parquet_column_into_parquet_and_into_shards(tiny_f
     shards = list(read_shards(tmp_path / "shards"))
     assert [first for first, _ in shards] == [0, 2]
     np.testing.assert_allclose(np.concatenate([vectors for _, vectors in shards]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_column_that_nobody_asks_for_is_not_read(tmp_path):
+    # Python has no such year, so that a reader that took this column, too, would fail.
+    far = pyarrow.array([10**15], pyarrow.timestamp("s"))
+    table = pyarrow.table({"sent0": ["A man runs."], "when": far, "sent1": ["He runs."], "hard_neg": ["He sits."]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    triplets, _ = read_triplets(tmp_path / "t.parquet")
+    assert triplets[0].rejected == "He sits."

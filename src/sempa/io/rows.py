@@ -37,7 +37,8 @@ def read_records(path: Path, layouts: Sequence[Names]) -> tuple[Names, Iterator[
     layouts and, while the rows are drawn, for a row that does not fit and when the file cannot be read on.
     """
     if is_columnar(path):
-        return _field_records(path, enumerate(_column_rows(path), 1), layouts)
+        names = _match(str(path), _column_names(path), layouts)
+        return names, _field_records(path, enumerate(_column_rows(path, names), 1), names)
     return line_records(path, numbered_lines(path), layouts)
 
 
@@ -49,7 +50,9 @@ def line_records(
     lines = itertools.chain([(number, first)], lines)
     if first.lstrip().startswith(("{", "[")):
         rows = ((number, json_object(f"{path}:{number}", text)) for number, text in lines if text.strip())
-        return _field_records(path, rows, layouts)
+        number, row = next(rows)
+        names = _match(f"{path}:{number}", list(row), layouts)
+        return names, _field_records(path, itertools.chain([(number, row)], rows), names)
     delimiter = next((mark for mark in "\t," if mark in first), _NO_DELIMITER)
     rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
     header = [name.strip() for name in next(rows, (number, []))[1]]
@@ -133,13 +136,9 @@ def _match(place: str, found: list[str], layouts: Sequence[Names]) -> Names:
     raise SempaError(f"{place}: found the columns {shown:.400}, expected {' or '.join(map(', '.join, layouts))}")
 
 
-def _field_records(
-    path: Path, rows: Iterator[tuple[int, dict]], layouts: Sequence[Names]
-) -> tuple[Names, Iterator[Record]]:
-    number, first = next(rows, (1, {}))
-    names = _match(f"{path}:{number}", list(first), layouts)
-    rows = itertools.chain([(number, first)], rows)
-    return names, ((number, _field_values(f"{path}:{number}", row, names)) for number, row in rows)
+def _field_records(path: Path, rows: Iterator[tuple[int, dict]], names: Names) -> Iterator[Record]:
+    for number, row in rows:
+        yield number, _field_values(f"{path}:{number}", row, names)
 
 
 def _field_values(place: str, row: dict, names: Names) -> tuple[str, ...]:
@@ -187,19 +186,34 @@ def _table_records(
         yield number, tuple(row[place] for place in places)
 
 
-def _column_rows(path: Path) -> Iterator[dict]:
-    """The rows of columnar data; raises `SempaError` when pyarrow is missing, and for a damaged file."""
+def _column_names(path: Path) -> list[str]:
+    pyarrow, file = import_pyarrow(), _column_files(path)[0]
+    with _explained(file):
+        if file.suffix == ".arrow":
+            return pyarrow.ipc.open_stream(str(file)).schema.names
+        return pyarrow.parquet.read_schema(file).names
+
+
+def _column_rows(path: Path, names: Names) -> Iterator[dict]:
+    """The rows of columnar data, with these columns alone: others may hold whole documents or vectors."""
     pyarrow = import_pyarrow()
     for file in _column_files(path):
-        try:
+        with _explained(file):
             if file.suffix == ".arrow":
-                batches = pyarrow.ipc.open_stream(str(file))
+                batches = (batch.select(names) for batch in pyarrow.ipc.open_stream(str(file)))
             else:
-                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024, columns=list(names))
             for batch in batches:
                 yield from batch.to_pylist()
-        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            raise SempaError(f"{file}: cannot be read as columns: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file, or one that lacks a column, into a `SempaError`."""
+    try:
+        yield
+    except (OSError, KeyError, UnicodeDecodeError, import_pyarrow().ArrowException) as error:
+        raise SempaError(f"{file}: cannot be read as columns: {str(error).splitlines()[0]}") from error
 
 
 def _column_files(path: Path) -> list[Path]:

@@ -110,10 +110,11 @@ def _converted(gguf: Path) -> Path:
     if not gguf.is_file():
         raise SempaError(f"model {str(gguf)!r}: no such GGUF file")
     cached = _cached(gguf.stem, sha256(gguf)[:_DIGEST])
+    if cached.is_dir():
+        return cached
     temporary = temporary_folder() / cached.name
-    for made in (cached, temporary):
-        if made.is_dir():
-            return made
+    if temporary.is_dir():
+        return temporary
     print(f"Converting {gguf.name} once to {cached} …", flush=True)
     model, tokenizer = load_pretrained(str(gguf), gguf.parent, gguf.name, dtype=torch.float32)
     # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.

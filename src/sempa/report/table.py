@@ -37,8 +37,8 @@ def similarity_content(report: dict) -> Content:
     shown = [*names, "average"] if len(names) > 1 else names
     rows = []
     for row in report["rows"]:
-        average = row["average"]
-        scores = [number(_figures(row)[name]["spearman"]) for name in shown]
+        figures, average = _figures(row), row["average"]
+        scores = [number(figures[name]["spearman"]) for name in shown]
         rows.append([row["label"], *scores, interval_cell(average.get("spearman_interval")), _test(average)[-1]])
     tables = [Table(f"{report['model']}: Spearman's ρ × 100", ["method", *shown, "95 %", "p"], rows)]
     notes = []
