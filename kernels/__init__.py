@@ -1,7 +1,6 @@
 """The hot spots in plain PyTorch: whatever runs over the vocabulary, and attention inside packed rows."""
 
 from sempa.kernels.packed_attention import PrefixGroup, make_prefix_group, packed_attention
-from sempa.kernels.rms_norm import rms_norm
 from sempa.kernels.sparse_code import SparseCode, TokenDirections, decode, sparse_code, token_directions
 from sempa.kernels.token_kl import token_kl
 from sempa.kernels.token_logprobs import in_autocast_dtype, token_logprobs
@@ -14,7 +13,6 @@ __all__ = [
     "in_autocast_dtype",
     "make_prefix_group",
     "packed_attention",
-    "rms_norm",
     "sparse_code",
     "token_directions",
     "token_kl",

@@ -101,18 +101,22 @@ def run_step(config, base, monkeypatch, change=lambda preference: preference):
 # The oracle
 
 
+def in_float64(model):
+    """The model in float64 throughout: transformers' own norm rounds to float32."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model.double()
+
+
 class Oracle:
     """A policy and its reference in float64, each as one plain forward pass a sequence."""
 
     def __init__(self, folder, adapter):
         self.model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
-        # transformers' own norm rounds to float32.
-        for name, module in list(self.model.named_modules()):
-            if type(module).__name__.endswith("RMSNorm"):
-                norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
-                norm.weight = module.weight
-                self.model.set_submodule(name, norm)
-        self.model.double().eval()
+        in_float64(self.model).eval()
         self.adapter = {name: value.detach().double().requires_grad_() for name, value in adapter.items()}
         self.weights = {}
         for name, A in self.adapter.items():
@@ -247,7 +251,7 @@ def test_gradients_are_those_of_plain_autograd(losses, row_tokens, base, tiny_fo
     config = make_config(losses, row_tokens)
     loss, gradients = compare(config, base, tiny_folder, monkeypatch)
     assert loss < 1e-4 and gradients < 1e-4
-    base.model.double()
+    in_float64(base.model)
     loss, gradients = compare(config, base, tiny_folder, monkeypatch)
     assert loss < 1e-9 and gradients < 1e-9
 
@@ -267,7 +271,7 @@ def test_gradients_of_losses_side_by_side_are_those_of_plain_autograd(base, tiny
         return row_states(model, row)
 
     monkeypatch.setattr(step, "row_states", in_a_thread)
-    base.model.double()
+    in_float64(base.model)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -303,7 +307,7 @@ WRONG_DATA = {
 @pytest.fixture
 def differences(base, tiny_folder, monkeypatch):
     """The relative difference of a faulty step's gradients from the oracle's, in float64."""
-    base.model.double()
+    in_float64(base.model)
     config = make_config(EVERYTHING, 130)
 
     def start(**faults):

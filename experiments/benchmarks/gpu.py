@@ -40,7 +40,7 @@ from sempa.io.files import write_atomic, write_json
 from sempa.kernels import token_logprobs
 from sempa.model.base import computes_bfloat16
 from sempa.model.forward import hidden_states, row_states
-from sempa.model.layers import checkpoint_blocks, replace_norms
+from sempa.model.layers import checkpoint_blocks
 from sempa.model.lora import adapter_disabled, add_lora, block_linears, lora_parameters
 from sempa.model.resolve import first_line, resolve_model
 from sempa.report.plots import available
@@ -191,7 +191,6 @@ def _few_blocks(s: Setting, dtype: torch.dtype, device: str | None = None) -> Pr
     torch.manual_seed(0)
     shape = LlamaConfig(**s.shapes["1 B"].to_dict() | {"num_hidden_layers": 2, "vocab_size": len(s.tokenizer)})
     model = empty_model(shape, torch.float32, "cpu").to(dtype).to(device or s.device).eval()
-    replace_norms(model)
     add_lora(model, RANK, ALPHA)
     generator = torch.Generator().manual_seed(1)
     for parameter in lora_parameters(model).values():
@@ -251,9 +250,7 @@ def _trl_step(s: Setting, size: str, batch: int) -> Callable[[], object]:
 
 def _random_model(s: Setting, size: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = empty_model(s.shapes[size], s.dtype, s.device).eval()
-    replace_norms(model)
-    return model
+    return empty_model(s.shapes[size], s.dtype, s.device).eval()
 
 
 def _step_flops(shape: LlamaConfig, tokens: int, responses: int) -> float:

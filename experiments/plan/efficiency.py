@@ -11,7 +11,6 @@ from shapes import empty_model, example_row, explain_failures, model_config
 from sempa.config import Config
 from sempa.model.base import computes_bfloat16, pick_device
 from sempa.model.forward import row_states
-from sempa.model.layers import replace_norms
 from sempa.model.lora import add_lora, block_linears, lora_parameters
 
 # Blocks that run: what a token costs is the same in each, and a large model's few fit where the whole does not.
@@ -46,7 +45,6 @@ def measure_efficiency(config: Config) -> Efficiency:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:depth]
     model = empty_model(shape, dtype, device)
-    replace_norms(model)
     linears = block_linears(model)
     blocks = sum(linear.weight.numel() for linear in linears.values())
     widest = max(linears.values(), key=lambda linear: linear.weight.numel()).weight

@@ -13,7 +13,6 @@ from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
 from sempa.model.forward import ATTENTION, hidden_states
-from sempa.model.layers import replace_norms
 from sempa.model.logprobs import head_logits
 from sempa.model.resolve import first_line, load_pretrained, resolve_model
 
@@ -57,7 +56,6 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     model, tokenizer = load_pretrained(name, source, dtype=precision, attn_implementation=attention)
     model.requires_grad_(False)
     base = BaseModel(model.to(target).eval(), tokenizer, source)
-    replace_norms(model)
     check_vocabulary(base)
     model.takes_block_mask = check_forward(model) and attention is not None
     return base

@@ -1,4 +1,4 @@
-"""Inside a decoder: its blocks, the attention outputs that they add to the residual, and its norms."""
+"""Inside a decoder: its blocks, and the attention outputs that they add to the residual."""
 
 import contextlib
 import contextvars
@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.kernels import rms_norm
 from sempa.model.forward import depth, hidden_states, output_places, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
@@ -119,23 +118,3 @@ def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor, **options: obje
     # them as they are now. PyTorch restores the random numbers of dropout.
     seen = contextvars.copy_context()
     return checkpoint(seen.run, forward, *inputs, use_reentrant=False, **options)
-
-
-@torch.no_grad()
-def replace_norms(model: nn.Module) -> None:
-    """Have `sempa.kernels.rms_norm` compute what calls itself an RMS norm and gives the same bits on random input.
-
-    Architectures differ in what they multiply with (Gemma: 1 + w) and where they round: the output decides, not a name.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-        if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None:
-            continue
-        probe = torch.randn(4, len(weight), generator=generator).to(weight)
-        if torch.equal(rms_norm(probe, weight, epsilon), module(probe)):
-            module.forward = types.MethodType(_rms_norm, module)
-
-
-def _rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)

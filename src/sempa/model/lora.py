@@ -43,48 +43,15 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
+        y = self.base(x)
         if _disabled.get():
-            return self.base(x)
+            return y
         if _dropout.get() and self.dropout:
-            low = F.linear(F.dropout(x, self.dropout), self.lora_A.to(x.dtype))
-            return self.base(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
-        weight = self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
-        y = _LoraProduct.apply(x.flatten(0, -2), weight, self.base.bias, self.lora_A, self.lora_B, self.scale)
-        return y.view(*x.shape[:-1], -1)
-
-
-class _LoraProduct(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ and its gradients, with the thin products added into the large ones in place.
-
-    Backward takes one large product, the gradient of x: W is frozen.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scale: float,
-    ) -> Tensor:
-        A, B = lora_A.to(x.dtype), (lora_B * scale).to(x.dtype)
-        low = x @ A.T
-        ctx.save_for_backward(x, low, weight, A, B)
-        ctx.scale, ctx.adapter_dtype = scale, lora_A.dtype
-        return F.linear(x, weight, bias).addmm_(low, B.T)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, weight, A, B = ctx.saved_tensors
-        low_grad = upstream @ B
-        x_grad = (upstream @ weight).addmm_(low_grad, A) if ctx.needs_input_grad[0] else None
-        # The adapter's own gradients leave in float32, the dtype of its weights.
-        A_grad = (low_grad.T @ x).to(ctx.adapter_dtype)
-        B_grad = (upstream.T @ low).to(ctx.adapter_dtype) * ctx.scale
-        return x_grad, None, None, A_grad, B_grad, None
+            x = F.dropout(x, self.dropout)
+        low = F.linear(x, self.lora_A.to(x.dtype))
+        up = (self.lora_B * self.scale).to(x.dtype)
+        # y + low @ up.T in one pass over y, which is large where low is thin.
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.T).view_as(y)
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
