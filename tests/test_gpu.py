@@ -18,6 +18,11 @@ def gpu():
 
 
 @pytest.fixture(scope="module")
+def checks(gpu):
+    return sys.modules["gpu_checks"]
+
+
+@pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
     """`gpu.py --tiny` in a process of its own."""
     out = tmp_path_factory.mktemp("gpu") / "result"
@@ -71,26 +76,28 @@ def test_a_contestant_that_fails_is_skipped_with_its_reason(gpu, tmp_path):
     def missing():
         raise ModuleNotFoundError("No module named 'liger_kernel'")
 
-    rows = gpu._measure(gpu.tiny_setting("cpu", tmp_path), {"Liger": missing, "sempa": lambda: lambda: None})
+    makers = {"Liger": missing, "sempa": lambda: lambda: None}
+    rows = sys.modules["gpu_races"]._measure(gpu.tiny_setting("cpu", tmp_path), makers)
     assert rows[0] == {"contestant": "Liger", "skipped": "ModuleNotFoundError: No module named 'liger_kernel'"}
     assert rows[1]["ms"] >= 0
 
 
-def test_a_wrong_result_does_not_pass(gpu, tmp_path, monkeypatch):
+def test_a_wrong_result_does_not_pass(gpu, checks, tmp_path, monkeypatch):
     """A kernel at a wrong temperature, and a row without its mask."""
     setting = gpu.tiny_setting("cpu", tmp_path)
-    right = gpu.token_logprobs
-    assert all(row["passes"] for row in gpu.check_kernel(setting))
-    monkeypatch.setattr(gpu, "token_logprobs", lambda hidden, weight, targets: right(1.5 * hidden, weight, targets))
-    assert not any(row["passes"] for row in gpu.check_kernel(setting))
-    assert all(row["passes"] for row in gpu.check_packing(setting))
-    monkeypatch.setattr(gpu, "row_states", lambda model, row: gpu.hidden_states(model, torch.tensor([row.tokens]))[0])
-    assert not any(row["passes"] for row in gpu.check_packing(setting))
+    right, states = checks.token_logprobs, checks.hidden_states
+    assert all(row["passes"] for row in checks.check_kernel(setting))
+    monkeypatch.setattr(checks, "token_logprobs", lambda hidden, weight, targets: right(1.5 * hidden, weight, targets))
+    assert not any(row["passes"] for row in checks.check_kernel(setting))
+    assert all(row["passes"] for row in checks.check_packing(setting))
+    monkeypatch.setattr(checks, "row_states", lambda model, row: states(model, torch.tensor([row.tokens]))[0])
+    assert not any(row["passes"] for row in checks.check_packing(setting))
 
 
-def test_large_shapes_are_those_of_their_names(gpu, tmp_path, monkeypatch):
+def test_large_shapes_are_those_of_their_names(gpu, checks, tmp_path, monkeypatch):
     """Llama-3.2-1B and Llama-3-8B have 1.236 and 8.030 billion parameters."""
-    monkeypatch.setattr(gpu, "resolve_model", lambda name: str(gpu.make_folder(tmp_path / "tiny")))
+    settings = sys.modules["gpu_setting"]
+    monkeypatch.setattr(settings, "resolve_model", lambda name: str(settings.make_folder(tmp_path / "tiny")))
     shapes = gpu.full_setting("cuda", tmp_path).shapes
     for name, expected in (("1 B", 1_235_814_400), ("8 B", 8_030_261_248)):
-        assert sum(p.numel() for p in gpu.empty_model(shapes[name], torch.bfloat16, "meta").parameters()) == expected
+        assert sum(p.numel() for p in checks.empty_model(shapes[name], torch.bfloat16, "meta").parameters()) == expected
