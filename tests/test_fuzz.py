@@ -51,9 +51,8 @@ def test_the_fuzzer_reports_what_a_careless_reader_does(fuzzer, tmp_path, monkey
                 pass
 
     monkeypatch.setattr(fuzzer, "SECONDS_PER_INPUT", 1)
-    monkeypatch.setattr(
-        fuzzer, "readers", lambda _: [fuzzer.Reader("careless", [{"a": b"0123456789" * 9}], careless, 1)]
-    )
+    reader = load_script(RELIABILITY / "readers.py").Reader("careless", [{"a": b"0123456789" * 9}], careless, 1)
+    monkeypatch.setattr(fuzzer, "readers", lambda _: [reader])
     found = {finding["what"].partition(":")[0] for finding in fuzzer.fuzz(20, 0, tmp_path)["findings"]}
     assert found == {"KeyError", "the message does not name the file", "TooLong"}
 
