@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIZES = (1, 2, 3, 7, 15)
-
 
 @dataclass(frozen=True)
 class Candidates:
@@ -46,6 +44,6 @@ def draw_candidates(generator: torch.Generator, batch: int, negatives: int) -> C
 
 
 def all_sizes(generator: torch.Generator, trials: int) -> Iterator[Candidates]:
-    """`trials` prompts for each K in `SIZES`."""
-    for negatives in SIZES:
+    """`trials` prompts for each of five K."""
+    for negatives in (1, 2, 3, 7, 15):
         yield draw_candidates(generator, trials, negatives)

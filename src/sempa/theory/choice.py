@@ -13,7 +13,6 @@ from sempa.theory.statement import Claim, Measurement, statement
 # Some frequency is off by more than Hoeffding's bound with less than this probability.
 _DOUBT = 1e-9
 _SAMPLES = 1_000_000
-_REWARDS = ((1.5, 0.0, -0.5), (2.0, 1.0, 0.5, 0.0))
 
 
 def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -38,7 +37,7 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     },
 )
 def gumbel_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-    for rewards in _REWARDS:
+    for rewards in ((1.5, 0.0, -0.5), (2.0, 1.0, 0.5, 0.0)):
         scores = torch.tensor(rewards, dtype=torch.float64)
         perturbed = scores + noise((_SAMPLES, len(rewards)), generator)
         order = perturbed.argsort(dim=1, descending=True)
@@ -49,6 +48,3 @@ def gumbel_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iter
             expected = torch.exp(-plackett_luce_loss(scores[torch.tensor(full)], top=places))
             error = float((seen - expected).abs().max())
             yield Measurement(error, math.sqrt(math.log(2 * len(heads) / _DOUBT) / (2 * _SAMPLES)))
-
-
-STATEMENTS = (gumbel_choice,)

@@ -166,6 +166,3 @@ def hard_negatives_bound_kl(ceiling: Claim, generator: torch.Generator, trials: 
         for negatives in NEGATIVES:
             yield exceeds(channel.bound(best, proposal, negatives), limit, _condition(best, negatives))
         yield _falls(channel, best, proposal, limit)
-
-
-STATEMENTS = (information_bound, information_approached, information_ceiling, hard_negatives_bound_kl)

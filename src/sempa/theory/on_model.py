@@ -19,8 +19,6 @@ from sempa.theory.ranking import pair_loss, ranking_loss, top1_loss
 from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare, value_and_gradient
 
 PROMPTS, _TRIPLETS = 2, 4
-_BETA = 0.1
-_UNIT32 = torch.finfo(torch.float32).eps / 2
 _GRADIENTS = (
     "values: 64 ε × condition in float64; adapter gradient: 64 ε₃₂ × Σ_j |∂ℓ/∂log π_j| ‖∂log π_j/∂adapter‖ in norm"
 )
@@ -72,26 +70,27 @@ def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, 
     logprobs = sequence_logprobs(base.model, row)
     with torch.no_grad(), adapter_disabled(base.model):
         reference = sequence_logprobs(base.model, row)
-    drawn = Candidates(logprobs.detach().double(), reference.double(), row.lengths.double(), _BETA)
+    drawn = Candidates(logprobs.detach().double(), reference.double(), row.lengths.double(), beta=0.1)
     return Scored(drawn, logprobs, parameters)
 
 
 def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
     """The statements of finite K on these candidates, with the claims and controls of their abstract forms."""
 
-    def equals(expected: Claim, claimed: Claim = lambda claim: claim) -> Claim:
+    def equals(expected: Claim, claimed: Claim = lambda claim, *at: claim(*at)) -> Claim:
         def check(claim: Claim, *_: object) -> Iterator[Measurement]:
             for prompt in scored:
                 drawn = prompt.drawn
-                value, upstream = value_and_gradient(partial(claimed(claim), drawn), drawn.policy)
+                value, upstream = value_and_gradient(partial(claimed, claim, drawn), drawn.policy)
                 exact, expected_upstream = value_and_gradient(partial(expected, drawn), drawn.policy)
                 yield compare(value, exact, drawn.condition() * drawn.policy.shape[1])
                 yield _same_gradient(prompt, upstream, expected_upstream)
 
         return check
 
-    def loss_of_pair(rewards: Claim) -> Claim:
-        return lambda drawn, policy: ranking_loss(_first_two(drawn), policy[:, :2], rewards)
+    def loss_of_pair(rewards: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
+        pair = Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
+        return ranking_loss(pair, policy[:, :2], rewards)
 
     def check_weights(weights: Claim, *_: object) -> Iterator[Measurement]:
         for prompt in scored:
@@ -105,18 +104,11 @@ def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
         (ranking.ranking_is_shrinking_infonce, equals(ranking_loss)),
         (ranking.gradient_is_softmax, check_weights),
     )
-    return tuple(
-        replace(abstract, name=f"model-{abstract.name}", tolerance=_GRADIENTS, check=check)
-        for abstract, check in checks
-    )
-
-
-def _first_two(drawn: Candidates) -> Candidates:
-    return Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
+    return tuple(replace(form, name=f"model-{form.name}", tolerance=_GRADIENTS, check=check) for form, check in checks)
 
 
 def _same_gradient(prompt: Scored, found: Tensor, expected: Tensor) -> Measurement:
     """Compare the adapter's gradients that two gradients in the log-probabilities `[1, K + 1]` lead to."""
     condition = float((expected[0].abs() * prompt.pulls).sum())
     error = (prompt.adapter_gradient(found) - prompt.adapter_gradient(expected)).norm()
-    return Measurement(float(error), ROUNDINGS * _UNIT32 * condition)
+    return Measurement(float(error), ROUNDINGS * torch.finfo(torch.float32).eps / 2 * condition)

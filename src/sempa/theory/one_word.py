@@ -42,20 +42,16 @@ class Answers:
 
 def draw_answers(generator: torch.Generator) -> Answers:
     """States and embeddings of unit variance, words at random."""
-    hidden, embeddings = (
-        torch.randn(rows, _WIDTH, generator=generator, dtype=torch.float64) for rows in (_STATES, _WORDS)
-    )
+    hidden = torch.randn(_STATES, _WIDTH, generator=generator, dtype=torch.float64)
+    embeddings = torch.randn(_WORDS, _WIDTH, generator=generator, dtype=torch.float64)
     words = torch.stack([torch.randperm(_WORDS, generator=generator)[:2] for _ in range(_STATES)])
     reference = torch.randn(_STATES, 2, generator=generator, dtype=torch.float64) - 4
     return Answers(hidden, embeddings, words[:, 0], words[:, 1], reference, beta=0.3)
 
 
 def _dpo_of_words(answers: Answers, hidden: Tensor, softcap: float | None = None) -> Tensor:
-    chosen, rejected = (
-        token_logprobs(hidden, answers.embeddings, words, softcap=softcap)
-        for words in (answers.chosen, answers.rejected)
-    )
-    return dpo_loss(chosen, rejected, *answers.reference.T, answers.beta)[0]
+    logprobs = partial(token_logprobs, hidden, answers.embeddings, softcap=softcap)
+    return dpo_loss(logprobs(answers.chosen), logprobs(answers.rejected), *answers.reference.T, answers.beta)[0]
 
 
 @statement(
@@ -130,6 +126,3 @@ def _pull(answers: Answers) -> Tensor:
     """u_w − Σ_v p_v u_v: towards the word, away from what the model would say, `[n, D]`."""
     probabilities = (answers.hidden @ answers.embeddings.T).softmax(1)
     return answers.embeddings[answers.chosen] - probabilities @ answers.embeddings
-
-
-STATEMENTS = (one_word_is_infonce, one_word_preference_moves_state)

@@ -11,16 +11,12 @@ from sempa.losses import plackett_luce_loss
 from sempa.theory.statement import ROUNDINGS, UNIT, Claim, Measurement, compare, exceeds, statement
 
 _RESPONSES = 6
-_STARTS = 3
-_NEWTON_STEPS = 60
 _DRAWS = 4
-_FLAT = 1e-9
 _PAIRS = tuple(combinations(range(_RESPONSES), 2))
-Sets = Sequence[tuple[int, ...]]
 
 
-def population_loss(logits: Tensor, reference: Tensor, reward: Tensor, beta: float, sets: Sets) -> Tensor:
-    """E over candidate sets and over which member wins under softmax(r*), of the Plackett–Luce top-1 loss; a scalar.
+def population_loss(logits: Tensor, reference: Tensor, reward: Tensor, beta: float, sets: Sequence) -> Tensor:
+    """E over candidate `sets` and over which member wins under softmax(r*), of the Plackett–Luce top-1 loss; a scalar.
 
     `logits` `[n]` parametrise the policy log π = log softmax(logits); `reference` `[n]` log π_ref; `reward` `[n]` r*.
     """
@@ -41,9 +37,9 @@ def minimise(loss: Claim, start: Tensor) -> tuple[Tensor, float, float]:
     left as they are. The curvature is the smallest eigenvalue of the Hessian on the logits that sum to zero.
     """
     logits = start.clone()
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(60):
         hessian = torch.func.hessian(loss)(logits)
-        step = torch.linalg.pinv(hessian, rtol=_FLAT, hermitian=True) @ torch.func.grad(loss)(logits)
+        step = torch.linalg.pinv(hessian, rtol=1e-9, hermitian=True) @ torch.func.grad(loss)(logits)
         # Far from the optimum the curvature nearly vanishes; no step is longer than 4.
         step *= min(1.0, 4 / float(step.norm().clamp_min(1e-300)))
         before, size = loss(logits), 1.0
@@ -111,7 +107,7 @@ def optimum_is_unique(sets: Claim, generator: torch.Generator, trials: int) -> I
     for _ in range(_DRAWS):
         reference, reward, beta = _problem(generator)
         loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets())
-        ends = [minimise(loss, _start(generator)) for _ in range(_STARTS)]
+        ends = [minimise(loss, _start(generator)) for _ in range(3)]
         # What the complete set of comparisons would allow, so that a flat valley cannot excuse itself.
         hessian = torch.func.hessian(partial(loss, sets=_PAIRS))(ends[0][0])
         full = _distance(max(end[1] for end in ends), float(torch.linalg.eigvalsh(hessian)[1]))
@@ -149,6 +145,3 @@ def regularised_reward(divergence: Claim, generator: torch.Generator, trials: in
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum()
-
-
-STATEMENTS = (population_optimum, optimum_is_unique, regularised_reward)

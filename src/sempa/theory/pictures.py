@@ -17,7 +17,6 @@ from sempa.theory.sphere import uniform_sphere
 from sempa.theory.statement import value_and_gradient
 
 _COLOURS = (plots.BASE, plots.ALIGNED, "#009e73", "#cc79a7")
-_BATCH = 64
 
 
 def draw_all(folder: Path, seed: int) -> Iterator[Path]:
@@ -39,7 +38,7 @@ def _rounding(axis: object, generator: torch.Generator) -> None:
     sizes = [2**power - 1 for power in range(1, 11)]
     errors: dict[torch.dtype, list[float]] = {torch.float32: [], torch.float64: []}
     for size in sizes:
-        drawn = draw_candidates(generator, _BATCH, size)
+        drawn = draw_candidates(generator, 64, size)
         for dtype, found in errors.items():
             ranked = plackett_luce_loss(drawn.rewards(drawn.policy).to(dtype), top=1)
             contrastive = infonce_loss((drawn.policy - drawn.reference).to(dtype), 1 / drawn.beta)

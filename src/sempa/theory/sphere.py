@@ -14,7 +14,6 @@ from sempa.theory.statement import Claim, Measurement, compare, exceeds, falls, 
 
 # K at which the limit is read off; each is followed by its double and its fourfold.
 _FAR = 1024
-_NODES = 96
 _POINTS = 12
 _GRID = 48
 _ROUNDING = "64 ε × (2/τ + log K + 30), the size of the integrals' terms"
@@ -67,7 +66,7 @@ def uniform_sphere(dimension: int, temperature: float, positive: float) -> Setti
 
     The cosine t to a uniform point has density ∝ (1 − t²)^{(d − 3)/2}; every anchor sees the same.
     """
-    nodes, weights = roots_jacobi(_NODES, (dimension - 3) / 2, (dimension - 3) / 2)
+    nodes, weights = roots_jacobi(96, (dimension - 3) / 2, (dimension - 3) / 2)
     cosines, probabilities = (torch.from_numpy(x)[None] for x in (nodes, weights / weights.sum()))
     one = torch.ones(1, dtype=torch.float64)
     return Setting(positive * one, cosines, probabilities, one, temperature)
@@ -75,13 +74,9 @@ def uniform_sphere(dimension: int, temperature: float, positive: float) -> Setti
 
 def log_potential(dimension: int, temperature: float) -> float:
     """log E_y e^{x · y/τ} for y uniform on the sphere: log[Γ(d/2) (2τ)^{d/2 − 1} I_{d/2 − 1}(1/τ)]."""
-    order = dimension / 2 - 1
-    return float(
-        gammaln(dimension / 2)
-        + order * math.log(2 * temperature)
-        + math.log(ive(order, 1 / temperature))
-        + 1 / temperature
-    )
+    order, largest = dimension / 2 - 1, 1 / temperature
+    log_power, log_bessel = order * math.log(2 * temperature), math.log(ive(order, largest))
+    return float(gammaln(dimension / 2) + log_power + log_bessel + largest)
 
 
 def scattered_points(generator: torch.Generator, temperature: float) -> Setting:
@@ -91,13 +86,8 @@ def scattered_points(generator: torch.Generator, temperature: float) -> Setting:
     weights = torch.rand(_POINTS, generator=generator, dtype=torch.float64).softmax(0)
     cosines = points @ points.T
     joint = weights[:, None] * (4 * cosines).softmax(1)
-    return Setting(
-        cosines.flatten(),
-        cosines.repeat_interleave(_POINTS, 0),
-        weights.expand(_POINTS**2, -1),
-        joint.flatten(),
-        temperature,
-    )
+    seen, drawn = cosines.repeat_interleave(_POINTS, 0), weights.expand(_POINTS**2, -1)
+    return Setting(cosines.flatten(), seen, drawn, joint.flatten(), temperature)
 
 
 def _settings(generator: torch.Generator) -> Iterator[Setting]:
@@ -173,17 +163,13 @@ def alignment_uniformity_rate(deviation: Claim, generator: torch.Generator, tria
 def uniform_is_most_uniform(best: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     angles = torch.arange(_GRID, dtype=torch.float64) * (2 * math.pi / _GRID)
     cosines = torch.cos(angles[:, None] - angles)
+
+    def uniformity(weights: Tensor, temperature: float) -> Tensor:
+        return Setting(weights, cosines, weights.expand(_GRID, -1), weights, temperature).uniformity()
+
+    taken = best(torch.arange(_GRID)).double()
     for temperature in (0.1, 0.5, 2.0):
-
-        def uniformity(weights: Tensor, temperature: float = temperature) -> Tensor:
-            probabilities = weights.expand(_GRID, -1)
-            return Setting(weights, cosines, probabilities, weights, temperature).uniformity()
-
-        taken = best(torch.arange(_GRID)).double()
-        lowest = uniformity(taken / taken.sum())
+        lowest = uniformity(taken / taken.sum(), temperature)
         for spread in torch.linspace(0.1, 4, max(8, trials)):
             weights = (spread * torch.randn(_GRID, generator=generator, dtype=torch.float64)).softmax(0)
-            yield exceeds(lowest, uniformity(weights), 1 / temperature + 1)
-
-
-STATEMENTS = (alignment_uniformity, alignment_uniformity_rate, uniform_is_most_uniform)
+            yield exceeds(lowest, uniformity(weights, temperature), 1 / temperature + 1)
