@@ -16,8 +16,6 @@ DTYPES = ("bfloat16", "float32")
 CAPTIONS = "captions"
 RANKINGS = ("plackett-luce", "plackett-luce-top1")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
-# How a one-word prompt is read where the reading is trained: the last hidden state, or the attention outputs there.
-TRAINED_READOUTS = ("prompteol", "attention-sum")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Config:
     preference_fraction: float = 0.125
     beta: float = 0.1
     anchor: float = 0.0
-    # How an embedding is read from the one-word prompt: the readout that contrast trains and that is measured.
+    # The readout of the one-word prompt that contrast trains and that is measured: "attention-sum", or "prompteol".
     readout: str = "attention-sum"
     # The weight of InfoNCE on embeddings, among all texts of a batch, and its temperature τ.
     contrast: float = 1.0
@@ -89,9 +87,7 @@ _RANGES = {
     "from 0 to below 2,147,483,648": (lambda x: 0 <= x < 2**31, ("seed",)),
     "a name or a path": (bool, ("model", "triplets", "output")),
 }
-_CHOICES = {"objective": OBJECTIVES, "readout": TRAINED_READOUTS, "dtype": DTYPES}
-_PATHS = ("triplets", "sts_dir", "gsm8k", "output")
-_TRUTH = {"true": True, "false": False}
+_CHOICES = {"objective": OBJECTIVES, "readout": ("prompteol", "attention-sum"), "dtype": DTYPES}
 _EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -120,9 +116,7 @@ def dump_config(config: Config) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, str]:
-    """Every value as the text it is written as: a key's type decides what it means, not YAML (to which `1e-4` is text
-    and `010` is 8).
-    """
+    """Every value as it is written: a key's type decides what it means, not YAML (to which `1e-4` is text, `010` 8)."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except UnicodeDecodeError as error:
@@ -152,12 +146,12 @@ def _value(key: str, text: str, where: str) -> object:
         raise SempaError(f"{where}: unknown key {key!r}; the nearest known key is {near!r} (CHANGELOG.md has old keys)")
     kind = kinds[key]
     try:
-        value = _TRUTH[text.lower()] if kind is bool else kind(text)
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise SempaError(f"{where}: {key} is {text!r:.100}, expected {_EXPECTED[kind]}") from None
     if kind is str:
         value = "" if text in ("null", "~") else text
-    if key in _PATHS and value.startswith("~/"):
+    if key in ("triplets", "sts_dir", "gsm8k", "output") and value.startswith("~/"):
         value = str(Path(value).expanduser())
     for expected, (fits, keys) in _RANGES.items():
         if key in keys and not fits(value):

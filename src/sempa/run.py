@@ -57,10 +57,7 @@ def start_run(config: Config, command: str) -> dict:
 
 
 def resume_run(run: Path, command: str) -> dict:
-    """Continue an interrupted run from its latest checkpoint, bit-exactly as if it had never stopped.
-
-    Raises `SempaError` when the folder holds no run.
-    """
+    """Continue an interrupted run from its last checkpoint, bit-exactly; raises `SempaError` where there is no run."""
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     join_processes()
@@ -85,8 +82,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     check_readout(config.readout, model=base.model)
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
     if is_first:
-        for note in (*notes, *dataset.notes):
-            print(note, flush=True)
+        print(*notes, *dataset.notes, sep="\n")
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
 
@@ -117,11 +113,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "notes": notes,
         "command": command,
         **origin(config.device),
-        "seconds": {
-            "total": finished - began + spent,
-            "training": state["seconds"],
-            "evaluation": finished - trained,
-        },
+        "seconds": {"total": finished - began + spent, "training": state["seconds"], "evaluation": finished - trained},
         "peak_memory_gib": _peak_memory(),
         "training": {
             "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
@@ -145,12 +137,10 @@ def _evaluate(
 ) -> dict:
     tasks = [builtin_task(BUILTIN_PAIRS), *tasks]
     table, scatter, sides = measure_sts(base, tasks, config.readout)
-    preference = {}
-    if dataset.held_out:
-        preference = measure_preference(base, dataset.held_out, config.row_tokens, config.beta)
+    held_out = dataset.held_out
     return {
         "sts": table,
-        "preference": preference,
+        "preference": measure_preference(base, held_out, config.row_tokens, config.beta) if held_out else {},
         "retention": measure_drift(base, texts),
         "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
         "scatter": scatter,

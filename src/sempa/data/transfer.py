@@ -1,6 +1,6 @@
 """SentEval's transfer tasks (Conneau & Kiela 2018, arXiv 1803.05449): sentences with classes, in their own files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,6 @@ _SPLIT_FILES = {
     "MRPC": {split: f"msr_paraphrase_{split}.txt" for split in ("train", "test")},
 }
 TASKS = (*_CLASS_FILES, *_SPLIT_FILES)
-_QUESTIONS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-_PAIRS = ("#1 String", "#2 String", "Quality")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def _class_task(folder: Path, name: str) -> TransferTask:
     for label, file in zip((1, 0), _CLASS_FILES[name]):
         # Some of the published files have blank lines.
         lines = [line for _, line in numbered_lines(folder / file, "latin-1") if line.strip()]
-        texts += [(_one_blank(line),) for line in lines]
+        texts += [(" ".join(line.split()),) for line in lines]
         labels += [label] * len(lines)
     return TransferTask(name, {"all": Examples(texts, np.array(labels))})
 
@@ -81,27 +79,19 @@ def _split_task(folder: Path, name: str) -> TransferTask:
 
 def _read_split(file: Path, name: str) -> Examples:
     if name == "MRPC":
-        _, records = read_records(file, [_PAIRS])
+        _, records = read_records(file, [("#1 String", "#2 String", "Quality")])
         rows = ((number, label, pair) for number, (*pair, label) in records)
     else:
-        rows = _labelled_lines(file, "latin-1" if name == "TREC" else "utf-8")
-    classes = _QUESTIONS if name == "TREC" else ("0", "1")
+        # `CLASS sentence` or `CLASS:kind sentence`.
+        lines = numbered_lines(file, "latin-1" if name == "TREC" else "utf-8")
+        parted = ((number, *line.strip().partition(" ")) for number, line in lines)
+        rows = ((number, label.partition(":")[0], [sentence]) for number, label, _, sentence in parted)
+    classes = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM") if name == "TREC" else ("0", "1")
     texts, labels = [], []
     for number, label, sentences in rows:
         if label not in classes or not all(sentences):
             expected = f"one of {', '.join(classes)} and a sentence"
             raise SempaError(f"{file}:{number}: found the class {label!r:.40}, expected {expected}")
-        texts.append(tuple(map(_one_blank, sentences)))
+        texts.append(tuple(" ".join(sentence.split()) for sentence in sentences))
         labels.append(classes.index(label))
     return Examples(texts, np.array(labels))
-
-
-def _labelled_lines(file: Path, encoding: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Number, class and sentence of lines `CLASS sentence` or `CLASS:kind sentence`."""
-    for number, line in numbered_lines(file, encoding):
-        label, _, sentence = line.strip().partition(" ")
-        yield number, label.partition(":")[0], [sentence]
-
-
-def _one_blank(sentence: str) -> str:
-    return " ".join(sentence.split())

@@ -41,10 +41,6 @@ class Triplet:
     neutral: str = ""
 
 
-LeftOut = dict[str, tuple[int, int]]
-"""Why rows make no triplet: how many for each reason, and the line of the first."""
-
-
 def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], str]:
     """The triplets of a file in their order, and a line that says how many there are and what was left out.
 
@@ -57,7 +53,8 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
     """
     path = Path(path)
     layout, records = read_records(path, (TRIPLETS, *LABELLED))
-    left_out: LeftOut = {}
+    # Why rows make no triplet: how many for each reason, and the line of the first.
+    left_out: dict[str, tuple[int, int]] = {}
     rows = _usable(path, records, layout, left_out)
     if layout == TRIPLETS:
         found = (Triplet(*values, line) for line, values in rows)
@@ -94,12 +91,12 @@ def caption_triplets(split: Literal["train", "heldout"], count: int | None = Non
     return triplets[:count]
 
 
-def _leave_out(left_out: LeftOut, reason: str, line: int) -> None:
+def _leave_out(left_out: dict[str, tuple[int, int]], reason: str, line: int) -> None:
     count, first = left_out.get(reason, (0, line))
     left_out[reason] = count + 1, first
 
 
-def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: LeftOut) -> Iterator[Record]:
+def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: dict) -> Iterator[Record]:
     """The records with clean values, without the unlabelled and those with an empty sentence."""
     for line, values in records:
         values = tuple(re.sub(r"\s*[\r\n]+\s*", " ", value).strip() for value in values)
@@ -119,7 +116,7 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: Left
             yield line, values
 
 
-def _paired(rows: Iterator[Record], left_out: LeftOut, combinations: bool) -> Iterator[Triplet]:
+def _paired(rows: Iterator[Record], left_out: dict, combinations: bool) -> Iterator[Triplet]:
     """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
     premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
     first_lines: dict[str, int] = {}

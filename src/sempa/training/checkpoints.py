@@ -11,8 +11,6 @@ from sempa.io.files import read_tensors, remove_leftovers, write_tensors
 from sempa.model.adapter_files import set_lora
 from sempa.model.lora import lora_parameters
 
-_KEEP = 2
-
 
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Write adapter, optimiser and state to `checkpoints/step-….safetensors`.
@@ -27,7 +25,7 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.opt
     tensors["state"] = torch.tensor(list(json.dumps({"step": step, **state}).encode()), dtype=torch.uint8)
     path = run / "checkpoints" / f"step-{step:06d}.safetensors"
     write_tensors(path, tensors)
-    for old in checkpoint_files(run)[:-_KEEP]:
+    for old in checkpoint_files(run)[:-2]:
         old.unlink()
     for folder in (run, run / "adapter", path.parent):
         remove_leftovers(folder)

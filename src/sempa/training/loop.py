@@ -77,7 +77,10 @@ def train(
         for step in range(first, total):
             step_began = time.perf_counter()
             epoch, place = divmod(step, len(batches))
-            batch = batches[_batch_order(config.seed, epoch, len(batches))[place]]
+            if epoch:
+                generator = torch.Generator().manual_seed(config.seed + epoch)
+                place = int(torch.randperm(len(batches), generator=generator)[place])
+            batch = batches[place]
             record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = len(batch.preferences) / (time.perf_counter() - step_began)
             if is_first:
@@ -154,12 +157,6 @@ def warn_of_displacement(config: Config, step: int, record: Mapping[str, float])
     return True
 
 
-def _batch_order(seed: int, epoch: int, count: int) -> list[int]:
-    if epoch == 0:
-        return list(range(count))
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-
-
 @contextlib.contextmanager
 def _stop_request() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or SIGTERM in a list, so that the running step can end; a second one stops at once."""
@@ -180,12 +177,7 @@ def _stop_request() -> Iterator[list[int]]:
 
 
 def _print_step(step: int, total: int, record: Mapping[str, float], rate: float, minutes_left: float) -> None:
-    shown = {
-        "loss": "loss",
-        "rewards/margins": "margin",
-        "rewards/accuracies": "accuracy",
-        "contrast_loss": "contrast",
-        "neutral_kl": "KL",
-    }
+    shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    shown |= {"contrast_loss": "contrast", "neutral_kl": "KL"}
     losses = "  ".join(f"{label} {record[name]:.3f}" for name, label in shown.items() if name in record)
     print(f"step {step}/{total}  {losses}  {rate:.1f} triplets/s  {minutes_left:.1f} min left", flush=True)
