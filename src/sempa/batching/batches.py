@@ -104,8 +104,7 @@ class Batches(Sequence[Batch]):
     """
 
     def __init__(self, config: Config, preferences: list[Preference]) -> None:
-        generator = torch.Generator().manual_seed(config.seed)
-        order = torch.randperm(len(preferences), generator=generator).tolist()
+        order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
         self.config, self.preferences = config, [preferences[i] for i in order]
 
     def __len__(self) -> int:
@@ -119,12 +118,10 @@ class Batches(Sequence[Batch]):
         sentences, texts = [], torch.empty(0, len(preferences), dtype=torch.int64)
         if config.contrast:
             # All sentences, then all their best responses, and so on.
-            kinds = zip(*(preference.words for preference in preferences), strict=True)
-            words = [prompt for kind in kinds for prompt in kind]
+            words = [prompt for kind in zip(*(p.words for p in preferences), strict=True) for prompt in kind]
             sentences = pack_sentence_rows(words, config.row_tokens)
-            numbers: dict[tuple[int, ...], int] = {}
-            texts = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in words])
-            texts = texts.view(-1, len(preferences))
+            numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
+            texts = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
         rows = []
         if config.objective != "none" or config.anchor:
             # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.

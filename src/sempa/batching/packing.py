@@ -13,7 +13,6 @@ once per row, a prompt runs once for all its responses, and every hidden state e
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import groupby
 
 import torch
@@ -137,17 +136,11 @@ class SentenceRow:
 
 
 def pack_preferences(preferences: Sequence[Preference], row_tokens: int) -> list[PreferenceRow]:
-    """Pack preferences into rows of at most `row_tokens` tokens (one alone may exceed that).
-
-    Deterministic. All preferences need the same number of responses.
-    """
+    """Pack preferences of equally many responses into rows of at most `row_tokens` tokens (one may exceed that)."""
     if not preferences:
         return []
     root = shared_prefix([preference.prompt for preference in preferences])
-    sizes = [
-        len(preference.prompt) - len(root) + sum(len(response) - 1 for response in preference.responses)
-        for preference in preferences
-    ]
+    sizes = [len(p.prompt) - len(root) + sum(len(response) - 1 for response in p.responses) for p in preferences]
     return [_preference_row(preferences, members, root) for members in fill_bins(sizes, row_tokens - len(root))]
 
 
@@ -178,9 +171,8 @@ def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
     """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
     prefix = len(shared_prefix(sequences))
-    bins = fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix)
     rows = []
-    for members in bins:
+    for members in fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix):
         row = PackedRow()
         ends = row.add_behind_prefix([sequences[i] for i in members])
         rows.append(SentenceRow(row, ends, tuple(members)))
@@ -200,18 +192,15 @@ def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Pack
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
-    length = reduce(min, (common_prefix(sequences[0], s) for s in sequences[1:]), min(map(len, sequences)) - 1)
+    length = min([min(map(len, sequences)) - 1, *(common_prefix(sequences[0], s) for s in sequences[1:])])
     return sequences[0][: max(0, length)]
 
 
 def _preference_row(preferences: Sequence[Preference], members: Sequence[int], root: Sequence[int]) -> PreferenceRow:
     row = PackedRow()
     shared = row.add(root)
-    source: list[int] = []
-    target: list[int] = []
-    owner: list[int] = []
-    answer: list[bool] = []
-    lengths = []
+    source, target, owner = [], [], []
+    lengths, answer = [], []
     for place, index in enumerate(members):
         preference = preferences[index]
         prompt = row.add(preference.prompt[len(root) :], shared)

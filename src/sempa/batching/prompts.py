@@ -115,11 +115,7 @@ def render_messages(
     turns = [{**message, "content": as_text(tokenizer, message["content"])} for message in messages]
     try:
         rendered = tokenizer.apply_chat_template(
-            turns,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **_NO_THINKING,
+            turns, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **_NO_THINKING
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise SempaError(f"chat template: cannot be rendered: {error}") from error
@@ -227,16 +223,12 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 @functools.lru_cache(maxsize=8)
 def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int, template: str) -> re.Pattern[str]:
-    tokens = [
-        token
-        for token in tokenizer.added_tokens_decoder.values()
-        # Gemma adds runs of blanks, which are no more than text.
-        if token.special or (token.content in template and not token.content.isspace())
-    ]
+    patterns = []
     # A longer token is tried before another that it begins with.
-    tokens.sort(key=lambda token: -len(token.content))
-    blanks = {False: "", True: r"\s*"}
-    patterns = (blanks[token.lstrip] + re.escape(token.content) + blanks[token.rstrip] for token in tokens)
+    for token in sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content)):
+        # Gemma adds runs of blanks, which are no more than text.
+        if token.special or (token.content in template and not token.content.isspace()):
+            patterns.append(r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip)
     return re.compile(f"(?<!{_BREAK})(?:{'|'.join(patterns) or '(?!)'})")
 
 

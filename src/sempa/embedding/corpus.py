@@ -70,11 +70,10 @@ def embed_corpus(
         {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
         for index, first in enumerate(range(0, rows, shard_rows))
     ]
-    manifest = describe(embedder)
+    manifest = describe(embedder) | {"shards": shards}
     manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
     manifest["settings"] |= {"shard_rows": shard_rows, "shard_format": shard_format}
     manifest["settings"] |= {"input": {"rows": rows, "sha256": digest.hexdigest()}}
-    manifest["shards"] = shards
     _begin(folder, manifest)
     # A shard is written whole or not at all: one that is there is finished.
     missing = [shard for shard in shards if not (folder / shard["file"]).exists()]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
 from sempa.embedding.readouts.plain import Prompt
@@ -51,11 +50,9 @@ def embed_prompts(
     batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
     vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
 
-    def run(batch: list[int]) -> Tensor:
-        return read(readout, model, [prompts[i] for i in batch], layer)
-
+    passes = parallel_map(model, lambda batch: read(readout, model, [prompts[i] for i in batch], layer), batches)
     with bar(len(prompts), progress, "sentence") as shown:
-        for batch, found in zip(batches, parallel_map(model, run, batches), strict=True):
+        for batch, found in zip(batches, passes, strict=True):
             vectors[batch] = found.cpu().numpy()
             shown.update(len(batch))
     return vectors
@@ -108,7 +105,5 @@ def check_length(prompt: Prompt, limit: int, name: str) -> None:
     """Raise `SempaError` for the sentence of that name when its prompt has more tokens than `limit`."""
     longest = max(len(prompt.tokens), len(prompt.auxiliary))
     if longest > limit:
-        raise SempaError(
-            f"{name}: has {longest:,} tokens in its prompt, expected at most the {limit:,} that the model can read at "
-            "once"
-        )
+        found = f"{name}: has {longest:,} tokens in its prompt"
+        raise SempaError(f"{found}, expected at most the {limit:,} that the model can read at once")

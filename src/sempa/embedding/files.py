@@ -23,8 +23,7 @@ def check_vectors_name(path: Path) -> None:
 
 
 def write_vectors(path: Path, vectors: np.ndarray) -> None:
-    """Write float32 `[n, D]` atomically: an array, lines of numbers, the tensor `embeddings`, or a list column
-    `embedding`.
+    """Write float32 `[n, D]` atomically: an array, lines of numbers, tensor `embeddings` or list column `embedding`.
 
     Raises `SempaError` for another name, and when the file cannot be written.
     """

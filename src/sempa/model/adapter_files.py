@@ -56,10 +56,7 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str, readout: str = 
 
 
 def adapter_folder(path: Path) -> Path:
-    """The adapter in `path`, which is a run folder or an adapter folder itself.
-
-    Raises `SempaError` when it is neither.
-    """
+    """The adapter in `path`, a run folder or an adapter folder itself; raises `SempaError` when it is neither."""
     for folder in (path / "adapter", path):
         if (folder / CONFIG_FILE).is_file():
             return folder
@@ -89,10 +86,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """The config and the tensors of an adapter folder.
-
-    Raises `SempaError` when they cannot be read, are damaged, or ask for more than plain LoRA.
-    """
+    """An adapter folder's config and tensors; raises `SempaError` when they are damaged or more than plain LoRA."""
     place = folder / CONFIG_FILE
     try:
         config = read_json(place)

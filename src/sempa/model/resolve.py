@@ -67,19 +67,12 @@ def load_pretrained(
             # A model's own code is never run, nor does transformers ask whether to run it.
             tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, trust_remote_code=False)
             # Nor is a pickle opened: weights are safetensors.
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                gguf_file=gguf_file,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
+            options |= {"gguf_file": gguf_file, "use_safetensors": True, "output_loading_info": True}
+            model, loading = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # tokenizers raises the bare class
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
     # transformers draws a weight that is missing at random.
-    missing = sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys())
-    if missing:
+    if missing := sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys()):
         raise SempaError(
             f"model {name!r}: lacks {len(missing):,} of its weights, the first is {missing[0]!r}; is a file missing?"
         )
@@ -158,5 +151,4 @@ def quiet() -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says: libraries add advice below it."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

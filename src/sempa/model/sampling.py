@@ -16,9 +16,6 @@ from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
 from sempa.model.logprobs import head_logits
 
-# Answers that grow side by side: more fill the matrix products better, but their keys and values take memory.
-BATCH_SIZE = 64
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -43,7 +40,7 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 64,
     progress: str = "",
 ) -> list[list[Sample]]:
     """Sample `n` answers to each prompt: `result[prompt][k]`.
@@ -56,7 +53,7 @@ def sample(
         temperature: 0 decodes greedily.
         top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
         seed: fixes the draws. Each answer has its own, so the batch size changes the answers by rounding alone.
-        batch_size: answers that grow at one time.
+        batch_size: answers that grow at one time: more fill the matrix products better, but take memory.
         progress: the name of a bar to show.
 
     Raises:
@@ -152,10 +149,8 @@ def _grow(
     model, device = base.model.eval(), base.model.device
     sequences = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in prompts]
     # Padded on the left, so that all end together; 0 where nothing is seen.
-    unread, seen = (
-        pad_sequence(rows, batch_first=True, padding_side="left")
-        for rows in (sequences, [torch.ones_like(ids) for ids in sequences])
-    )
+    unread = pad_sequence(sequences, batch_first=True, padding_side="left")
+    seen = pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True, padding_side="left")
     positions, cache = (seen.cumsum(1) - 1).clamp_(min=0), None
     rows = list(range(len(prompts)))
     for step in range(draws.shape[1]):

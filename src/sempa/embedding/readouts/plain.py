@@ -65,11 +65,10 @@ def encode_spans(tokenizer: PreTrainedTokenizerBase, heads: Sequence[str], sente
     """
     wholes = encode_plain(tokenizer, [head + sentence for head, sentence in zip(heads, sentences, strict=True)])
     # A sentence keeps its last token, whatever the head ends with.
-    begins = (
-        min(common_prefix(head, whole), len(whole) - 1)
+    return [
+        Prompt(array("i", whole), span=max(1, len(whole) - common_prefix(head, whole)))
         for head, whole in zip(encode_plain(tokenizer, heads), wholes, strict=True)
-    )
-    return [Prompt(array("i", whole), len(whole) - begin) for whole, begin in zip(wholes, begins, strict=True)]
+    ]
 
 
 def bare_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
@@ -93,8 +92,7 @@ def one_word_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str
 
 def mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = 1/S Σ h_i over the sentence's S tokens."""
-    hidden = row_states(model, prompts.packed, layer)
-    return torch.stack([span.mean(0) for span in prompts.spans(hidden)])
+    return torch.stack([span.mean(0) for span in prompts.spans(row_states(model, prompts.packed, layer))])
 
 
 def weighted_mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
@@ -102,8 +100,7 @@ def weighted_mean(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Ten
 
     Muennighoff, *SGPT: GPT Sentence Embeddings for Semantic Search* (arXiv 2202.08904), equation 2.
     """
-    hidden = row_states(model, prompts.packed, layer)
-    spans = prompts.spans(hidden)
+    spans = prompts.spans(row_states(model, prompts.packed, layer))
     weights = [torch.arange(1, len(span) + 1, dtype=span.dtype, device=span.device) for span in spans]
     return torch.stack([w @ span / w.sum() for w, span in zip(weights, spans)])
 
