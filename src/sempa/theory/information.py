@@ -136,8 +136,7 @@ def information_ceiling(ceiling: Claim, generator: torch.Generator, trials: int)
         # The ratio is m for the prompt's own response and 0 for any other.
         scores = torch.tensor([[math.log(symbols), -math.inf]], dtype=torch.float64)
         for negatives in NEGATIVES:
-            ones = torch.ones(1, dtype=torch.float64)
-            loss = expected_infonce(scores[:, 0], scores, outcomes, ones, negatives)
+            loss = expected_infonce(scores[:, 0], scores, outcomes, torch.ones(1, dtype=torch.float64), negatives)
             value, highest = math.log(negatives + 1) - loss, torch.tensor(ceiling(negatives), dtype=torch.float64)
             condition = math.log(symbols) + math.log(negatives + 1) + 30
             yield exceeds(value, highest, condition)

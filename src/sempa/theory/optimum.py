@@ -136,9 +136,8 @@ def regularised_reward(divergence: Claim, generator: torch.Generator, trials: in
         log_z = (reference + reward / beta).logsumexp(0)
         best = reference + reward / beta - log_z
         value = (policy.exp() * reward).sum() - beta * (policy.exp() * (policy - reference)).sum()
-        short = divergence(policy, best, beta)
         condition = (reward.abs() + beta * (policy.abs() + reference.abs())).sum() + beta * best.abs().sum()
-        yield compare(beta * log_z - value, short, condition)
+        yield compare(beta * log_z - value, divergence(policy, best, beta), condition)
         # β log Z(x) is what the reward and the implicit reward of the optimum differ by: a term of the prompt alone.
         yield compare(reward - beta * (best - reference), (beta * log_z).expand_as(reward), condition)
 
