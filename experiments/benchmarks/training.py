@@ -41,6 +41,7 @@ def main() -> None:
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
         random={"metavar": "WIDTH,DEPTH", "help": "random weights of this size, in the model's kind (2048,22: 1.0 B)"},
         memory={"help": "measure the peak memory of this contestant only"},
+        only={"default": "", "help": "only contestants whose name holds this, such as `sempa step`"},
     )
     with tempfile.TemporaryDirectory() as folder:
         if given.random:
@@ -55,8 +56,8 @@ def _race(given: argparse.Namespace) -> None:
     if given.memory:
         print(json.dumps({"bytes": _memory(given, steps[given.memory]())}))
         return
-    contestants = {name: run for name, make in steps.items() if (run := make()) is not None}
-    seconds = race.alternate(contestants, given.rounds)
+    asked = {name: make() for name, make in steps.items() if given.only in name}
+    seconds = race.alternate({name: run for name, run in asked.items() if run is not None}, given.rounds)
     step = seconds["sempa step"]
     options = [
         *("--model", given.model, "--dtype", race.dtype(given), "--device", given.device),
@@ -71,9 +72,10 @@ def _race(given: argparse.Namespace) -> None:
         }
         for name, value in seconds.items()
     ]
-    best = min((s, n) for n, s in seconds.items() if n.startswith("TRL"))[1]
     print(race.table(list(rows[0]), [list(row.values()) for row in rows]))
-    print(f"step / forward = {step / seconds['sempa forward']:.2f}   TRL / sempa = {seconds[best] / step:.1f}")
+    if not given.only:
+        best = min(value for name, value in seconds.items() if name.startswith("TRL"))
+        print(f"step / forward = {step / seconds['sempa forward']:.2f}   TRL / sempa = {best / step:.1f}")
     print(race.keep("training", given, rows))
 
 
