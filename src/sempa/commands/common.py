@@ -19,34 +19,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, model: str = "--model",
 
 def add_base_arguments(parser: argparse.ArgumentParser, model: str = "--model", **options: object) -> None:
     """Add `--model`, `--dtype` and `--device`."""
-    parser.add_argument(
-        model,
-        default="",
-        help="smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)",
-        **options,
-    )
-    parser.add_argument(
-        "--dtype",
-        default="bfloat16",
-        help="bfloat16 or float32 (default %(default)s; a CPU that only emulates it computes in float32)",
-    )
-    parser.add_argument("--device", default=None, help="cpu, cuda, … (default: CUDA when there is one)")
+    text = "smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)"
+    parser.add_argument(model, default="", help=text, **options)
+    text = "bfloat16 or float32 (default %(default)s; a CPU that only emulates it computes in float32)"
+    parser.add_argument("--dtype", default="bfloat16", help=text)
+    parser.add_argument("--device", help="cpu, cuda, … (default: CUDA when there is one)")
 
 
 def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--readout` and `--layer`."""
-    parser.add_argument(
-        "--readout",
-        help="mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting, token-prepending or "
-        "attention-sum (default: what the adapter was trained at, without one prompteol)",
-    )
-    parser.add_argument(
-        "--layer",
-        type=int,
-        default=-1,
-        help="hidden layer to read: 0 is the embedding output, the model's depth the last one, -2 the one before "
-        "(default: the readout's published layer, mostly the last)",
-    )
+    names = "mean, weighted-mean, last, echo, prompteol, prompteol-icl, contrastive-prompting, token-prepending"
+    parser.add_argument("--readout", help=f"{names} or attention-sum (default: the adapter's own, else prompteol)")
+    text = "hidden layer: 0 the embeddings, the model's depth the last, -2 the one before (default: the readout's own)"
+    parser.add_argument("--layer", type=int, default=-1, help=text)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -8,34 +8,20 @@ from sempa.io.files import check_output, user_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser.epilog = (
-        "A corpus of any size: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; after an interruption "
-        "the same command continues where it stopped."
-    )
+    parser.epilog = "Any corpus: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; the same command resumes it."
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    parser.add_argument(
-        "input",
-        type=user_path,
-        help="UTF-8 text with one sentence per line, or JSON lines, a CSV, TSV or parquet file or a datasets folder "
-        "with a column of sentences; - is standard input",
-    )
-    parser.add_argument(
-        "output",
-        type=user_path,
-        help="file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder",
-    )
+    text = "UTF-8 text, a sentence a line; JSON lines, CSV, TSV, parquet or a datasets folder; - is standard input"
+    parser.add_argument("input", type=user_path, help=text)
+    text = "file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder"
+    parser.add_argument("output", type=user_path, help=text)
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument("--field", help="the sentences' column or field (default: text, where the input has fields)")
     parser.add_argument("--shard-rows", type=at_least(1), metavar="N", help="stream into a folder of files of N rows")
-    parser.add_argument(
-        "--shard-format",
-        choices=("safetensors", "npy", "parquet"),
-        default="safetensors",
-        help="format of these (default %(default)s)",
-    )
+    formats = ("safetensors", "npy", "parquet")
+    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="their format (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,32 +8,23 @@ from sempa.commands.common import add_model_arguments, add_readout_arguments, at
 from sempa.errors import SempaError
 from sempa.io.files import check_output, read_json, user_path, write_json
 
-_FORMATS = """\
-A text file holds passages with blank lines between them, or JSON lines: {"text": ...} or {"question": ..., "answer":
-...}. Where there is a question, only the answer's tokens count.
-HellaSwag is answered without examples, by log-probability per character (lm-evaluation-harness's acc_norm).
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser.epilog = _FORMATS
+    parser.epilog = """A text file holds passages with blank lines between them, or JSON lines: {"text": ...}
+        or {"question": ..., "answer": ...}, of which the answer alone counts. HellaSwag is answered without examples,
+        by log-probability per character (lm-evaluation-harness's acc_norm)."""
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
-    parser.add_argument(
-        "--splits",
-        default="dev,trial,test",
-        help="splits of STS-B, SICK and files with a split column (default %(default)s)",
-    )
+    text = "splits of STS-B, SICK and files with a split column (default %(default)s)"
+    parser.add_argument("--splits", default="dev,trial,test", help=text)
     parser.add_argument("--builtin-pairs", type=at_least(0), default=600, help="built-in pairs (default %(default)s)")
     parser.add_argument("--geometry", action="store_true", help="also alignment, uniformity, isotropy and hubness")
     parser.add_argument("--texts", nargs="+", type=user_path, default=[], metavar="FILE", help="texts for perplexity")
     parser.add_argument("--gsm8k", type=user_path, metavar="FILE", help="GSM8K file (JSON lines) for perplexity")
     parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
-    parser.add_argument(
-        "--hellaswag-tasks", type=at_least(0), default=2000, help="a sample of so many, 0 for all (default %(default)s)"
-    )
+    parser.add_argument("--hellaswag-tasks", type=at_least(0), default=2000, help="tasks; 0: all (default %(default)s)")
     parser.add_argument("--report", action="store_true", help="also put HellaSwag into the report of the adapter's run")
     parser.add_argument("--no-retention", action="store_true", help="leave the language model out")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts to answer greedily, one a line")
@@ -66,11 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments.prompts, arguments.limit) if arguments.prompts else []
     questions = read_hellaswag(arguments.hellaswag, arguments.hellaswag_tasks) if arguments.hellaswag else []
     embedder = load_embedder(arguments)
-    report: dict[str, object] = {
-        "model": arguments.model,
-        "adapter": str(arguments.adapter or ""),
-        "notes": [note for task in tasks for note in task.notes],
-    }
+    notes = [note for task in tasks for note in task.notes]
+    report = {"model": arguments.model, "adapter": str(arguments.adapter or ""), "notes": notes}
     if tasks:
         report["sts"], _, sides = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
         if arguments.geometry:

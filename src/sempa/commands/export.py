@@ -19,21 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--base", "base", "the base without the adapter, as PEFT and llama.cpp's converter take it"),
     ):
         kind.add_argument(option, dest="kind", action="store_const", const=written, help=explained)
-    kind.add_argument(
-        "--gguf",
-        dest="kind",
-        choices=("f32", "f16", "q8_0", "lora"),
-        help="a GGUF file for llama.cpp: of the merged model, or the adapter alone (lora)",
-    )
+    text = "a GGUF file for llama.cpp: of the merged model, or the adapter alone (lora)"
+    kind.add_argument("--gguf", dest="kind", choices=("f32", "f16", "q8_0", "lora"), help=text)
     parser.add_argument("adapter", type=user_path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
     parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="bfloat16",
-        help="of --merge and --sentence-transformers (default %(default)s)",
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of a merged folder (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply-chat-template", action="store_true", help="ask through the model's chat template")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N problems of each task")
     parser.add_argument("--batch-size", type=at_least(1), default=8, help="sequences at a time (default %(default)s)")
-    parser.add_argument(
-        "--output", type=user_path, metavar="FOLDER", help="folder (default: lm_eval beside the adapter)"
-    )
+    parser.add_argument("--output", type=user_path, metavar="FOLDER", help="default: lm_eval beside the adapter")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,16 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
     summary = {"model": arguments.model, "adapter": str(arguments.adapter), **options, "results": rows}
     write_json(output / "summary.json", summary)
-    cells = [
-        [
-            row["task"],
-            str(row["shots"]),
-            row["metric"],
-            *(f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned")),
-            f"{row['change']:+.4f} ± {number(row['change_stderr'], '.4f')}",
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        sides = (f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned"))
+        change = f"{row['change']:+.4f} ± {number(row['change_stderr'], '.4f')}"
+        cells.append([row["task"], str(row["shots"]), row["metric"], *sides, change])
     columns = ["task", "shots", "metric", "base ± stderr", "aligned ± stderr", "change ± paired stderr"]
     title = "lm-evaluation-harness" + (f", first {arguments.limit} of each task" if arguments.limit else "")
     print(text_table(title, columns, cells))

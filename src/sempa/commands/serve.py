@@ -13,19 +13,13 @@ from sempa.errors import SempaError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser.epilog = (
-        "With SEMPA_API_KEY in the environment, clients must show that key. SIGTERM finishes what is running."
-    )
+    parser.epilog = "Where SEMPA_API_KEY is set, clients must show that key. SIGTERM finishes what is running."
     add_model_arguments(parser, "model", nargs="?")
     parser.add_argument("--name", help="what clients call the model (default: the last part of MODEL)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 is any (default %(default)s)")
-    parser.add_argument(
-        "--max-tokens",
-        type=at_least(1),
-        default=8192,
-        help="longest sentence, or chat with its answer (default %(default)s)",
-    )
+    text = "longest sentence, or chat with its answer (default %(default)s)"
+    parser.add_argument("--max-tokens", type=at_least(1), default=8192, help=text)
     parser.add_argument("--queue", type=at_least(1), default=128, help="requests served at once (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
 

@@ -14,34 +14,23 @@ from sempa.io.files import check_output, user_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     add_base_arguments(parser)
-    parser.add_argument(
-        "--adapter", action="append", type=user_path, default=[], metavar="RUN", help="run or adapter; repeatable"
-    )
+    text = "run or adapter; repeatable"
+    parser.add_argument("--adapter", action="append", type=user_path, default=[], metavar="RUN", help=text)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
-    data.add_argument(
-        "--transfer", type=user_path, metavar="FOLDER", help="SentEval's files of MR, CR, SUBJ, MPQA, SST2, TREC, MRPC"
-    )
-    parser.add_argument(
-        "--readouts",
-        help="of the base model: all, or a list of READOUT or READOUT@LAYER (default all; prompteol with --transfer)",
-    )
-    parser.add_argument(
-        "--adapter-readouts", default="", help="the same for every adapter (default: what it was trained at)"
-    )
+    text = "SentEval's files of MR, CR, SUBJ, MPQA, SST2, TREC, MRPC"
+    data.add_argument("--transfer", type=user_path, metavar="FOLDER", help=text)
+    text = "of the base model: all, or a list of READOUT or READOUT@LAYER (default all; prompteol with --transfer)"
+    parser.add_argument("--readouts", help=text)
+    parser.add_argument("--adapter-readouts", default="", help="of every adapter (default: what it was trained at)")
     parser.add_argument("--sets", default="", help="some of the sets, such as STS12,STS-B or CR,TREC (default: all)")
-    parser.add_argument(
-        "--splits", default="test", help="splits of STS-B, SICK and files with a split column (default %(default)s)"
-    )
-    parser.add_argument(
-        "--columns", default="sentence1,sentence2,score", help="columns of a file of pairs (default %(default)s)"
-    )
+    text = "splits of STS-B, SICK and files with a split column (default %(default)s)"
+    parser.add_argument("--splits", default="test", help=text)
+    parser.add_argument("--columns", default="sentence1,sentence2,score", help="of pair files (default %(default)s)")
     parser.add_argument("--pairs", type=at_least(0), default=0, help="a sample of so many pairs of each set (0: all)")
     parser.add_argument("--resamples", type=at_least(0), default=1000, help="bootstrap draws (default %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of draws and sample (default %(default)s)")
-    parser.add_argument(
-        "--output", type=user_path, default=Path("runs/table"), metavar="FOLDER", help="folder (default %(default)s)"
-    )
+    parser.add_argument("--output", type=user_path, default=Path("runs/table"), help="folder (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -21,11 +21,6 @@ from sempa.model.lora import interpolated
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample, base_samples
 
-# The scales of the report's curve, beside the one that was found.
-CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
-# How often bisection halves the interval: the scale is known to 1/1024.
-HALVINGS = 10
-
 
 def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tuple[float, list[dict[str, float]]]:
     """The scale of the adapter in `base.model` that a budget of KL(base ‖ policy) in nats per token allows.
@@ -38,7 +33,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
     kl = cache(lambda scale: divergence(base, samples, scale))
     scale = largest_scale(kl, budget) if budget else 1.0
     curve = []
-    for point in sorted({*CURVE, scale}):
+    for point in sorted({0.0, 0.25, 0.5, 0.75, 1.0, scale}):
         with interpolated(base.model, point):
             similarity = score()
         curve.append({"scale": point, "kl": kl(point), "score": similarity})
@@ -48,21 +43,17 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
 
 
 def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
-    """The largest scale up to 1, to within 1/1024, whose divergence is at most `budget`; it grows with the scale.
-
-    Raises `SempaError` where none is.
-    """
+    """The largest scale up to 1, to 1/1024, whose growing divergence is at most `budget`; `SempaError` if none is."""
     if divergence(1.0) <= budget:
         return 1.0
     within, beyond = 0.0, 1.0
-    for _ in range(HALVINGS):
+    # Ten halvings leave an interval of 1/1024.
+    for _ in range(10):
         middle = (within + beyond) / 2
         within, beyond = (middle, beyond) if divergence(middle) <= budget else (within, middle)
     if not within:
-        raise SempaError(
-            f"kl_budget is {budget:g}, but the adapter diverges by {divergence(middle):.3g} nats per token even at "
-            f"{middle:.2g} of its size; lower learning_rate"
-        )
+        found = f"the adapter diverges by {divergence(middle):.3g} nats per token even at {middle:.2g} of its size"
+        raise SempaError(f"kl_budget is {budget:g}, but {found}; lower learning_rate")
     return within
 
 
@@ -72,9 +63,8 @@ def divergence(base: BaseModel, samples: Sequence[BaseSample], scale: float) -> 
     model = base.model.eval()
 
     def row_divergence(sample: BaseSample) -> float:
-        policy, reference = (
-            scale_for_head(model, hidden) for hidden in (row_states(model, sample.packed), sample.hidden)
-        )
+        states = (row_states(model, sample.packed), sample.hidden)
+        policy, reference = (scale_for_head(model, hidden) for hidden in states)
         return token_kl(policy, reference, **head_parts(model)).double().sum().item()
 
     with interpolated(model, scale):

@@ -54,15 +54,9 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
             totals += sums
             progress.update()
     base_nll, aligned_nll, kl, agreement = (totals / count).tolist()
-    return {
-        "text": text,
-        "tokens": count,
-        "base_perplexity": math.exp(base_nll),
-        "aligned_perplexity": math.exp(aligned_nll),
-        "change": math.expm1(aligned_nll - base_nll),
-        "kl": kl,
-        "agreement": agreement,
-    }
+    perplexities = {"base_perplexity": math.exp(base_nll), "aligned_perplexity": math.exp(aligned_nll)}
+    change = math.expm1(aligned_nll - base_nll)
+    return {"text": text, "tokens": count, **perplexities, "change": change, "kl": kl, "agreement": agreement}
 
 
 def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, str | float]]:
@@ -74,24 +68,16 @@ def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_token
     with adapter_disabled(base.model):
         before = sample(base, prompts, **options)
     after = sample(base, prompts, **options)
-    return [
-        {
-            "prompt": prompt,
-            "base": base_answer.text,
-            "aligned": answer.text,
-            "unchanged": common_prefix(base_answer.tokens, answer.tokens) / len(base_answer.tokens),
-        }
-        for prompt, (base_answer,), (answer,) in zip(prompts, before, after, strict=True)
-    ]
+    rows = []
+    for prompt, (base_answer,), (answer,) in zip(prompts, before, after, strict=True):
+        unchanged = common_prefix(base_answer.tokens, answer.tokens) / len(base_answer.tokens)
+        rows.append({"prompt": prompt, "base": base_answer.text, "aligned": answer.text, "unchanged": unchanged})
+    return rows
 
 
 def _sums(model: PreTrainedModel, sequence: ScoredTokens) -> Tensor:
-    """Sums over targets of both models' negative log-likelihoods, of KL(base ‖ aligned) and of equal first choices.
-
-    float64 `[4]`.
-    """
-    tokens = torch.tensor(sequence.tokens, device=model.device)
-    targets = torch.tensor(sequence.targets, device=model.device)
+    """Sums over targets of −log π of base and aligned, KL(base ‖ aligned), and equal first choices: float64 `[4]`."""
+    tokens, targets = (torch.tensor(ids, device=model.device) for ids in (sequence.tokens, sequence.targets))
     with adapter_disabled(model):
         before = hidden_states(model, tokens[None])[0, targets - 1]
     after = hidden_states(model, tokens[None])[0, targets - 1]

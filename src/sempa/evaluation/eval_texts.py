@@ -12,10 +12,7 @@ from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, re
 from sempa.errors import SempaError
 from sempa.io.rows import line_records, numbered_lines
 
-# A sample gives a perplexity to three digits, and a report should not take longer than the training.
-GSM8K_PROBLEMS = 40
 _BUILTIN = Path(__file__).parent / "texts"
-_QUESTIONS, _TEXTS = ("question", "answer"), ("text",)
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
         groups = itertools.groupby((line for _, line in lines), key=str.isspace)
         passages = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
         return list(itertools.islice(passages, limit))
-    names, records = line_records(path, iter(lines), [_QUESTIONS, _TEXTS])
+    names, records = line_records(path, iter(lines), [("question", "answer"), ("text",)])
     texts = []
     for number, values in itertools.islice(records, limit):
         if not all(value.strip() for value in values):
@@ -64,7 +61,8 @@ def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
     """The built-in texts and, where a GSM8K file is named, its first problems without calculator marks `<<…>>`."""
     texts = builtin_texts()
     if gsm8k:
-        problems = read_texts(Path(gsm8k), GSM8K_PROBLEMS)
+        # A sample gives a perplexity to three digits, and a report should not take longer than the training.
+        problems = read_texts(Path(gsm8k), 40)
         texts["GSM8K"] = [EvalText(re.sub("<<.*?>>", "", text.text), text.question) for text in problems]
     return texts
 

@@ -18,8 +18,6 @@ from sempa.errors import SempaError
 NEIGHBOURS = 10
 # Rows whose cosines with all others are held at a time.
 _BLOCK_ROWS = 1024
-# Positives lie above this fraction of the gold scale: SimCSE's "score above 4" on the scale of STS-B, 0 to 5.
-_POSITIVE_FROM = 0.8
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -145,6 +143,6 @@ def positive_pairs(pairs: Sequence[ScoredPair], sentences: Sequence[str]) -> np.
     On STS-B these are the scores above 4, the positives of SimCSE's alignment (Gao et al. 2021, arXiv 2104.08821, § 3).
     """
     scores = np.array([pair.score for pair in pairs])
-    least = scores.min() + _POSITIVE_FROM * np.ptp(scores)
+    least = scores.min() + 0.8 * np.ptp(scores)
     row = {sentence: i for i, sentence in enumerate(sentences)}
     return np.array([(row[pair.first], row[pair.second]) for pair in pairs if pair.score > least])

@@ -33,10 +33,7 @@ Sides = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def builtin_task(pairs: int) -> StsTask:
-    """The first built-in graded pairs, whose scenes appear in no built-in training triplet.
-
-    Raises `SempaError` for more than there are.
-    """
+    """The first built-in graded pairs, with scenes of no built-in triplet; `SempaError` for more than there are."""
     return StsTask(BUILTIN, caption_pairs("test", pairs))
 
 
@@ -98,10 +95,7 @@ def measure_preference(
 def response_logprobs(
     model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
 ) -> Tensor:
-    """log π(y_k|x) of every response of the preferences: `[preferences, responses]` float32, nats, on the CPU.
-
-    `progress` advances by one for every preference.
-    """
+    """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
     rows = pack_preferences(preferences, row_tokens)
     result = torch.empty(len(preferences), len(preferences[0].responses))
     model.eval()
@@ -115,8 +109,7 @@ def measure_geometry(task: StsTask, sides: Sides) -> dict:
     """One entry of a report's `geometry`: `all_measures` of each side's embeddings of the task's sentences."""
     sentences = distinct_sentences(task.pairs)
     positives = positive_pairs(task.pairs, sentences)
-    measured = {
-        side: all_measures(np.stack([vectors[sentence] for sentence in sentences]), positives)
-        for side, vectors in sides.items()
-    }
+    measured = {}
+    for side, vectors in sides.items():
+        measured[side] = all_measures(np.stack([vectors[sentence] for sentence in sentences]), positives)
     return {"task": task.name, "sentences": len(sentences), "positives": len(positives), **measured}

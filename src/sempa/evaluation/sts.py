@@ -34,10 +34,7 @@ class StsResult:
 
 
 def evaluate_sts(encode: Callable[[list[str]], np.ndarray], tasks: Sequence[StsTask]) -> list[StsResult]:
-    """The scores of an encoder (sentences to `[n, D]`) on each task; a sentence that several share is encoded once.
-
-    Raises `SempaError` as `pair_cosines` and `score_sts` do.
-    """
+    """The scores of an encoder (sentences, each once, to `[n, D]`); raises what `pair_cosines` and `score_sts` do."""
     sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
     vectors = dict(zip(sentences, encode(sentences), strict=True))
     return [score_sts(task, pair_cosines(vectors, task.pairs)) for task in tasks]
@@ -62,10 +59,8 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
     Raises `SempaError` naming the task when all cosines are the same, or all gold scores are.
     """
     if np.ptp(cosines) < _SAME_COSINE:
-        raise SempaError(
-            f"{task.name}: all {len(cosines):,} cosines are {cosines[0]:.6g}, so the pairs have no order; "
-            "does the encoder give every sentence the same embedding?"
-        )
+        found = f"all {len(cosines):,} cosines are {cosines[0]:.6g}, so the pairs have no order"
+        raise SempaError(f"{task.name}: {found}; does the encoder give every sentence the same embedding?")
     gold = task.gold
     if np.ptp(gold) == 0:
         raise SempaError(f"{task.name}: all {len(gold):,} gold scores are {gold[0]:g}, so the pairs have no order")

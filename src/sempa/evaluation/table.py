@@ -70,9 +70,8 @@ def measure_rows(
     """The results of each method on all tasks; `base` holds no adapter, before and after.
 
     The cosines of a finished row are written to `folder`, under a fingerprint of everything they depend on (weights,
-    dtype, kind of device, adapter, readout, layer, sentences and versions), and read from there the next time.
-
-    Raises `SempaError` as `row_keys`, `embed` and `score_sts` do.
+    dtype, kind of device, adapter, readout, layer, sentences and versions), and read from there the next time. Raises
+    `SempaError` as `row_keys`, `embed` and `score_sts` do.
     """
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)
@@ -98,10 +97,7 @@ def stored(file: Path, measure: Callable[[], object]) -> object:
 
 
 def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
-    """For each method a fingerprint of everything that its figures on `data` depend on.
-
-    Raises `SempaError` for a layer that the model does not have, and an unusable adapter.
-    """
+    """A fingerprint of all that each method's figures on `data` depend on; `SempaError` for a bad layer or adapter."""
     machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
     common = fingerprint(weights_fingerprint(base), machine, data)
     keys = {}

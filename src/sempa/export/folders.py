@@ -30,22 +30,18 @@ _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.jso
 def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str = "bfloat16") -> None:
     """Write an adapter and its base as a new folder, with a model card and, as a chat template, the one-word prompt.
 
-    Args:
-        model: the base, as `sempa.model.base.load_base` takes it.
-        adapter: a run folder or an adapter folder.
-        output: a folder that does not exist yet.
-        kind: one of
-            `merged`: a plain transformers folder of the weights W + (α / r) B A, summed in float32 and rounded once,
-            which vLLM and llama.cpp's converter take;
-            `sentence-transformers`: the same, with the files that make `SentenceTransformer(output).encode` give
-            `Embedder.encode`'s vectors. Clean-up and PromptEOL are a template that sentence-transformers 6 itself runs
-            on every sentence: neither sempa nor `trust_remote_code` is needed;
-            `f32`, `f16`, `q8_0`, `lora`: `NAME-KIND.gguf`, as `sempa.export.gguf` writes it;
-            `base`: the base alone in its stored precision, for PEFT and llama.cpp's converters.
-        dtype: `bfloat16` or `float32`, of a merged folder.
+    `model` is the base, as `sempa.model.base.load_base` takes it, `adapter` a run folder or an adapter folder, `output`
+    a folder that does not exist yet, `dtype` (`bfloat16` or `float32`) that of a merged folder, and `kind` one of
 
-    Raises:
-        SempaError: an existing output, a base or adapter that cannot be loaded or do not fit, a full disk.
+    * `merged`: a plain transformers folder of the weights W + (α / r) B A, summed in float32 and rounded once, which
+      vLLM and llama.cpp's converter take;
+    * `sentence-transformers`: the same, with the files that make `SentenceTransformer(output).encode` give
+      `Embedder.encode`'s vectors. Clean-up and PromptEOL are a template that sentence-transformers 6 itself runs on
+      every sentence: neither sempa nor `trust_remote_code` is needed;
+    * `f32`, `f16`, `q8_0`, `lora`: `NAME-KIND.gguf`, as `sempa.export.gguf` writes it;
+    * `base`: the base alone in its stored precision, for PEFT and llama.cpp's converters.
+
+    Raises `SempaError` for an existing output, a base or adapter that cannot be loaded or do not fit, and a full disk.
     """
     if output.exists() or output.is_symlink():
         raise SempaError(f"output {output}: exists already; give a folder that does not")
@@ -97,13 +93,9 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
     with quiet():
         base.model.save_pretrained(folder, max_shard_size=SHARD)
         base.tokenizer.save_pretrained(folder)
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in _TOKENIZER_FILES:
-        found = cached_file(
-            base.source,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = cached_file(base.source, name, **lenient)
         if found and not (folder / name).exists():
             shutil.copyfile(found, folder / name)
     config = read_json(folder / "config.json")
@@ -126,13 +118,12 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
 def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
     """The files that tell sentence-transformers the modules, template, pooling and similarity."""
     prefix = "sentence_transformers/"
-    for name in TEMPLATES.list_templates():
-        if name.startswith(prefix):
-            content = TEMPLATES.get_template(name).render(
-                begins=begin_of_text(base.tokenizer),
-                chat_template=prompt_template(base.tokenizer),
-                dimension=base.model.get_output_embeddings().weight.shape[1],
-                transformers=transformers.__version__,
-                pytorch=torch.__version__,
-            )
-            write_atomic(folder / name.removeprefix(prefix), content)
+    for name in TEMPLATES.list_templates(filter_func=lambda name: name.startswith(prefix)):
+        content = TEMPLATES.get_template(name).render(
+            begins=begin_of_text(base.tokenizer),
+            chat_template=prompt_template(base.tokenizer),
+            dimension=base.model.get_output_embeddings().weight.shape[1],
+            transformers=transformers.__version__,
+            pytorch=torch.__version__,
+        )
+        write_atomic(folder / name.removeprefix(prefix), content)

@@ -26,8 +26,6 @@ _TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, 2**-6),
 }
 KINDS = (*_TYPES, "lora")
-# Static rotations: a factor for each frequency describes them, and a GGUF file has a tensor for these factors.
-_ROPES = ("default", "linear", "llama3")
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -50,7 +48,8 @@ def check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     # Mistral and others differ in what a file of the architecture `llama` has no place for.
     plain = config.model_type == "llama" and config.hidden_act == "silu"
-    if not plain or rope not in _ROPES or config.attention_bias or config.mlp_bias:
+    # Static rotations: a factor for each frequency describes them, and a GGUF file has a tensor for these factors.
+    if not plain or rope not in ("default", "linear", "llama3") or config.attention_bias or config.mlp_bias:
         raise _unwritable(f"model {model!r}: is {config.model_type}, rotated by {rope!r}", kind)
 
 
@@ -94,10 +93,8 @@ def _unwritable(found: str, kind: str) -> SempaError:
     command = "sempa export --merge RUN FOLDER, then python convert_hf_to_gguf.py FOLDER"
     if kind == "lora":
         command = "sempa export --base RUN FOLDER, then python convert_lora_to_gguf.py RUN/adapter --base FOLDER"
-    return SempaError(
-        f"{found}, and sempa writes GGUF files of plain Llamas only; use llama.cpp's converter (it needs the package "
-        f"sentencepiece): {command}"
-    )
+    advice = "use llama.cpp's converter (it needs the package sentencepiece)"
+    return SempaError(f"{found}, and sempa writes GGUF files of plain Llamas only; {advice}: {command}")
 
 
 def _add_config(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:

@@ -19,6 +19,7 @@ _OF_ONE_MACHINE = ("model", "device", "output")
 TEMPLATES = Environment(
     loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True, autoescape=False
 )
+TEMPLATES.globals |= {"prefix": EOL_PREFIX, "suffix": EOL_SUFFIX, "version": __version__}
 # Of a path, the file's name only.
 TEMPLATES.filters["file_name"] = lambda path: Path(path).name
 
@@ -59,9 +60,6 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         begins=begin_of_text(base.tokenizer),
         control_token=base.tokenizer.eos_token or base.tokenizer.bos_token,
         worst=max(drifts, key=lambda row: row["change"], default=None),
-        prefix=EOL_PREFIX,
-        suffix=EOL_SUFFIX,
-        version=__version__,
     )
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from yaml import YAMLError
@@ -12,9 +11,6 @@ from sempa.errors import SempaError
 from sempa.evaluation.statistics import mean_and_error
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled
-
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
 
 # The paper's benchmarks by the harness's names, and their few-shot examples (SemPA, arXiv 2601.05075).
 PAPER_TASKS = {"mmlu": 5, "gsm8k_cot": 8, "hellaswag": 0, "truthfulqa_mc1": 0, "drop": 3}
@@ -45,9 +41,8 @@ def run_harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise SempaError(
-            f"lm-evaluation-harness is missing ({error}); install it with: pip install lm_eval accelerate peft"
-        ) from error
+        advice = "install it with: pip install lm_eval accelerate peft"
+        raise SempaError(f"lm-evaluation-harness is missing ({error}); {advice}") from error
     # The harness's own 14,000 task files take ten seconds to index, and a task of the user's needs none of them.
     manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in tasks))
     # All data first: a missing set is better found now than after hours on the others.
@@ -69,7 +64,7 @@ def run_harness(
     return rows
 
 
-def _evaluate(harness: "HFLM", names: dict[str, str], output: Path, options: dict[str, object]) -> dict:
+def _evaluate(harness: object, names: dict[str, str], output: Path, options: dict[str, object]) -> dict:
     """The harness's results for one task, which it also writes below `output`."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -94,21 +89,13 @@ def _compare(before: dict, after: dict) -> list[dict]:
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            deviations = (result.get(f"{metric}_stderr,{filtered}") for result in (one, two))
-            base_stderr, aligned_stderr = (d if isinstance(d, int | float) else None for d in deviations)
-            rows.append(
-                {
-                    "task": task,
-                    "shots": before["n-shot"].get(task),
-                    "metric": metric if filtered == "none" else f"{metric} ({filtered})",
-                    "base": value,
-                    "aligned": two[key],
-                    "change": two[key] - value,
-                    "base_stderr": base_stderr,
-                    "aligned_stderr": aligned_stderr,
-                    "change_stderr": _paired_error(before, after, task, metric, filtered),
-                }
-            )
+            title = metric if filtered == "none" else f"{metric} ({filtered})"
+            row = {"task": task, "shots": before["n-shot"].get(task), "metric": title}
+            row |= {"base": value, "aligned": two[key], "change": two[key] - value}
+            for side, result in (("base", one), ("aligned", two)):
+                error = result.get(f"{metric}_stderr,{filtered}")
+                row[f"{side}_stderr"] = error if isinstance(error, int | float) else None
+            rows.append({**row, "change_stderr": _paired_error(before, after, task, metric, filtered)})
     return rows
 
 

@@ -92,18 +92,12 @@ def evaluate_mteb(
     names = [task.metadata.name for task in ready]
     if twins := [name for name in names if names.count(name) > 1]:
         raise SempaError(f"tasks: {twins[0]} is there twice, and one result would take the other's place")
-    scores = {}
+    scores, options = {}, {"encode_kwargs": {"batch_size": batch_size}, "co2_tracker": False}
     for task in ready:
         filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
         # mteb itself knows a result by the task's name alone, whatever another file of that name holds.
         stale = filed and filed.dataset_revision != task.metadata.revision
-        result = mteb.evaluate(
-            encoder,
-            task,
-            cache=cache,
-            overwrite_strategy="always" if stale else "only-missing",
-            encode_kwargs={"batch_size": batch_size},
-            co2_tracker=False,
-        )
+        overwrite = "always" if stale else "only-missing"
+        result = mteb.evaluate(encoder, task, cache=cache, overwrite_strategy=overwrite, **options)
         scores |= {task.task_name: float(task.get_score()) for task in result.task_results}
     return scores

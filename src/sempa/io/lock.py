@@ -15,8 +15,6 @@ try:
 except ImportError:  # Windows has none
     fcntl = None
 
-LOCK_FILE = ".lock"
-
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
@@ -27,7 +25,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+        stream = (folder / ".lock").open("a+", encoding="utf-8")
     with stream:
         try:
             if fcntl is not None:

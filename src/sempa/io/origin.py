@@ -10,16 +10,14 @@ import torch
 
 from sempa import __version__
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-
 
 def origin(device: str | None = None) -> dict:
     """What is stored beside a figure: `date`, `versions`, and `machine`.
 
-    The machine's entries are processor, cores, threads, memory in GiB, and `device` (by default CUDA where there is
-    one).
+    The machine's entries are processor, cores, threads, memory in GiB, and `device`, by default CUDA where it is.
     """
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    names = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+    packages = {name: importlib.metadata.version(name) for name in names}
     versions = {"python": platform.python_version(), "sempa": __version__, **packages}
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

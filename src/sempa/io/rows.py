@@ -121,9 +121,8 @@ def import_pyarrow() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise SempaError(
-            "parquet files and datasets folders need pyarrow; install it with: pip install pyarrow"
-        ) from error
+        message = "parquet files and datasets folders need pyarrow; install it with: pip install pyarrow"
+        raise SempaError(message) from error
     return pyarrow
 
 
@@ -138,24 +137,20 @@ def _match(place: str, found: list[str], layouts: Sequence[Names]) -> Names:
 
 def _field_records(path: Path, rows: Iterator[tuple[int, dict]], names: Names) -> Iterator[Record]:
     for number, row in rows:
-        yield number, _field_values(f"{path}:{number}", row, names)
-
-
-def _field_values(place: str, row: dict, names: Names) -> tuple[str, ...]:
-    values = []
-    for name in names:
-        if name not in row:
-            raise SempaError(f"{place}: no field {name}")
-        value = "" if row[name] is None else row[name]
-        if not isinstance(value, str | int | float):
-            raise SempaError(f"{place}: {name} is a {type(value).__name__}, expected text")
-        values.append(str(value))
-    try:
-        # Half a surrogate pair passes the JSON parser, but no tokenizer.
-        "".join(values).encode()
-    except UnicodeEncodeError as error:
-        raise SempaError(f"{place}: {error}") from error
-    return tuple(values)
+        values = []
+        for name in names:
+            if name not in row:
+                raise SempaError(f"{path}:{number}: no field {name}")
+            value = "" if row[name] is None else row[name]
+            if not isinstance(value, str | int | float):
+                raise SempaError(f"{path}:{number}: {name} is a {type(value).__name__}, expected text")
+            values.append(str(value))
+        try:
+            # Half a surrogate pair passes the JSON parser, but no tokenizer.
+            "".join(values).encode()
+        except UnicodeEncodeError as error:
+            raise SempaError(f"{path}:{number}: {error}") from error
+        yield number, tuple(values)
 
 
 def _table_rows(
@@ -170,9 +165,8 @@ def _table_rows(
                 yield begin, row
             begin = first + reader.line_num
     except csv.Error as error:
-        raise SempaError(
-            f"{path}:{begin}: {error}; is a quotation mark left open, or not doubled inside a field?"
-        ) from error
+        advice = "is a quotation mark left open, or not doubled inside a field?"
+        raise SempaError(f"{path}:{begin}: {error}; {advice}") from error
 
 
 def _table_records(

@@ -13,7 +13,6 @@ COLOURS = {"base": BASE, "aligned": ALIGNED}
 # Stands for the page's own text colour while matplotlib draws.
 INK = "#123456"
 _MOST_POINTS = 1500
-_SPECTRUM_POINTS = 200
 # A picture that stands alone has no page to take its ink from.
 _OWN_INK = "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
@@ -35,8 +34,7 @@ def make_figure(rows: int, columns: int, size: tuple[float, float], **options: o
         axis.spines[["left", "bottom"]].set_color(INK)
         axis.tick_params(which="both", colors=INK, labelsize=8)
         for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
-            text.set_color(INK)
-            text.set_fontsize(9)
+            text.set(color=INK, fontsize=9)
     return figure, axes
 
 
@@ -77,9 +75,8 @@ def curves(history: Sequence[dict]) -> str:
             values = {record["step"]: record[name] for record in history if name in record}
             style = {"marker": "o", "markersize": 4} if name == "eval/sts" else {"linewidth": 1.4}
             axis.plot(list(values), list(values.values()), color=colour, label=name.split("/")[-1], **style)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        _legend(axis)
+        axis.set(title=title, xlabel="step")
+        axis.legend(frameon=False, labelcolor=INK, fontsize=8)
     return svg(figure, "curves", "Loss, implicit rewards and development score over the training steps")
 
 
@@ -91,8 +88,7 @@ def budget(measured: dict) -> str:
         scales, values = zip(*((point["scale"], point[key]) for point in curve))
         axis.plot(scales, values, "o-", color=ALIGNED, markersize=4)
         axis.axvline(scale, color=INK, linewidth=0.8, linestyle=":")
-        axis.set_title(title)
-        axis.set_xlabel("scale of the adapter")
+        axis.set(title=title, xlabel="scale of the adapter")
     if measured["kl_budget"]:
         axes[1].axhline(measured["kl_budget"], color=INK, linewidth=0.8, linestyle=":")
     return svg(figure, "budget", "Development score and divergence from the base over the adapter's scale")
@@ -106,8 +102,7 @@ def scatter(points: dict) -> str:
     figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
     for axis, (side, colour) in zip(axes, COLOURS.items(), strict=True):
         axis.scatter(points["gold"][::step], points[side][::step], s=area, color=colour, alpha=0.6, linewidths=0)
-        axis.set_title(side)
-        axis.set_xlabel("gold score")
+        axis.set(title=side, xlabel="gold score")
     axes[0].set_ylabel("cosine")
     return svg(figure, "scatter", f"Cosine against gold score on {points['task']}")
 
@@ -118,15 +113,10 @@ def spectrum(geometry: dict) -> str:
     for side, colour in COLOURS.items():
         values = np.asarray(geometry[side]["spectrum"])
         values = values[values > values[0] * 1e-9] / values.sum()
-        shown = np.unique(np.geomspace(1, len(values), _SPECTRUM_POINTS).round().astype(int))
+        shown = np.unique(np.geomspace(1, len(values), 200).round().astype(int))
         rank = geometry[side]["effective_rank"]
         axis.loglog(shown, values[shown - 1], color=colour, linewidth=1.6, label=f"{side}: effective rank {rank:.0f}")
         axis.axvline(rank, color=colour, linestyle=":", linewidth=1.2)
-    axis.set_xlabel("singular value")
-    axis.set_title("singular values, as fractions of their sum")
-    _legend(axis)
-    return svg(figure, "spectrum", "Singular spectrum of the embeddings on logarithmic axes")
-
-
-def _legend(axis: object) -> None:
+    axis.set(title="singular values, as fractions of their sum", xlabel="singular value")
     axis.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return svg(figure, "spectrum", "Singular spectrum of the embeddings on logarithmic axes")

@@ -20,13 +20,11 @@ class Table(NamedTuple):
 
 def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as plain text: the first column flush left, the others flush right."""
-    cells = [columns, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    ]
-    return "\n".join([title, *(f"  {line}".rstrip() for line in lines)])
+    width, *widths = (max(map(len, column)) for column in zip(columns, *rows, strict=True))
+    lines = [title]
+    for name, *cells in (columns, *rows):
+        lines.append("  ".join(["", name.ljust(width), *map(str.rjust, cells, widths)]).rstrip())
+    return "\n".join(lines)
 
 
 def markdown_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

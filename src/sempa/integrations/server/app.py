@@ -35,16 +35,13 @@ _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "serv
 
 
 def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -> Starlette:
-    """The server as an ASGI application.
+    """The server as an ASGI application; `name` is what clients call the model.
 
-    Args:
-        embedder: the model, with whatever adapter it holds.
-        name: what clients call the model.
-        limits: what a request may ask for, and how many are served at once.
-        api_key: what a client must show as `Authorization: Bearer KEY` below `/v1`; "" asks for none.
+    A client must show `api_key` as `Authorization: Bearer KEY` below `/v1`; "" asks for none.
     """
     registry = CollectorRegistry()
     model = ModelRoutes(embedder, name, limits, Engine(embedder, registry))
+    handled = (ValidationError, SempaError, HTTPException, ClientDisconnect, Exception)
     card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sempa"}
     return Starlette(
         routes=[
@@ -56,9 +53,7 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
         ],
         max_body_size=limits.body_bytes,
         middleware=[Middleware(Gate, registry, limits, api_key)],
-        exception_handlers=dict.fromkeys(
-            (ValidationError, SempaError, HTTPException, ClientDisconnect, Exception), error_response
-        ),
+        exception_handlers=dict.fromkeys(handled, error_response),
     )
 
 
