@@ -12,7 +12,7 @@ from scipy.stats import binomtest, rankdata, sem
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's ρ × 100 of two series `[n]`: Pearson's r of ranks, of ties their average; NaN if one is constant."""
+    """Spearman's ρ × 100 of two series `[n]`; ties share their average rank, and a constant series gives NaN."""
     x, y = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
     with np.errstate(invalid="ignore"):
         return 100 * float(x @ y / np.sqrt((x @ x) * (y @ y)))
