@@ -41,7 +41,7 @@ def main() -> None:
         count={"type": int, "default": 32, "help": "triplets of one timed pass (default %(default)s)"},
         random={"metavar": "WIDTH,DEPTH", "help": "random weights of this size, in the model's kind (2048,22: 1.0 B)"},
         memory={"help": "measure the peak memory of this contestant only"},
-        only={"default": "", "help": "only contestants whose name holds this, such as `sempa step`"},
+        only={"nargs": "+", "metavar": "NAME", "help": "only these contestants, `sempa step` among them"},
     )
     with tempfile.TemporaryDirectory() as folder:
         if given.random:
@@ -56,8 +56,8 @@ def _race(given: argparse.Namespace) -> None:
     if given.memory:
         print(json.dumps({"bytes": _memory(given, steps[given.memory]())}))
         return
-    asked = {name: make() for name, make in steps.items() if given.only in name}
-    seconds = race.alternate({name: run for name, run in asked.items() if run is not None}, given.rounds)
+    made = {name: make() for name, make in steps.items() if name in (given.only or steps)}
+    seconds = race.alternate({name: run for name, run in made.items() if run is not None}, given.rounds)
     step = seconds["sempa step"]
     options = [
         *("--model", given.model, "--dtype", race.dtype(given), "--device", given.device),
