@@ -68,6 +68,7 @@ bench: .venv/bench
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
 	$(BIN)/python experiments/benchmarks/threads.py --short
+	$(BIN)/python experiments/benchmarks/rows.py --short
 	$(BIN)/python experiments/benchmarks/growth.py --short
 	$(BIN)/python experiments/benchmarks/kept.py --short
 

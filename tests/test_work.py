@@ -152,7 +152,7 @@ def test_an_encoder_s_padding_does_not_depend_on_the_order_of_the_sentences(base
 
 
 def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
-    """What LoRA's fused products, the written-out norm's and attention's save must stay saved."""
+    """What thin products beside the frozen ones, and attention by branches, save must stay saved."""
     tokens = sum(len(row.packed.tokens) for row in batch.rows)
     run = step(base, batch)
     kept = {}
@@ -165,4 +165,4 @@ def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
         run()
     # Measured, and a little room; float32, the reference's pass included.
     assert sum(kept.values()) < 9_100 * tokens
-    assert counted.taken < 77_000 * tokens
+    assert counted.taken < 85_000 * tokens

@@ -1,6 +1,6 @@
 """A benchmark's results as bars of time and memory, a group for each size: RESULT.json → RESULT.svg.
 
-.venv/bin/python experiments/benchmarks/draw.py experiments/results/training.json
+.venv/bin/python experiments/benchmarks/draw.py experiments/results/training-bfloat16.json
 """
 
 import json

@@ -42,7 +42,7 @@ def main() -> None:
     runs = {
         "forward": passes["forward"],
         "step": passes["step"],
-        "recipe's step": _recipe(given),
+        "recipe's step": recipe(given),
         "encode": _encode(given, triplets),
     }
     contestants: dict[str, Callable[[], object]] = {}
@@ -86,9 +86,9 @@ def _one_after_another(run: Callable[[], object]) -> None:
         run()
 
 
-def _recipe(given: argparse.Namespace) -> Callable[[], object]:
+def recipe(given: argparse.Namespace, row_tokens: int = 1024) -> Callable[[], object]:
     """The default recipe's step: preferences, contrast and retention, on the first batch."""
-    config = load_config(_RECIPE, [f"triplets={given.triplets}"])
+    config = load_config(_RECIPE, [f"triplets={given.triplets}", f"row_tokens={row_tokens}"])
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, config.lora_rank, config.lora_alpha)
     parameters = lora_parameters(base.model).values()
