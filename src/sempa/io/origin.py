@@ -14,7 +14,7 @@ from sempa import __version__
 def origin(device: str | None = None) -> dict:
     """What is stored beside a figure: `date`, `versions`, and `machine`.
 
-    The machine's entries are processor, cores, threads, memory in GiB, and `device`, by default CUDA where it is.
+    The machine's entries are processor, cores, threads, memory in GiB, and `device`, CUDA where there is one.
     """
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
     packages = {name: importlib.metadata.version(name) for name in names}
