@@ -19,7 +19,7 @@ def gpu():
 
 @pytest.fixture(scope="module")
 def checks(gpu):
-    return sys.modules["gpu_checks"]
+    return load_script(SCRIPT.with_name("gpu_checks.py"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_contestant_that_fails_is_skipped_with_its_reason(gpu, tmp_path):
         raise ModuleNotFoundError("No module named 'liger_kernel'")
 
     makers = {"Liger": missing, "sempa": lambda: lambda: None}
-    rows = sys.modules["gpu_races"]._measure(gpu.tiny_setting("cpu", tmp_path), makers)
+    rows = load_script(SCRIPT.with_name("gpu_races.py"))._measure(gpu.tiny_setting("cpu", tmp_path), makers)
     assert rows[0] == {"contestant": "Liger", "skipped": "ModuleNotFoundError: No module named 'liger_kernel'"}
     assert rows[1]["ms"] >= 0
 
@@ -96,7 +96,7 @@ def test_a_wrong_result_does_not_pass(gpu, checks, tmp_path, monkeypatch):
 
 def test_large_shapes_are_those_of_their_names(gpu, checks, tmp_path, monkeypatch):
     """Llama-3.2-1B and Llama-3-8B have 1.236 and 8.030 billion parameters."""
-    settings = sys.modules["gpu_setting"]
+    settings = load_script(SCRIPT.with_name("gpu_setting.py"))
     monkeypatch.setattr(settings, "resolve_model", lambda name: str(settings.make_folder(tmp_path / "tiny")))
     shapes = gpu.full_setting("cuda", tmp_path).shapes
     for name, expected in (("1 B", 1_235_814_400), ("8 B", 8_030_261_248)):

@@ -17,7 +17,7 @@ import training
 
 from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
-from sempa.config import load_config
+from sempa.config import Config, load_config
 from sempa.data.triplets import Triplet
 from sempa.embedding.embedder import Embedder
 from sempa.model.base import load_base
@@ -86,7 +86,7 @@ def _one_after_another(run: Callable[[], object]) -> None:
         run()
 
 
-def recipe(given: argparse.Namespace, row_tokens: int = 1024) -> Callable[[], object]:
+def recipe(given: argparse.Namespace, row_tokens: int = Config.row_tokens) -> Callable[[], object]:
     """The default recipe's step: preferences, contrast and retention, on the first batch."""
     config = load_config(_RECIPE, [f"triplets={given.triplets}", f"row_tokens={row_tokens}"])
     base = load_base(given.model, race.dtype(given), given.device)

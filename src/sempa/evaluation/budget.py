@@ -43,7 +43,10 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
 
 
 def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
-    """The largest scale up to 1, to 1/1024, whose divergence is within `budget`; raises `SempaError` where none is."""
+    """The largest scale up to 1, to 1/1024, whose divergence is within `budget`: it is taken to grow with the scale.
+
+    Raises `SempaError` where there is none.
+    """
     if divergence(1.0) <= budget:
         return 1.0
     within, beyond = 0.0, 1.0
