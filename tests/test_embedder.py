@@ -22,7 +22,7 @@ from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, make_prompts
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters, merge_adapter
+from sempa.model.lora import adapter_disabled, add_lora, lora_layers, lora_parameters, merge_adapter
 from sempa.model.sampling import sample
 
 SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the park", "Hi", "A man runs.", "Who is it?"]
@@ -199,6 +199,22 @@ def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path):
         SempaError, match=r"adapter '.*': holds no adapter_config.json, neither itself nor in its folder"
     ):
         Embedder(str(tiny_folder), tmp_path)
+
+
+def test_an_embedder_merges_its_adapter_and_keeps_it_apart_when_asked(tiny_folder, embedder, tmp_path):
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    add_lora(base.model, 2, 4)
+    for parameter in lora_parameters(base.model).values():
+        parameter.data.fill_(0.1)
+    save_adapter(base.model, tmp_path, str(tiny_folder))
+    merged, apart = (
+        Embedder(str(tiny_folder), tmp_path, dtype="float32", device="cpu", merged=merged) for merged in (True, False)
+    )
+    assert describe(merged)["settings"]["adapter"] == describe(apart)["settings"]["adapter"] != ""
+    assert not lora_layers(merged.base.model)
+    np.testing.assert_allclose(merged.encode(SENTENCES), apart.encode(SENTENCES), rtol=1e-4, atol=1e-5)
+    with adapter_disabled(apart.base.model):
+        np.testing.assert_array_equal(apart.encode(SENTENCES), embedder.encode(SENTENCES))
 
 
 def test_merging_an_adapter_leaves_every_readout_as_it_is(tiny_folder):

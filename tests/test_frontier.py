@@ -83,8 +83,9 @@ def test_the_curve_of_preference_alone_draws_every_run_at_both_readouts():
         # The paper's objective and its relatives, on every triplet.
         assert (config.contrast, config.preference, config.preference_fraction) == (0, 1, 1)
         points = [{"triplets": n, "kl": 0.01, "prompteol": 74.0, "attention-sum": 76.0} for n in (320, 1280)]
-        runs.append({"name": name, "seed": 0, "points": points})
+        runs.append({"name": name, "seed": 0, "epochs": 1.0, "points": points})
+    runs.append(runs[2] | {"epochs": 4.0})
     drawn = preference.plot({"base": {"prompteol": 73.9, "attention-sum": 75.9}, "runs": runs})
     texts = re.findall(r">([^<]*)</text>", drawn)
-    assert set(preference.RUNS) < set(texts)
+    assert {*preference.RUNS, "DPO + retention, 4 times"} < set(texts)
     assert sum("STS-B dev at" in text for text in texts) == 2

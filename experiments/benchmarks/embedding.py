@@ -37,6 +37,7 @@ def main() -> None:
         count={"type": int, "default": 192, "help": "sentences, evenly spread over the file (default %(default)s)"},
         memory={"choices": ("sempa", "plain", "template"), "help": "measure the peak memory of this contestant only"},
         batch={"type": int, "default": 32},
+        adapter={"default": "", "help": "run folder: also with its adapter, merged with the weights and beside them"},
     )
     sentences = _sentences(given)
     if given.memory:
@@ -52,6 +53,9 @@ def main() -> None:
     sizes = (32,) if given.short else _PEER_BATCHES
     contestants |= {f"sentence-transformers, batch {size}": _peer(given, sentences, size) for size in sizes}
     _agree(*(contestants[name]() for name in ("sempa, batch 64", "sentence-transformers, batch 32")))
+    if given.adapter:
+        contestants["adapter, merged"] = _sempa(given, sentences, 64, adapter=given.adapter)
+        contestants["adapter beside the weights"] = _sempa(given, sentences, 64, adapter=given.adapter, merged=False)
     contestants["sentence-transformers, batch 32, as loaded"] = _peer(given, sentences, 32, plain=False)
     contestants["bare matrix products"] = _bare_products(given, sentences)
     seconds = race.alternate(contestants, given.rounds)
@@ -77,8 +81,8 @@ def _sentences(given: argparse.Namespace) -> list[str]:
     return [lines[i * len(lines) // given.count] for i in range(min(given.count, len(lines)))]
 
 
-def _sempa(given: argparse.Namespace, sentences: list[str], batch: int) -> Callable[[], np.ndarray]:
-    embedder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
+def _sempa(given: argparse.Namespace, sentences: list[str], batch: int, **options: object) -> Callable[[], np.ndarray]:
+    embedder = Embedder(given.model, dtype=race.dtype(given), device=given.device, **options)
     return lambda: embedder.encode(sentences, batch_size=batch)
 
 

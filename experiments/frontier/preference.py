@@ -56,13 +56,14 @@ def main() -> None:
         result["base"] = measure(base, task)
     for seed in range(given.seeds):
         for name, changes in RUNS.items():
-            if given.only not in name or any((run["name"], run["seed"]) == (name, seed) for run in result["runs"]):
+            kind = {"name": name, "seed": seed, "epochs": given.epochs}
+            if given.only not in name or any(run.items() >= kind.items() for run in result["runs"]):
                 continue
             values = {"triplets": given.triplets, "triplet_limit": 0, "held_out": 0, "eval_every": STRIDE}
             values |= {"seed": seed, "epochs": given.epochs, **changes}
             config = load_config(RECIPE, [f"{key}={value}" for key, value in values.items()])
             points = train_and_measure(config, base, task)
-            result["runs"].append({"name": name, "seed": seed, "changes": changes, "points": points})
+            result["runs"].append({**kind, "changes": changes, "points": points})
             write_json(file, {**result, **origin()})
     write_atomic(RESULTS.with_suffix(".svg"), plot(result))
 
@@ -107,8 +108,10 @@ def plot(result: dict) -> str:
     for axis, key in zip(axes, (*READOUTS, "kl"), strict=True):
         for run in result["runs"]:
             seen, values = zip(*((point["triplets"], point[key]) for point in run["points"]), strict=True)
-            label = run["name"] if run["seed"] == 0 else None
-            axis.plot(seen, values, "o-", color=COLOURS[run["name"]], markersize=4, linewidth=1.2, label=label)
+            once = run["epochs"] == 1
+            label = (run["name"] + ("" if once else f", {run['epochs']:g} times")) if run["seed"] == 0 else None
+            style = {"marker": "o", "markersize": 4, "linestyle": "-" if once else "--", "linewidth": 1.2}
+            axis.plot(seen, values, color=COLOURS[run["name"]], label=label, **style)
         axis.set_xscale("log")
         ticks = sorted({point["triplets"] for run in result["runs"] for point in run["points"]})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

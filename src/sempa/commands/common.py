@@ -45,13 +45,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def load_embedder(arguments: argparse.Namespace) -> "Embedder":
-    """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found."""
+def load_embedder(arguments: argparse.Namespace, merged: bool = True) -> "Embedder":
+    """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found.
+
+    Where the base is to be compared with its adapter, the two must not be `merged`.
+    """
     from sempa.embedding.embedder import Embedder
 
     arguments.model = base_name(arguments.model, arguments.adapter)
     options = {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
-    return Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype, device=arguments.device, **options)
+    options |= {"dtype": arguments.dtype, "device": arguments.device, "merged": merged}
+    return Embedder(arguments.model, arguments.adapter, **options)
 
 
 def base_name(model: str, adapter: Path | None) -> str:

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     texts = report_texts(arguments.gsm8k) | {str(path): read_texts(path, arguments.limit) for path in arguments.texts}
     prompts = read_prompts(arguments.prompts, arguments.limit) if arguments.prompts else []
     questions = read_hellaswag(arguments.hellaswag, arguments.hellaswag_tasks) if arguments.hellaswag else []
-    embedder = load_embedder(arguments)
+    embedder = load_embedder(arguments, merged=False)
     notes = [note for task in tasks for note in task.notes]
     report = {"model": arguments.model, "adapter": str(arguments.adapter or ""), "notes": notes}
     if tasks:

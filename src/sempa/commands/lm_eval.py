@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
     output = arguments.output or adapter_folder(arguments.adapter).parent / "lm_eval"
     check_output(output, folder=True)
-    base = load_embedder(arguments).base
+    base = load_embedder(arguments, merged=False).base
     options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
     rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
     summary = {"model": arguments.model, "adapter": str(arguments.adapter), **options, "results": rows}

@@ -12,6 +12,7 @@ from sempa.embedding.readouts import check_readout, embedding_width
 from sempa.errors import SempaError
 from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import load_base
+from sempa.model.lora import adapter_fingerprint, merge_adapter
 
 
 class Embedder:
@@ -30,6 +31,8 @@ class Embedder:
             `attention-sum` reads all layers and takes no other value.
         dtype: `bfloat16` or `float32`.
         device: a torch device; by default CUDA when there is one, else the CPU.
+        merged: add the adapter to the weights, which is a third faster; False keeps it beside them, so that
+            `sempa.model.lora.adapter_disabled` gives the base model back.
 
     Raises:
         SempaError: a model or adapter that cannot be loaded, an unknown readout or one that the model's architecture
@@ -44,6 +47,7 @@ class Embedder:
         layer: int = -1,
         dtype: str = "bfloat16",
         device: str | None = None,
+        merged: bool = True,
     ) -> None:
         folder = None if adapter is None else adapter_folder(Path(adapter))
         if readout is None:
@@ -51,6 +55,10 @@ class Embedder:
         self.base = load_base(model, dtype, device)
         if folder is not None:
             load_adapter(self.base.model, folder)
+        # The digest of the adapter that is part of the weights now; "" where there is none.
+        self.merged = adapter_fingerprint(self.base.model) if merged else ""
+        if merged:
+            merge_adapter(self.base.model, self.base.model.dtype)
         check_readout(readout, self.base.model, layer)
         self.readout, self.layer = readout, layer
 
