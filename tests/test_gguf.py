@@ -15,7 +15,7 @@ from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.export.folders import export_folder
 from sempa.export.gguf import _LLAMA3, KINDS
-from sempa.model.adapter_files import save_adapter
+from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora
 
@@ -77,6 +77,18 @@ def test_llama_cpp_gives_sempas_vectors(kind, exported):
     base, adapter = str(exported / "base"), exported / "adapter"
     assert peers.smallest_cosine(Embedder(base, adapter, dtype="float32").encode(SENTENCES), found) >= NEAR[kind]
     assert peers.smallest_cosine(Embedder(base, dtype="float32").encode(SENTENCES), found) < 0.9
+
+
+def test_the_comparison_is_of_what_other_tools_read(exported, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+    base = load_base(str(exported / "base"), "float32", "cpu")
+    load_adapter(base.model, exported / "adapter")
+    save_adapter(base.model, tmp_path, str(exported / "base"), "attention-sum")
+    monkeypatch.setattr("sys.argv", ["peers.py", str(tmp_path)])
+    peers.main()
+    cosines = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(cosines) == 4
+    assert min(cosines) >= NEAR["q8_0"]
 
 
 def test_the_same_file_chats_through_the_models_own_template(exported):

@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--old", help="a Python with transformers 4.57")
     arguments = parser.parse_args()
     model = base_name(arguments.model, adapter_folder(arguments.run))
-    ours = Embedder(model, arguments.run, dtype="float32", device="cpu").encode(SENTENCES)
+    # What other tools read, wherever the adapter was trained.
+    ours = Embedder(model, arguments.run, "prompteol", dtype="float32", device="cpu").encode(SENTENCES)
     with tempfile.TemporaryDirectory() as folder:
         export_folder(model, arguments.run, Path(folder) / "merged", "merged", "float32")
         for python in filter(None, (sys.executable, arguments.old)):

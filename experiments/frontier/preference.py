@@ -90,7 +90,9 @@ def train_and_measure(config: Config, base: BaseModel, task: StsTask) -> list[di
         looks += 1
         if looks in LOOKS:
             kl = divergence(base, held_out, 1.0)
-            points.append({"triplets": looks * STRIDE * config.batch_size, "kl": kl, **measure(base, task)})
+            # The last look is at the end, however many steps ago the one before was.
+            seen = min(looks * STRIDE * config.batch_size, round(config.epochs * len(dataset.train)))
+            points.append({"triplets": seen, "kl": kl, **measure(base, task)})
             print(json.dumps(points[-1]), flush=True)
         # Every adapter is as good as another here: the run folder is not read.
         return 0.0
@@ -113,7 +115,8 @@ def plot(result: dict) -> str:
             style = {"marker": "o", "markersize": 4, "linestyle": "-" if once else "--", "linewidth": 1.2}
             axis.plot(seen, values, color=COLOURS[run["name"]], label=label, **style)
         axis.set_xscale("log")
-        ticks = sorted({point["triplets"] for run in result["runs"] for point in run["points"]})
+        longest = max((run["points"] for run in result["runs"]), key=lambda points: points[-1]["triplets"])
+        ticks = [point["triplets"] for point in longest]
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("triplets seen")
