@@ -121,7 +121,7 @@ def describe(embedder: Embedder) -> dict:
     """
     model = embedder.base.model
     settings = {
-        "adapter": embedder.merged or adapter_fingerprint(model),
+        "adapter": embedder.merged_adapter or adapter_fingerprint(model),
         "weights": weights_fingerprint(embedder.base),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,

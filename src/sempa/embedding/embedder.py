@@ -56,7 +56,7 @@ class Embedder:
         if folder is not None:
             load_adapter(self.base.model, folder)
         # The digest of the adapter that is part of the weights now; "" where there is none.
-        self.merged = adapter_fingerprint(self.base.model) if merged else ""
+        self.merged_adapter = adapter_fingerprint(self.base.model) if merged else ""
         if merged:
             merge_adapter(self.base.model, self.base.model.dtype)
         check_readout(readout, self.base.model, layer)
