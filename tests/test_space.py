@@ -42,7 +42,7 @@ def adapter(tiny_folder, tmp_path_factory):
 def embedders(tiny_folder, adapter):
     return {
         "base": Embedder(str(tiny_folder), dtype="float32", device="cpu"),
-        "aligned": Embedder(str(tiny_folder), adapter, dtype="float32", device="cpu"),
+        "aligned": Embedder(str(tiny_folder), adapter, dtype="float32", device="cpu", merged=False),
     }
 
 
