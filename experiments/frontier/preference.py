@@ -33,8 +33,9 @@ RUNS: dict[str, dict[str, object]] = {
     "DPO + anchor": {"retention": 0.0, "anchor": 1.0},
     "DPO + retention": {},
     "full rankings + retention": {"objective": "plackett-luce"},
+    "DPO + anchor + retention": {"anchor": 1.0},
 }
-COLOURS = dict(zip(RUNS, ("#999999", "#56b4e9", "#d55e00", "#009e73"), strict=True))
+COLOURS = dict(zip(RUNS, ("#999999", "#56b4e9", "#d55e00", "#009e73", "#cc79a7"), strict=True))
 # Optimiser steps between two looks, and after how many of them the adapter is measured: 320 triplets, 1,280, …
 STRIDE, LOOKS = 20, (1, 4, 9, 18, 27, 36)
 
@@ -125,7 +126,7 @@ def plot(result: dict) -> str:
             axis.set_title(f"STS-B dev at {key}, ρ × 100")
     axes[2].set_ylim(bottom=0)
     axes[2].set_title("KL(base ‖ policy), nats per token")
-    axes[0].legend(frameon=False, labelcolor=INK, fontsize=7)
+    axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="center right")
     title = "Similarity and divergence while preference alignment trains without contrast"
     return standalone(svg(figure, "preference", title))
 
