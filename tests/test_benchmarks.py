@@ -20,7 +20,7 @@ def texts(picture):
 
 
 @pytest.mark.parametrize("name", ["training-bfloat16", "embedding-bfloat16", "gatherer-bfloat16", "gatherer-trained"])
-def test_a_bar_for_every_contestant_with_its_ratio(name):
+def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_the_stored_figures(name):
     rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
     picture = load_script(BENCHMARKS / "draw.py").bars(rows)
     shown = texts(picture)
@@ -28,6 +28,7 @@ def test_a_bar_for_every_contestant_with_its_ratio(name):
         assert any(text.endswith(row["contestant"]) for text in shown)
         ratio = next(value for key, value in row.items() if key.startswith("x "))
         assert f"{ratio:.2f}" in shown
+    assert sorted(shown) == sorted(texts((RESULTS / f"{name}.svg").read_text(encoding="utf-8")))
 
 
 def test_growth_is_drawn_over_everything_that_grows():
