@@ -52,6 +52,18 @@ def newest(run):
     return run / "checkpoints" / "step-000006.safetensors"
 
 
+def test_a_copy_of_a_checkpoint_is_no_checkpoint_and_is_not_removed(run):
+    folder, _ = run
+    copy = newest(folder).with_stem("step-000006-copy")
+    copy.write_bytes(newest(folder).read_bytes())
+    assert checkpoint_files(folder)[-1] == newest(folder)
+    for step in (9, 12, 15):
+        model, optimizer = learner(step)
+        save_checkpoint(folder, step, model, optimizer, {})
+    assert copy.exists()
+    assert [path.stem for path in checkpoint_files(folder)] == ["step-000012", "step-000015"]
+
+
 def test_a_checkpoint_restores_adapter_and_moments_bit_for_bit(tmp_path):
     model, optimizer = learner()
     assert load_checkpoint(tmp_path, model, optimizer) == {}

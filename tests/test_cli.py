@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -221,18 +222,37 @@ def test_responses_and_prompts_that_are_too_long_are_skipped_counted_and_told_ap
 
 
 def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
-    import os
     import signal
 
     import torch
 
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (os.kill(os.getpid(), signal.SIGINT), real(self))[1])
-    assert main(["train", str(config)]) == 130
-    assert f"sempa train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    folder = tmp_path / "a run"
+    assert main(["train", str(config), f"output={folder}"]) == 130
+    assert f"sempa train --resume '{folder}'" in capsys.readouterr().err
     monkeypatch.setattr(torch.optim.AdamW, "step", real)
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "report.json").exists()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert (folder / "report.json").exists()
+    capsys.readouterr()
+    assert f"sempa train --resume '{folder}'" in fails(capsys, "train", config, f"output={folder}")
+
+
+def test_a_device_that_is_not_there_and_a_folder_that_cannot_be_written_as_text_are_one_sentence(
+    config, tmp_path, capsys
+):
+    assert "device: 'cuda:99' cannot be used here" in fails(capsys, "train", config, "device=cuda:99")
+    latin = os.fsdecode(b"caf\xe9")
+    assert "cannot be written: 'utf-8' codec can't encode" in fails(
+        capsys, "train", config, f"output={tmp_path}/{latin}"
+    )
+
+
+def test_a_scored_pair_that_is_too_long_is_found_before_training(config, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "pairs.csv"
+    file.write_text(f"split,sentence1,sentence2,score\ndev,{'long ' * 3000},b,1\ndev,c,d,2\ndev,e,f,3\n")
+    monkeypatch.setattr("sempa.run.train", lambda *_: pytest.fail("training began"))
+    assert "sentence 0: has " in fails(capsys, "train", config, f"sts_dir={file}")
 
 
 def test_ctrl_c_while_the_report_is_made_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):

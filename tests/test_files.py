@@ -1,6 +1,7 @@
 """Outputs are checked before the work, a cache is never needed, and standard output may go away."""
 
 import errno
+import math
 import os
 import stat
 import subprocess
@@ -96,7 +97,20 @@ def test_a_home_is_a_tilde_in_every_path(tmp_path, monkeypatch, source):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SEMPA_CACHE", "~/cache")
     assert user_path("~/in.csv") == source
+    # As in a shell: a user who is not there has no home, so it is a name.
+    assert user_path("~nobody-of-that-name.csv") == Path("~nobody-of-that-name.csv")
     assert cache_folder() == tmp_path / "cache"
+
+
+def test_a_path_that_is_too_long_is_one_sentence(tmp_path, capsys):
+    assert main(["embed", "a sentence " * 40, str(tmp_path / "v.npy")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sempa: ") and "File name too long" in line
+
+
+def test_json_has_no_nan(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [math.nan, 1.5], "b": {"c": -math.inf}})
+    assert files.read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": {"c": None}}
 
 
 def test_the_command_line_expands_a_tilde(tmp_path, monkeypatch, source, tiny_folder):

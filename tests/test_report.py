@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sempa.io.files import finite
 from sempa.report import plots
 from sempa.report.run_report import page, terminal_table, write_report
-from sempa.report.tables import finite
 
 VOID = {"meta", "br", "link", "img", "input"}
 

@@ -390,6 +390,14 @@ def test_a_full_queue_is_429_and_its_clients_come_in_later(embedder, endless):
         assert running.result()
 
 
+def test_streams_that_begin_at_once_count_as_answers_at_once(embedder, endless):
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 400, "stream": True}
+    with serving(embedder, answers=2) as address, ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda _: post(address, CHAT, body).status_code, range(24)))
+        assert (found.count(200), found.count(429)) == (2, 22)
+        until(lambda: metric(address, "sempa_answers_running") == 0)
+
+
 def test_what_takes_too_long_is_504_and_stops(embedder, endless):
     ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2000}
     with serving(embedder, seconds=0.3) as address:
@@ -491,9 +499,11 @@ def test_a_client_that_gave_up_leaves_the_others_their_batch(embedder):
 def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embedder, tiny_folder, tmp_path):
     save_adapter(embedder.base.model, tmp_path / "adapter", str(tiny_folder))
     command = [sys.executable, "-m", "sempa", "serve", "--adapter", str(tmp_path), "--port", "0", "--dtype", "float32"]
+    # Served from within, a folder has its own name.
+    command += ["."]
     environment = os.environ | {"SEMPA_API_KEY": "k"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, env=environment) as process:
+    with subprocess.Popen(command, **pipes, env=environment, cwd=tiny_folder) as process:
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
         name = tiny_folder.name
         own = client(address, api_key="k")

@@ -243,7 +243,7 @@ def test_a_folder_without_tasks_is_refused_with_what_was_expected(tmp_path):
     for expected in ("STS12 to STS16", "STS.input.*.txt", "sts-dev.csv", "SICK_trial.txt"):
         assert expected in message
     assert "no such file" in error_of(tmp_path / "absent")
-    assert "no STS task (splits: valid; found SICK train, SICK trial" in error_of(tmp_path / "all" / "SICK", "valid")
+    assert "splits: found 'valid', expected some of train" in error_of(tmp_path / "all" / "SICK", "valid")
 
 
 def test_a_missing_task_is_refused_with_what_the_folder_has(tmp_path):

@@ -412,7 +412,7 @@ def test_the_command_prints_and_writes_the_table_and_goes_on(
     command = ["table", "--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu", "--sts", str(benchmark)]
     command += [
         "--splits",
-        "dev,trial",
+        "dev, trial",
         "--resamples",
         "20",
         "--readouts",
@@ -429,7 +429,7 @@ def test_the_command_prints_and_writes_the_table_and_goes_on(
     report = json.loads((tmp_path / "table.json").read_text())
     labels = ["prompteol", "mean@1", *(f"mean + {adapter}" for adapter in adapters)]
     assert [row["label"] for row in report["rows"]] == labels
-    assert report["settings"]["splits"] == "dev,trial"
+    assert report["settings"]["splits"] == "dev, trial"
     assert report["versions"]["torch"]
     # Only the adapters' rows were new.
     assert len(seen) == 2 * len(set(seen))
@@ -452,9 +452,35 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     assert "mine: a sample of 6 of its 9 scored pairs" in out
 
 
+def test_adapters_of_different_bases_are_refused_unless_the_base_is_named(
+    benchmark, adapters, tiny_folder, tmp_path, capsys
+):
+    other = shutil.copytree(adapters[0], tmp_path / "adapter")
+    config = other / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tiny_folder), "another/base"))
+    command = [
+        "table",
+        "--sts",
+        str(benchmark),
+        "--splits",
+        "dev",
+        "--sets",
+        "STS-B",
+        "--readouts",
+        "mean",
+        "--resamples",
+        "0",
+    ]
+    command += ["--dtype", "float32", "--adapter", adapters[0], "--adapter", str(other), "--output", str(tmp_path)]
+    assert main(command) == 2
+    assert f"found adapters of {tiny_folder} and another/base, expected one base" in capsys.readouterr().err
+    assert main([*command, "--model", str(tiny_folder)]) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (["--splits", "dev, tset"], "splits: found 'tset', expected some of train, dev, trial, test"),
         (["--readouts", "meen"], "readout: found 'meen', expected some of mean"),
         (["--sets", "STS12,sick"], "0 tasks for sick (splits: dev, trial; found STS12, STS13"),
         (["--splits", "test"], "0 tasks for STS-B (splits: test; found STS12, STS13, STS14, STS15, STS16, STS-B dev"),

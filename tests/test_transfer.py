@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -302,6 +303,19 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(folder, tiny_folder, tmp
     assert main([*command, *change]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert message in line
+
+
+def test_a_class_too_small_for_the_folds_is_found_before_embedding_and_any_seed_is_taken(folder, base, tmp_path):  # noqa: F811
+    short = shutil.copytree(folder, tmp_path / "short")
+    for name in ("custrev.pos", "custrev.neg"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (short / name).write_text("".join(lines[: 11 if name.endswith("neg") else 13]))
+    with pytest.raises(SempaError, match="CR: found a class of 11 examples, expected 12 for 10 folds"):
+        measure_transfer(base, [Method("mean")], read_transfer(short, ["CR"]), tmp_path)
+    (short / "custrev.neg").write_text("".join((folder / "custrev.neg").read_text().splitlines(keepends=True)[:12]))
+    tasks = read_transfer(short, ["CR"])
+    (found,) = measure_transfer(base, [Method("mean")], tasks, tmp_path, seed=2**40)[Method("mean")]
+    assert found.shape == (25,)
 
 
 def test_without_scikit_learn_the_extra_is_named(folder, base, tmp_path, monkeypatch):  # noqa: F811

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
+from sempa.batching.batches import hold_out
 from sempa.data.triplets import EMPTY, EQUAL, INCOMPLETE, REPEATED, UNLABELLED, Triplet, read_triplets
 from sempa.io.rows import numbered_lines
 
@@ -399,3 +400,14 @@ def test_the_snli_dev_pairs_give_the_same_triplets_but_one_a_premise():
     assert len(every) == 3253
     assert f"{REPEATED}: 3, first" in note or f"{EQUAL}: " in note
     assert {tuple(t) for t in texts(ready)} <= {tuple(t) for t in texts(every)}
+
+
+@given(st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=60), st.integers(0, 20), st.integers(0, 3))
+def test_what_is_held_out_has_whole_premises_and_never_more_than_a_fifth(premises, count, seed):
+    triplets = [Triplet(premise, f"yes {i}", f"no {i}", line=i) for i, premise in enumerate(premises)]
+    train, held_out = hold_out(triplets, count, seed)
+    assert sorted(triplet.line for triplet in train + held_out) == list(range(len(triplets)))
+    assert not {triplet.sentence for triplet in train} & {triplet.sentence for triplet in held_out}
+    assert len(held_out) <= len(triplets) // 5
+    if len(set(premises)) == len(premises):
+        assert len(held_out) == min(count, len(triplets) // 5)

@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
     tasks = read_sts(arguments.sts, arguments.splits.split(",")) if arguments.sts else []
     if not (tasks or arguments.sentences):
         raise SempaError("give sentences, or --sts PATH")
-    base = load_embedder(arguments).base
+    base = load_embedder(arguments, merged=False).base
     sentences = [*arguments.sentences, *distinct_sentences(pair for task in tasks for pair in task.pairs)]
     sides = embed_sides(base, sentences, aligned=arguments.adapter is not None)
     blocks = []

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from sempa import SempaError
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 
 SMALL = {
@@ -196,6 +197,16 @@ def test_the_program_prints_sentences_and_tasks(tiny_folder, tmp_path, capsys):
             main([*model, *arguments])
         assert left.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_program_shows_the_base_beside_the_adapter(tiny_folder, tmp_path, capsys):
+    save_adapter(adapt(make_llama(), 1.0), tmp_path, str(tiny_folder))
+    shown = []
+    for adapter in ([], ["--adapter", str(tmp_path)]):
+        main(["--model", str(tiny_folder), "--dtype", "float32", *adapter, "--top", "3", SENTENCES[0]])
+        shown.append([line.split() for line in capsys.readouterr().out.splitlines()])
+    (base,), (same, aligned) = (lines[2][2:] for lines in shown)
+    assert base == same != aligned
 
 
 def test_wrong_arguments_are_named(tokenizer, tiny_llama):

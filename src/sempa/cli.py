@@ -53,7 +53,8 @@ def _run(argv: Sequence[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.run(arguments)
-    except SempaError as error:
+    # Also a path that is too long or may not be entered, wherever it is first looked at.
+    except (SempaError, OSError) as error:
         print(f"sempa: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -70,11 +71,12 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands, or one that knows the arguments of the command `only` and imports no other."""
+    lines = {group: "".join(f"  {name:12}{text}\n" for name, text in own.items()) for group, own in COMMANDS.items()}
     parser = _Parser(
         prog="sempa",
         usage="sempa COMMAND ...",
         description="Sentence-level preference alignment: a chat LLM learns to embed and still chats.",
-        epilog="\n".join([*map(_group_lines, COMMANDS), _EPILOGUE]),
+        epilog="\n".join([*(f"{group}:\n{own}" for group, own in lines.items()), _EPILOGUE]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sempa {__version__}")
@@ -89,10 +91,6 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
             subparser.set_defaults(run=module.run)
             module.add_arguments(subparser)
     return parser
-
-
-def _group_lines(group: str) -> str:
-    return f"{group}:\n" + "".join(f"  {name:12}{text}\n" for name, text in COMMANDS[group].items())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:

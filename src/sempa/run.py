@@ -6,13 +6,14 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 import torch
 
 from sempa.batching.batches import MAX_LENGTH, Dataset, load_dataset
 from sempa.config import CAPTIONS, Config, dump_config, load_config
-from sempa.data.sts import StsTask, caption_pairs, development_task, sample_task
-from sempa.embedding.embed import embed
+from sempa.data.sts import StsTask, caption_pairs, development_task, distinct_sentences, sample_task
+from sempa.embedding.embed import embed, sentence_prompts
 from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
@@ -50,7 +51,7 @@ def start_run(config: Config, command: str) -> dict:
             if (run / "report.json").exists() or checkpoint_files(run):
                 raise SempaError(
                     f"output {config.output}: holds a run already; go on with it by `sempa train --resume "
-                    f"{config.output}` or give another output=…"
+                    f"{quote(config.output)}` or give another output=…"
                 )
             write_atomic(run / "config.yaml", dump_config(config))
         return _run(config, run, command)
@@ -71,8 +72,6 @@ def _only_writer(run: Path) -> AbstractContextManager[None]:
 
 def _run(config: Config, run: Path, command: str) -> dict:
     began, is_first = time.perf_counter(), process_rank() == 0
-    if is_first:
-        write_json(run / "environment.json", {"command": command, **origin(config.device)})
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
     dev = development_sample(config, tasks)
@@ -80,8 +79,11 @@ def _run(config: Config, run: Path, command: str) -> dict:
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
     check_readout(config.readout, model=base.model)
+    for task in tasks:
+        sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
     if is_first:
+        write_json(run / "environment.json", {"command": command, **origin(config.device)})
         print(*notes, *dataset.notes, sep="\n")
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)

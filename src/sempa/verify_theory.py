@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from sempa.report.tables import finite
+    from sempa.io.files import finite
     from sempa.theory.statement import verify
 
     if arguments.trials < 1:

@@ -1,6 +1,7 @@
 """From a config to what a step of the loop takes: preferences as token ids, in batches of packed rows."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,8 +73,11 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
 def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
     """Set about `count` triplets aside (never more than a fifth), all of a premise together, and shuffle the rest."""
     order = torch.randperm(len(triplets), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(count, len(triplets) // 5)
-    premises = {triplets[i].sentence for i in order[:count]}
+    sizes, premises, held = Counter(triplet.sentence for triplet in triplets), set(), 0
+    for premise in dict.fromkeys(triplets[i].sentence for i in order):
+        if held < count and held + sizes[premise] <= len(triplets) // 5:
+            premises.add(premise)
+            held += sizes[premise]
     train = [triplets[i] for i in order if triplets[i].sentence not in premises]
     return train, [triplets[i] for i in order if triplets[i].sentence in premises]
 

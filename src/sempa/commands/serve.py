@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Connections inherit it: a token is sent at once, not when the client has acknowledged the one before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
     embedder = load_embedder(arguments)
-    name = arguments.name or Path(arguments.model).name
+    name = arguments.name or Path(arguments.model).resolve().name
     limits = Limits(tokens=arguments.max_tokens, requests=arguments.queue, seconds=arguments.timeout)
     app = make_app(embedder, name, limits, key)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(arguments.timeout) + 1)

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     for adapter in adapters:
         methods += parse_methods(arguments.adapter_readouts or adapter_readout(adapter), str(adapter))
     check_output(arguments.output, folder=True)
-    sets = arguments.sets.split(",") if arguments.sets else None
+    sets = [name.strip() for name in arguments.sets.split(",")] if arguments.sets else None
     if arguments.transfer:
         tasks = read_transfer(arguments.transfer, sets or TASKS)
     else:
@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
         tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets or SETS)
         if arguments.pairs:
             tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
-    name = base_name(arguments.model, adapters[0] if adapters else None)
+    name, *others = {base_name(arguments.model, adapter): 0 for adapter in adapters or [None]}
+    if others:
+        raise SempaError(f"adapter: found adapters of {name} and {others[0]}, expected one base; or name it by --model")
     base = load_base(name, arguments.dtype, arguments.device)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "run"}
     report = {"model": name, "base_source": base.source, "settings": settings, **origin(arguments.device)}

@@ -38,4 +38,5 @@ def run(arguments: argparse.Namespace) -> None:
         # A second Ctrl-C, or one while the report is made, may come before anything is saved.
         if not checkpoint_files(folder):
             raise KeyboardInterrupt from None
-        raise KeyboardInterrupt(f"stopped and saved; go on with: sempa train --resume {folder}") from None
+        again = shlex.join(["sempa", "train", "--resume", str(folder)])
+        raise KeyboardInterrupt(f"stopped and saved; go on with: {again}") from None

@@ -75,7 +75,9 @@ def read_sts(
     Raises `SempaError` when nothing is found or one of `sets` not exactly once, and for rows of the wrong width, scores
     that are not numbers, inputs and gold scores of different length, empty sentences, and fewer than two scored pairs.
     """
-    path = Path(path)
+    path, splits = Path(path), [split.strip() for split in splits]
+    if unknown := set(splits) - set(SPLITS):
+        raise SempaError(f"splits: found {min(unknown)!r}, expected some of {', '.join(SPLITS)}")
     if not path.is_dir():
         return _read_file(path, splits, columns)
     found = _benchmarks(path)

@@ -42,6 +42,10 @@ def measure_transfer(
         vectors = embed_as(base, method, task.sentences, f"{task.name} {method.label}")
         return predict(task, vectors, seed).tolist()
 
+    for task in tasks:
+        rarest = min(np.bincount(task.splits["all" if "all" in task.splits else "train"].labels), default=0)
+        if rarest < FOLDS + 2:
+            raise SempaError(f"{task.name}: found a class of {rarest} examples, expected {FOLDS + 2} for {FOLDS} folds")
     predictions: dict[Method, list[np.ndarray]] = {}
     for method, key in row_keys(base, methods, (seed, version)).items():
         predictions[method] = []
@@ -73,7 +77,7 @@ def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0
     centre = parts["train" if "train" in parts else "all"][0].mean(0)
     for features, _ in parts.values():
         features -= centre
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
     search = GridSearchCV(LogisticRegression(max_iter=MOST_STEPS), {"C": STRENGTHS}, cv=folds)
     if "all" in parts:
         return cross_val_predict(search, *parts["all"], cv=folds)

@@ -66,4 +66,4 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
 def _base_name(model: str) -> str:
     """A base's name on the hub, else without the folders of one machine."""
     on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
-    return model if on_hub else Path(model).name
+    return model if on_hub else Path(model).resolve().name

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder or a missing permission into a `SempaError` that names the path."""
+    """Turn a full disk, a forbidden folder or a text that is not UTF-8 into a `SempaError` that names the path."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise SempaError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -77,8 +78,17 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON, atomically; `finite` of it."""
+    write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: object) -> object:
+    """The value with every NaN and infinity in it replaced by None, since JSON has neither."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> object:
@@ -120,7 +130,7 @@ def fingerprint(*parts: object) -> str:
 
 def user_path(path: str | Path) -> Path:
     """The path with a leading `~` replaced by the home folder, as a shell does where it sees one."""
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # noqa: PTH111, which raises for a user who is not there
 
 
 def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:

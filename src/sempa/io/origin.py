@@ -19,11 +19,10 @@ def origin(device: str | None = None) -> dict:
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
     packages = {name: importlib.metadata.version(name) for name in names}
     versions = {"python": platform.python_version(), "sempa": __version__, **packages}
-    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(models, platform.processor() or platform.machine())
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     machine = {
         "cpu": name,

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from sempa.io.files import write_atomic, write_json
+from sempa.io.files import finite, write_atomic, write_json
 from sempa.io.rows import many
 from sempa.report import plots
-from sempa.report.tables import Table, finite, html_page, interval_cell, number, plain_text
+from sempa.report.tables import Table, html_page, interval_cell, number, plain_text
 
 # Name, key and form of each measure; the arrow points to the better end.
 _MEASURES = (
@@ -25,7 +25,7 @@ def write_report(run: Path, report: dict, history: Sequence[dict]) -> None:
     """Write `report.json` and `report.html` into the run folder; NaN and infinity become null."""
     write_atomic(run / "report.html", page(report, history))
     # Last, because a run with a report.json counts as finished.
-    write_json(run / "report.json", finite(report))
+    write_json(run / "report.json", report)
 
 
 def terminal_table(report: dict) -> str:

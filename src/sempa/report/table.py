@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sempa.data.sts import SETS
 from sempa.io.files import write_atomic, write_json
-from sempa.report.tables import Table, csv_text, finite, html_page, interval_cell, markdown, number, plain_text
+from sempa.report.tables import Table, csv_text, html_page, interval_cell, markdown, number, plain_text
 
 Content = tuple[list[Table], list[Table], list[str]]
 """The main tables, those with the details, and the sentences that explain both."""
@@ -19,7 +19,7 @@ def write_table(folder: Path, name: str, report: dict, content: Content) -> str:
     tables, details, notes = content
     settings = {key: report.get(key) for key in ("settings", "base_source", "versions")}
     page = html_page("table.html", report=report, tables=tables, details=details, explained=notes, settings=settings)
-    write_json(folder / f"{name}.json", finite(report))
+    write_json(folder / f"{name}.json", report)
     rows = [{"method": row["label"], **_figures(row)} for row in report["rows"]]
     write_atomic(folder / f"{name}.csv", csv_text(rows))
     write_atomic(folder / f"{name}.md", markdown([*tables, *details], notes))

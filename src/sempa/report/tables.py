@@ -79,15 +79,6 @@ def interval_cell(ends: Sequence[float] | None, sign: str = "") -> str:
     return f"{ends[0]:{sign}.1f} – {ends[1]:{sign}.1f}" if ends else ""
 
 
-def finite(value: object) -> object:
-    """The value with every NaN and infinity in it replaced by None, since JSON has neither."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 _PAGES = Environment(loader=PackageLoader("sempa.report", "pages"), autoescape=True, trim_blocks=True)
 _PAGES.filters |= {"number": number, "pretty": lambda data: json.dumps(data, indent=2, ensure_ascii=False)}
 

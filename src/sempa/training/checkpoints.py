@@ -64,5 +64,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
 
 def checkpoint_files(run: Path) -> list[Path]:
     """The files `checkpoints/step-….safetensors` of a run, damaged ones included, in the order of their steps."""
-    files = (run / "checkpoints").glob("step-*.safetensors")
-    return sorted(files, key=lambda path: int(path.stem.removeprefix("step-")))
+    # A copy that somebody made has more than a number in its name.
+    files = {path.stem.removeprefix("step-"): path for path in (run / "checkpoints").glob("step-*.safetensors")}
+    return [files[step] for step in sorted(filter(str.isdecimal, files), key=int)]

@@ -219,6 +219,6 @@ def _preference_metrics(
 def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:
     lines = sorted(preference.line for preference in batch.preferences)
     return SempaError(
-        f"step {step + 1}: {found}; the batch is lines {', '.join(map(str, lines))} of {config.triplets}; "
-        f"the last checkpoint is intact: lower learning_rate ({config.learning_rate:g}) or fix the data"
+        f"step {step + 1}: {found}; checkpoints are intact: lower learning_rate ({config.learning_rate:g}) or fix the "
+        f"data; the batch is, of {config.triplets}, lines {', '.join(map(str, lines))}"
     )

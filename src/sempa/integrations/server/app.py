@@ -165,7 +165,9 @@ class ModelRoutes:
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         pieces = self.engine.answer(prompt, asked)
         if asked.stream:
-            events = _events(head, len(prompt), pieces, asked.stream_options.get("include_usage", False))
+            # The answer begins before its response does: from here on it is among those that are being written.
+            first = await anext(pieces)
+            events = _events(head, len(prompt), first, pieces, asked.stream_options.get("include_usage", False))
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         whole: list[Piece] = []
         async with contextlib.aclosing(pieces):
@@ -205,9 +207,9 @@ class ModelRoutes:
 
 
 async def _events(
-    head: dict, prompt_tokens: int, pieces: AsyncGenerator[Piece, None], include_usage: bool
+    head: dict, prompt_tokens: int, piece: Piece | None, pieces: AsyncGenerator[Piece, None], include_usage: bool
 ) -> AsyncIterator[str]:
-    """The answer as server-sent events."""
+    """The answer as server-sent events; `piece` is its first."""
 
     def event(choices: list[dict], **more: dict) -> str:
         return f"data: {json.dumps(head | {'object': 'chat.completion.chunk', 'choices': choices} | more)}\n\n"
@@ -218,10 +220,12 @@ async def _events(
     count = 0
     async with contextlib.aclosing(pieces):
         yield chunk({"role": "assistant", "content": ""})
-        async for text, finish_reason in pieces:
+        while piece is not None:
+            text, finish_reason = piece
             count += 1
             if text or finish_reason:
                 yield chunk({"content": text} if text else {}, finish_reason)
+            piece = await anext(pieces, None)
     if include_usage:
         yield event([], usage=_usage(prompt_tokens, count))
     yield "data: [DONE]\n\n"
