@@ -19,7 +19,13 @@ def texts(picture):
     return re.findall(r">([^<]*)</text>", picture)
 
 
-@pytest.mark.parametrize("name", ["training-bfloat16", "embedding-bfloat16", "gatherer-bfloat16", "gatherer-trained"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("training-bfloat16", "training-avx512", "embedding-bfloat16", "embedding-avx512"),
+        *("gatherer-bfloat16", "gatherer-trained"),
+    ],
+)
 def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_the_stored_figures(name):
     rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
     picture = load_script(BENCHMARKS / "draw.py").bars(rows)
