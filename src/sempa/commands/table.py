@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets or SETS)
         if arguments.pairs:
             tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]
-    name, *others = {base_name(arguments.model, adapter): 0 for adapter in adapters or [None]}
+    name, *others = dict.fromkeys(base_name(arguments.model, adapter) for adapter in adapters or [None])
     if others:
         raise SempaError(f"adapter: found adapters of {name} and {others[0]}, expected one base; or name it by --model")
     base = load_base(name, arguments.dtype, arguments.device)
