@@ -43,8 +43,7 @@ def read_hellaswag(path: Path, count: int = 0) -> list[HellaSwagTask]:
     if not 0 < count < len(tasks):
         return tasks
     # The first third of the published file is of one source and easier than the rest.
-    drawn = np.sort(np.random.default_rng(0).permutation(len(tasks))[:count])
-    return [tasks[place] for place in drawn]
+    return [tasks[place] for place in np.sort(np.random.default_rng(0).permutation(len(tasks))[:count])]
 
 
 def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
@@ -65,8 +64,7 @@ def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
 
         with adapter_disabled(base.model):
             before = right()
-        after = right()
-    return {"tasks": len(tasks), **compare_accuracies(before, after)}
+        return {"tasks": len(tasks), **compare_accuracies(before, right())}
 
 
 def _task(line: str, place: str) -> HellaSwagTask:

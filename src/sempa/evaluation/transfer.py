@@ -39,8 +39,7 @@ def measure_transfer(
         raise SempaError(f"scikit-learn is missing ({error}); install it with: pip install scikit-learn") from error
 
     def measure(method: Method, task: TransferTask) -> list[int]:
-        vectors = embed_as(base, method, task.sentences, f"{task.name} {method.label}")
-        return predict(task, vectors, seed).tolist()
+        return predict(task, embed_as(base, method, task.sentences, f"{task.name} {method.label}"), seed).tolist()
 
     for task in tasks:
         rarest = min(np.bincount(task.splits["all" if "all" in task.splits else "train"].labels), default=0)

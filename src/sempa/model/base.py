@@ -47,8 +47,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = pick_device(device)
     source = resolve_model(name)
-    config = open_config(name, source)
-    attention = attention_kind(config)
+    attention = attention_kind(open_config(name, source))
     precision = getattr(torch, dtype)
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
         # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.

@@ -11,8 +11,7 @@ from sempa.model.forward import row_states
 
 def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
     """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each example's responses: `[examples, responses]` float32, nats."""
-    hidden = row_states(model, row.packed)
-    return sum_by_response(response_token_logprobs(model, hidden, row), row)
+    return sum_by_response(response_token_logprobs(model, row_states(model, row.packed), row), row)
 
 
 def response_token_logprobs(model: PreTrainedModel, hidden: Tensor, row: PreferenceRow) -> Tensor:

@@ -39,8 +39,7 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def gumbel_choice(noise: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for rewards in ((1.5, 0.0, -0.5), (2.0, 1.0, 0.5, 0.0)):
         scores = torch.tensor(rewards, dtype=torch.float64)
-        perturbed = scores + noise((_SAMPLES, len(rewards)), generator)
-        order = perturbed.argsort(dim=1, descending=True)
+        order = (scores + noise((_SAMPLES, len(rewards)), generator)).argsort(dim=1, descending=True)
         for places in (1, len(rewards)):
             heads = list(permutations(range(len(rewards)), places))
             seen = torch.stack([(order[:, :places] == torch.tensor(head)).all(1).double().mean() for head in heads])

@@ -27,8 +27,7 @@ def expected_log_sum(fixed: Tensor, values: Tensor, probabilities: Tensor, draws
     fixed, values = fixed / unit, values / unit[:, None]
     # The right end lies where e^{−uA} alone has died out.
     end = _HIGH - float(fixed.log().min())
-    log_u = torch.arange(_LOW, end, _STEP, dtype=torch.float64)
-    u = log_u.exp()
+    u = torch.arange(_LOW, end, _STEP, dtype=torch.float64).exp()
     integral = torch.zeros_like(fixed)
     for row in range(len(fixed)):
         transform = (probabilities[row] * torch.expm1(-u[:, None] * values[row])).sum(1)
