@@ -174,7 +174,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
 
 def test_a_loss_that_refuses_nan_stops_with_step_and_lines_too(setting, monkeypatch):
     monkeypatch.setattr("sempa.training.step.MAX_GRAD_NORM", 1e20)
-    with pytest.raises(SempaError, match=r"step \d+: .*(nan|inf).*learning_rate \(1e\+20\).*, lines \d"):
+    expected = r"step \d+: .*(nan|inf).*learning_rate \(1e\+20\).*; the batch is, of .*, lines \d"
+    with pytest.raises(SempaError, match=expected):
         setting(learning_rate=1e20, epochs=9.0, contrast=1.0)
 
 

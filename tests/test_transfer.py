@@ -312,6 +312,10 @@ def test_a_class_too_small_for_the_folds_is_found_before_embedding_and_any_seed_
         (short / name).write_text("".join(lines[: 11 if name.endswith("neg") else 13]))
     with pytest.raises(SempaError, match="CR: found a class of 11 examples, expected 12 for 10 folds"):
         measure_transfer(base, [Method("mean")], read_transfer(short, ["CR"]), tmp_path)
+    # Where a development set chooses C there are no folds.
+    short_train = (folder / "stsa.binary.train").read_text().splitlines(keepends=True)[:8]
+    (short / "stsa.binary.train").write_text("".join(short_train))
+    assert measure_transfer(base, [Method("mean")], read_transfer(short, ["SST2"]), tmp_path)
     (short / "custrev.neg").write_text("".join((folder / "custrev.neg").read_text().splitlines(keepends=True)[:12]))
     tasks = read_transfer(short, ["CR"])
     (found,) = measure_transfer(base, [Method("mean")], tasks, tmp_path, seed=2**40)[Method("mean")]

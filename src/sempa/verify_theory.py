@@ -66,9 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
         for path in draw_all(arguments.plot, arguments.seed):
             print(f"picture: {path}", file=sys.stderr)
     report = {"passed": passed, **{name: getattr(arguments, name) for name in ("seed", "trials", "model")}}
-    report = finite(report | {"statements": [verdict.as_dict() for verdict in verdicts]})
+    report |= {"statements": [verdict.as_dict() for verdict in verdicts]}
     if arguments.json == "-":
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(finite(report), indent=2, ensure_ascii=False))
     else:
         if arguments.json is not None:
             write_json(Path(arguments.json), report)
