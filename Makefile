@@ -13,7 +13,7 @@ help:
 	@echo "make isa      install, then run the tests that compute on fewer instructions"
 	@echo "make fuzz     install, then throw 100,000 broken inputs at every reader ($(FUZZ_OUTCOME)); goes on where it stopped"
 	@echo "make lint     check style and formatting"
-	@echo "make bench    install the peers, then race them: gatherer, training step, embedding, threads, growth (short form)"
+	@echo "make bench    install the peers, then race them: log-probability kernel, training step, embedding, threads, growth (short form)"
 	@echo "make docs     install, then build the documents' pages (site/index.html)"
 	@echo "make install  create .venv with pinned packages"
 
@@ -62,9 +62,9 @@ lint: install
 	touch $@
 
 bench: .venv/bench
-	$(BIN)/python experiments/benchmarks/gatherer.py --short
-	$(BIN)/python experiments/benchmarks/gatherer.py --short --trained
-	$(BIN)/python experiments/benchmarks/gatherer.py --short --growth
+	$(BIN)/python experiments/benchmarks/logprob_kernel.py --short
+	$(BIN)/python experiments/benchmarks/logprob_kernel.py --short --trained
+	$(BIN)/python experiments/benchmarks/logprob_kernel.py --short --growth
 	$(BIN)/python experiments/benchmarks/training.py --short
 	$(BIN)/python experiments/benchmarks/embedding.py --short
 	$(BIN)/python experiments/benchmarks/threads.py --short

@@ -3,7 +3,7 @@
     sempa serve smollm2-135m --adapter runs/smollm2_captions &
     python examples/retrieve_and_answer.py notes/ --question "Who plays music?"
 
-The adapter makes the embeddings good and leaves the chat as it was, so that no second model is in memory.
+The adapter makes the embeddings good and leaves the chat nearly as it was, so that no second model is in memory.
 """
 
 import argparse

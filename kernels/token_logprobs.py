@@ -8,7 +8,7 @@ For hidden state h, output embeddings U = (u_v) and target y, the log-probabilit
 
 The hidden gradient needs nothing from later in the graph except one scalar per token. So while a chunk's residual is
 at hand in the forward pass, the direction Σ_v r_v u_v is finished too, and the backward pass only scales it: two matrix
-products in all when the head is frozen, and no recomputation of the logits. A trained head costs the third, r ᵀ h: it
+products in all when the head is frozen, and no recomputation of the logits. A trained head costs the third, rᵀ h: it
 needs every token's upstream scalar, so the residuals wait for it as far as `KEPT_BYTES` go; the rest are recomputed.
 
 Between the products a few rows at a time, so that they stay in the cache, become residuals in place, with one
@@ -144,7 +144,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _chunks(rows: int, at_most: int) -> list[slice]:
-    """Cut rows into as few chunks as may be, of nearly equal size: a short last one is an inefficient product."""
+    """Cut rows into as few chunks as possible, of nearly equal size: a short last one is an inefficient product."""
     count = -(-rows // at_most)
     edges = [rows * i // max(1, count) for i in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

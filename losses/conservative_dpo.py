@@ -14,7 +14,7 @@ def conservative_dpo_loss(
     beta: float,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO for labels of which a share ε is flipped.
+    """DPO for labels of which a fraction ε is flipped.
 
     ℓ = −(1 − ε) log σ(m) − ε log σ(−m)   with m = β [log π(y⁺|x)/π_ref(y⁺|x) − log π(y⁻|x)/π_ref(y⁻|x)]
 

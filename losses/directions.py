@@ -26,7 +26,7 @@ def directions(loss: str, name: str, embeddings: Tensor) -> Tensor:
 
 
 def own_precision(x: Tensor) -> contextlib.AbstractContextManager:
-    """Inside, products keep the dtype of `x`, though `torch.autocast` surround them: cosines of 8 bits are too few."""
+    """Inside, products keep the dtype of `x`, even under `torch.autocast`: cosines of 8 bits are too coarse."""
     device = x.device.type
     # The meta device knows no autocast, and would raise where it is asked for it.
     known = torch.amp.is_autocast_available(device)

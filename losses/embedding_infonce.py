@@ -1,4 +1,4 @@
-"""Contrastive fine-tuning of the embedding: nearer to one's own paraphrase than to everybody else's."""
+"""Contrastive fine-tuning of the embedding: closer to its own paraphrase than to all others."""
 
 import torch
 from torch import Tensor

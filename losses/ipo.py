@@ -22,7 +22,7 @@ def ipo_loss(
 
     Args:
         policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats. Sums over the response's tokens, as in
-            the equation, or means per token, as in TRL, where a margin then is nats per token and β larger by as much.
+            the equation, or means per token, as in TRL, with margins in nats per token and β larger accordingly.
         policy_rejected: `[batch]` the same of the rejected sentence.
         reference_chosen: `[batch]` log π_ref(y⁺|x), no gradient needed.
         reference_rejected: `[batch]` log π_ref(y⁻|x).

@@ -1,4 +1,4 @@
-"""What every loss over scored candidates refuses: no candidate at all, or a score that is no number."""
+"""What every loss over scored candidates refuses: no candidate at all, or a score that is not finite."""
 
 import torch
 from torch import Tensor

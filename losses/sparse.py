@@ -26,7 +26,7 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
         k: tokens per code, 1 ≤ k ≤ V.
 
     Returns:
-        reconstruction `[n]` in [0, 2] and sparsity `[n]` in [0, 1); 1 and 0 where no token is above the average one.
+        reconstruction `[n]` in [0, 1] and sparsity `[n]` in [0, 1); 1 and 0 where no token is above the average one.
 
     Raises:
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.

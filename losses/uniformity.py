@@ -11,7 +11,7 @@ from sempa.losses.directions import directions, own_precision
 def uniformity_loss(embeddings: Tensor, t: float = 2.0) -> Tensor:
     """Logarithm of the mean Gaussian potential between all pairs of directions.
 
-    ℓ = log (2 / (n (n − 1))) Σ_{i<j} e^{−t ‖x_i − x_j‖²},   ‖x_i − x_j‖² = 2 − 2 cos(x_i, x_j)
+    ℓ = log [ 2 / (n (n − 1)) Σ_{i<j} e^{−t ‖x_i − x_j‖²} ],   ‖x_i − x_j‖² = 2 − 2 cos(x_i, x_j)
 
     Wang & Isola 2020 (arXiv 2005.10242), § 4.1, where t = 2 is the usual choice. From 0, all directions equal, down to
     about −2t for directions spread over a sphere of many dimensions.

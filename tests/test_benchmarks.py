@@ -23,7 +23,7 @@ def texts(picture):
     "name",
     [
         *("training-bfloat16", "training-avx512", "embedding-bfloat16", "embedding-avx512"),
-        *("gatherer-bfloat16", "gatherer-trained"),
+        *("logprob-kernel-bfloat16", "logprob-kernel-trained"),
     ],
 )
 def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_the_stored_figures(name):
@@ -58,14 +58,14 @@ def test_whatever_grows_can_be_run(over, tiny_folder):
     assert growth.make_run(given, over, 8, str(tiny_folder))() is None
 
 
-def test_the_gatherers_growth_is_drawn_over_rows_and_over_the_vocabulary():
-    gatherer = load_script(BENCHMARKS / "gatherer.py")
+def test_the_kernels_growth_is_drawn_over_rows_and_over_the_vocabulary():
+    logprob_kernel = load_script(BENCHMARKS / "logprob_kernel.py")
     rows = [
         {"N": n, "D": d, "V": v, "contestant": name, "ms": n * v / 1e6, "peak MiB": 50.0}
-        for n, d, v in gatherer._GROWTH
+        for n, d, v in logprob_kernel._GROWTH
         for name in ("bare products", "sempa", "log_softmax")
     ]
-    shown = texts(gatherer.plot(rows))
+    shown = texts(logprob_kernel.plot(rows))
     assert {"ms over N", "peak MiB over N", "ms over V", "peak MiB over V", "log_softmax"} < set(shown)
 
 

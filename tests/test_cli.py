@@ -108,7 +108,7 @@ def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, 
     assert report["training"]["used"] == 13
     assert report["training"]["held_out"] == 3
     assert report["preference"]["triplets"] == 3
-    assert [row["text"] for row in report["retention"]] == ["passages", "conversations"]
+    assert [row["text"] for row in report["drift"]] == ["passages", "conversations"]
     assert report["sts"][0]["task"] == "built-in"
     assert report["geometry"][0]["task"] == "built-in"
     assert report["peak_memory_gib"] > 0.1
@@ -153,7 +153,7 @@ def test_evaluate_scores_any_pairs_and_writes_json(run, tmp_path, capsys, short_
     assert main(["evaluate", *options, "--sts", str(pairs), "--json", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert [row["pairs"] for row in figures["sts"]] == [10, 3]
-    assert len(figures["retention"]) == 2
+    assert len(figures["drift"]) == 2
     assert "Spearman" in capsys.readouterr().out
 
 

@@ -137,7 +137,7 @@ def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
     for word in (str(texts), "KL (nats)", "unchanged before the first difference"):
         assert word in shown
     report = json.loads(out.read_text())
-    *_, own = report["retention"]
+    *_, own = report["drift"]
     assert (own["text"], own["tokens"]) == (str(texts), 5)
     assert own["kl"] > 0
     assert [answer["prompt"] for answer in report["generations"]] == ["A man", "A dog"]

@@ -69,7 +69,7 @@ def run(tmp_path_factory, tiny_folder):
     report = {
         "model": str(tiny_folder),
         "sts": [{"task": "STS-B dev", "pairs": 1500, "base": 73.84, "aligned": 77.31}],
-        "retention": [
+        "drift": [
             {
                 "text": "passages",
                 "tokens": 9,

@@ -152,7 +152,7 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     save_adapter(adapted_base.model, run / "adapter", str(tiny_folder))
     data, out = write(tmp_path / "h.jsonl", lines()), tmp_path / "out.json"
     command = ["evaluate", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(run / "adapter")]
-    command += ["--builtin-pairs", "0", "--no-retention", "--hellaswag", str(data), "--hellaswag-tasks", "20"]
+    command += ["--builtin-pairs", "0", "--no-drift", "--hellaswag", str(data), "--hellaswag-tasks", "20"]
     assert main([*command, "--report"]) == 2
     assert "report: give --hellaswag FILE and --adapter RUN, the folder of a finished run" in capsys.readouterr().err
     write_report(run, {"model": "tiny", "notes": ["as it was"]}, [])

@@ -561,7 +561,7 @@ def test_the_command_line_takes_readout_and_layer(tiny_folder, tmp_path, capsys)
 
     def score(*options):
         json_file = tmp_path / "figures.json"
-        quick = ["--no-retention", "--builtin-pairs", "30", "--json", json_file]
+        quick = ["--no-drift", "--builtin-pairs", "30", "--json", json_file]
         run_command(capsys, "evaluate", *model, *quick, *options)
         return json.loads(json_file.read_text())["sts"][0]["base"]
 

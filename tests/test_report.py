@@ -38,7 +38,7 @@ def example():
             "reward_accuracy": 0.917,
             "reward_margin": 2.345,
         },
-        "retention": [
+        "drift": [
             {
                 "text": "passages",
                 "tokens": 5234,
@@ -163,7 +163,7 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     assert "reward margin (nats)" in table
 
 
-@pytest.mark.parametrize("missing", ["sts", "preference", "retention", "generations", "scatter", "seconds"])
+@pytest.mark.parametrize("missing", ["sts", "preference", "drift", "generations", "scatter", "seconds"])
 def test_a_part_that_is_absent_or_empty_is_left_out(missing):
     for value in (None, [], {}):
         report = {**example(), missing: value}
@@ -174,11 +174,11 @@ def test_a_part_that_is_absent_or_empty_is_left_out(missing):
 
 def test_figures_that_are_not_finite_read_na_and_become_null(tmp_path):
     report = example()
-    report["retention"][0]["kl"] = math.inf
+    report["drift"][0]["kl"] = math.inf
     write_report(tmp_path, report, HISTORY)
     saved = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert saved["retention"][0]["kl"] is None
-    assert saved["retention"][0]["agreement"] == 0.943
+    assert saved["drift"][0]["kl"] is None
+    assert saved["drift"][0]["agreement"] == 0.943
     assert "n/a" in (tmp_path / "report.html").read_text()
     assert finite({"a": [math.nan, 1.0, "x"]}) == {"a": [None, 1.0, "x"]}
 

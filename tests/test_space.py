@@ -132,7 +132,7 @@ def test_the_command_measures_the_space_of_every_task(tiny_folder, adapter, tmp_
     pairs = tmp_path / "pairs.csv"
     lines = [f"{pair.first},{pair.second},{pair.score}" for pair in FIRST.pairs]
     pairs.write_text("\n".join(["sentence1,sentence2,score", *lines, "No score.,None.,"]) + "\n")
-    options = ["--sts", str(pairs), "--builtin-pairs", "20", "--dtype", "float32", "--no-retention"]
+    options = ["--sts", str(pairs), "--builtin-pairs", "20", "--dtype", "float32", "--no-drift"]
     out = tmp_path / "out.json"
     assert main(["evaluate", "--geometry", "--adapter", str(adapter), *options, "--json", str(out)]) == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The gatherer against float64 arithmetic, plain PyTorch and TRL, in values and gradients, on extreme inputs too.
+"""The fused kernel against float64 arithmetic, plain PyTorch and TRL, in values and gradients, on extreme inputs too.
 
 The last tests count work: matrix products, exponentials, passes over the logits, bytes alive.
 """

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import embedding
-import gatherer
+import logprob_kernel as kernel
 import race
 import torch
 from gpu_setting import DPO, Setting, dtype_name, free_memory, kernel_inputs, make_batch, reason
@@ -32,12 +32,12 @@ PEERS = ("liger-kernel", "cut-cross-entropy")
 
 def race_kernels(s: Setting) -> list[dict]:
     """Log-probabilities forward and backward beside the bare products and every peer that is there."""
-    ways = gatherer.GATHERERS | {"Liger": gatherer._liger, "cut-cross-entropy": gatherer._cut}
+    ways = kernel.WAYS | {"Liger": kernel._liger, "cut-cross-entropy": kernel._cut}
     rows = []
     for n, d, v in s.kernel_sizes:
         inputs = kernel_inputs(s, s.dtype, n, d, v)
-        makers = {name: partial(gatherer._bare, *inputs[:2], False, again) for name, again in gatherer.BARE.items()}
-        makers |= {name: partial(gatherer._forward_backward, way, *inputs) for name, way in ways.items()}
+        makers = {name: partial(kernel._bare, *inputs[:2], False, again) for name, again in kernel.BARE.items()}
+        makers |= {name: partial(kernel._forward_backward, way, *inputs) for name, way in ways.items()}
         rows += [{"N": n, "D": d, "V": v, **row} for row in _measure(s, makers)]
     return rows
 
@@ -147,7 +147,7 @@ def _measure(s: Setting, makers: dict[str, Callable], work: dict[str, float] | N
         try:
             run = make()
             peak = race.PeakMemory(s.device)
-            seconds = statistics.median([gatherer._seconds(run) for _ in range(1 + s.rounds)][1:])
+            seconds = statistics.median([kernel._seconds(run) for _ in range(1 + s.rounds)][1:])
             row = {"ms": 1000 * seconds, "peak GiB": peak.risen() / 2**30}
             row |= {what: amount / seconds for what, amount in (work or {}).items()}
         except Exception as error:

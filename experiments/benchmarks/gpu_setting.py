@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import gatherer
+import logprob_kernel as kernel
 import torch
 from torch import Tensor
 from training import ALPHA, RANK
@@ -112,7 +112,7 @@ def make_batch(s: Setting, config: Config, count: int) -> Batch:
 
 
 def kernel_inputs(s: Setting, dtype: torch.dtype, n: int, d: int, v: int) -> tuple[Tensor, Tensor, Tensor]:
-    return gatherer._inputs(argparse.Namespace(device=s.device, trained=False), dtype_name(dtype), n, d, v)
+    return kernel._inputs(argparse.Namespace(device=s.device, trained=False), dtype_name(dtype), n, d, v)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import gatherer
+import logprob_kernel as kernel
 import race
 import torch
 from training import OPTIONS, random_model, read_or_make, sempa_contestants
@@ -80,7 +80,7 @@ def make_run(given: argparse.Namespace, over: str, size: int, model: str) -> Cal
     if over in ("tokens", "vocabulary"):
         n, v = (size, _VOCABULARY) if over == "tokens" else (_TOKENS, size)
         where = argparse.Namespace(device=given.device, trained=False)
-        return gatherer._forward_backward(token_logprobs, *gatherer._inputs(where, race.dtype(given), n, _WIDTH, v))
+        return kernel._forward_backward(token_logprobs, *kernel._inputs(where, race.dtype(given), n, _WIDTH, v))
     if over == "sentences":
         return partial(_embed, Embedder(model, dtype=race.dtype(given), device=given.device), size)
     chosen = argparse.Namespace(**vars(given) | {"model": model, "count": size if over == "triplets" else _TRIPLETS})

@@ -1,7 +1,7 @@
 """Does preference alignment alone move the embedding, and when? DPO without contrast, measured as it trains.
 
 .venv/bin/python experiments/frontier/preference.py --triplets snli_dev.jsonl --sts STS/STSBenchmark
-    # experiments/results/preference.json and .svg; a run that is there already is not repeated
+    # experiments/results/preference.json and .svg (or --out); a run that is there already is not repeated
 """
 
 import argparse
@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0, help="(default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind (default %(default)s)")
     parser.add_argument("--only", default="", help="only runs whose name holds this text")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where .json and .svg go")
     given = parser.parse_args()
-    file = RESULTS.with_suffix(".json")
+    file = given.out.with_suffix(".json")
     result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": []}
     base = load_base("smollm2-135m", "bfloat16")
     task = development_task(given.sts)
@@ -66,7 +67,7 @@ def main() -> None:
             points = train_and_measure(config, base, task)
             result["runs"].append({**kind, "changes": changes, "points": points})
             write_json(file, {**result, **origin()})
-    write_atomic(RESULTS.with_suffix(".svg"), plot(result))
+    write_atomic(given.out.with_suffix(".svg"), plot(result))
 
 
 def measure(base: BaseModel, task: StsTask) -> dict[str, float]:

@@ -4,9 +4,9 @@
 
 A warm parent holds torch and a tiny model; every attempt is a forked child that trains, or resumes, until it is killed:
 by the clock, or by a file layer that counts what training does to the disk (write, fsync, rename, mkdir, unlink, rmdir)
-and dies before, within or after the k-th of these. A third of the children also take with them what had not been
-fsynced, as a power cut would. After each kill every checkpoint must be whole; at the end of each run the adapter, the
-optimiser's moments, the state and the metrics must equal the unbroken run's to the bit.
+and dies before, within or after the k-th of these. A third of the children also take with them half of what had not
+been fsynced, as a power cut might. After each kill every checkpoint must be whole; at the end of each run the adapter,
+the optimiser's moments, the state and the metrics must equal the unbroken run's to the bit.
 """
 
 import argparse

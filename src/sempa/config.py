@@ -28,7 +28,7 @@ class Config:
     dtype: str = "bfloat16"
     device: str = ""
     # A file of triplets, or "captions" for the built-in ones; all combinations of a premise's sentences, or one
-    # triplet each; at most so many triplets (0: all); about so many set aside for the report.
+    # triplet each; at most this many triplets (0: all); about this many set aside for the report.
     triplets: str = CAPTIONS
     combinations: bool = False
     triplet_limit: int = 0
@@ -68,7 +68,7 @@ class Config:
     # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
     row_tokens: int = 1024
     checkpoint_activations: bool = False
-    # Every so many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
+    # Every this many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
     eval_every: int = 20
     dev_pairs: int = 100
 

@@ -143,7 +143,7 @@ def _evaluate(
     return {
         "sts": table,
         "preference": measure_preference(base, held_out, config.row_tokens, config.beta) if held_out else {},
-        "retention": measure_drift(base, texts),
+        "drift": measure_drift(base, texts),
         "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
         "scatter": scatter,
         "geometry": [measure_geometry(tasks[-1], sides)],

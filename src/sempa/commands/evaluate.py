@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hellaswag", type=user_path, metavar="FILE", help="HellaSwag file (JSON lines) for accuracy")
     parser.add_argument("--hellaswag-tasks", type=at_least(0), default=2000, help="tasks; 0: all (default %(default)s)")
     parser.add_argument("--report", action="store_true", help="also put HellaSwag into the report of the adapter's run")
-    parser.add_argument("--no-retention", action="store_true", help="leave the language model out")
+    parser.add_argument("--no-drift", action="store_true", help="leave the language model out")
     parser.add_argument("--prompts", type=user_path, metavar="FILE", help="prompts to answer greedily, one a line")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer (default %(default)s)")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N texts and prompts of a file")
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         report["sts"], _, sides = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
         if arguments.geometry:
             report["geometry"] = [measure_geometry(task, sides) for task in tasks]
-    if not arguments.no_retention:
-        report["retention"] = measure_drift(embedder.base, texts)
+    if not arguments.no_drift:
+        report["drift"] = measure_drift(embedder.base, texts)
     if questions:
         report["hellaswag"] = measure_hellaswag(embedder.base, questions)
     if prompts:

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Example: sempa train experiments/smollm2_nli.yaml triplets=nli_for_simcse.csv output=runs/nli"
     parser.add_argument("config", nargs="?", type=user_path, metavar="CONFIG.yaml", help="flat YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
-    parser.add_argument("--resume", type=user_path, metavar="RUN", help="go on with the interrupted run in this folder")
+    parser.add_argument("--resume", type=user_path, metavar="RUN", help="resume the interrupted run in this folder")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     }
     machine, context = report.get("machine") or {}, context_length(base.model)
     # A change that was no finite number is null in the report.
-    drifts = [row for row in report.get("retention") or [] if row.get("change") is not None]
+    drifts = [row for row in report.get("drift") or [] if row.get("change") is not None]
     return TEMPLATES.get_template("base.md" if kind == "base" else "model.md").render(
         name=name,
         adapter=adapter.name,

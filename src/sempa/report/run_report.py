@@ -38,7 +38,7 @@ def tables(report: dict) -> list[Table]:
     parts = {
         "sts": _similarity_table,
         "preference": _preference_table,
-        "retention": _drift_table,
+        "drift": _drift_table,
         "hellaswag": _hellaswag_table,
         "budget": _budget_table,
     }

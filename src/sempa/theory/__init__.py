@@ -5,4 +5,4 @@ from sempa.theory.statement import Statement
 
 _PARTS = (ranking, choice, optimum, information, sphere, one_word)
 ALL = tuple(found for part in _PARTS for found in vars(part).values() if isinstance(found, Statement))
-"""Every statement that needs no model, in the order of docs/theory.md."""
+"""Every statement that needs no model."""

@@ -13,7 +13,7 @@ from sempa.theory.statement import Claim, Measurement, exceeds, falls, statement
 NEGATIVES = (1, 2, 4, 8, 16, 64, 256, 1024)
 _CHANNELS = 3
 _ROUNDING = "64 ε × (largest score + log K + 30), the size of the integrals' terms"
-_RATE = "64 ε × (largest score + log K + 30); the share that χ²/2K misses falls ≥ 3× from K = 1,024 to 4,096"
+_RATE = "64 ε × (largest score + log K + 30); the fraction that χ²/(2K) misses falls ≥ 3× from K = 1,024 to 4,096"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def information_bound(proposal: Claim, generator: torch.Generator, trials: int) 
 
 @statement(
     name="information-approached",
-    equation="critic log p(y|x)/p(y):  I_K rises with K to I(x; y),  I − I_K = χ²/2K + O(K⁻²)",
+    equation="critic log p(y|x)/p(y):  I_K rises with K to I(x; y),  I − I_K = χ²/(2K) + O(K⁻²)",
     tolerance=_RATE,
     claim=lambda channel: best_critic(channel, channel.marginal),
     controls={
@@ -109,7 +109,7 @@ def information_approached(critic: Claim, generator: torch.Generator, trials: in
 
 
 def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor) -> Measurement:
-    """limit − I_K = χ²/2K + O(K⁻²): whether the share that χ²/2K misses falls with K as 1/K does."""
+    """limit − I_K = χ²/(2K) + O(K⁻²): whether the fraction that χ²/(2K) misses falls with K as 1/K does."""
     chi2 = (channel.joint * channel.conditional / proposal).sum() - 1
 
     def missed(negatives: int) -> float:

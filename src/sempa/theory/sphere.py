@@ -47,7 +47,7 @@ class Setting:
         return (self.weights * self._potential().log()).sum()
 
     def next_order(self) -> Tensor:
-        """c in E ℓ − log K = alignment + uniformity + c/K + O(K⁻²): E[e^{s₀}/μ − Var(e^{s})/2μ²], μ = E e^{s}."""
+        """c in E ℓ − log K = alignment + uniformity + c/K + O(K⁻²): E[e^{s₀}/μ − Var(e^{s})/(2μ²)], μ = E e^{s}."""
         mean = self._potential()
         second = (self.probabilities * (2 * self.cosines / self.temperature).exp()).sum(1)
         own = (self.positive / self.temperature).exp() / mean
@@ -129,7 +129,7 @@ def alignment_uniformity(limit: Claim, generator: torch.Generator, trials: int) 
 
 @statement(
     name="alignment-uniformity-rate",
-    equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/2μ²]: faster than O(K^{−1/2})",
+    equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/(2μ²)]: faster than O(K^{−1/2})",
     tolerance="the share that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
     claim=lambda setting, negatives: setting.next_order() / negatives,
     controls={

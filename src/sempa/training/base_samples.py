@@ -1,6 +1,6 @@
 """Samples of the base model's own text, which the retention loss holds the policy to.
 
-What a model says by itself is the text that it is most at home in, and needs no file. It is sampled behind questions of
+What a model says by itself is the text that it is most at home in, and needs no file. It is sampled after questions of
 many kinds and behind short openings, so that conversation and running text are both there.
 """
 
@@ -27,7 +27,7 @@ QUESTIONS, OPENINGS = (
 )
 # Answers to a question, continuations of an opening, and the longest of either, in tokens.
 ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
-# Of so many prompts the texts of one are kept from training, to measure the divergence on (`kl_budget`).
+# Of this many prompts the texts of one are kept from training, to measure the divergence on (`kl_budget`).
 HELD_OUT_EVERY = 4
 # Tokens of a packed row: one row is compared in each step.
 ROW_TOKENS = 128

@@ -60,7 +60,7 @@ def train_step(
 
     Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
     """
-    # Rows are sorted by length, so that all processes get alike ones.
+    # Rows are sorted by length, so that all processes get similar ones.
     rows = batch.rows[process_rank() :: process_count()]
     losses = [partial(preference_loss, config, model, row, batch.ranked) for row in rows]
     if batch.sentences:

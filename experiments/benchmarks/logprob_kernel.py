@@ -53,7 +53,7 @@ def main() -> None:
         print(json.dumps({"bytes": _memory(given, *sizes[0])}))
         return
     rows = []
-    name = "-".join(["gatherer", *(kind for kind in ("trained", "growth", "chunks") if getattr(given, kind))])
+    name = "-".join(["logprob-kernel", *(kind for kind in ("trained", "growth", "chunks") if getattr(given, kind))])
     # An emulated bfloat16 measures the emulation.
     native = _DTYPES if race.dtype(given) == "bfloat16" else ("float32",)
     for dtype in (given.dtype,) if given.dtype else (race.dtype(given),) if given.growth else native:
@@ -70,11 +70,11 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
     hidden, weight, targets = _inputs(given, dtype, n, d, v)
     contestants = {name: _bare(hidden, weight, given.trained, reuse) for name, reuse in BARE.items()}
     seconds = {}
-    for name in CHUNKS if given.chunks else ("sempa", "log_softmax") if given.growth else GATHERERS:
-        run = _forward_backward((GATHERERS | CHUNKS)[name], hidden, weight, targets)
+    for name in CHUNKS if given.chunks else ("sempa", "log_softmax") if given.growth else WAYS:
+        run = _forward_backward((WAYS | CHUNKS)[name], hidden, weight, targets)
         try:
             # Whatever is loaded and started the first time is so on a small problem.
-            _forward_backward((GATHERERS | CHUNKS)[name], *_inputs(given, dtype, 8, 16, 512))()
+            _forward_backward((WAYS | CHUNKS)[name], *_inputs(given, dtype, 8, 16, 512))()
             with race.alone(given.lock):
                 limit = _SLOW * _seconds(contestants["bare products"])
                 taken = _seconds(run)
@@ -182,7 +182,7 @@ def _cut(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -linear_cross_entropy(hidden, weight, targets, reduction="none")
 
 
-GATHERERS = {
+WAYS = {
     "sempa": token_logprobs,
     "log_softmax": _log_softmax,
     "TRL": _trl,
@@ -190,7 +190,7 @@ GATHERERS = {
     "linear_cross_entropy, chunked": _chunked_cross_entropy,
 }
 if torch.cuda.is_available():
-    GATHERERS |= {"Liger": _liger, "cut-cross-entropy": _cut}
+    WAYS |= {"Liger": _liger, "cut-cross-entropy": _cut}
 
 
 CHUNKS = {f"sempa, {rows} rows": partial(token_logprobs, chunk_rows=rows) for rows in (64, 128, 256, 512, 1024, 2048)}
@@ -199,7 +199,7 @@ BARE = {"bare products": False, "bare products, memory reused": True}
 
 def _memory(given: argparse.Namespace, n: int, d: int, v: int) -> int:
     # Code and thread pools are loaded by a small run first.
-    gather = (GATHERERS | CHUNKS).get(given.memory, token_logprobs)
+    gather = (WAYS | CHUNKS).get(given.memory, token_logprobs)
     _forward_backward(gather, *_inputs(given, given.dtype, 8, d, 512))()
     hidden, weight, targets = _inputs(given, given.dtype, n, d, v)
     peak = race.PeakMemory(given.device)
@@ -234,7 +234,9 @@ def plot(rows: list[dict]) -> str:
         axis.minorticks_off()
         axis.set(xlabel=x, title=f"{y} over {x}")
     axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
-    return standalone(svg(figure, "gatherer-growth", "Time and memory of the gatherer over rows and vocabulary"))
+    return standalone(
+        svg(figure, "logprob-kernel-growth", "Time and memory of the fused kernel over rows and vocabulary")
+    )
 
 
 if __name__ == "__main__":
