@@ -1,12 +1,25 @@
-"""Progress on standard error."""
+"""Progress on standard error: a bar on a terminal, plain lines in a log."""
 
 import sys
 
 from tqdm import tqdm
 
+# Seconds between two lines of a log.
+_EVERY = 60.0
+
+
+class _Log:
+    """What tqdm would draw over its last drawing, as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left, drawn once a minute into a log and not at all where `what` is empty."""
-    every = 0.1 if sys.stderr.isatty() else 60.0
-    # `maxinterval` would draw more often than `mininterval` from a thread of tqdm's own.
-    return tqdm(total=total, desc=what, unit=unit, disable=not what, mininterval=every, maxinterval=max(10.0, every))
+    """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty."""
+    log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "ascii": True, "file": _Log()}
+    return tqdm(total=total, desc=what, unit=unit, disable=not what, **({} if sys.stderr.isatty() else log))
