@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 from hypothesis import settings
@@ -102,6 +101,8 @@ def make_llama(**changes):
 
 def write_gguf(path, model):
     """A Llama as a GGUF file, tensor by tensor, with a vocabulary of its own."""
+    import gguf
+
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)

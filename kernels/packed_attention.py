@@ -43,18 +43,23 @@ class PrefixGroup:
         return PrefixGroup(self.prefix, self.place.to(device), self.slot.to(device), self.mask.to(device))
 
 
-def make_prefix_group(prefix: int, sizes: Sequence[int], sees: Tensor) -> PrefixGroup:
-    """Cut a row of `prefix` tokens and branches of `sizes` tokens; `sees` `[length, length]` is its boolean mask."""
+def make_prefix_group(prefix: int, sizes: Sequence[int], segments: Tensor, sees: Tensor) -> PrefixGroup:
+    """Cut a row of `prefix` tokens and branches of `sizes` tokens.
+
+    `segments` `[length]` is each token's segment, and the boolean `sees` `[segments, segments]` is true where the
+    tokens of a segment (row) see those of another (column). Within a segment, tokens see what is before them.
+    """
     length, widest = prefix + sum(sizes), max(sizes, default=0)
     place = torch.full((len(sizes), widest), length)
     mask = torch.zeros(len(sizes), widest, prefix + widest, dtype=torch.bool)
     mask[:, :, 0] = True
     begin = prefix
     for branch, size in enumerate(sizes):
-        own = slice(begin, begin + size)
+        own = segments[begin : begin + size]
         place[branch, :size] = torch.arange(begin, begin + size)
-        mask[branch, :size, :prefix] = sees[own, :prefix]
-        mask[branch, :size, prefix : prefix + size] = sees[own, own]
+        seen = sees[own]
+        mask[branch, :size, :prefix] = seen[:, segments[:prefix]]
+        mask[branch, :size, prefix : prefix + size] = seen[:, own].tril_()
         begin += size
     return PrefixGroup(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
 

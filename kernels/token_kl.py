@@ -9,12 +9,19 @@ As in `token_logprobs`, the gradient needs nothing from later in the graph excep
 while a chunk's probabilities are at hand, and the backward pass only scales it.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from sempa.kernels.token_logprobs import CHUNK_ROWS, LOG2_E, PASS_ELEMENTS, _accumulator, _chunks, in_autocast_dtype
+from sempa.kernels.token_logprobs import (
+    CHUNK_ROWS,
+    LOG2_E,
+    _accumulator,
+    _chunks,
+    _pass_rows,
+    check_head,
+    in_autocast_dtype,
+    shift_logits_,
+)
 
 
 def token_kl(
@@ -47,7 +54,8 @@ def token_kl(
         ValueError: wrong shapes or dtypes, or a gradient asked for of anything but `hidden`.
     """
     hidden, reference_hidden, weight = (in_autocast_dtype(x) for x in (hidden, reference_hidden, weight))
-    _check(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
+    check_head("token_kl", hidden, weight, bias, softcap, chunk_rows)
+    _check(hidden, reference_hidden, weight, bias)
     if not torch.is_grad_enabled():
         hidden = hidden.detach()
     return _TokenKl.apply(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
@@ -92,13 +100,14 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
 
     As in `token_logprobs`, a few rows at a time, so that they stay in the cache, and in powers of two.
     """
-    rows = min(len(policy), max(1, PASS_ELEMENTS // policy.shape[1]))
+    rows = _pass_rows(policy)
     block = policy.new_empty(3, rows, policy.shape[1], dtype=_accumulator(policy.dtype))
     divergences = []
     for raw, base in zip(policy.split(rows), reference.split(rows), strict=True):
         ours, theirs, ratio = block[:, : len(raw)]
-        slope = _exponents_(ours.copy_(raw), bias, softcap)
-        _exponents_(theirs.copy_(base), bias, softcap)
+        slope = shift_logits_(ours.copy_(raw), bias, softcap)
+        shift_logits_(theirs.copy_(base), bias, softcap)
+        block[:2, : len(raw)].mul_(LOG2_E)
         torch.sub(theirs, ours, out=ratio)
         ours, theirs = ours.exp2_(), theirs.exp2_()
         our_total, their_total = (powers.sum(1, keepdim=True) for powers in (ours, theirs))
@@ -115,31 +124,7 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
     return torch.cat(divergences)
 
 
-def _exponents_(z: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor | None:
-    """Raw logits turn into (z − max z) log₂ e, z with bias and soft cap; returns ∂z / ∂raw where it is not 1."""
-    slope = None
-    if bias is not None:
-        z += bias
-    if softcap is not None:
-        z.div_(softcap).tanh_()
-        slope = 1 - z * z
-        z *= softcap
-    z.sub_(z.amax(1, keepdim=True)).mul_(LOG2_E)
-    return slope
-
-
-def _check(
-    hidden: Tensor,
-    reference_hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    chunk_rows: int,
-) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"token_kl needs hidden [N, D] and weight [V, D], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
+def _check(hidden: Tensor, reference_hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if reference_hidden.shape != hidden.shape:
         raise ValueError(
             f"token_kl needs reference_hidden of shape {tuple(hidden.shape)}, found {tuple(reference_hidden.shape)}"
@@ -147,12 +132,6 @@ def _check(
     dtypes = {tensor.dtype for tensor in (hidden, reference_hidden, weight)}
     if len(dtypes) > 1 or not hidden.is_floating_point():
         raise ValueError(f"token_kl needs tensors of one floating dtype, found {', '.join(sorted(map(str, dtypes)))}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"token_kl needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ValueError(f"token_kl needs softcap > 0, found {softcap}")
-    if chunk_rows < 1:
-        raise ValueError(f"token_kl needs chunk_rows >= 1, found {chunk_rows}")
     constants = {"reference_hidden": reference_hidden, "weight": weight, "bias": bias}
     for name, tensor in constants.items():
         if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 # Rows of logits held at one time: with fewer, the matrix products lose efficiency. docs/performance.md has the figures.
 CHUNK_ROWS = 1024
-# Logits that the passes between the products handle at one time: as float32 they stay in the cache.
-PASS_ELEMENTS = 1 << 19
+# Logits that the passes between the products handle at one time: as float32 they stay in a processor's cache. On a GPU
+# many short passes would cost more than its cache saves.
+PASS_ELEMENTS, GPU_PASS_ELEMENTS = 1 << 19, 1 << 27
 # Residuals that a trained head may keep from the forward to the backward pass.
 KEPT_BYTES = 1 << 30
 LOG2_E = math.log2(math.e)
@@ -60,7 +61,8 @@ def token_logprobs(
         ValueError: wrong shapes, dtypes or a target outside the vocabulary; a call under `torch.vmap`.
     """
     hidden, weight = (in_autocast_dtype(x) for x in (hidden, weight))
-    _check(hidden, weight, targets, bias, softcap, chunk_rows)
+    check_head("token_logprobs", hidden, weight, bias, softcap, chunk_rows)
+    _check(hidden, weight, targets)
     trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     directed = torch.is_grad_enabled() and hidden.requires_grad
     kept_rows = KEPT_BYTES // max(1, len(weight) * weight.element_size()) if trained else 0
@@ -150,6 +152,11 @@ def _chunks(rows: int, at_most: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
+def _pass_rows(logits: Tensor) -> int:
+    elements = PASS_ELEMENTS if logits.device.type == "cpu" else GPU_PASS_ELEMENTS
+    return min(len(logits), max(1, elements // logits.shape[1]))
+
+
 def _log_and_residual_(
     logits: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, residual: bool = True
 ) -> Tensor:
@@ -160,19 +167,12 @@ def _log_and_residual_(
     keeps its digits in bfloat16 too.
     """
     dtype = _accumulator(logits.dtype)
-    rows = min(len(logits), max(1, PASS_ELEMENTS // logits.shape[1]))
+    rows = _pass_rows(logits)
     wide = logits.new_empty(0 if logits.dtype == dtype else rows, logits.shape[1], dtype=dtype)
     logprobs = []
     for raw, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
         z = raw if raw.dtype == dtype else wide[: len(raw)].copy_(raw)
-        slope = None
-        if bias is not None:
-            z += bias
-        if softcap is not None:
-            z.div_(softcap).tanh_()
-            slope = 1 - z * z
-            z *= softcap
-        z -= z.amax(1, keepdim=True)
+        slope = shift_logits_(z, bias, softcap)
         of_target = z.gather(1, target)
         exps = z.mul_(LOG2_E).exp2_()
         normaliser = exps.sum(1, keepdim=True)
@@ -184,6 +184,19 @@ def _log_and_residual_(
                 exps *= slope
             raw.copy_(exps)
     return torch.cat(logprobs)
+
+
+def shift_logits_(z: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor | None:
+    """Raw logits turn into z − max z, z with bias and soft cap; returns ∂z / ∂raw where it is not 1."""
+    slope = None
+    if bias is not None:
+        z += bias
+    if softcap is not None:
+        z.div_(softcap).tanh_()
+        slope = 1 - z * z
+        z *= softcap
+    z -= z.amax(1, keepdim=True)
+    return slope
 
 
 def _residuals(
@@ -225,19 +238,23 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device))
 
 
-def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    chunk_rows: int,
+def check_head(
+    name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, chunk_rows: int
 ) -> None:
+    """Raise `ValueError` for what `token_logprobs` and `token_kl`, the caller's `name`, both refuse."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
-            "token_logprobs needs hidden [N, D] and weight [V, D], "
-            f"found {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"{name} needs hidden [N, D] and weight [V, D], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name} needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"{name} needs softcap > 0, found {softcap}")
+    if chunk_rows < 1:
+        raise ValueError(f"{name} needs chunk_rows >= 1, found {chunk_rows}")
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(
             f"token_logprobs needs int64 targets of shape ({hidden.shape[0]},), "
@@ -247,12 +264,6 @@ def _check(
         raise ValueError(
             f"token_logprobs needs hidden and weight of one floating dtype, found {hidden.dtype} and {weight.dtype}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"token_logprobs needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ValueError(f"token_logprobs needs softcap > 0, found {softcap}")
-    if chunk_rows < 1:
-        raise ValueError(f"token_logprobs needs chunk_rows >= 1, found {chunk_rows}")
 
 
 def _check_range(targets: Tensor, vocabulary: int) -> None:

@@ -293,3 +293,10 @@ def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path,
     assert report["notes"] == expected
     assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
     assert "without a gold score left out" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_prompt_that_does_not_fit_is_found_before_anything_is_measured(tiny_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("Who sings?\n")
+    monkeypatch.setattr("sempa.evaluation.measure.measure_sts", lambda *_: pytest.fail("it measures"))
+    options = ["--builtin-pairs", "12", "--no-drift", "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", "2048"]
+    assert "prompt 0: found" in fails(capsys, "evaluate", "--model", tiny_folder, *options)

@@ -326,3 +326,21 @@ def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
     for name, text in (("S.CSV", "id,text\n1,a b\n"), ("s.JsonL", '{"text": "a b"}\n')):
         (tmp_path / name).write_text(text)
         assert [text for _, text in read_sentences(tmp_path / name)] == ["a b"]
+
+
+def test_a_source_that_changes_between_its_two_readings_leaves_no_last_shard(embedder, source, tmp_path):
+    def swapped(chunks):
+        source.write_text("\n".join(reversed(SENTENCES)) + "\n", encoding="utf-8")
+        yield from map(embedder.encode, chunks)
+
+    with pytest.raises(SempaError, match="has changed while it was being embedded; embed it anew, into another"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5, encode=swapped)
+    assert not (tmp_path / "out" / "shard-000004.safetensors").exists()
+
+
+@pytest.mark.parametrize("manifest", ["[1]", "null", '{"name": "app"}', '{"settings": {}}'])
+def test_another_programs_manifest_is_one_sentence(embedder, source, tmp_path, manifest):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MANIFEST_FILE).write_text(manifest)
+    with pytest.raises(SempaError, match=r"manifest\.json: cannot be read"):
+        embed_corpus(embedder, source, tmp_path / "out")

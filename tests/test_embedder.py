@@ -1,6 +1,8 @@
 """Embeddings: the state at each sentence's own last token, independent of its company, padding and order."""
 
 import csv
+import shutil
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -228,7 +230,8 @@ def test_merging_an_adapter_leaves_every_readout_as_it_is(tiny_folder):
         np.testing.assert_allclose(embed(base, SENTENCES, readout=readout), vectors, rtol=1e-4, atol=1e-5)
 
 
-def test_progress_is_shown_only_when_asked_for(embedder, capsys):
+def test_progress_is_shown_only_when_asked_for(embedder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     embedder.encode(SENTENCES)
     assert capsys.readouterr().err == ""
     embedder.encode(SENTENCES, show_progress=True)
@@ -268,3 +271,29 @@ def test_a_model_that_projects_behind_its_blocks_has_the_width_of_what_is_read(t
 def test_a_batch_size_that_is_no_count_is_named(embedder, size):
     with pytest.raises(SempaError, match=f"batch_size: found {size}, expected at least 1"):
         embedder.encode(["a"], batch_size=size)
+
+
+def test_a_merged_model_is_read_as_it_was_trained_whatever_it_is_called(tiny_folder, tmp_path, monkeypatch):
+    merged = tmp_path / "merged"
+    shutil.copytree(tiny_folder, merged)
+    (merged / "readout.json").write_text('{"readout": "attention-sum"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # A hub's cache, as a download leaves it.
+    snapshot = tmp_path / "hub" / "models--me--encoder" / "snapshots" / "0"
+    shutil.copytree(merged, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in (str(merged), "~/merged", "me/encoder"):
+        assert Embedder(name, dtype="float32", device="cpu").readout == "attention-sum"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"prompteol"'])
+def test_a_damaged_readout_is_one_sentence(tiny_folder, tmp_path, content):
+    merged = tmp_path / "merged"
+    shutil.copytree(tiny_folder, merged)
+    (merged / "readout.json").write_text(content)
+    with pytest.raises(SempaError, match=r"readout\.json: expected a JSON object with the key `readout`"):
+        Embedder(str(merged), dtype="float32", device="cpu")

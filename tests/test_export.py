@@ -387,3 +387,26 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(run, tiny_folder, tmp_pat
 
 def test_a_run_and_its_adapter_are_the_same_place(run):
     assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
+
+
+@pytest.mark.parametrize("report", ["[]", '{"machine": "x86"}', '{"config": "x"}', '{"sts": [{"a": 1}]}'])
+def test_another_tools_report_is_no_report(run, tiny_folder, tmp_path, report):
+    shutil.copytree(run / "adapter", tmp_path / "other" / "adapter")
+    (tmp_path / "other" / "report.json").write_text(report)
+    export_folder(str(tiny_folder), tmp_path / "other" / "adapter", tmp_path / "out", "merged")
+    assert "no report lay beside the adapter" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_path, tiny_folder):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    rows = make_llama().config.vocab_size
+    while tokenizer.pad_token_id < rows:
+        tokenizer.add_special_tokens({"pad_token": f"[PAD{len(tokenizer)}]"})
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    export_folder(base, tmp_path / "adapter", tmp_path / "out", "sentence-transformers", "float32")
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert encoder.encode(["a", "a longer sentence here"]).shape == (2, 32)

@@ -1,6 +1,7 @@
 """Outputs are checked before the work, a cache is never needed, and standard output may go away."""
 
 import errno
+import hashlib
 import math
 import os
 import stat
@@ -177,3 +178,8 @@ def test_a_command_goes_on_when_its_reader_leaves():
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_fingerprint_is_that_of_its_parts_one_by_one():
+    whole = hashlib.sha256(b"'a'\x001\x00[2, 'b']\x00").hexdigest()[:16]
+    assert files.fingerprint("a", 1, [2, "b"]) == whole != files.fingerprint("a", 1, [2], "b")

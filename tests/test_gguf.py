@@ -9,7 +9,7 @@ from conftest import load_script, make_llama, make_tokenizer
 from safetensors.torch import load_file
 from test_export import make_adapter
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sempa import Embedder, SempaError
 from sempa.cli import main
@@ -247,3 +247,20 @@ def test_the_command_and_its_card(tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", "--gguf", "int4", adapter, "out"]) == 2
     assert "--gguf: invalid choice: 'int4'" in capsys.readouterr().err
+
+
+def test_a_padding_token_without_an_embedding_is_left_out(tmp_path):
+    base = write_base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    rows = make_llama().config.vocab_size
+    while tokenizer.pad_token_id < rows:
+        tokenizer.add_tokens([f"<filler {len(tokenizer)}>"])
+        tokenizer.add_special_tokens({"pad_token": f"[PAD{len(tokenizer)}]"})
+    tokenizer.save_pretrained(base)
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    export_folder(base, tmp_path / "adapter", tmp_path / "out", "f32")
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    fields = gguf.GGUFReader(file).fields
+    assert len(fields["tokenizer.ggml.tokens"].data) == rows
+    assert "tokenizer.ggml.padding_token_id" not in fields

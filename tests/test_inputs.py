@@ -197,3 +197,13 @@ def test_standard_input_is_read_once_and_says_when_it_is_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(SempaError, match="-: standard input is closed"):
         texts(Path("-"))
+
+
+def test_an_object_with_blanks_before_its_first_key_is_json(tmp_path):
+    (tmp_path / "a.in").write_text('{ "text": "A man." }\n')
+    assert texts(tmp_path / "a.in", None) == ["A man."]
+
+
+def test_a_column_may_be_long(tmp_path):
+    (tmp_path / "a.csv").write_text(f"id,text\n{'x' * 200_000},A man.\n")
+    assert texts(tmp_path / "a.csv", "text") == ["A man."]

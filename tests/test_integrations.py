@@ -93,6 +93,9 @@ def test_llama_index_gets_the_same_vectors(embedder):
 
     from sempa.integrations.llama_index import LlamaIndexEmbedding
 
+    assert LlamaIndexEmbedding(embedder).model_name == LlamaIndexEmbedding(embedder).model_name
+    assert LlamaIndexEmbedding(embedder).model_name != LlamaIndexEmbedding(embedder, dim=8).model_name
+
     theirs = LlamaIndexEmbedding(embedder, batch_size=2)
     assert isinstance(theirs, BaseEmbedding)
     expected = embedder.encode(SENTENCES, normalize=True)

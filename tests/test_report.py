@@ -188,3 +188,7 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(monkeypatch):
     html = page(example(), HISTORY)
     assert "<svg" not in html
     assert "pip install matplotlib" in html
+
+
+def test_the_page_begins_with_the_drift():
+    assert "Perplexity on passages: +0.3" in page(example(), HISTORY)

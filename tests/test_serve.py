@@ -501,7 +501,8 @@ def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embe
     command = [sys.executable, "-m", "sempa", "serve", "--adapter", str(tmp_path), "--port", "0", "--dtype", "float32"]
     # Served from within, a folder has its own name.
     command += ["."]
-    environment = os.environ | {"SEMPA_API_KEY": "k"}
+    # A secret from a file often ends with a line feed.
+    environment = os.environ | {"SEMPA_API_KEY": "k\n"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, env=environment, cwd=tiny_folder) as process:
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
@@ -534,3 +535,24 @@ def test_without_the_extra_it_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert "uvicorn is missing; install sempa with its extra `serve`" in capsys.readouterr().err
+
+
+def test_a_model_is_found_by_its_name_and_methods_are_told(address):
+    assert client(address).models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client(address).models.retrieve("gpt-4")
+    assert httpx.get(f"{address}/v1/embeddings").headers["allow"] == "POST"
+
+
+def test_a_batch_is_one_row_where_rows_do_not_run_side_by_side(embedder, address, monkeypatch):
+    sizes = []
+    real = engines.embed_prompts
+
+    def counted(base, prompts, row, *rest):
+        sizes.append(row)
+        return real(base, prompts, row, *rest)
+
+    monkeypatch.setattr(engines, "embed_prompts", counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert post(address, EMBED, {"input": [f"Dog {i}." for i in range(20)]}).is_success
+    assert sizes == [20]

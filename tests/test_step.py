@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import weights
+from transformers import OPTConfig, OPTForCausalLM
 
 from sempa.batching.batches import Batches, rounded_up
 from sempa.batching.packing import pack_preferences
@@ -24,6 +25,7 @@ from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
 from sempa.training.loop import read_metrics
+from sempa.training.processes import gather_rows
 from sempa.training.step import contrast_loss
 
 ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "retention": 5.0}
@@ -92,8 +94,7 @@ def test_a_ranking_puts_the_neutral_sentence_between(setting, tmp_path, tokenize
     texts = [tokenizer.decode(ids) for ids in preference.responses]
     assert [t.split("<|im_end|>")[0] for t in texts] == [triplet.chosen, triplet.neutral, triplet.rejected]
     assert [tokenizer.decode(ids) for ids in preference.words] == [
-        f'This sentence : "{text}" means in one word:"'
-        for text in (triplet.sentence, triplet.chosen, triplet.neutral, triplet.rejected)
+        f'This sentence : "{text}" means in one word:"' for text in (triplet.sentence, triplet.chosen, triplet.rejected)
     ]
 
 
@@ -183,3 +184,22 @@ def test_equal_texts_of_a_batch_have_one_number(tokenizer):
     assert batch.texts.shape == (3, 2)
     assert batch.texts[0, 0] == batch.texts[0, 1]
     assert len(batch.texts.unique()) == 5
+
+
+@pytest.mark.parametrize("readout", ["prompteol", "attention-sum"])
+def test_a_process_without_a_row_gathers_width_and_dtype_of_the_others(tokenizer, triplets, monkeypatch, readout):
+    """OPT's last state is narrower than its blocks; in bfloat16 attention outputs are summed in float32."""
+    shape = {"hidden_size": 64, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=len(tokenizer), num_attention_heads=4, do_layer_norm_before=False, **shape)
+    model = OPTForCausalLM(config).to(torch.bfloat16).eval()
+    gathered = []
+
+    def recorded(empty, parts, *rest):
+        gathered.append((empty, torch.cat([empty, *parts])))
+        return gather_rows(empty, parts, *rest)
+
+    monkeypatch.setattr("sempa.training.step.gather_rows", recorded)
+    batch = Batches(Config(batch_size=6), [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
+    contrast_loss(Config(readout=readout), model, batch.sentences, batch.texts)
+    ((alone, together),) = gathered
+    assert (alone.dtype, alone.shape[1]) == (together.dtype, 32 if readout == "prompteol" else 64)

@@ -1,7 +1,12 @@
 """An answer token by token against the same answer whole, and its text piece by piece against the whole text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import make_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from sempa import SempaError
 from sempa.model.sampling import encode_prompts, end_tokens, sample, stream_answer
@@ -64,3 +69,30 @@ def test_the_texts_join_to_the_whole_and_none_holds_half_a_character(adapted_bas
     pieces = [piece for _, piece in stream_answer(adapted_base, [5], 200, 0.0, 1.0, 0, end_tokens(adapted_base))]
     assert "".join(pieces) == text and pieces[-1] == ""
     assert len(set(pieces)) > 10 and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_character_become_a_replacement_character(adapted_base, monkeypatch):
+    """Byte tokens that break off within a character, behind a line feed, as Llama 2's vocabulary has them."""
+    inner = Tokenizer(models.BPE({"a": 0, "<0x0A>": 1, "<0xF0>": 2, "<end>": 3}, [], byte_fallback=True))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    base = replace(adapted_base, tokenizer=tokenizer)
+    ids = iter([0, 1, 2, 0, 0, 3])
+    monkeypatch.setattr("sempa.model.sampling.choose", lambda *_: torch.tensor([next(ids)]))
+    text = "".join(piece for _, piece in stream_answer(base, [0], 20, 0.0, 1.0, 0, [3]))
+    assert text == "a\n\N{REPLACEMENT CHARACTER}aa"
+
+
+def test_an_end_of_turn_that_is_no_special_token_is_no_part_of_the_text(adapted_base, tokenizer, monkeypatch):
+    plain = make_tokenizer(special=("<|im_start|>", "<|endoftext|>"))
+    plain.add_tokens([AddedToken("<|im_end|>", special=False)])
+    base = replace(adapted_base, tokenizer=plain)
+    end = plain.convert_tokens_to_ids("<|im_end|>")
+    assert end in end_tokens(base)
+    for read in (
+        lambda: "".join(piece for _, piece in stream_answer(base, [5], 20, 0.0, 1.0, 0, end_tokens(base))),
+        lambda: sample(base, [[5]], max_new_tokens=20)[0][0].text,
+    ):
+        ids = iter([*plain("A dog.")["input_ids"], end])
+        monkeypatch.setattr("sempa.model.sampling.choose", lambda *_, ids=ids: torch.tensor([next(ids)]))
+        assert read() == "A dog."

@@ -9,6 +9,7 @@ from conftest import make_llama, make_tokenizer, tiny_texts
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from sempa import Embedder, SempaError
@@ -29,6 +30,7 @@ from sempa.batching.prompts import (
     render_prompt,
 )
 from sempa.data.triplets import Triplet
+from sempa.evaluation.eval_texts import EvalText, encode_eval_texts
 from sempa.model.base import BaseModel
 from sempa.model.sampling import end_tokens, sample
 
@@ -302,3 +304,35 @@ def test_half_a_surrogate_pair_is_refused_in_every_text():
 
 def test_the_system_turn_is_the_templates_own_text():
     assert SYSTEM in render_prompt(chat(TURNS + OPENING), "Hello.")
+
+
+# Answers that lie elsewhere than the prompt for generation lets expect
+
+SYSTEM_LAST = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' }}{% if loop.last %}{{ system | default("
+    "'Be brief. ') }}{% endif %}{{ m.content + '[/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + "
+    "'<|im_end|>' }}{% endif %}{% endfor %}"
+)
+
+
+def test_an_answer_that_is_a_part_of_the_sentence_is_not_found_there():
+    """Mistral's templates write the system text only where the user speaks last."""
+    tokenizer = chat(SYSTEM_LAST)
+    preference = encode_responses(tokenizer, "Two dogs run on grass.", ["Two dogs run", "A cat"])
+    assert tokenizer.decode(preference.prompt).strip().endswith("while making some changes.[/INST]")
+    assert tokenizer.decode(preference.responses[0]).strip() == "Two dogs run<|im_end|>"
+
+
+def test_of_such_a_question_the_answer_alone_is_scored():
+    tokenizer = chat(SYSTEM_LAST)
+    (one,) = encode_eval_texts(tokenizer, [EvalText("The answer is four.", "What is two plus two?")], 512)
+    assert tokenizer.decode([one.tokens[i] for i in one.targets]).strip() == "The answer is four.<|im_end|>"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never", "normalizer"])
+def test_a_plain_prompt_has_the_tokenizers_own_ids(scheme):
+    tokenizer = spiece(scheme)
+    begin = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=begin)
+    (ids,) = encode_one_word(tokenizer, ["A man pets a dog."])
+    assert ids == tokenizer('This sentence : "A man pets a dog." means in one word:"')["input_ids"]

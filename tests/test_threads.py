@@ -104,7 +104,7 @@ def test_only_bfloat16_on_a_processor_gains(base, eight_threads):
 
 def test_the_adapter_is_off_in_the_threads_of_the_caller_alone(adapted_base, monkeypatch, eight_threads):
     """One thread reads the reference while another reads the policy of the same model."""
-    monkeypatch.setattr(threads, "_gains", lambda model: True)
+    monkeypatch.setattr(threads, "passes_at_once", lambda model: 8)
     model, tokens = adapted_base.model, torch.arange(6)[None]
     policy = hidden_states(model, tokens)
     with adapter_disabled(model):
@@ -129,7 +129,7 @@ def test_embeddings_are_those_of_one_thread(tiny_folder, monkeypatch, eight_thre
     base = load_base(str(tiny_folder), "float32", "cpu")
     sentences = [f"{' '.join(['A man pets a dog'] * (1 + i % 5))} {i}" for i in range(40)]
     expected = embed(base, sentences, 4)
-    monkeypatch.setattr(threads, "_gains", lambda model: True)
+    monkeypatch.setattr(threads, "passes_at_once", lambda model: 8)
     for _ in range(3):
         np.testing.assert_allclose(embed(base, sentences, 4), expected, rtol=1e-4, atol=1e-6)
 

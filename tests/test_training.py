@@ -189,3 +189,16 @@ def test_a_run_goes_on_with_its_own_triplets_only(setting, triplets):
         triplets[0] = original
     _, state = setting(epochs=2.0)
     assert state["step"] == 8
+
+
+def test_ctrl_c_while_the_last_development_score_is_taken_stops_before_the_report(setting, tmp_path):
+    def scores():
+        yield from (1, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+        yield 3
+
+    with pytest.raises(KeyboardInterrupt):
+        setting("run", scores())
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 8
+    _, state = setting("run", [])
+    assert (state["step"], state["best_score"]) == (8, 3)

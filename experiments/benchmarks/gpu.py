@@ -8,7 +8,9 @@ goes on. Results are written after every section: JSON, a table (.md) and a pict
 """
 
 import argparse
+import faulthandler
 import json
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,8 +27,8 @@ from gpu_setting import Setting, dtype_name, free_memory, full_setting, reason, 
 from sempa.io.files import write_atomic, write_json
 from sempa.report.plots import available
 
-# No section begins after so many seconds.
-BUDGET = 540
+# Seconds after which no section begins, that a section may take, and after which the program ends wherever it is.
+BUDGET, SECTION, END = 540, 150, 590
 
 SECTIONS: dict[str, Callable[[Setting], list[dict]]] = {
     "packages": install_peers,
@@ -35,35 +37,46 @@ SECTIONS: dict[str, Callable[[Setting], list[dict]]] = {
     "gradients against float64": check_gradients,
     "log-probabilities": race_kernels,
     "step, 1 B": partial(race_steps, size="1 B"),
-    "step, 8 B": partial(race_steps, size="8 B"),
     "embedding": race_encoders,
     "a whole run": whole_run,
+    "step, 8 B": partial(race_steps, size="8 B"),
 }
 
 
 def run_sections(s: Setting, out: Path, command: str) -> dict:
     """Run every section and write `out`.json, .md and .svg after each; returns the result."""
+    signal.signal(signal.SIGALRM, _end_section)
     began, measured = time.perf_counter(), []
-    result = {"command": command, "machine": race.machine(s.device), "dtype": dtype_name(s.dtype), "sections": []}
+    result = {"command": command, "dtype": dtype_name(s.dtype), "sections": []}
     for name, section in SECTIONS.items():
         entry, started = {"name": name}, time.perf_counter()
         try:
             if started - began > BUDGET:
                 raise TimeoutError(f"not begun: {BUDGET} s are over")
+            # Again and again, for each contestant that is left.
+            signal.setitimer(signal.ITIMER_REAL, SECTION, 15)
             entry["rows"] = section(s)
             _compare(entry["rows"])
         except Exception as error:
             entry["failed"] = reason(error)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         free_memory()
         entry["seconds"] = time.perf_counter() - started
         result["sections"].append(entry)
         print(_section_table(entry), flush=True)
+        # Anew each time: the first section installs packages whose versions belong there.
+        result["machine"] = race.machine(s.device)
         write_json(out.with_suffix(".json"), result)
         write_atomic(out.with_suffix(".md"), as_markdown(result))
         measured += [{"section": name, **row} for row in entry.get("rows", []) if "ms" in row]
     if measured and available():
         write_atomic(out.with_suffix(".svg"), bars(measured))
     return result
+
+
+def _end_section(signum: int, frame: object) -> None:
+    raise TimeoutError(f"ended: {SECTION} s are over")
 
 
 def _compare(rows: list[dict]) -> None:
@@ -101,6 +114,9 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: no GPU is there; --tiny rehearses on a CPU\n")
     out = given.out or race.RESULTS / ("gpu-tiny" if given.tiny else "gpu")
     out.parent.mkdir(parents=True, exist_ok=True)
+    # A hung kernel does not come back to Python: the last resort ends the program from outside of it.
+    faulthandler.dump_traceback_later(END, exit=True)
+    torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
         setting = tiny_setting("cpu", Path(folder)) if given.tiny else full_setting("cuda", Path(folder))
         result = run_sections(setting, out, f"gpu.py{' --tiny' * given.tiny}")

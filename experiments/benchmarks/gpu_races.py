@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from plan import GPUS
 from shapes import empty_model
 from training import ALPHA, RANK, trl_trainer_step
 from transformers import LlamaConfig, PreTrainedModel
+from transformers.models.llama import modeling_llama
 
 from sempa.batching.batches import Batch
 from sempa.config import Config
@@ -52,7 +54,12 @@ def race_steps(s: Setting, size: str) -> list[dict]:
     rows = _measure(s, {name: partial(_sempa_step, s, size, batch, again) for name, again in ways.items()}, work)
     name = "TRL + Liger" if s.device.startswith("cuda") else "TRL"
     theirs = {f"{name}, batch {count}": partial(_trl_step, s, size, count) for count in (4, 16)}
-    return rows + _measure(s, theirs, {"triplets/s": s.triplets})
+    # Liger puts its modules into transformers' own; the models to come shall not have them.
+    own = dict(vars(modeling_llama))
+    try:
+        return rows + _measure(s, theirs, {"triplets/s": s.triplets})
+    finally:
+        vars(modeling_llama).update(own)
 
 
 def _sempa_step(s: Setting, size: str, batch: Batch, recomputed: bool) -> Callable[[], object]:
@@ -92,7 +99,8 @@ def _peak_flops(s: Setting) -> tuple[float, str]:
     """Dense bfloat16 FLOP/s of the card's data sheet; elsewhere what a bare product reaches here."""
     processor = race.machine(s.device)["processor"]
     for known, (flops, _) in GPUS.items():
-        if known.split()[0] in processor:
+        # Of one name, the cards for PCI slots are slower.
+        if known.removesuffix(" SXM").removesuffix(" 80GB") in processor and not re.search("PCI|NVL", processor):
             return flops, known
     side = 8192 if s.device.startswith("cuda") else 512
     x = torch.randn(side, side, dtype=s.dtype, device=s.device)
@@ -115,6 +123,8 @@ def race_encoders(s: Setting) -> list[dict]:
 def whole_run(s: Setting) -> list[dict]:
     """`sempa train` on the built-in captions with the default recipe: its seconds and its scores."""
     config = Config(model=s.model, dtype=dtype_name(s.dtype), device=s.device, output=str(s.folder / "run"), **s.run)
+    # The peak that the report reads would be an earlier section's.
+    race.PeakMemory(s.device)
     report = start_run(config, "gpu.py")
     scores = {f"{row['task']}, {side}": row[side] for row in report["sts"] for side in ("base", "aligned")}
     seconds = {f"{name}, s": value for name, value in report["seconds"].items()}
@@ -129,7 +139,7 @@ def install_peers(s: Setting) -> list[dict]:
         if s.device.startswith("cuda"):
             # Beside the torch that is there.
             command = ["pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "10", package]
-            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=40)
             skipped = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
         rows.append({"package": package, "skipped": skipped})
     importlib.invalidate_caches()

@@ -1,6 +1,7 @@
 """What the sections of gpu.py run on: a GPU's sizes or tiny ones, and the batches and inputs that they share."""
 
 import argparse
+import contextlib
 import gc
 import sys
 from collections.abc import Sequence
@@ -101,7 +102,8 @@ def reason(error: Exception) -> str:
 
 def free_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available():
+    # After some errors nothing on the device works any more; what was measured before is still to be written.
+    with contextlib.suppress(Exception):
         torch.cuda.empty_cache()
 
 

@@ -143,6 +143,9 @@ def _bare(hidden: Tensor, weight: Tensor, trained: bool, reuse: bool) -> Callabl
 
 
 def _forward_backward(gather: Callable, hidden: Tensor, weight: Tensor, targets: Tensor) -> Callable[[], None]:
+    # Those of the contestant before would count as memory that is there.
+    hidden.grad = weight.grad = None
+
     def run() -> None:
         hidden.grad = weight.grad = None
         gather(hidden, weight, targets).sum().backward()

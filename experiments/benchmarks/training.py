@@ -206,8 +206,13 @@ def trl_trainer_step(
     )
     if padding_free and not getattr(trainer, "padding_free", False):
         raise RuntimeError("this release pads all the same")
-    # What `train()` would set before its first step.
+    # What `train()` would do before its first step.
     trainer.current_gradient_accumulation_steps = 1
+    if liger:
+        from transformers.integrations.liger import apply_liger_kernel
+
+        apply_liger_kernel(trainer.model, trainer.args.liger_kernel_config)
+    trainer.accelerator.prepare_model(trainer.model)
     batches = list(trainer.get_train_dataloader())
     optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-4)
 

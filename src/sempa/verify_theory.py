@@ -8,31 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.files import write_json
+from sempa.io.files import finite, write_json
 
-_EPILOGUE = """\
-Exit code: 0 when every statement holds and every control is rejected, 1 when one does not, 2 for bad input.
-The proofs are in docs/theory.md.
-"""
 _WIDTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    try:
-        return _run(_parser().parse_args(argv))
-    except SempaError as error:
-        print(f"verify_theory: {error}", file=sys.stderr)
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sempa.verify_theory",
         description="Check by computation that sentence-level DPO under a Plackett-Luce model is contrastive learning: "
         "every statement in float64 on random instances, beside neighbours that are wrong by a little and must fail.",
-        epilog=_EPILOGUE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit code: 0 when every statement holds and every control is rejected, 1 when one does not, 2 for bad "
+        "input. The proofs are in docs/theory.md.",
     )
     parser.add_argument("--statement", action="append", metavar="NAME", help="check this statement only; repeatable")
     parser.add_argument("--list", action="store_true", help="print the names and equations, check nothing")
@@ -41,11 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="also check finite K with this model: smollm2-135m, a folder, .gguf or hub id")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
-    return parser
+    try:
+        return _run(parser.parse_args(argv))
+    except SempaError as error:
+        print(f"verify_theory: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from sempa.io.files import finite
     from sempa.theory.statement import verify
 
     if arguments.trials < 1:
@@ -72,9 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.json is not None:
             write_json(Path(arguments.json), report)
-        held = sum(verdict.worst.holds for verdict in verdicts)
         rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
-        print(f"{held} of {len(verdicts)} statements hold; ", end="")
+        print(f"{sum(verdict.worst.holds for verdict in verdicts)} of {len(verdicts)} statements hold; ", end="")
         print(f"{sum(rejected)} of {len(rejected)} wrong neighbours were rejected by the same checks")
     return 0 if passed else 1
 
@@ -88,12 +78,11 @@ def _statements(arguments: argparse.Namespace) -> list:
         from sempa.model.base import load_base
         from sempa.theory.on_model import model_statements, score_candidates
 
-        statements += model_statements(score_candidates(load_base(arguments.model, "float32"), arguments.seed))
+        statements += model_statements(score_candidates(load_base(arguments.model, "float32", "cpu"), arguments.seed))
     names = [statement.name for statement in statements]
     wanted = arguments.statement or names
-    for name in wanted:
-        if name not in names:
-            raise SempaError(f"--statement: found {name!r}, see --list; the model- statements need --model")
+    if unknown := [name for name in wanted if name not in names]:
+        raise SempaError(f"--statement: found {unknown[0]!r}, see --list; the model- statements need --model")
     return [statement for statement in statements if statement.name in wanted]
 
 
@@ -109,8 +98,7 @@ def _block(verdict: object) -> str:
         f"tolerance: {statement.tolerance}",
     ]
     for heading, wanted in (("rejected", True), ("NOT REJECTED", False)):
-        controls = [what for what, rejected in verdict.controls_rejected.items() if rejected is wanted]
-        if controls:
+        if controls := [what for what, rejected in verdict.controls_rejected.items() if rejected is wanted]:
             lines.append(f"{heading}: " + " · ".join(controls))
     wrap = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join([f"{statement.name:<{_WIDTH - 8}}{word:>8}", *map(wrap.fill, lines)])

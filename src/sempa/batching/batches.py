@@ -87,7 +87,7 @@ class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
     `rows` and `sentences` are there where the config's objective ranks, or embeds, what the data holds. `texts`
-    `[kinds, size]` numbers the embedded texts (sentences, best responses, …), equal ones alike.
+    `[3, size]` numbers the embedded texts (sentences, best and worst responses), equal ones alike.
     """
 
     preferences: list[Preference]
@@ -121,7 +121,7 @@ class Batches(Sequence[Batch]):
         preferences = self.preferences[number * config.batch_size : (number + 1) * config.batch_size]
         sentences, texts = [], torch.empty(0, len(preferences), dtype=torch.int64)
         if config.contrast:
-            # All sentences, then all their best responses, and so on.
+            # All sentences, then all their best responses, then the worst.
             words = [prompt for kind in zip(*(p.words for p in preferences), strict=True) for prompt in kind]
             sentences = pack_sentence_rows(words, config.row_tokens)
             numbers = {tuple(prompt): number for number, prompt in enumerate(words)}

@@ -52,15 +52,19 @@ class PackedRow:
         root = self.add(prefix)
         return torch.tensor([self.ends[self.add(sequence[len(prefix) :], root)] for sequence in sequences])
 
-    def attention_mask(self) -> Tensor:
+    def attention_mask(self, device: torch.device | str = "cpu") -> Tensor:
         """`[length, length]` boolean, true where the query (row) may see the key (column)."""
+        owner = torch.tensor(self.segments, device=device)
+        return self.ancestors().to(device)[owner][:, owner].tril_()
+
+    def ancestors(self) -> Tensor:
+        """`[segments, segments]` boolean, true where a segment (row) continues another (column) or is it."""
         sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
                 sees[segment] = sees[parent]
             sees[segment, segment] = True
-        owner = torch.tensor(self.segments)
-        return sees[owner][:, owner].tril_()
+        return sees
 
     def prefix_groups(self) -> tuple[PrefixGroup, ...]:
         """The row cut into its trees, and each into the prefix that all of it share and the branches below that.
@@ -77,13 +81,13 @@ class PackedRow:
             raise ValueError("the segments of a branch must be added one after another")
         branching = {tree[segment] for segment, parent in enumerate(self.parents) if parent >= 0}
         tops = [top if top in branching else -1 for top in tree]
-        mask, begin, parts = self.attention_mask(), 0, []
-        for top, segments in groupby(self.segments, tops.__getitem__):
-            owners = [branch[segment] for segment in segments]
+        segments, sees, begin, parts = torch.tensor(self.segments), self.ancestors(), 0, []
+        for top, members in groupby(self.segments, tops.__getitem__):
+            owners = [branch[segment] for segment in members]
             prefix = owners.count(top)
-            sizes = [len(list(members)) for _, members in groupby(owners[prefix:])]
-            own = slice(begin, begin := begin + len(owners))
-            parts.append(make_prefix_group(prefix, sizes, mask[own, own]))
+            sizes = [len(list(tokens)) for _, tokens in groupby(owners[prefix:])]
+            own = segments[begin : (begin := begin + len(owners))]
+            parts.append(make_prefix_group(prefix, sizes, own, sees))
         return tuple(parts)
 
     def separate(self) -> tuple[Tensor, Tensor]:
@@ -103,7 +107,7 @@ class PackedRow:
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor | tuple[PrefixGroup, ...]]:
         """What `hidden_states` takes for this row: tokens and positions `[1, length]`, mask and prefix groups."""
         tokens, positions = (torch.tensor([ids], device=device) for ids in (self.tokens, self.positions))
-        mask = self.attention_mask()[None, None].to(device)
+        mask = self.attention_mask(device)[None, None]
         prefix_groups = tuple(part.to(device) for part in self.prefix_groups())
         return {"tokens": tokens, "positions": positions, "mask": mask, "prefix_groups": prefix_groups}
 

@@ -28,6 +28,8 @@ _FIXED_DATE = "".join(f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" f
 _FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED_DATE} }}}}{{%- endmacro -%}}"
 # Models that can think before they answer are asked to answer at once; templates without the switch ignore it.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
+# Stands for an answer: a character that no text holds.
+_ANSWER = "\ue000"
 # Breaks control tokens in text until `encode_texts` has looked for genuine ones. No text holds half a surrogate pair.
 _BREAK = "\ud800"
 
@@ -37,8 +39,8 @@ class Preference:
     """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k.
 
     The last `closing` ids of every response are the template's (end of turn), not the answer's. `words` are the
-    one-word prompts of the sentence and of its responses, where an objective embeds them; `sentence` is its text. A
-    triplets file's ids are arrays of four bytes each; as lists, those of 275,601 triplets would fill two gigabytes.
+    one-word prompts of the sentence, the best and the worst response, where an objective embeds them; `sentence` is its
+    text. A file's ids are arrays of four bytes each; as lists, those of 275,601 triplets would fill two gigabytes.
     """
 
     prompt: Sequence[int]
@@ -59,7 +61,7 @@ def encode_triplet(
     responses = (triplet.chosen, triplet.neutral, triplet.rejected) if ranking else (triplet.chosen, triplet.rejected)
     preference = encode_responses(tokenizer, triplet.sentence, responses, triplet.line)
     if words:
-        prompts = encode_one_word(tokenizer, [triplet.sentence, *responses])
+        prompts = encode_one_word(tokenizer, [triplet.sentence, triplet.chosen, triplet.rejected])
         preference = replace(preference, words=tuple(array("i", ids) for ids in prompts))
     return preference
 
@@ -75,7 +77,7 @@ def encode_responses(
     """
     user = PARAPHRASE.format(sentence=sentence)
     wholes = [render_conversation(tokenizer, user, response) for response in responses]
-    prompt, closing = _split(tokenizer, render_prompt(tokenizer, user), wholes[0], responses[0])
+    prompt, closing = around_answer(tokenizer, user)
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     answers = tuple(array("i", whole[shared:]) for whole in whole_ids)
@@ -85,8 +87,7 @@ def encode_responses(
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token by which the template ends an answer; None where it has none."""
-    whole, prompt = render_conversation(tokenizer, "Hello.", "Hi."), render_prompt(tokenizer, "Hello.")
-    found = _control_tokens(tokenizer).search(_split(tokenizer, prompt, whole, "Hi.")[1])
+    found = _control_tokens(tokenizer).search(around_answer(tokenizer, "Hello.")[1])
     return tokenizer.convert_tokens_to_ids(found[0].strip()) if found else None
 
 
@@ -144,13 +145,10 @@ def _render_with_system(
     return render_messages(tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 
-def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, answer: str) -> tuple[str, str]:
-    """What stands before and behind the answer in a conversation that begins, mostly, as `prompt` does."""
-    # Some templates strip the answer's own blanks.
-    answer = as_text(tokenizer, answer).strip()
-    begin = whole.find(answer, common_prefix(prompt, whole))
-    begin = begin if begin >= 0 else whole.rfind(answer)
-    return whole[:begin], whole[begin + len(answer) :]
+def around_answer(tokenizer: PreTrainedTokenizerBase, user: str) -> tuple[str, str]:
+    """What the template writes before and after the assistant's answer, which may differ from `render_prompt`."""
+    prompt, _, closing = render_conversation(tokenizer, user, _ANSWER).rpartition(_ANSWER)
+    return prompt, closing
 
 
 def clean_sentence(sentence: str) -> str:
@@ -177,8 +175,9 @@ def encode_one_word(
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
-    begin = begin_of_text(tokenizer)
-    return encode_texts(tokenizer, [begin + as_text(tokenizer, text) for text in texts])
+    # As an id: behind a written `<s>` some tokenizers do not begin a word.
+    begin = [tokenizer.bos_token_id] if begin_of_text(tokenizer) else []
+    return [begin + ids for ids in encode_texts(tokenizer, [as_text(tokenizer, text) for text in texts])]
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

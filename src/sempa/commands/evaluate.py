@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
     from sempa.model.adapter_files import adapter_folder
+    from sempa.model.sampling import encode_prompts
     from sempa.report.run_report import terminal_table, write_report
     from sempa.training.loop import read_metrics
 
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments.prompts, arguments.limit) if arguments.prompts else []
     questions = read_hellaswag(arguments.hellaswag, arguments.hellaswag_tasks) if arguments.hellaswag else []
     embedder = load_embedder(arguments, merged=False)
+    # What does not fit is found before hours of work.
+    encode_prompts(embedder.base, prompts, arguments.max_new_tokens)
     notes = [note for task in tasks for note in task.notes]
     report = {"model": arguments.model, "adapter": str(arguments.adapter or ""), "notes": notes}
     if tasks:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SempaError(f"serve: {error.name} is missing; install sempa with its extra `serve`") from error
     if not 0 < arguments.timeout < float("inf"):
         raise SempaError(f"timeout: found {arguments.timeout}, expected more than 0")
-    key = os.environ.get("SEMPA_API_KEY", "")
+    key = os.environ.get("SEMPA_API_KEY", "").strip()
     if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
         warnings.warn(f"SEMPA_API_KEY is not set: anyone who reaches {arguments.host} can use the model", stacklevel=2)
     # An address that is taken is found before the model is loaded, and early clients wait.

@@ -88,10 +88,8 @@ def read_sts(
         if (count := sum(name.partition(" ")[0] == wanted for name in chosen)) != 1:
             raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected one")
     if not chosen:
-        raise SempaError(
-            f"{path}: no STS task ({there}), expected folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or "
-            f"some of {', '.join(_FILES)}"
-        )
+        expected = f"folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or some of {', '.join(_FILES)}"
+        raise SempaError(f"{path}: no STS task ({there}), expected {expected}")
     return [_make_task(name, found[name], _benchmark_rows(name, found[name])) for name in chosen]
 
 

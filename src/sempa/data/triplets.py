@@ -60,22 +60,20 @@ def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list
         found = (Triplet(*values, line) for line, values in rows)
     else:
         found = _paired(rows, left_out, combinations)
-    triplets: list[Triplet] = []
-    seen: set[tuple[str, ...]] = set()
+    triplets: dict[tuple[str, ...], Triplet] = {}
     for triplet in found:
         words = (triplet.sentence, triplet.chosen, triplet.rejected)
-        if words in seen:
+        if words in triplets:
             _leave_out(left_out, REPEATED, triplet.line)
         elif triplet.chosen == triplet.rejected:
             _leave_out(left_out, EQUAL, triplet.line)
         else:
-            seen.add(words)
-            triplets.append(triplet)
+            triplets[words] = triplet
     counts = [f"{reason}: {count:,}, first in line {first}" for reason, (count, first) in left_out.items()]
     note = "; ".join([many(len(triplets), "triplet"), *counts])
     if not triplets:
         raise SempaError(f"{path}: no usable triplet: {note}")
-    return triplets, note
+    return list(triplets.values()), note
 
 
 def caption_triplets(split: Literal["train", "heldout"], count: int | None = None, seed: int = 0) -> list[Triplet]:

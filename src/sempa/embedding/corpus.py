@@ -1,7 +1,9 @@
 """A corpus of any size as vectors: in shards, in constant memory, and resumable behind the last whole shard."""
 
+import collections
 import hashlib
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -59,13 +61,13 @@ def embed_corpus(
     check_vectors_name(Path(f"shard.{shard_format}"))
     check_output(folder, folder=True)
 
-    def sentences() -> Iterator[str]:
-        return check_lengths(embedder, source, read_sentences(source, field, skip_empty=skip_empty))
+    def sentences(digest: "hashlib._Hash") -> Iterator[str]:
+        for sentence in check_lengths(embedder, source, read_sentences(source, field, skip_empty=skip_empty)):
+            digest.update(sentence.encode() + b"\0")
+            yield sentence
 
-    rows, digest = 0, hashlib.sha256()
-    for sentence in sentences():
-        rows += 1
-        digest.update(sentence.encode() + b"\0")
+    digest, again = hashlib.sha256(), hashlib.sha256()
+    rows = sum(1 for _ in sentences(digest))
     shards = [
         {"file": f"shard-{index:06d}.{shard_format}", "first_row": first, "rows": min(shard_rows, rows - first)}
         for index, first in enumerate(range(0, rows, shard_rows))
@@ -77,19 +79,25 @@ def embed_corpus(
     _begin(folder, manifest)
     # A shard is written whole or not at all: one that is there is finished.
     missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
-    chunks = _chunks(sentences(), missing)
+    second_reading = sentences(again)
+    chunks = _chunks(second_reading, missing)
     if encode is None:
         pieces = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
     else:
         pieces = iter(encode(chunks))
+    changed = SempaError(f"{source}: has changed while it was being embedded; embed it anew, into another folder")
     with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
         for shard in missing:
             found: list[np.ndarray] = []
             while sum(map(len, found)) < shard["rows"]:
                 if (piece := next(pieces, None)) is None:
-                    raise SempaError(f"{source}: has changed while it was being embedded")
+                    raise changed
                 found.append(piece)
                 progress.update(len(piece))
+            if shard is missing[-1]:
+                collections.deque(second_reading, maxlen=0)
+                if again.digest() != digest.digest():
+                    raise changed
             write_vectors(folder / shard["file"], np.concatenate(found))
     return manifest
 
@@ -148,8 +156,10 @@ def _begin(folder: Path, manifest: dict) -> None:
 
 def _read_manifest(folder: Path) -> dict:
     try:
-        return read_json(folder / MANIFEST_FILE)
-    except (OSError, ValueError) as error:
+        manifest = read_json(folder / MANIFEST_FILE)
+        operator.itemgetter("settings", "shards")(manifest)
+        return manifest
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise SempaError(f"{folder / MANIFEST_FILE}: cannot be read: {error}") from error
 
 

@@ -16,8 +16,9 @@ from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
 from sempa.model.threads import parallel_map
 
-# Memory stays flat however long the sentences are; longer rows are slower, as their activations leave the cache.
-_ROW_TOKENS = 1024
+# Tokens of a row, so that memory stays flat however long the sentences are. On a processor longer rows are slower, as
+# their activations leave the cache.
+_ROW_TOKENS, _GPU_ROW_TOKENS = 1024, 8192
 # Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
 _TOKENIZED_AT_ONCE = 4096
 
@@ -47,7 +48,8 @@ def embed_prompts(
 ) -> np.ndarray:
     """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()
-    batches = list(token_batches([len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts], batch_size))
+    sizes = [len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts]
+    batches = list(token_batches(sizes, batch_size, _ROW_TOKENS if model.device.type == "cpu" else _GPU_ROW_TOKENS))
     vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
 
     passes = parallel_map(model, lambda batch: read(readout, model, [prompts[i] for i in batch], layer), batches)
@@ -58,15 +60,15 @@ def embed_prompts(
     return vectors
 
 
-def token_batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of prompts of so many tokens each: at most `batch_size` and `_ROW_TOKENS` tokens together (or one alone).
+def token_batches(sizes: Sequence[int], batch_size: int, row_tokens: int = _ROW_TOKENS) -> Iterator[list[int]]:
+    """Places of prompts of these many tokens: at most `batch_size`, and `row_tokens` tokens, together (or one alone).
 
     Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
     """
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if batch and (len(batch) >= batch_size or tokens + sizes[index] > _ROW_TOKENS):
+        if batch and (len(batch) >= batch_size or tokens + sizes[index] > row_tokens):
             yield batch
             batch, tokens = [], 0
         batch.append(index)

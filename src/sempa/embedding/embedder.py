@@ -10,6 +10,7 @@ from sempa.embedding.compress import check_compression, cosines, middle_directio
 from sempa.embedding.embed import check_sentences, embed
 from sempa.embedding.readouts import check_readout, embedding_width
 from sempa.errors import SempaError
+from sempa.io.files import user_path
 from sempa.model.adapter_files import adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_fingerprint, merge_adapter
@@ -49,10 +50,10 @@ class Embedder:
         device: str | None = None,
         merged: bool = True,
     ) -> None:
-        folder = None if adapter is None else adapter_folder(Path(adapter))
-        if readout is None:
-            readout = adapter_readout(Path(model) if folder is None else folder)
+        folder = None if adapter is None else adapter_folder(user_path(adapter))
         self.base = load_base(model, dtype, device)
+        if readout is None:
+            readout = adapter_readout(folder or self.base.source)
         if folder is not None:
             load_adapter(self.base.model, folder)
         # The digest of the adapter that is part of the weights now; "" where there is none.

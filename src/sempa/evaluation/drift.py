@@ -31,9 +31,8 @@ def measure_drift(base: BaseModel, texts: dict[str, list[EvalText]]) -> list[dic
     Raises `SempaError` for a text without a token to score, and a chat template that cannot be rendered.
     """
     window = min(context_length(base.model), LONGEST_WINDOW)
-    return [
-        token_drift(base.model, encode_eval_texts(base.tokenizer, own, window), name) for name, own in texts.items()
-    ]
+    sequences = {name: encode_eval_texts(base.tokenizer, own, window) for name, own in texts.items()}
+    return [token_drift(base.model, own, name) for name, own in sequences.items()]
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sempa.batching.prompts import common_prefix, encode_plain, encode_texts, render_conversation, render_prompt
+from sempa.batching.prompts import around_answer, common_prefix, encode_plain, encode_texts, render_conversation
 from sempa.errors import SempaError
 from sempa.io.rows import line_records, numbered_lines
 
@@ -86,7 +86,7 @@ def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalTe
     sequences = []
     for text in texts:
         if text.question:
-            prompt = render_prompt(tokenizer, text.question)
+            prompt, _ = around_answer(tokenizer, text.question)
             whole = render_conversation(tokenizer, text.question, text.text)
             before, tokens = encode_texts(tokenizer, [prompt, whole])
             first = common_prefix(before, tokens)

@@ -118,10 +118,9 @@ def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
 
 
 def all_measures(vectors: np.ndarray, positives: np.ndarray) -> dict:
-    """All measures of embeddings `[n, D]` scaled to length 1; `positives` `[m, 2]` are the rows of positive pairs.
+    """All measures of embeddings `[n, D]` scaled to length 1, each under the name of its function, and the `spectrum`.
 
-    Keys: `alignment` (α = 2), `uniformity` (t = 2), `mean_cosine`, `partition_ratio`, `isoscore`, `effective_rank`,
-    `hubness` (k = 10), and `spectrum`, the singular spectrum as a list.
+    `positives` `[m, 2]` are the rows of positive pairs.
     """
     units = unit_vectors(vectors)
     spectrum = singular_spectrum(units)

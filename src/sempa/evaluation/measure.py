@@ -33,7 +33,7 @@ Sides = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def builtin_task(pairs: int) -> StsTask:
-    """The first built-in graded pairs, with scenes of no built-in triplet; `SempaError` for more than there are."""
+    """The first built-in graded pairs, at most 600, with scenes of no built-in triplet."""
     return StsTask(BUILTIN, caption_pairs("test", pairs))
 
 

@@ -31,8 +31,7 @@ def bootstrap(x: np.ndarray, y: np.ndarray, resamples: int = 1000, seed: int | S
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of bootstrapped figures `[resamples]` (Efron & Tibshirani, § 13.3)."""
-    low, high = np.nanpercentile(values, (2.5, 97.5))
-    return float(low), float(high)
+    return tuple(np.nanpercentile(values, (2.5, 97.5)).tolist())
 
 
 def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> dict:

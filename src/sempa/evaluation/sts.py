@@ -1,8 +1,7 @@
 """Semantic textual similarity: the score of an encoder on gold-scored sentence pairs.
 
 The score is Spearman's rank correlation × 100 between the cosines of the pairs' embeddings and their gold scores. For
-STS12–16 it is taken over all scored pairs of a year together ("all" in SentEval). Pearson's correlation and the scores
-of the sub-tasks stand beside it.
+STS12–16 it is taken over all scored pairs of a year together ("all" in SentEval).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,8 +69,5 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
 
 
 def bootstrap_scores(result: StsResult, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """The score of `resamples` draws of the task's pairs: `statistics.bootstrap`, float64 `[resamples]`.
-
-    The draws depend on the task's name and `seed` alone, so those of two encoders meet the same pairs.
-    """
+    """`statistics.bootstrap` of the task's pairs; the draws depend on its name and `seed`, not on the encoder."""
     return bootstrap(result.cosines, result.task.gold, resamples, (seed, *result.task.name.encode()))

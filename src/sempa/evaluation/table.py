@@ -1,8 +1,4 @@
-"""The paper's main table for any model: readouts and adapters down the side, similarity sets across.
-
-The cosines of a row are stored as soon as it is measured. Scores, intervals and tests are computed from them, so a
-second call measures only the rows that are missing.
-"""
+"""The paper's main table for any model: readouts and adapters down the side, similarity sets across."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +65,9 @@ def measure_rows(
 ) -> dict[Method, list[StsResult]]:
     """The results of each method on all tasks; `base` holds no adapter, before and after.
 
-    The cosines of a finished row are written to `folder`, under a fingerprint of everything they depend on (weights,
-    dtype, kind of device, adapter, readout, layer, sentences and versions), and read from there the next time. Raises
-    `SempaError` as `row_keys`, `embed` and `score_sts` do.
+    The cosines of a finished row, which give all its figures, are written to `folder`, under a fingerprint of what they
+    depend on (weights, dtype, kind of device, adapter, readout, layer, sentences and versions), and read from there the
+    next time. Raises `SempaError` as `row_keys`, `embed` and `score_sts` do.
     """
     pairs = [(task.name, [(pair.first, pair.second) for pair in task.pairs]) for task in tasks]
     sentences = distinct_sentences(pair for task in tasks for pair in task.pairs)

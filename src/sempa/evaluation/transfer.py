@@ -29,9 +29,8 @@ def measure_transfer(
 ) -> dict[Method, list[np.ndarray]]:
     """The class that each method's embeddings predict for every judged example, `[n]` for each task.
 
-    `base` holds no adapter, before and after. Predictions are written to `folder` task by task, under a fingerprint of
-    everything they depend on, and read from there the next time. `seed` draws the folds. Raises
-    `SempaError` without scikit-learn, and as `row_keys` and `embed` do.
+    `base` holds no adapter, before and after. Predictions are kept in `folder` task by task, as `measure_rows` keeps
+    cosines. `seed` draws the folds. Raises `SempaError` without scikit-learn, and as `row_keys` and `embed` do.
     """
     try:
         from sklearn import __version__ as version

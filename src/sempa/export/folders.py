@@ -60,8 +60,10 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
         base.model.to(merged_dtype)
 
     if kind == "sentence-transformers":
-        # It batches, and so needs a padding token. Any will do: padding on the right is never seen.
-        base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
+        # It batches, and so needs a padding token with an embedding. Any will do: padding on the right is never seen.
+        pad, rows = base.tokenizer.pad_token_id, len(base.model.get_input_embeddings().weight)
+        if pad is None or pad >= rows:
+            base.tokenizer.pad_token = base.tokenizer.eos_token
 
     def write(temporary: Path) -> None:
         if kind in KINDS:

@@ -167,7 +167,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
         raise _unwritable("gguf: the base's tokenizer is no byte-level BPE of GPT-2, SmolLM or Llama 3", kind)
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [gguf.TokenType.UNUSED] * rows
     added = tokenizer.added_tokens_decoder
-    for token, number in tokenizer.get_vocab().items():
+    # A padding token may do without an embedding.
+    for token, number in ((token, number) for token, number in tokenizer.get_vocab().items() if number < rows):
         tokens[number], types[number] = token, gguf.TokenType.NORMAL
         if number in added:
             types[number] = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
@@ -178,7 +179,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(merge) for merge in found["model"]["merges"]])
     for role in ("bos", "eos", "unk", "pad"):
-        if (number := getattr(tokenizer, f"{role}_token_id")) is not None:
+        number = getattr(tokenizer, f"{role}_token_id")
+        if number is not None and number < rows:
             getattr(writer, f"add_{role}_token_id")(number)
     writer.add_add_bos_token(bool(begin_of_text(tokenizer)))
     writer.add_add_space_prefix(False)

@@ -32,8 +32,9 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     """
     try:
         report = read_json(adapter.parent / "report.json")
-    except (OSError, ValueError):
-        # An adapter from elsewhere has no report, and a card without figures is still a card.
+        report = report if isinstance(report["training"], dict) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        # An adapter from elsewhere has no report of ours, and a card without figures is still a card.
         report = {}
     lora, _ = read_adapter(adapter)
     settings = {

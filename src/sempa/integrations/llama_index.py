@@ -4,7 +4,9 @@ import asyncio
 
 from llama_index.core.base.embeddings.base import DEFAULT_EMBED_BATCH_SIZE, BaseEmbedding
 
+from sempa.embedding.corpus import describe
 from sempa.embedding.embedder import Embedder
+from sempa.io.files import fingerprint
 
 
 class LlamaIndexEmbedding(BaseEmbedding):
@@ -18,7 +20,9 @@ class LlamaIndexEmbedding(BaseEmbedding):
     _options: dict[str, object]
 
     def __init__(self, embedder: Embedder, batch_size: int = DEFAULT_EMBED_BATCH_SIZE, **options: object) -> None:
-        super().__init__(model_name=embedder.base.source, embed_batch_size=batch_size)
+        # An ingestion cache tells vectors apart by this name.
+        name = f"{embedder.base.source}@{fingerprint(describe(embedder), options)}"
+        super().__init__(model_name=name, embed_batch_size=batch_size)
         self._embedder, self._options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def _embed(self, texts: str | list[str]) -> list:

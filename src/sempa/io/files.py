@@ -125,7 +125,10 @@ def sha256(path: Path) -> str:
 
 def fingerprint(*parts: object) -> str:
     """Sixteen hexadecimal digits that change when any of `parts` (by its `repr`) changes."""
-    return hashlib.sha256("".join(f"{part!r}\0" for part in parts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part!r}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def user_path(path: str | Path) -> Path:

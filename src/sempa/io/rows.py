@@ -157,6 +157,8 @@ def _table_rows(
     path: Path, first: int, lines: Iterator[tuple[int, str]], delimiter: str, quoting: int
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank with the line that each begins in; `first` is the number of the first line."""
+    # A field may be a long text; without a limit an open quotation mark would take the whole file.
+    csv.field_size_limit(1 << 24)
     reader = csv.reader((text for _, text in lines), delimiter=delimiter, quoting=quoting, strict=True)
     begin = first
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
 
 from sempa.errors import SempaError
 from sempa.io.files import read_json, read_tensors, write_atomic, write_json, write_tensors
@@ -63,10 +64,17 @@ def adapter_folder(path: Path) -> Path:
     raise SempaError(f"adapter {str(path)!r}: holds no {CONFIG_FILE}, neither itself nor in its folder `adapter`")
 
 
-def adapter_readout(folder: Path) -> str:
-    """The readout that the adapter or merged model in `folder` was trained at; `prompteol` where nothing is said."""
-    path = folder / READOUT_FILE
-    return read_json(path)["readout"] if path.exists() else "prompteol"
+def adapter_readout(source: str | Path) -> str:
+    """The readout that an adapter's folder, or a merged model (a folder or a hub id), was trained at.
+
+    `prompteol` where nothing is said; raises `SempaError` when the file that says it is damaged.
+    """
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(str(source), READOUT_FILE, **lenient)
+    try:
+        return read_json(Path(path))["readout"] if path else "prompteol"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SempaError(f"{path}: expected a JSON object with the key `readout`") from error
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:

@@ -78,8 +78,9 @@ def sample(
                     tokens[row].append(token)
                     logprobs[row].append(logprob)
             for (prompt, _), ids, values in zip(batch, tokens, logprobs, strict=True):
-                text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                results[prompt].append(Sample(ids, torch.tensor(values), text, ids[-1] in ends))
+                ended = ids[-1] in ends
+                text = base.tokenizer.decode(ids[: len(ids) - ended], skip_special_tokens=True).strip()
+                results[prompt].append(Sample(ids, torch.tensor(values), text, ended))
             shown.update(len(batch))
     return results
 
@@ -103,7 +104,17 @@ def stream_answer(
     draws = torch.rand(1, max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     steps = _grow(base, [prompt_ids], draws, temperature, top_p, stop_ids)
     decoder, inner = DecodeStream(skip_special_tokens=True), base.tokenizer.backend_tokenizer
-    return ((token, decoder.step(inner, token) or "") for _, (token,), _ in steps)
+
+    def text(token: int) -> str:
+        nonlocal decoder
+        try:
+            return decoder.step(inner, token) or ""
+        except Exception:  # the tokens before end within a character: tokenizers has no class for it
+            decoder = DecodeStream(skip_special_tokens=True)
+            return "\N{REPLACEMENT CHARACTER}" + (decoder.step(inner, token) or "")
+
+    # An end of turn may be no special token.
+    return ((token, "" if token in stop_ids else text(token)) for _, (token,), _ in steps)
 
 
 def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_new_tokens: int) -> list[Sequence[int]]:

@@ -26,7 +26,7 @@ def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: S
     Each pass then has its share of the threads. It sees the caller's gradient mode and context variables, so that
     `adapter_disabled` holds inside. The first exception is raised, and passes that have not begun are dropped.
     """
-    workers = min(len(items), torch.get_num_threads()) if _gains(model) else 1
+    workers = min(len(items), passes_at_once(model))
     if workers < 2:
         yield from map(run, items)
         return
@@ -42,13 +42,14 @@ def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: S
     yield from pool.map(run_as_the_caller, contexts, items)
 
 
-def _gains(model: PreTrainedModel) -> bool:
-    return model.device.type == "cpu" and model.dtype != torch.float32
+def passes_at_once(model: PreTrainedModel) -> int:
+    """How many passes `parallel_map` runs side by side."""
+    return torch.get_num_threads() if model.device.type == "cpu" and model.dtype != torch.float32 else 1
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=8)
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that live on, each with its share of the `threads` that an operation may use."""
+    """Threads that live on, each with its share of the `threads` that an operation may use; of few pools at a time."""
 
     def begin() -> None:
         torch.set_num_threads(max(1, threads // workers))

@@ -83,11 +83,10 @@ def curves(history: Sequence[dict]) -> str:
 def budget(measured: dict) -> str:
     """Development score and divergence from the base over the adapter's scale."""
     figure, axes = make_figure(1, 2, (6.6, 2.9))
-    curve, scale = measured["curve"], measured["scale"]
+    scales = [point["scale"] for point in measured["curve"]]
     for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL(base ‖ aligned), nats")):
-        scales, values = zip(*((point["scale"], point[key]) for point in curve))
-        axis.plot(scales, values, "o-", color=ALIGNED, markersize=4)
-        axis.axvline(scale, color=INK, linewidth=0.8, linestyle=":")
+        axis.plot(scales, [point[key] for point in measured["curve"]], "o-", color=ALIGNED, markersize=4)
+        axis.axvline(measured["scale"], color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel="scale of the adapter")
     if measured["kl_budget"]:
         axes[1].axhline(measured["kl_budget"], color=INK, linewidth=0.8, linestyle=":")

@@ -20,8 +20,7 @@ def write_table(folder: Path, name: str, report: dict, content: Content) -> str:
     settings = {key: report.get(key) for key in ("settings", "base_source", "versions")}
     page = html_page("table.html", report=report, tables=tables, details=details, explained=notes, settings=settings)
     write_json(folder / f"{name}.json", report)
-    rows = [{"method": row["label"], **_figures(row)} for row in report["rows"]]
-    write_atomic(folder / f"{name}.csv", csv_text(rows))
+    write_atomic(folder / f"{name}.csv", csv_text({"method": row["label"], **_figures(row)} for row in report["rows"]))
     write_atomic(folder / f"{name}.md", markdown([*tables, *details], notes))
     write_atomic(folder / f"{name}.html", page)
     # The details of a single set still fit a screen.

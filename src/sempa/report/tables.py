@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader
@@ -45,7 +45,7 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n\n".join([*(markdown_table(*table) for table in tables), bullets]) + "\n"
 
 
-def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows under a header of all their names; a cell that a row does not have is empty.
 
     What is nested gets columns of its own: `STS12 versus p`, and of an interval `low` and `high`. A score goes by the

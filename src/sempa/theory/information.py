@@ -124,10 +124,7 @@ def _falls(channel: Channel, critic: Tensor, proposal: Tensor, limit: Tensor) ->
     equation="noiseless channel of m symbols, I = log m:  log(K + 1) − K/m ≤ I_K ≤ log(K + 1)",
     tolerance=_ROUNDING,
     claim=lambda negatives: math.log(negatives + 1),
-    controls={
-        "log K": lambda negatives: math.log(negatives),
-        "log(K + 2)": lambda negatives: math.log(negatives + 2),
-    },
+    controls={"log K": math.log, "log(K + 2)": lambda negatives: math.log(negatives + 2)},
 )
 def information_ceiling(ceiling: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for symbols in (64, 4096):

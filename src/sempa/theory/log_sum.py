@@ -8,26 +8,17 @@ _STEP, _LOW, _HIGH = 0.1, -20.0, 6.0
 
 
 def expected_log_sum(fixed: Tensor, values: Tensor, probabilities: Tensor, draws: int) -> Tensor:
-    """E log(A + W_1 + … + W_K) for independent draws W_j of a discrete variable.
+    """E log(A + W_1 + … + W_K) for K = `draws` ≥ 1 independent draws W_j of a discrete variable: `[rows]` nats.
 
-    By Frullani's integral log S = ∫₀^∞ (e^{−u} − e^{−uS}) du/u, and E e^{−uS} = e^{−uA} (E e^{−uW})^K: one integral for
-    any K.
-
-    Args:
-        fixed: `[rows]` float64, A > 0.
-        values: `[rows, outcomes]` float64, the values of W, at least 0.
-        probabilities: `[rows, outcomes]`, each row adding to 1.
-        draws: K ≥ 1.
-
-    Returns:
-        `[rows]` nats.
+    `fixed` `[rows]` float64 is A > 0; `values` `[rows, outcomes]` float64 are those of W, at least 0, and each row of
+    their `probabilities` adds to 1. By Frullani's integral log S = ∫₀^∞ (e^{−u} − e^{−uS}) du/u, and
+    E e^{−uS} = e^{−uA} (E e^{−uW})^K: one integral for any K.
     """
     # In units of E S, so that the integrand is of second order at the left end.
     unit = fixed + draws * (values * probabilities).sum(1)
     fixed, values = fixed / unit, values / unit[:, None]
     # The right end lies where e^{−uA} alone has died out.
-    end = _HIGH - float(fixed.log().min())
-    u = torch.arange(_LOW, end, _STEP, dtype=torch.float64).exp()
+    u = torch.arange(_LOW, _HIGH - float(fixed.log().min()), _STEP, dtype=torch.float64).exp()
     integral = torch.zeros_like(fixed)
     for row in range(len(fixed)):
         transform = (probabilities[row] * torch.expm1(-u[:, None] * values[row])).sum(1)
@@ -42,12 +33,8 @@ def expected_infonce(
 ) -> Tensor:
     """E of −log [e^{s₀} / (e^{s₀} + Σ_{j=1}^K e^{s_j})] over weighted rows and K independent negatives; a scalar.
 
-    Args:
-        positive: `[rows]` scores s₀ of the positives (divided by the temperature).
-        scores: `[rows, outcomes]` scores of all that may be drawn as a negative.
-        probabilities: `[rows, outcomes]` of drawing it.
-        weights: `[rows]` probabilities of the rows.
-        negatives: K.
+    `positive` `[rows]` scores s₀ of the positives (divided by the temperature); `scores` `[rows, outcomes]` of all that
+    may be drawn as a negative, with the `probabilities` of drawing it; `weights` `[rows]` probabilities of the rows.
     """
     log_sums = expected_log_sum(positive.exp(), scores.exp(), probabilities, negatives)
     return (weights * (log_sums - positive)).sum()

@@ -99,9 +99,7 @@ def _vocabulary_first(answers: Answers, hidden: Tensor, embeddings: Tensor) -> T
         "a head with soft-capping": lambda answers: value_and_gradient(
             partial(_dpo_of_words, answers, softcap=30.0), answers.hidden
         )[1],
-        "reference left out": lambda answers: _along(
-            replace(answers, reference=torch.zeros_like(answers.reference)), answers.apart
-        ),
+        "reference left out": lambda answers: _along(replace(answers, reference=0 * answers.reference), answers.apart),
     },
 )
 def one_word_preference_moves_state(direction: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:

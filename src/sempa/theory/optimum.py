@@ -86,9 +86,8 @@ def population_optimum(optimum: Claim, generator: torch.Generator, trials: int) 
             reference, reward, beta = _problem(generator)
             loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets)
             logits, gradient, curvature = minimise(loss, _start(generator))
-            found = logits.log_softmax(0)
-            expected = optimum(reference, reward, beta).log_softmax(0)
-            yield Measurement(float((found - expected).abs().max()), _distance(gradient, curvature))
+            error = (logits.log_softmax(0) - optimum(reference, reward, beta).log_softmax(0)).abs().max()
+            yield Measurement(float(error), _distance(gradient, curvature))
 
 
 @statement(
@@ -97,9 +96,7 @@ def population_optimum(optimum: Claim, generator: torch.Generator, trials: int) 
     tolerance="2 (‖gradient left‖ + 64 ε) / smallest curvature with all comparisons; 64 ε for the losses around it",
     claim=lambda: _PAIRS,
     controls={
-        "comparisons inside two halves only": lambda: tuple(
-            pair for pair in _PAIRS if (pair[0] < _RESPONSES // 2) == (pair[1] < _RESPONSES // 2)
-        ),
+        "comparisons inside two halves only": lambda: ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5)),
         "one response never compared": lambda: tuple(combinations(range(_RESPONSES - 1), 2)),
     },
 )

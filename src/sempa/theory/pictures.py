@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.functional import pad
 
 from sempa.errors import SempaError
 from sempa.io.files import write_atomic
@@ -36,21 +37,19 @@ def draw_all(folder: Path, seed: int) -> Iterator[Path]:
 
 def _rounding(axis: object, generator: torch.Generator) -> None:
     sizes = [2**power - 1 for power in range(1, 11)]
-    errors: dict[torch.dtype, list[float]] = {torch.float32: [], torch.float64: []}
-    for size in sizes:
-        drawn = draw_candidates(generator, 64, size)
-        for dtype, found in errors.items():
-            ranked = plackett_luce_loss(drawn.rewards(drawn.policy).to(dtype), top=1)
-            contrastive = infonce_loss((drawn.policy - drawn.reference).to(dtype), 1 / drawn.beta)
-            found.append(float((ranked - contrastive).abs().max()))
-    for colour, (dtype, found) in zip(_COLOURS, errors.items(), strict=False):
+    candidates = [draw_candidates(generator, 64, size) for size in sizes]
+    for colour, dtype in zip(_COLOURS, (torch.float32, torch.float64)):
         name = str(dtype).removeprefix("torch.")
         # A difference of exactly 0 has no place on a logarithmic axis: it is drawn at the unit roundoff of its row.
         floor = torch.finfo(dtype).eps / 2
-        axis.loglog(sizes, [max(e, floor) for e in found], "o-", color=colour, markersize=3, label=name)
+        errors = []
+        for drawn in candidates:
+            ranked = plackett_luce_loss(drawn.rewards(drawn.policy).to(dtype), top=1)
+            contrastive = infonce_loss((drawn.policy - drawn.reference).to(dtype), 1 / drawn.beta)
+            errors.append(max(float((ranked - contrastive).abs().max()), floor))
+        axis.loglog(sizes, errors, "o-", color=colour, markersize=3, label=name)
         axis.axhline(floor, color=colour, linestyle=":", linewidth=1, label=f"ε of {name}")
-    axis.set_title("|Plackett–Luce top-1 − InfoNCE|, largest of 64 prompts (nats)")
-    axis.set_xlabel("negatives K")
+    axis.set(title="|Plackett–Luce top-1 − InfoNCE|, largest of 64 prompts (nats)", xlabel="negatives K")
 
 
 def _information(axis: object, generator: torch.Generator) -> None:
@@ -69,8 +68,7 @@ def _information(axis: object, generator: torch.Generator) -> None:
     axis.axhline(divergence, color=_COLOURS[3], linewidth=1, linestyle="--", label="E KL(p(y|x) ‖ q(y|x))")
     axis.semilogx(sizes, [math.log(k + 1) for k in sizes], color="grey", linestyle=":", label="log(K + 1)")
     axis.set_ylim(0, 1.25 * max(information, divergence))
-    axis.set_title("log(K + 1) − E InfoNCE (nats)")
-    axis.set_xlabel("negatives K")
+    axis.set(title="log(K + 1) − E InfoNCE (nats)", xlabel="negatives K")
 
 
 def _many_negatives(axis: object, generator: torch.Generator) -> None:
@@ -81,21 +79,16 @@ def _many_negatives(axis: object, generator: torch.Generator) -> None:
         gaps = [abs(setting.excess(k) - limit) for k in sizes]
         axis.loglog(sizes, gaps, "o-", color=colour, markersize=3, label=f"{dimension} dimensions, τ = {temperature}")
         axis.loglog(sizes, [abs(float(setting.next_order())) / k for k in sizes], ":", color=colour, linewidth=1)
-    axis.loglog(
-        sizes, [k**-0.5 for k in sizes], color="grey", linestyle="--", linewidth=1, label="K^(−1/2), what was proved"
-    )
-    axis.set_title("|E ℓ − log K − (alignment + uniformity)|, dotted: c/K (nats)")
-    axis.set_xlabel("negatives K")
+    axis.loglog(sizes, [k**-0.5 for k in sizes], "--", color="grey", linewidth=1, label="K^(−1/2), what was proved")
+    axis.set(title="|E ℓ − log K − (alignment + uniformity)|, dotted: c/K (nats)", xlabel="negatives K")
 
 
 def _gradient_weights(axis: object, generator: torch.Generator) -> None:
     margins = torch.linspace(-6, 8, 141, dtype=torch.float64)
     for colour, negatives in zip(_COLOURS, (1, 4, 16, 64), strict=True):
         # All negatives at 0, the positive at the margin: what pulls on the positive.
-        rewards = torch.zeros(len(margins), negatives + 1, dtype=torch.float64)
-        rewards[:, 0] = margins
+        rewards = pad(margins[:, None], (0, negatives))
         _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
         label = "K = 1: σ(−margin), DPO" if negatives == 1 else f"K = {negatives}"
         axis.plot(margins, -gradient[:, 0], color=colour, label=label)
-    axis.set_title("−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient")
-    axis.set_xlabel("reward margin r₀ − r_j (nats)")
+    axis.set(title="−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient", xlabel="reward margin r₀ − r_j (nats)")

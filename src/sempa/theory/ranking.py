@@ -103,9 +103,9 @@ def _stages(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
 
 
-def _stages_of_all(scores: Tensor, temperature: float) -> Tensor:
+def _stages_of_all(scores: Tensor) -> Tensor:
     fronts = (torch.cat([scores[:, k : k + 1], scores[:, :k], scores[:, k + 1 :]], 1) for k in range(scores.shape[1]))
-    return sum(infonce_loss(front, temperature) for front in fronts)
+    return sum(infonce_loss(front, 1.0) for front in fronts)
 
 
 @statement(
@@ -114,11 +114,9 @@ def _stages_of_all(scores: Tensor, temperature: float) -> Tensor:
     tolerance=_ROUNDING,
     claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
     controls={
-        "candidates not taken away": lambda drawn, policy: _stages_of_all(policy - drawn.reference, 1 / drawn.beta),
-        "mean over the places": lambda drawn, policy: (
-            _stages(policy - drawn.reference, 1 / drawn.beta) / policy.shape[1]
-        ),
-        "worst first": lambda drawn, policy: _stages(-(policy - drawn.reference).flip(1), 1 / drawn.beta),
+        "candidates not taken away": lambda drawn, policy: _stages_of_all(drawn.rewards(policy)),
+        "mean over the places": lambda drawn, policy: _stages(drawn.rewards(policy), 1.0) / policy.shape[1],
+        "worst first": lambda drawn, policy: _stages(-drawn.rewards(policy).flip(1), 1.0),
     },
 )
 def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
@@ -132,7 +130,7 @@ def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trial
     tolerance=_ROUNDING,
     claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
     controls={
-        "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards, 1.0)),
+        "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards)),
         "sum of pairwise losses": lambda rewards: torch.exp(
             -torch.nn.functional.softplus(rewards[:, None] - rewards[:, :, None]).triu(1).sum((1, 2))
         ),
@@ -142,14 +140,12 @@ def orders_sum_to_one(likelihood: Claim, generator: torch.Generator, trials: int
     # (K + 1)! orders are summed: 6! = 720.
     for negatives in (1, 2, 3, 5):
         drawn = draw_candidates(generator, max(1, trials // 8), negatives)
-        rewards, total, first = drawn.rewards(drawn.policy), 0.0, torch.zeros(1)
-        for order in permutations(range(negatives + 1)):
-            probability = likelihood(rewards[:, order])
-            total = total + probability
-            if order[0] == 0:
-                first = first + probability
+        rewards = drawn.rewards(drawn.policy)
+        likelihoods = {order: likelihood(rewards[:, order]) for order in permutations(range(negatives + 1))}
+        total = sum(likelihoods.values())
         yield compare(total, torch.ones_like(total), drawn.condition())
         # The orders that begin with the best candidate make up the top-1 probability.
+        first = sum(probability for order, probability in likelihoods.items() if order[0] == 0)
         yield compare(first, torch.exp(-plackett_luce_loss(rewards, top=1)), drawn.condition())
 
 
@@ -218,8 +214,7 @@ def gradient_is_softmax(weights: Claim, generator: torch.Generator, trials: int)
         yield compare(gradient, weights(rewards), drawn.condition())
         if rewards.shape[1] == 2:
             _, gradient = value_and_gradient(partial(pair_loss, drawn), drawn.policy)
-            margin = rewards[:, 0] - rewards[:, 1]
-            yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(-margin), drawn.condition())
+            yield compare(gradient[:, 0] / drawn.beta, -torch.sigmoid(rewards[:, 1] - rewards[:, 0]), drawn.condition())
             yield compare(gradient / drawn.beta, weights(rewards), drawn.condition())
 
 

@@ -115,9 +115,9 @@ def compare(found: torch.Tensor, expected: torch.Tensor, condition: torch.Tensor
 
 def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: torch.Tensor | float) -> Measurement:
     """How far `smaller ≤ larger` is violated, against the roundings of a quantity of this condition number."""
-    excess = (smaller - larger).detach()
-    error = math.nan if excess.isnan().any() else max(0.0, float(excess.max()))
-    return Measurement(error, rounding(condition))
+    # A NaN stays a NaN.
+    excess = (smaller - larger).detach().clamp_min(0).max()
+    return Measurement(float(excess), rounding(condition))
 
 
 def falls(missed: Callable[[int], float], negatives: int) -> Measurement:

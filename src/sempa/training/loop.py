@@ -93,8 +93,6 @@ def train(
                 position = {"step": step + 1, "epoch": (step + 1) / len(batches)}
                 log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
 
-            # A signal may reach one process a step before another: they stop together.
-            stopping = sum_number(bool(stop)) > 0
             due = (step + 1) % config.eval_every == 0 or step + 1 == total
             if due:
                 score = sum_number(score_dev() if is_first else 0.0)
@@ -106,6 +104,8 @@ def train(
                         save_adapter(model, run / "adapter", base_name, config.readout)
                 if is_first:
                     log_metrics(metrics, {"step": step + 1, "eval/sts": score})
+            # A signal may reach one process a step before another: they stop together.
+            stopping = sum_number(bool(stop)) > 0
             if due or stopping:
                 state |= {"step": step + 1, "seconds": time.perf_counter() - began}
                 if is_first:

@@ -81,7 +81,7 @@ def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], c
     """All `[count, D]` rows, of which this process computed `parts` at `places`; only they carry a gradient here.
 
     If every process takes the same function of the result, the sum of their gradients is that function's gradient.
-    `empty` `[0, D]` gives width and dtype where a process has no row.
+    `empty` `[0, D]` gives the width where a process has no row.
     """
     own = torch.cat([empty, *parts])
     index = torch.tensor(places, dtype=torch.int64, device=own.device)

@@ -156,8 +156,8 @@ def contrast_loss(
 ) -> tuple[Tensor, Metrics]:
     """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
 
-    Jiang et al. 2023 (arXiv 2307.16645), § 3.3. The rows' members count all sentences first, then all best responses,
-    and so on; `texts` `[kinds, size]` has equal numbers where two members are the same text. Under several processes
+    Jiang et al. 2023 (arXiv 2307.16645), § 3.3. The rows' members count all sentences first, then all chosen, then all
+    rejected responses; `texts` `[3, size]` has equal numbers where two members are the same text. Of several processes
     each embeds its rows, and all compare the whole batch.
     """
     own = rows[process_rank() :: process_count()]
@@ -166,11 +166,11 @@ def contrast_loss(
     else:
         ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
     members = [member for row in own for member in row.members]
-    embeddings = gather_rows(model.get_output_embeddings().weight[:0], ends, members, texts.numel())
-    sentences, *responses = embeddings.view(*texts.shape, -1)  # [size, D] each
-    chosen, rejected = responses[0], responses[-1]
-    compared = texts[[0, 1, -1]].flatten().to(model.device)
-    losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, compared)
+    head = model.get_output_embeddings().weight
+    width = model.config.get_text_config().hidden_size if config.readout == "attention-sum" else head.shape[1]
+    embeddings = gather_rows(torch.empty(0, width, device=model.device), ends, members, texts.numel())
+    sentences, chosen, rejected = embeddings.view(*texts.shape, -1)  # [size, D] each
+    losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, texts.flatten().to(model.device))
     loss = config.contrast * losses.mean()
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
@@ -200,8 +200,7 @@ def _preference_metrics(
     loss: Tensor, rewards: Tensor, policy: Tensor, nll: Tensor, hidden: Tensor, row: PreferenceRow, ranked: int
 ) -> Metrics:
     """A row's part of the batch's means, and of the loss; `ches` warns of likelihood displacement."""
-    states, owner, lengths = hidden[row.source.to(hidden.device)], row.owner, row.lengths
-    ches = ches_score(states, owner.to(hidden.device), lengths.to(hidden.device), length_normalised=True)[:, -1]
+    ches = ches_score(hidden[row.source.to(hidden.device)], row.owner, row.lengths, length_normalised=True)[:, -1]
     values = {
         "rewards/chosen": rewards[:, 0],
         "rewards/rejected": rewards[:, -1],
@@ -212,8 +211,9 @@ def _preference_metrics(
         "nll_loss": nll,
         "ches": ches,
     }
-    parts = {name: value.detach().cpu().double().sum().item() / ranked for name, value in values.items()}
-    return {"loss": loss.item(), **parts}
+    # One transfer: each waits for the device.
+    parts = torch.stack([value.detach().float() for value in values.values()]).cpu().double().sum(1) / ranked
+    return {"loss": loss.item(), **dict(zip(values, parts.tolist(), strict=True))}
 
 
 def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError:

@@ -48,6 +48,7 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
             Route("/v1/embeddings", model.embeddings, methods=["POST"]),
             Route("/v1/chat/completions", model.chat, methods=["POST"]),
             Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [card]})),
+            Route(f"/v1/models/{name}", lambda _: JSONResponse(card)),
             Route("/health", lambda _: JSONResponse({"status": "ok"})),
             Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)),
         ],
@@ -71,7 +72,8 @@ def error_response(_request: Request | None, error: Exception) -> JSONResponse:
         status, message = 400, str(error)
     kind = _ERROR_TYPES.get(status, "invalid_request_error")
     content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(content, status, headers={"Retry-After": "1"} if status == 429 else None)
+    headers = {"Retry-After": "1"} if status == 429 else getattr(error, "headers", None)
+    return JSONResponse(content, status, headers=headers)
 
 
 class Gate:

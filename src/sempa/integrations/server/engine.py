@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from sempa.embedding.embed import embed_prompts, token_batches
@@ -17,12 +16,13 @@ from sempa.embedding.readouts.plain import Prompt
 from sempa.integrations.server.requests import ChatRequest
 from sempa.model.base import BaseModel
 from sempa.model.sampling import end_tokens, stream_answer
+from sempa.model.threads import passes_at_once
 
 # The text that one more token completes, and why the answer ends here: `stop`, `length`, or None.
 Piece = tuple[str, str | None]
 # Seconds without a new request after which a batch begins.
 _PAUSE = 0.004
-# Sentences of a row, and tokens of a batch for each of PyTorch's threads: a turn is short however many wait.
+# Sentences of a row, and tokens of a batch for each row side by side: a turn is short however many wait.
 _SENTENCES, _TOKENS = 32, 1024
 
 
@@ -54,10 +54,10 @@ class Engine:
         """Embeddings of a request's prompts: float32 `[n, D]`. A long request lets others in between its rows."""
         vectors = np.empty((len(prompts), self.width), np.float32)
         rows = list(token_batches([len(prompt.tokens) for prompt in prompts], _SENTENCES))
-        threads = torch.get_num_threads()
-        for start in range(0, len(rows), threads):
-            places = [place for row in rows[start : start + threads] for place in row]
-            if self._open is None or _tokens(self._open[0]) >= _TOKENS * threads:
+        at_once = passes_at_once(self.base.model)
+        for start in range(0, len(rows), at_once):
+            places = [place for row in rows[start : start + at_once] for place in row]
+            if self._open is None or _tokens(self._open[0]) >= _TOKENS * at_once:
                 batch: list[Prompt] = []
                 self._open = batch, asyncio.create_task(self._embed_batch(batch))
             batch, task = self._open
@@ -89,8 +89,8 @@ class Engine:
                 await asyncio.sleep(_PAUSE)
             if self._open is not None and self._open[0] is batch:
                 self._open = None
-            # Rows of equal size, so that PyTorch's threads end together.
-            row = min(_SENTENCES, -(-len(batch) // torch.get_num_threads()))
+            # Rows of equal size, so that those side by side end together.
+            row = min(_SENTENCES, -(-len(batch) // passes_at_once(self.base.model)))
             began = time.perf_counter()
             vectors = await self._turn(embed_prompts, self.base, batch, row, self.embedder.layer, self.embedder.readout)
             self._next_batch_at = 2 * time.perf_counter() - began
