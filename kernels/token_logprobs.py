@@ -153,7 +153,8 @@ def _chunks(rows: int, at_most: int) -> list[slice]:
 
 
 def _pass_rows(logits: Tensor) -> int:
-    elements = PASS_ELEMENTS if logits.device.type == "cpu" else GPU_PASS_ELEMENTS
+    # A processor's tensors lie on device −1.
+    elements = PASS_ELEMENTS if logits.get_device() < 0 else GPU_PASS_ELEMENTS
     return min(len(logits), max(1, elements // logits.shape[1]))
 
 

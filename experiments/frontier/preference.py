@@ -118,16 +118,20 @@ def plot(result: dict) -> str:
             axis.plot(seen, values, color=COLOURS[run["name"]], label=label, **style)
         axis.set_xscale("log")
         longest = max((run["points"] for run in result["runs"]), key=lambda points: points[-1]["triplets"])
-        ticks = [point["triplets"] for point in longest]
+        ticks: list[int] = []
+        # On the logarithmic axis nearer ones would overlap.
+        for point in longest:
+            ticks += [point["triplets"]] if point["triplets"] >= 2 * sum(ticks[-1:]) else []
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("triplets seen")
         if key in READOUTS:
             axis.axhline(result["base"][key], color=INK, linewidth=0.7, linestyle=":")
             axis.set_title(f"STS-B dev at {key}, ρ × 100")
-    axes[2].set_ylim(bottom=0)
+    # Room for the legend above.
+    axes[2].set_ylim(0, 0.9)
     axes[2].set_title("KL(base ‖ policy), nats per token")
-    axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="center right")
+    axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="upper right")
     title = "Similarity and divergence while preference alignment trains without contrast"
     return standalone(svg(figure, "preference", title))
 

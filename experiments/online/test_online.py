@@ -17,6 +17,7 @@ from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora
+from sempa.model.sampling import end_tokens
 
 
 def longest(sentences, candidates):
@@ -83,7 +84,9 @@ def test_sampled_preferences_are_the_judges_and_follow_from_the_seed(base, prefe
     assert made == sample_preferences(base, preferences[:4], longest, 3, fraction, 6)
     assert made != sample_preferences(base, preferences[:4], longest, 4, fraction, 6)
     for preference in made:
-        best, worst = (tokenizer.decode(ids, skip_special_tokens=True) for ids in preference.responses)
+        # The judge reads answers without the token that ends them.
+        answers = [ids[: len(ids) - (ids[-1] in end_tokens(base))] for ids in preference.responses]
+        best, worst = (tokenizer.decode(ids, skip_special_tokens=True) for ids in answers)
         assert len(best.strip()) > len(worst.strip())
         assert preference.prompt in [other.prompt for other in preferences]
     assert sample_preferences(base, preferences[:4], lambda s, _: np.ones((len(s), 2)), 3, fraction, 6) == []
