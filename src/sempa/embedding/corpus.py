@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -157,8 +156,7 @@ def _begin(folder: Path, manifest: dict) -> None:
 def _read_manifest(folder: Path) -> dict:
     try:
         manifest = read_json(folder / MANIFEST_FILE)
-        operator.itemgetter("settings", "shards")(manifest)
-        return manifest
+        return {key: manifest[key] for key in ("model", "dimensions", "settings", "shards")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SempaError(f"{folder / MANIFEST_FILE}: cannot be read: {error}") from error
 

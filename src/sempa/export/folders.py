@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
 from sempa.errors import SempaError
@@ -19,7 +18,7 @@ from sempa.io.files import check_output, read_json, write_atomic, write_folder, 
 from sempa.model.adapter_files import READOUT_FILE, adapter_folder, adapter_readout, load_adapter
 from sempa.model.base import BaseModel, load_base, open_config
 from sempa.model.lora import merge_adapter
-from sempa.model.resolve import quiet, resolve_model
+from sempa.model.resolve import find_file, quiet, resolve_model
 
 # Larger weights are split into files of this size.
 SHARD = "5GB"
@@ -95,10 +94,8 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
     with quiet():
         base.model.save_pretrained(folder, max_shard_size=SHARD)
         base.tokenizer.save_pretrained(folder)
-    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in _TOKENIZER_FILES:
-        found = cached_file(base.source, name, **lenient)
-        if found and not (folder / name).exists():
+        if (found := find_file(base.source, name)) and not (folder / name).exists():
             shutil.copyfile(found, folder / name)
     config = read_json(folder / "config.json")
     config["torch_dtype"] = config["dtype"]

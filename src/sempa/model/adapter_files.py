@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
 
 from sempa.errors import SempaError
 from sempa.io.files import read_json, read_tensors, write_atomic, write_json, write_tensors
 from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers, lora_parameters
+from sempa.model.resolve import find_file
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 # Beside PEFT's files: the readout that the adapter was trained at.
@@ -69,8 +69,7 @@ def adapter_readout(source: str | Path) -> str:
 
     `prompteol` where nothing is said; raises `SempaError` when the file that says it is damaged.
     """
-    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(str(source), READOUT_FILE, **lenient)
+    path = find_file(source, READOUT_FILE)
     try:
         return read_json(Path(path))["readout"] if path else "prompteol"
     except (OSError, ValueError, LookupError, TypeError) as error:

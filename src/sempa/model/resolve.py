@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from sempa.config import DEFAULT_MODEL
 from sempa.errors import SempaError
@@ -132,6 +133,12 @@ def _converted(gguf: Path) -> Path:
         warnings.warn(f"{error}; {gguf.name} is converted for this process alone; {advice}", stacklevel=2)
     write_folder(temporary, write)
     return temporary
+
+
+def find_file(source: str | Path, name: str) -> str | None:
+    """The path of a model's file, in a folder or of a hub id; None where there is none or the hub is out of reach."""
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(str(source), name, **lenient)
 
 
 @contextlib.contextmanager
