@@ -184,7 +184,8 @@ def test_numbers_out_of_range_end_with_one_sentence_before_a_model_is_loaded(tin
     model = ["--model", "/nowhere"]
     assert "--builtin-pairs: found -5, expected a whole number" in fails(capsys, "evaluate", "--builtin-pairs=-5")
     assert "--max-new-tokens: found 0" in fails(capsys, "evaluate", *model, "--max-new-tokens", 0)
-    assert "--seed: found -1, expected a whole number of 0 or more" in fails(capsys, "table", "--sts", "x", "--seed=-1")
+    assert "--seed: found -1, expected a whole number from 0 to" in fails(capsys, "table", "--sts", "x", "--seed=-1")
+    assert f"--seed: found {2**64}, expected" in fails(capsys, "generate", "--seed", 2**64, "Hello.")
     assert "--seed: invalid number value: 'x'" in fails(capsys, "table", "--sts", "x", "--seed=x")
 
 

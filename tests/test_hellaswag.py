@@ -95,7 +95,7 @@ def test_the_published_layout_gives_the_harness_s_own_context(tmp_path):
     }
     row["endings"] = ENDINGS
     (theirs,) = process_docs(datasets.Dataset.from_list([row]))
-    (task,) = read_hellaswag(write(tmp_path / "h.jsonl", [row]))
+    task, _ = read_hellaswag(write(tmp_path / "h.jsonl", [row, row]))
     assert (task.context, list(task.endings), task.answer) == (theirs["query"], theirs["choices"], theirs["gold"])
 
 
@@ -145,6 +145,13 @@ def test_a_line_of_another_layout_is_named_with_what_it_lacks(tmp_path, change, 
     bad = {name: value for name, value in {**bad, **change}.items() if value is not None}
     with pytest.raises(SempaError, match=rf"h\.jsonl:2: .*{message}.*; expected endings \(four texts\), label"):
         read_hellaswag(write(tmp_path / "h.jsonl", [good, bad]))
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, 0), (5, 1)])
+def test_fewer_tasks_than_have_a_standard_error_are_refused(tmp_path, count, asked):
+    path = write(tmp_path / "h.jsonl", lines(count))
+    with pytest.raises(SempaError, match=r"h\.jsonl: 1 task, expected at least 2"):
+        read_hellaswag(path, asked)
 
 
 def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, tiny_folder, tmp_path, capsys):

@@ -484,7 +484,7 @@ def test_adapters_of_different_bases_are_refused_unless_the_base_is_named(
         (["--readouts", "meen"], "readout: found 'meen', expected some of mean"),
         (["--sets", "STS12,sick"], "0 tasks for sick (splits: dev, trial; found STS12, STS13"),
         (["--splits", "test"], "0 tasks for STS-B (splits: test; found STS12, STS13, STS14, STS15, STS16, STS-B dev"),
-        (["--resamples", "-1"], "--resamples: found -1, expected a whole number of 0 or more"),
+        (["--resamples", "-1"], "--resamples: found -1, expected a whole number from 0 to 2,147,483,647"),
         (["--columns", "a,b"], "columns: found 'a,b', expected three names"),
         (["--adapter", "nowhere"], "adapter 'nowhere': holds no adapter_config.json"),
     ],

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import race
@@ -30,7 +31,7 @@ OPTIONS = {
 }
 RANK, ALPHA = 8, 32
 # Tokens of a packed row, the default first: longer rows can be faster, shorter ones take less memory.
-_ROWS = (1024, 512, 128)
+_ROWS = (1024, 512, 256)
 _TRL_BATCHES = (1, 2, 4, 8)
 
 
@@ -99,13 +100,10 @@ def read_or_make(given: argparse.Namespace) -> list[Triplet]:
 
 def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable]:
     """What makes each contestant: a function without arguments that returns its run, or None where it cannot run."""
-    makers = {
-        "sempa forward": lambda: sempa_contestants(given, triplets)["forward"],
-        "sempa step": lambda: sempa_contestants(given, triplets)["step"],
-    }
-    for rows in _ROWS[1:]:
-        makers[f"sempa step, rows of {rows} tokens"] = lambda n=rows: sempa_contestants(given, triplets, n)["step"]
-    makers["sempa step, recomputed"] = lambda: sempa_contestants(given, triplets, recomputed=True)["step"]
+    makers = {"sempa forward": lambda: sempa_contestants(given, triplets)["forward"]}
+    for recomputed, rows in product((False, True), _ROWS):
+        name = "sempa step" + ", recomputed" * recomputed + f", rows of {rows} tokens" * (rows != _ROWS[0])
+        makers[name] = lambda n=rows, r=recomputed: sempa_contestants(given, triplets, n, r)["step"]
     for size in (8,) if given.short else _TRL_BATCHES:
         makers[f"TRL, batch {size}"] = lambda n=size: trl_step(given, triplets, n, padding_free=False)
     if not given.short:

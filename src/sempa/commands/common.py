@@ -35,11 +35,11 @@ def add_readout_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `least` on."""
+    """The type of an argument that is a whole number from `least` on, of at most 31 bits."""
 
     def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of {least} or more")
+        if not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from {least} to {2**31 - 1:,}")
         return int(text)
 
     return number

@@ -15,7 +15,7 @@ from sempa.errors import SempaError
 from sempa.evaluation.measure import response_logprobs
 from sempa.evaluation.statistics import compare_accuracies
 from sempa.io.progress import bar
-from sempa.io.rows import json_object, numbered_lines
+from sempa.io.rows import json_object, many, numbered_lines
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled
 
@@ -37,13 +37,16 @@ def read_hellaswag(path: Path, count: int = 0) -> list[HellaSwagTask]:
     """The tasks of a HellaSwag file (JSON lines, plain or gzip), or a fixed sample of `count` of them.
 
     A line has `endings`, `label` and either the published `activity_label`, `ctx_a` and `ctx_b`, which make the context
-    "activity: a B", or `ctx`, the context itself. Raises `SempaError` with file and line for anything else.
+    "activity: a B", or `ctx`, the context itself. Raises `SempaError` with file and line for anything else, and for
+    fewer than two tasks, which have no standard error.
     """
     tasks = [_task(line, f"{path}:{number}") for number, line in numbered_lines(path) if line.strip()]
-    if not 0 < count < len(tasks):
-        return tasks
-    # The first third of the published file is of one source and easier than the rest.
-    return [tasks[place] for place in np.sort(np.random.default_rng(0).permutation(len(tasks))[:count])]
+    if 0 < count < len(tasks):
+        # The first third of the published file is of one source and easier than the rest.
+        tasks = [tasks[place] for place in np.sort(np.random.default_rng(0).permutation(len(tasks))[:count])]
+    if len(tasks) < 2:
+        raise SempaError(f"{path}: {many(len(tasks), 'task')}, expected at least 2")
+    return tasks
 
 
 def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:

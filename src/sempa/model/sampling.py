@@ -122,17 +122,14 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_
 
     Raises `SempaError` for an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context.
     """
-    room = context_length(base.model) - max_new_tokens
+    longest = context_length(base.model)
     sequences = []
     for place, prompt in enumerate(prompts):
-        ids = prompt
-        if isinstance(prompt, str):
-            (ids,) = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])
-        if not 0 < len(ids) <= room:
-            raise SempaError(
-                f"prompt {place}: found {len(ids):,} tokens, expected 1 to {room:,} "
-                f"(the model's context less {max_new_tokens:,} new tokens)"
-            )
+        text = isinstance(prompt, str)
+        ids = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])[0] if text else prompt
+        if not 0 < len(ids) <= longest - max_new_tokens:
+            found = f"prompt {place}: found {len(ids):,} tokens, expected at least 1"
+            raise SempaError(f"{found}, and with {max_new_tokens:,} new ones at most {longest:,}, the model's context")
         sequences.append(ids)
     return sequences
 
