@@ -136,7 +136,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tiny_folder, capsys):
     model = ["--model", str(tiny_folder), "--dtype", "float32"]
     for options, message in (
         (["--answers", "1"], "n: found 1, expected at least 2 answers to compare\n"),
-        (["--seed", "-1"], "expected a whole number of 0 or more\n"),
+        (["--seed", "-1"], "expected a whole number from 0 to 2,147,483,647\n"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["ask", *model, *options, PROMPTS[0]])
