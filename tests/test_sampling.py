@@ -188,7 +188,10 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
         ({"top_p": 0.0}, "top_p: found 0.0"),
         ({"top_p": 1.5}, "top_p: found 1.5"),
         ({"prompts": [[3], []]}, "prompt 1: found 0 tokens"),
-        ({"max_new_tokens": 2040}, "found 9 tokens, expected at least 1, and with 2,040 new ones at most 2,048"),
+        (
+            {"max_new_tokens": 2040},
+            "prompt 0: found 9 tokens, expected at least 1, and with 2,040 new ones at most 2,048, the model's context",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(tiny_llama, tokenizer, changes, message):
