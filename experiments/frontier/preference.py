@@ -121,7 +121,8 @@ def plot(result: dict) -> str:
         ticks: list[int] = []
         # On the logarithmic axis nearer ones would overlap.
         for point in longest:
-            ticks += [point["triplets"]] if point["triplets"] >= 2 * sum(ticks[-1:]) else []
+            if not ticks or point["triplets"] >= 2 * ticks[-1]:
+                ticks.append(point["triplets"])
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("triplets seen")

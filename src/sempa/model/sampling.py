@@ -123,14 +123,14 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str | Sequence[int]], max_
     Raises `SempaError` for an empty prompt, and one that leaves no room for `max_new_tokens` in the model's context.
     """
     longest = context_length(base.model)
-    sequences = []
-    for place, prompt in enumerate(prompts):
-        text = isinstance(prompt, str)
-        ids = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])[0] if text else prompt
+    sequences = [
+        encode_texts(base.tokenizer, [render_prompt(base.tokenizer, prompt)])[0] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    for place, ids in enumerate(sequences):
         if not 0 < len(ids) <= longest - max_new_tokens:
             found = f"prompt {place}: found {len(ids):,} tokens, expected at least 1"
             raise SempaError(f"{found}, and with {max_new_tokens:,} new ones at most {longest:,}, the model's context")
-        sequences.append(ids)
     return sequences
 
 
