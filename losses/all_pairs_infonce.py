@@ -18,10 +18,9 @@ def all_pairs_infonce_loss(
 
     ℓ_i = ½ [ h(x_i, x_i⁺) + h(x_i⁺, x_i) ],   h(q, p) = −log e^{cos(q, p)/τ} / Σ_{t ∈ B∖{q}} e^{cos(q, t)/τ}
 
-    with B the 3n anchors, positives and hard negatives. `embedding_infonce_loss` has the first half only, and in it
-    neither the other anchors nor, seen from the positive, any negative. Chen et al. 2020 (SimCLR, arXiv 2002.05709),
-    Eq. 1, with hard negatives as further candidates; Li et al. 2023 (GTE, arXiv 2308.03281), Eq. 3, put the four kinds
-    of pairs into one sum.
+    with B the 3n anchors, positives and hard negatives. `embedding_infonce_loss` has the first half only, without the
+    other anchors among the candidates. Chen et al. 2020 (SimCLR, arXiv 2002.05709), Eq. 1, with hard negatives as
+    further candidates; Li et al. 2023 (GTE, arXiv 2308.03281), Eq. 3, put the four kinds of pairs into one sum.
 
     Args:
         anchors: `[n, D]` embeddings of the sentences, any floating dtype; computed in float32 or better.

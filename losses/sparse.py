@@ -9,16 +9,16 @@ from sempa.losses.directions import directions, own_precision
 
 
 def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tuple[Tensor, Tensor]:
-    """What the k-sparse code over the vocabulary loses of the embedding, and what of its projection it leaves out.
+    """Reconstruction error of the k-sparse vocabulary code, and the fraction of squared coefficients outside it.
 
     reconstruction = 1 − cos(ĥ, h),  ĥ = Σ_{v in code} a_v e_v
     sparsity = Σ_{v not in code} a_v² / Σ_v a_v²,   a_v = max(0, ⟨h, e_v⟩), code = the k largest
 
     Sparse codes over key tokens beside a preference objective, "SPOD"; e_v is the direction of token v's centred output
-    embedding (see `sempa.kernels.sparse_code`). The first is 0 when the embedding is what its key tokens add up to, the
-    second when no other token is above the average one. As a cosine has no scale, the code needs none: there is no
-    factor to learn. The gradient of both goes through the chosen values and h; that of the second pushes the unchosen
-    tokens down as well.
+    embedding (see `sempa.kernels.sparse_code`). Reconstruction is 0 when the key tokens sum to the embedding's
+    direction, sparsity when no other coefficient is positive. As a cosine has no scale, the code needs none: there is
+    no factor to learn. The gradient of both goes through the chosen values and h; that of the second pushes the
+    unchosen tokens down as well.
 
     Args:
         embedding: `[n, D]` hidden states after the final norm, any floating dtype; computed in float32 or better.
@@ -26,7 +26,7 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
         k: tokens per code, 1 ≤ k ≤ V.
 
     Returns:
-        reconstruction `[n]` in [0, 1] and sparsity `[n]` in [0, 1); 1 and 0 where no token is above the average one.
+        reconstruction `[n]` in [0, 1] and sparsity `[n]` in [0, 1); 1 and 0 where no coefficient is positive.
 
     Raises:
         ValueError: an embedding without a direction, shapes that do not fit, or k outside 1 to V.
@@ -36,6 +36,6 @@ def spod_loss(embedding: Tensor, head: Tensor | TokenDirections, k: int) -> tupl
         tokens = head if isinstance(head, TokenDirections) else token_directions(head)
         values, indices, rest = sparse_code(unit, tokens, k)
         reconstruction = 1 - F.cosine_similarity(decode(values, indices, tokens), unit)
-    # Where no token is above the average one, nothing is left out.
+    # Where no coefficient is positive, nothing is left out.
     whole = (rest + values.square().sum(1)).clamp_min(torch.finfo(rest.dtype).tiny)
     return reconstruction, rest / whole

@@ -31,7 +31,7 @@ OPTIONS = {
 }
 RANK, ALPHA = 8, 32
 # Tokens of a packed row, the default first: longer rows can be faster, shorter ones take less memory.
-_ROWS = (1024, 512, 256)
+_ROWS = (1024, 512)
 _TRL_BATCHES = (1, 2, 4, 8)
 
 
@@ -57,8 +57,8 @@ def _race(given: argparse.Namespace) -> None:
     if given.memory:
         print(json.dumps({"bytes": _memory(given, steps[given.memory]())}))
         return
-    made = {name: make() for name, make in steps.items() if name in (given.only or steps)}
-    seconds = race.alternate({name: run for name, run in made.items() if run is not None}, given.rounds)
+    runs = {name: _made(name, make) for name, make in steps.items() if name in (given.only or steps)}
+    seconds = race.alternate({name: run for name, run in runs.items() if run is not None}, given.rounds)
     step = seconds["sempa step"]
     options = [
         *("--model", given.model, "--dtype", race.dtype(given), "--device", given.device),
@@ -80,6 +80,19 @@ def _race(given: argparse.Namespace) -> None:
     print(race.keep("training", given, rows))
 
 
+def _made(name: str, make: Callable[[], Callable[[], None]]) -> Callable[[], None] | None:
+    """A contestant's run; None, with the reason on stderr, where TRL cannot be set up or cannot make a step."""
+    if not name.startswith("TRL"):
+        return make()
+    try:
+        run = make()
+        run()
+    except Exception as error:
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    return run
+
+
 def random_model(source: str, folder: Path, width: int, depth: int) -> None:
     """Save a model of the source's kind and tokenizer with other sizes and random weights."""
     config = AutoConfig.from_pretrained(resolve_model(source))
@@ -99,13 +112,15 @@ def read_or_make(given: argparse.Namespace) -> list[Triplet]:
 
 
 def step_makers(given: argparse.Namespace, triplets: Sequence[Triplet]) -> dict[str, Callable]:
-    """What makes each contestant: a function without arguments that returns its run, or None where it cannot run."""
+    """What makes each contestant: a function without arguments that loads the model and returns its run."""
     makers = {"sempa forward": lambda: sempa_contestants(given, triplets)["forward"]}
-    for recomputed, rows in product((False, True), _ROWS):
-        name = "sempa step" + ", recomputed" * recomputed + f", rows of {rows} tokens" * (rows != _ROWS[0])
-        makers[name] = lambda n=rows, r=recomputed: sempa_contestants(given, triplets, n, r)["step"]
-    for size in (8,) if given.short else _TRL_BATCHES:
-        makers[f"TRL, batch {size}"] = lambda n=size: trl_step(given, triplets, n, padding_free=False)
+    for rows in _ROWS:
+        name = "sempa step" + f", rows of {rows} tokens" * (rows != _ROWS[0])
+        makers[name] = lambda n=rows: sempa_contestants(given, triplets, n)["step"]
+    makers["sempa step, recomputed"] = lambda: sempa_contestants(given, triplets, recomputed=True)["step"]
+    for size, recomputed in ((8, False),) if given.short else product(_TRL_BATCHES, (False, True)):
+        name = f"TRL, batch {size}" + ", recomputed" * recomputed
+        makers[name] = lambda n=size, r=recomputed: trl_step(given, triplets, n, recomputed=r)
     if not given.short:
         makers["TRL, batch 8, padding-free"] = lambda: trl_step(given, triplets, 8, padding_free=True)
     return makers
@@ -147,16 +162,16 @@ def sempa_contestants(
 
 
 def trl_step(
-    given: argparse.Namespace, triplets: Sequence[Triplet], batch: int, padding_free: bool
-) -> Callable[[], None] | None:
+    given: argparse.Namespace,
+    triplets: Sequence[Triplet],
+    batch: int,
+    padding_free: bool = False,
+    recomputed: bool = False,
+) -> Callable[[], None]:
     """TRL's own training step on the same triplets, prompt, LoRA and dtype; its reference is a pass without adapter."""
     source = resolve_model(given.model)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, race.dtype(given))).to(given.device)
-    try:
-        return trl_trainer_step(model, AutoTokenizer.from_pretrained(source), triplets, batch, padding_free)
-    except Exception as error:
-        print(f"TRL, batch {batch}, padding_free={padding_free}: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
+    return trl_trainer_step(model, AutoTokenizer.from_pretrained(source), triplets, batch, padding_free, recomputed)
 
 
 def trl_trainer_step(
@@ -165,9 +180,13 @@ def trl_trainer_step(
     triplets: Sequence[Triplet],
     batch: int,
     padding_free: bool = False,
+    recomputed: bool = False,
     liger: bool = False,
 ) -> Callable[[], None]:
-    """The same of a loaded model, with Liger's kernels where asked for; raises whatever TRL raises."""
+    """The same of a loaded model, with Liger's kernels where asked for; raises whatever TRL raises.
+
+    TRL's default recomputes activations, which is slower.
+    """
     import datasets
     import peft
     import trl
@@ -190,7 +209,7 @@ def trl_trainer_step(
             per_device_train_batch_size=batch,
             padding_free=padding_free,
             use_liger_kernel=liger,
-            gradient_checkpointing=False,
+            gradient_checkpointing=recomputed,
             bf16=model.dtype == torch.bfloat16,
             use_cpu=model.device.type == "cpu",
             beta=0.1,
@@ -222,7 +241,6 @@ def trl_trainer_step(
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
     return step
 
 

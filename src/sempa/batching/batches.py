@@ -46,23 +46,18 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         train = train[: config.triplet_limit or None]
         notes = [note]
     ranking = config.objective in RANKINGS
-    encoded, skipped, without_neutral = [], [], 0
-    for part in (train, held_out):
-        fitting = []
-        for triplet in part:
-            if ranking and not triplet.neutral:
-                without_neutral += 1
-                continue
-            preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
-            tokens = len(preference.prompt) + max(map(len, preference.responses))
-            if tokens <= longest:
-                fitting.append(preference)
-            else:
-                skipped.append(f"on line {triplet.line} ({tokens:,} tokens)")
-        encoded.append(fitting)
-    if without_neutral:
+    read = len(train) + len(held_out)
+    if ranking:
+        train, held_out = ([triplet for triplet in part if triplet.neutral] for part in (train, held_out))
+    if without_neutral := read - len(train) - len(held_out):
         found = f"left out {without_neutral:,} triplets without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
+    encoded, skipped = [], []
+    for part in (train, held_out):
+        made = [encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0) for triplet in part]
+        sizes = [len(preference.prompt) + max(map(len, preference.responses)) for preference in made]
+        encoded.append([preference for preference, size in zip(made, sizes, strict=True) if size <= longest])
+        skipped += [f"on line {p.line} ({n:,} tokens)" for p, n in zip(made, sizes, strict=True) if n > longest]
     if skipped:
         notes.append(f"skipped {len(skipped):,} triplets of more than {longest:,} tokens, first {skipped[0]}")
     if not encoded[0]:
@@ -86,8 +81,8 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
-    `rows` and `sentences` are there where the config's objective ranks, or embeds, what the data holds. `texts`
-    `[3, size]` numbers the embedded texts (sentences, best and worst responses), equal ones alike.
+    `rows` is empty where no loss ranks responses, `sentences` where `contrast` is 0. `texts` `[3, size]` numbers the
+    embedded texts (sentences, best and worst responses), equal ones alike.
     """
 
     preferences: list[Preference]

@@ -152,7 +152,7 @@ def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """The indices of `sizes` in bins of at most `capacity` (an item alone may exceed that).
 
     Next-fit decreasing: items of like size share a bin, so that the branches of a row need little padding beside each
-    other. There are as few bins as `capacity` allows, and about equally full.
+    other. The bins are no more than next-fit needs, and about equally full.
     """
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
 

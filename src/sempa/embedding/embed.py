@@ -61,7 +61,7 @@ def embed_prompts(
 
 
 def token_batches(sizes: Sequence[int], batch_size: int, row_tokens: int = _ROW_TOKENS) -> Iterator[list[int]]:
-    """Places of prompts of these many tokens: at most `batch_size`, and `row_tokens` tokens, together (or one alone).
+    """Batches of indices into `sizes`: at most `batch_size` prompts and `row_tokens` tokens (a longer prompt alone).
 
     Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
     """

@@ -15,8 +15,8 @@ from sempa.model.lora import lora_parameters
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Write adapter, optimiser and state to `checkpoints/step-….safetensors`.
 
-    Then all but the latest two are dropped, and what killed processes left half-written in the run. Raises `SempaError`
-    when the disk is full or read-only; earlier checkpoints are untouched then.
+    Then deletes all but the latest two, and half-written files that killed processes left in the run. Raises
+    `SempaError` when the disk is full or read-only; earlier checkpoints are untouched then.
     """
     tensors: dict[str, Tensor] = dict(lora_parameters(model))
     for name, parameter in lora_parameters(model).items():

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, metrics, checkpoints, the best adapter by the development score out."""
+"""The training loop: steps, metrics, checkpoints, and the adapter with the best development score."""
 
 import contextlib
 import json
@@ -144,7 +144,7 @@ def log_metrics(path: Path, record: dict) -> None:
 def warn_of_displacement(config: Config, step: int, record: Mapping[str, float]) -> bool:
     """Warn where a step's metrics show likelihood displacement (arXiv 2410.08847); returns whether they do.
 
-    The chosen sentences, too, have become less likely than under the base then.
+    The chosen sentences have then also become less likely than under the base.
     """
     ratio = record.get("rewards/chosen", 0.0) / config.beta
     if ratio >= -FAR:
