@@ -11,6 +11,7 @@ from shlex import quote
 import torch
 
 from sempa.batching.batches import MAX_LENGTH, load_dataset
+from sempa.batching.prompts import Preference
 from sempa.config import CAPTIONS, Config, dump_config, load_config
 from sempa.data.sts import StsTask, caption_pairs, development_task, distinct_sentences, sample_task
 from sempa.embedding.embed import embed, sentence_prompts
@@ -18,14 +19,14 @@ from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
-from sempa.evaluation.eval_texts import builtin_prompts, report_texts
+from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
 from sempa.evaluation.measure import BUILTIN, builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.lock import folder_lock
 from sempa.io.origin import origin
 from sempa.model.adapter_files import WEIGHTS_FILE, read_adapter, save_adapter, set_lora
-from sempa.model.base import load_base
+from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import context_length
 from sempa.model.lora import add_lora, interpolated
 from sempa.model.resolve import portable_name
@@ -71,7 +72,7 @@ def _only_writer(run: Path) -> AbstractContextManager[None]:
 
 
 def _run(config: Config, run: Path, command: str) -> dict:
-    began, is_first = time.perf_counter(), process_rank() == 0
+    began = time.perf_counter()
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
     dev = development_sample(config, tasks)
@@ -82,7 +83,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     for task in tasks:
         sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
-    if is_first:
+    if process_rank() == 0:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
         print(*notes, *dataset.notes, sep="\n")
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
@@ -95,24 +96,14 @@ def _run(config: Config, run: Path, command: str) -> dict:
     loaded = time.perf_counter()
     state = train(config, base, dataset.train, run, score_dev)
     trained = time.perf_counter()
-    if not is_first:
+    if process_rank() != 0:
         return {}
-
-    _, best = read_adapter(run / "adapter")
-    set_lora(base.model, best, run / "adapter" / WEIGHTS_FILE)
+    adapter, weights = run / "adapter", run / "adapter" / WEIGHTS_FILE
+    set_lora(base.model, read_adapter(adapter)[1], weights)
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
-    measured, held_out = [builtin_task(BUILTIN_PAIRS), *tasks], dataset.held_out
     with interpolated(base.model, scale):
-        save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
-        table, scatter, sides = measure_sts(base, measured, config.readout)
-        report = {
-            "sts": table,
-            "preference": measure_preference(base, held_out, config.row_tokens, config.beta) if held_out else {},
-            "drift": measure_drift(base, texts),
-            "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
-            "scatter": scatter,
-            "geometry": [measure_geometry(measured[-1], sides)],
-        }
+        save_adapter(base.model, adapter, portable_name(config.model), config.readout)
+        report = _measure(config, base, dataset.held_out, [builtin_task(BUILTIN_PAIRS), *tasks], texts)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
@@ -127,9 +118,9 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "seconds": {"total": finished - began + spent, "training": state["seconds"], "evaluation": finished - trained},
         "peak_memory_gib": _peak_memory(),
         "training": {
-            "triplets": len(dataset.train) + len(held_out) + dataset.too_long,
+            "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
             "used": len(dataset.train),
-            "held_out": len(held_out),
+            "held_out": len(dataset.held_out),
             "skipped_too_long": dataset.too_long,
             "steps": state["step"],
             "best_step": state["best_step"],
@@ -141,6 +132,21 @@ def _run(config: Config, run: Path, command: str) -> dict:
     print(terminal_table(report), flush=True)
     print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)
     return report
+
+
+def _measure(
+    config: Config, base: BaseModel, held_out: list[Preference], tasks: list[StsTask], texts: dict[str, list[EvalText]]
+) -> dict:
+    """The report's figures of the adapter that `base` holds, and of the base without it."""
+    table, scatter, sides = measure_sts(base, tasks, config.readout)
+    return {
+        "sts": table,
+        "preference": measure_preference(base, held_out, config.row_tokens, config.beta) if held_out else {},
+        "drift": measure_drift(base, texts),
+        "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
+        "scatter": scatter,
+        "geometry": [measure_geometry(tasks[-1], sides)],
+    }
 
 
 def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:

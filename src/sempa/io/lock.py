@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import os
 import platform
 from collections.abc import Iterator
@@ -9,11 +10,6 @@ from pathlib import Path
 
 from sempa.errors import SempaError
 from sempa.io.files import explain_os_errors
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
 
 
 @contextlib.contextmanager
@@ -28,8 +24,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         stream = (folder / ".lock").open("a+", encoding="utf-8")
     with stream:
         try:
-            if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"

@@ -46,38 +46,26 @@ def hidden_states(
 
 def row_states(model: PreTrainedModel, row: PackedRow, layer: int | None = None) -> Tensor:
     """Hidden states `[length, D]` of a packed row's tokens after a layer (the last), each as in its own sequence."""
-    states = hidden_states(model, **row_inputs(model, row), layer=layer).flatten(0, 1)
-    return states if can_pack(model, row) else states[output_places(model, row)]
+    inputs, places = row_pass(model, row)
+    return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[places]
 
 
-def row_inputs(model: PreTrainedModel, row: PackedRow) -> dict[str, object]:
-    """What `hidden_states` takes for a row: packed where that is exact, else its sequences in rows of their own.
+def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object], Tensor]:
+    """What `hidden_states` takes for a row, and where its tokens lie in the flattened output: `[length]`, int64.
 
-    They run in rows of their own where the architecture takes no block mask, or a sequence is longer than its
-    attention's window: slower, the same result. A warning says so.
+    The row's sequences run in rows of their own where the architecture takes no block mask (`load_base` looks), or one
+    is longer than its attention's window: slower, the same result. A warning says so.
     """
-    if can_pack(model, row):
-        return row.inputs(model.device)
-    if getattr(model, "takes_block_mask", True):
-        reason = f"sequences longer than the attention's window of {attention_window(model):,} tokens"
+    takes_block_mask, window = getattr(model, "takes_block_mask", True), attention_window(model)
+    if takes_block_mask and max(row.positions) < window:
+        return row.inputs(model.device), torch.arange(len(row.tokens), device=model.device)
+    if takes_block_mask:
+        reason = f"sequences longer than the attention's window of {window:,} tokens"
     else:
         reason = f"{type(model).__name__} takes no block mask, so all its sequences"
     warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=3)
-    return {"tokens": row.separate()[0].to(model.device)}
-
-
-def output_places(model: PreTrainedModel, row: PackedRow) -> Tensor:
-    """Where the row's tokens lie in the flattened output of a pass over its `row_inputs`: `[length]`, int64."""
-    places = torch.arange(len(row.tokens)) if can_pack(model, row) else row.separate()[1]
-    return places.to(model.device)
-
-
-def can_pack(model: PreTrainedModel, row: PackedRow) -> bool:
-    """Whether the model gives each token of the packed row the state that it has in its own sequence.
-
-    A model that `load_base` did not load, and so did not check, is taken to do so.
-    """
-    return getattr(model, "takes_block_mask", True) and max(row.positions) < attention_window(model)
+    tokens, places = row.separate()
+    return {"tokens": tokens.to(model.device)}, places.to(model.device)
 
 
 def attention_window(model: PreTrainedModel) -> int:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.model.forward import depth, hidden_states, output_places, row_inputs
+from sempa.model.forward import depth, hidden_states, row_pass
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -64,7 +64,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     o_l is the attention output of block l, after the output projection and before it is added to the residual
     (AlignedWVA over all layers, arXiv 2602.01572).
     """
-    places = output_places(model, row)[ends]
+    inputs, places = row_pass(model, row)
+    places = places[ends]
     outputs: list[Tensor] = []
 
     def collect(_: nn.Module, __: tuple, output: Tensor) -> None:
@@ -74,8 +75,15 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
             outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
     with hooked(*((projection.register_forward_hook, collect) for projection in output_projections(model))):
-        hidden_states(model, **row_inputs(model, row))
+        hidden_states(model, **inputs)
     return torch.stack(outputs).sum(0)
+
+
+def state_width(model: PreTrainedModel, attention_outputs: bool) -> int:
+    """How many numbers `attention_sum` or the last states have; some models project those before their head (OPT)."""
+    if attention_outputs:
+        return model.config.get_text_config().hidden_size
+    return model.get_output_embeddings().weight.shape[1]
 
 
 @contextlib.contextmanager

@@ -76,35 +76,34 @@ def _score(base: BaseModel, triplets: Sequence, parameters: tuple[nn.Parameter, 
 
 def model_statements(scored: Sequence[Scored]) -> tuple[Statement, ...]:
     """The statements of finite K on these candidates, with the claims and controls of their abstract forms."""
-
-    def equals(expected: Claim, claimed: Claim = lambda claim, *at: claim(*at)) -> Claim:
-        def check(claim: Claim, *_: object) -> Iterator[Measurement]:
-            for prompt in scored:
-                drawn = prompt.drawn
-                value, upstream = value_and_gradient(partial(claimed, claim, drawn), drawn.policy)
-                exact, expected_upstream = value_and_gradient(partial(expected, drawn), drawn.policy)
-                yield compare(value, exact, drawn.condition() * drawn.policy.shape[1])
-                yield _same_gradient(prompt, upstream, expected_upstream)
-
-        return check
-
-    def loss_of_pair(rewards: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
-        pair = Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
-        return ranking_loss(pair, policy[:, :2], rewards)
-
-    def check_weights(weights: Claim, *_: object) -> Iterator[Measurement]:
-        for prompt in scored:
-            drawn = prompt.drawn
-            _, upstream = value_and_gradient(partial(top1_loss, drawn), drawn.policy)
-            yield _same_gradient(prompt, drawn.beta * weights(drawn.rewards(drawn.policy)), upstream)
-
     checks = (
-        (ranking.bradley_terry, equals(pair_loss, loss_of_pair)),
-        (ranking.top1_is_infonce, equals(top1_loss)),
-        (ranking.ranking_is_shrinking_infonce, equals(ranking_loss)),
-        (ranking.gradient_is_softmax, check_weights),
+        (ranking.bradley_terry, lambda rewards, *_: _same_loss(scored, partial(_pair_ranking, rewards), pair_loss)),
+        (ranking.top1_is_infonce, lambda claim, *_: _same_loss(scored, claim, top1_loss)),
+        (ranking.ranking_is_shrinking_infonce, lambda claim, *_: _same_loss(scored, claim, ranking_loss)),
+        (ranking.gradient_is_softmax, lambda weights, *_: _same_weights(scored, weights)),
     )
     return tuple(replace(form, name=f"model-{form.name}", tolerance=_GRADIENTS, check=check) for form, check in checks)
+
+
+def _same_loss(scored: Sequence[Scored], claimed: Claim, expected: Claim) -> Iterator[Measurement]:
+    for prompt in scored:
+        drawn = prompt.drawn
+        value, upstream = value_and_gradient(partial(claimed, drawn), drawn.policy)
+        exact, expected_upstream = value_and_gradient(partial(expected, drawn), drawn.policy)
+        yield compare(value, exact, drawn.condition() * drawn.policy.shape[1])
+        yield _same_gradient(prompt, upstream, expected_upstream)
+
+
+def _pair_ranking(rewards: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
+    pair = Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
+    return ranking_loss(pair, policy[:, :2], rewards)
+
+
+def _same_weights(scored: Sequence[Scored], weights: Claim) -> Iterator[Measurement]:
+    for prompt in scored:
+        drawn = prompt.drawn
+        _, upstream = value_and_gradient(partial(top1_loss, drawn), drawn.policy)
+        yield _same_gradient(prompt, drawn.beta * weights(drawn.rewards(drawn.policy)), upstream)
 
 
 def _same_gradient(prompt: Scored, found: Tensor, expected: Tensor) -> Measurement:

@@ -57,29 +57,35 @@ def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
 def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     """Token ids of the base's own text, drawn at temperature 1 on first use, then read from the cache folder.
 
-    The texts of every fourth prompt are held out from training: these with `held_out`, else all others.
+    With `held_out`, the texts of every fourth prompt, never trained on; without, those of all others.
     """
     drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, SEED)
     path = cache_folder() / "base_samples" / f"{key}.safetensors"
-    questions = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
-    openings = encode_plain(base.tokenizer, OPENINGS)
-    kinds = [*((ids, ANSWERS) for ids in questions), *((ids, CONTINUATIONS) for ids in openings)]
-    is_held_out = [place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for place, (_, n) in enumerate(kinds) for _ in range(n)]
+    # Each text's prompt, by its number among questions and openings.
+    numbers = [number for number in range(len(QUESTIONS)) for _ in range(ANSWERS)]
+    numbers += [len(QUESTIONS) + number for number in range(len(OPENINGS)) for _ in range(CONTINUATIONS)]
     if path.is_file():
         cached = read_tensors(path)
         texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
     else:
-        prompts = [ids for ids, n in kinds for _ in range(n)]
-        with adapter_disabled(base.model):
-            # All side by side: many rows of one product cost little more than few.
-            options = {"batch_size": len(prompts), "progress": "samples of the base model"}
-            drawn = sample(base, prompts, 1, LONGEST, seed=SEED, **options)
-        texts = [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]
+        texts = _draw(base, numbers)
         tokens = torch.tensor([token for text in texts for token in text])
         try:
             write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
         except SempaError as error:
             warnings.warn(f"{error} (it only saves time; the work goes on)", stacklevel=2)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
-    return [texts[i] for i in order if is_held_out[i] == held_out]
+    return [texts[i] for i in order if (numbers[i] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
+
+
+def _draw(base: BaseModel, numbers: list[int]) -> list[list[int]]:
+    """A text for each prompt of these `numbers`: the prompt's token ids and the sampled ones."""
+    distinct = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
+    distinct += encode_plain(base.tokenizer, OPENINGS)
+    prompts = [distinct[number] for number in numbers]
+    with adapter_disabled(base.model):
+        # All side by side: many rows of one product cost little more than few.
+        options = {"batch_size": len(prompts), "progress": "samples of the base model"}
+        drawn = sample(base, prompts, 1, LONGEST, seed=SEED, **options)
+    return [ids + answer.tokens for ids, (answer,) in zip(prompts, drawn, strict=True)]

@@ -30,7 +30,7 @@ from sempa.losses import (
     plackett_luce_loss,
 )
 from sempa.model.forward import row_states
-from sempa.model.layers import attention_sum
+from sempa.model.layers import attention_sum, state_width
 from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
@@ -161,14 +161,14 @@ def contrast_loss(
     each embeds its rows, and all compare the whole batch.
     """
     own = rows[process_rank() :: process_count()]
-    if config.readout == "attention-sum":
+    summed = config.readout == "attention-sum"
+    if summed:
         ends = [attention_sum(model, row.packed, row.ends) for row in own]
     else:
         ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
     members = [member for row in own for member in row.members]
-    head = model.get_output_embeddings().weight
-    width = model.config.get_text_config().hidden_size if config.readout == "attention-sum" else head.shape[1]
-    embeddings = gather_rows(torch.empty(0, width, device=model.device), ends, members, texts.numel())
+    empty = torch.empty(0, state_width(model, summed), device=model.device)
+    embeddings = gather_rows(empty, ends, members, texts.numel())
     sentences, chosen, rejected = embeddings.view(*texts.shape, -1)  # [size, D] each
     losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, texts.flatten().to(model.device))
     loss = config.contrast * losses.mean()

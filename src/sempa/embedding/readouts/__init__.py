@@ -14,7 +14,7 @@ from sempa.embedding.readouts import plain, steered
 from sempa.embedding.readouts.plain import Prompt, pack_prompts
 from sempa.errors import SempaError
 from sempa.model.forward import depth
-from sempa.model.layers import output_projections, scaled
+from sempa.model.layers import output_projections, scaled, state_width
 
 _READOUTS = {
     "mean": (plain.bare_prompts, plain.mean),
@@ -51,11 +51,9 @@ def layer_read(readout: str, layer: int, depth: int) -> int:
 
 
 def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:
-    """How many numbers an embedding has; some models project between their blocks and their head (OPT)."""
-    # The states of the last layer alone have passed the final norm and that projection.
-    if readout != "attention-sum" and layer_read(readout, layer, depth(model)) == depth(model):
-        return model.get_output_embeddings().weight.shape[1]
-    return model.config.get_text_config().hidden_size
+    """How many numbers an embedding has."""
+    # Inner layers are as wide as attention outputs: the last alone has passed a projection before the head, if any.
+    return state_width(model, readout == "attention-sum" or layer_read(readout, layer, depth(model)) < depth(model))
 
 
 def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:

@@ -1,17 +1,17 @@
 """Readouts that change states on the way up: Contrastive Prompting and Token Prepending.
 
 Contrastive Prompting (Cheng et al., *Contrastive Prompting Enhances Sentence Embeddings in LLMs through Inference-Time
-Steering*, arXiv 2505.12831) runs an auxiliary prompt beside PromptEOL's, which asks for the irrelevant, and takes what
-it says out of the heads' outputs early on. At block s, at the last position, with a the heads' outputs (concatenated,
+Steering*, arXiv 2505.12831) runs, beside PromptEOL's, an auxiliary prompt that asks for irrelevant information, and
+subtracts its heads' outputs in one block. At block s, at the last position, with a the heads' outputs (concatenated,
 before the output projection) of PromptEOL and b those of the auxiliary prompt,
 
     a ← c (a − b)
 
-Below block s the readout is PromptEOL's.
+At layers below s it equals PromptEOL.
 
 Token Prepending (Fu et al., *Token Prepending: A Training-Free Approach for Eliciting Better Sentence Embeddings from
-LLMs*, arXiv 2412.11556) puts a placeholder before the sentence that carries a summary of it, so that every word can
-look at one. The prompt is `This sentence : <PST> "…" means in one word:"`. Before each block i with start ≤ i < exit,
+LLMs*, arXiv 2412.11556) puts before the sentence a placeholder that carries a summary of it, so that every token can
+attend to one. The prompt is `This sentence : <PST> "…" means in one word:"`. Before each block i with start ≤ i < exit,
 with hᵢ its input and N the last position,
 
     hᵢ[PST] ← hᵢ[N]
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
 from sempa.embedding.readouts.plain import Prompt, PromptRow, last
-from sempa.model.forward import depth, output_places
+from sempa.model.forward import depth, row_pass
 from sempa.model.layers import blocks, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
@@ -46,7 +46,7 @@ def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[
 
 def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
-    places = output_places(model, prompts.packed)
+    _, places = row_pass(model, prompts.packed)
     ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -79,7 +79,7 @@ def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[s
 
 def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
-    places = output_places(model, prompts.packed)
+    _, places = row_pass(model, prompts.packed)
     placeholders, ends = places[prompts.starts], places[prompts.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
