@@ -10,7 +10,7 @@ import torch
 
 from sempa import SempaError
 from sempa.model.adapter_files import read_adapter
-from sempa.training.loop import read_metrics
+from sempa.training.metrics import read_metrics
 from sempa.training.processes import gather_rows, join_processes, process_count
 
 SETTINGS = (

@@ -24,7 +24,7 @@ from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
 from sempa.training.base_samples import sample_texts
-from sempa.training.loop import read_metrics
+from sempa.training.metrics import read_metrics
 from sempa.training.processes import gather_rows
 from sempa.training.step import contrast_loss
 

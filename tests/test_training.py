@@ -20,7 +20,7 @@ from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
 from sempa.training.checkpoints import checkpoint_files, read_checkpoint
-from sempa.training.loop import read_metrics
+from sempa.training.metrics import read_metrics
 from sempa.training.step import learning_rate
 
 

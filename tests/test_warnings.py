@@ -3,7 +3,7 @@
 import pytest
 
 from sempa.config import Config
-from sempa.training.loop import FAR, warn_of_displacement
+from sempa.training.metrics import FAR, warn_of_displacement
 
 BETA = 0.1
 

@@ -29,7 +29,7 @@ from sempa.io.files import write_json
 from sempa.model.adapter_files import read_adapter
 from sempa.model.base import BaseModel
 from sempa.training.checkpoints import checkpoint_files, read_checkpoint
-from sempa.training.loop import read_metrics
+from sempa.training.metrics import read_metrics
 
 EPOCHS = 3.0
 # What may differ between two runs of the same training.

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -19,7 +19,7 @@ from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
-from sempa.evaluation.eval_texts import EvalText, builtin_prompts, report_texts
+from sempa.evaluation.eval_texts import builtin_prompts, report_texts
 from sempa.evaluation.measure import BUILTIN, builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
@@ -32,7 +32,8 @@ from sempa.model.lora import add_lora, interpolated
 from sempa.model.resolve import portable_name
 from sempa.report.run_report import terminal_table, write_report
 from sempa.training.checkpoints import checkpoint_files
-from sempa.training.loop import read_metrics, train
+from sempa.training.loop import train
+from sempa.training.metrics import read_metrics
 from sempa.training.processes import join_processes, local_device, process_rank
 
 # In the report: pairs of the built-in set, and new tokens of each answer shown side by side.
@@ -47,7 +48,7 @@ def start_run(config: Config, command: str) -> dict:
     """
     join_processes()
     run = Path(config.output)
-    with _only_writer(run):
+    with folder_lock(run) if process_rank() == 0 else nullcontext():
         if process_rank() == 0:
             if (run / "report.json").exists() or checkpoint_files(run):
                 raise SempaError(
@@ -63,12 +64,8 @@ def resume_run(run: Path, command: str) -> dict:
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     join_processes()
-    with _only_writer(run):
+    with folder_lock(run) if process_rank() == 0 else nullcontext():
         return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
-
-
-def _only_writer(run: Path) -> AbstractContextManager[None]:
-    return folder_lock(run) if process_rank() == 0 else nullcontext()
 
 
 def _run(config: Config, run: Path, command: str) -> dict:
@@ -98,11 +95,10 @@ def _run(config: Config, run: Path, command: str) -> dict:
     trained = time.perf_counter()
     if process_rank() != 0:
         return {}
-    adapter, weights = run / "adapter", run / "adapter" / WEIGHTS_FILE
-    set_lora(base.model, read_adapter(adapter)[1], weights)
+    set_lora(base.model, read_adapter(run / "adapter")[1], run / "adapter" / WEIGHTS_FILE)
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
     with interpolated(base.model, scale):
-        save_adapter(base.model, adapter, portable_name(config.model), config.readout)
+        save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
         report = _measure(config, base, dataset.held_out, [builtin_task(BUILTIN_PAIRS), *tasks], texts)
     finished = time.perf_counter()
     # What an interrupted process had spent on training before this one took over.
@@ -134,9 +130,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     return report
 
 
-def _measure(
-    config: Config, base: BaseModel, held_out: list[Preference], tasks: list[StsTask], texts: dict[str, list[EvalText]]
-) -> dict:
+def _measure(config: Config, base: BaseModel, held_out: list[Preference], tasks: list[StsTask], texts: dict) -> dict:
     """The report's figures of the adapter that `base` holds, and of the base without it."""
     table, scatter, sides = measure_sts(base, tasks, config.readout)
     return {

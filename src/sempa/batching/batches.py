@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -128,7 +127,15 @@ class Batches(Sequence[Batch]):
             rows = pack_preferences(ranked, config.row_tokens)
         return Batch(preferences, rows, sentences, texts)
 
+    def of_step(self, step: int) -> Batch:
+        """The batch of a training step, counted from 0: every epoch after the first has an order of its own."""
+        epoch, place = divmod(step, len(self))
+        if epoch:
+            generator = torch.Generator().manual_seed(self.config.seed + epoch)
+            place = int(torch.randperm(len(self), generator=generator)[place])
+        return self[place]
+
 
 def rounded_up(fraction: float, count: int) -> int:
-    """`fraction · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
-    return math.ceil(Fraction(str(fraction)) * count)
+    """`fraction · count`, rounded up: 1.1 · 110 is 121, though in floating point it lies a little above."""
+    return math.ceil(round(fraction * count, 6))

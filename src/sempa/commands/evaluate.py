@@ -43,10 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.model.adapter_files import adapter_folder
     from sempa.model.sampling import encode_prompts
     from sempa.report.run_report import terminal_table, write_report
-    from sempa.training.loop import read_metrics
+    from sempa.training.metrics import read_metrics
 
     if arguments.json:
-        check_output(arguments.json)
+        named = (arguments.sts, arguments.gsm8k, arguments.hellaswag, arguments.prompts, *arguments.texts)
+        check_output(arguments.json, *filter(None, named))
     if arguments.report:
         run = arguments.adapter and adapter_folder(arguments.adapter).parent
         if not (run and arguments.hellaswag and (run / "report.json").is_file()):
