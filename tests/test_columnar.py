@@ -71,6 +71,11 @@ def test_triplets_of_a_folder_that_datasets_saved_and_of_a_folder_of_parts(rows,
     write_parquet(tmp_path / "parts" / "test-00000-of-00001.parquet", rows[:1])
     with pytest.raises(SempaError, match="parts: holds the splits test, train; name the files of one"):
         read_triplets(tmp_path / "parts")
+    for name in ("train", "test"):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        write_parquet(tmp_path / "plain" / f"{name}.parquet", rows[:1])
+    with pytest.raises(SempaError, match="plain: holds the splits test, train; name the files of one"):
+        read_triplets(tmp_path / "plain")
     datasets.DatasetDict({"train": data, "dev": data}).save_to_disk(tmp_path / "both")
     with pytest.raises(SempaError, match="both: holds several splits; name the folder of one"):
         read_triplets(tmp_path / "both")
@@ -90,8 +95,19 @@ def test_labelled_rows_with_whole_numbers_as_labels_and_rows_without_text_are_to
 
 def test_scored_pairs_may_be_a_parquet_file(tmp_path):
     pairs = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "score": float(i)} for i in range(3)]
-    (task,) = read_sts(write_parquet(tmp_path / "mine.parquet", pairs))
-    assert [pair.score for pair in task.pairs] == [0.0, 1.0, 2.0]
+    path = write_parquet(tmp_path / "mine.parquet", pairs)
+    # Also a folder of them.
+    for place in (path, tmp_path):
+        (task,) = read_sts(place)
+        assert [pair.score for pair in task.pairs] == [0.0, 1.0, 2.0]
+
+
+def test_an_output_on_top_of_a_part_of_the_input_is_refused(tmp_path, capsys):
+    path = write_parquet(tmp_path / "part.parquet", [{"text": "A man runs."}])
+    before = path.read_bytes()
+    assert main(["embed", "--model", "/nowhere", "--field", "text", str(tmp_path), str(path)]) == 2
+    assert "part.parquet: is the input itself, which would be lost" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_columns_that_are_not_there_are_named_with_the_nearest(tmp_path):
@@ -115,7 +131,7 @@ def test_damaged_and_empty_data_end_with_one_sentence(rows, tmp_path):
 def test_without_pyarrow_the_error_says_how_to_get_it(rows, tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "t.parquet", rows)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(SempaError, match=r"need pyarrow; install it with: pip install pyarrow"):
+    with pytest.raises(SempaError, match=r"need pyarrow: pip install pyarrow"):
         read_triplets(path)
     with pytest.raises(SempaError, match="need pyarrow"):
         write_vectors(tmp_path / "v.parquet", np.zeros((1, 2), dtype=np.float32))

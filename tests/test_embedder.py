@@ -32,7 +32,7 @@ SENTENCES = ["A man runs.", "Two very small dogs are chasing a red ball in the p
 
 @pytest.fixture(scope="module")
 def embedder(tiny_folder):
-    return Embedder(str(tiny_folder), dtype="float32", device="cpu")
+    return Embedder(tiny_folder, dtype="float32", device="cpu")
 
 
 def one_by_one(embedder, sentence):

@@ -88,7 +88,7 @@ def run(tmp_path_factory, tiny_folder):
             "best_step": 20,
             "source": "/home/somebody/nli.csv",
         },
-        "machine": {"cpu": "a processor", "device": "cpu"},
+        "machine": {"cpu": "a processor", "device": "cpu", "dtype": "float16"},
     }
     (folder / "report.json").write_text(json.dumps(report))
     return folder
@@ -301,7 +301,8 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
         "1,280 preference triplets (sentence, entailment, contradiction) from nli.csv",
         "| beta | 0.1 |",
         "perplexity on passages by -2.0 %",
-        "in float32 on a processor",
+        # As the run computed, whatever its config asked for.
+        "in float16 on a processor",
         "may have 2,048 tokens",
     ):
         assert told in card

@@ -91,6 +91,9 @@ def test_an_output_on_top_of_the_input_is_refused_by_any_name(source, tmp_path, 
     for name in (source, "in.csv", "./in.csv", tmp_path / "link.csv", "twin.csv"):
         assert main(["embed", "--model", "/nowhere", str(source), str(name)]) == 2
         assert "is the input itself, which would be lost" in capsys.readouterr().err
+    for option in ("--sts", "--texts", "--gsm8k", "--hellaswag", "--prompts"):
+        assert main(["evaluate", "--model", "/nowhere", option, str(source), "--json", "in.csv"]) == 2
+        assert "is the input itself, which would be lost" in capsys.readouterr().err
     assert source.read_bytes() == before
 
 

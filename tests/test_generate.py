@@ -53,8 +53,10 @@ def test_the_answer_is_the_plain_models_with_its_own_templates_system_message_or
     user = {"role": "user", "content": PROMPT}
     own = answer(capsys, folder, PROMPT)
     assert own == by_transformers(folder, [user])
-    other = answer(capsys, folder, "--system", "A dog sits.", PROMPT)
-    assert other == by_transformers(folder, [{"role": "system", "content": "A dog sits."}, user])
+    # An empty message is one, too: the template does not say its own then.
+    for system in ("A dog sits.", ""):
+        other = answer(capsys, folder, "--system", system, PROMPT)
+        assert other == by_transformers(folder, [{"role": "system", "content": system}, user])
     assert own != other
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(PROMPT.encode() + b"\n"))))
     assert answer(capsys, folder, "-") == own
@@ -78,8 +80,9 @@ def test_a_model_without_a_template_answers_but_has_no_system_message(tiny_folde
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     assert answer(capsys, folder, PROMPT)
-    assert main(["generate", "--model", str(folder), "--system", "Be brief.", PROMPT]) == 2
-    assert "system: the model has no chat template" in capsys.readouterr().err
+    for system in ("Be brief.", ""):
+        assert main(["generate", "--model", str(folder), "--system", system, PROMPT]) == 2
+        assert "system: the model has no chat template" in capsys.readouterr().err
 
 
 def test_the_text_comes_as_it_grows(folder, capsys, monkeypatch):

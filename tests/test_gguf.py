@@ -9,7 +9,14 @@ from conftest import load_script, make_llama, make_tokenizer
 from safetensors.torch import load_file
 from test_export import make_adapter
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sempa import Embedder, SempaError
 from sempa.cli import main
@@ -215,6 +222,18 @@ def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
     with pytest.raises(SempaError, match=r"gguf: the base's tokenizer .*convert_hf_to_gguf.py FOLDER"):
         export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
+
+
+def test_a_matrix_whose_rows_are_no_whole_blocks_is_f16_in_a_q8_0_file(tmp_path):
+    # Blocks of a q8_0 matrix have 32 numbers.
+    base = write_base(tmp_path / "base")
+    config = AutoConfig.from_pretrained(base, intermediate_size=72)
+    LlamaForCausalLM(config).save_pretrained(base)
+    make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
+    export_folder(base, tmp_path / "adapter", tmp_path / "out", "q8_0")
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out/out-q8_0.gguf").tensors}
+    assert types["blk.0.ffn_down.weight"] == "F16"
+    assert types["blk.0.ffn_up.weight"] == "Q8_0"
 
 
 def test_a_file_that_came_out_wrong_is_not_left_there(tmp_path, monkeypatch):

@@ -180,6 +180,13 @@ def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questi
     missing = task_file(tmp_path, "missing", tmp_path / "nowhere.jsonl", output_type="multiple_choice")
     with pytest.raises(SempaError, match=r"task '.*missing.yaml': cannot be loaded: .*nowhere.jsonl"):
         run_harness(base, "a", tmp_path, [missing])
+    for wrong in ("{{question | nofilter}}", "{{nobody.knows}}"):
+        task = task_file(tmp_path, "wrong", questions, output_type="multiple_choice", doc_to_text=wrong)
+        with pytest.raises(SempaError, match=r"task '.*wrong.yaml': cannot be loaded: .*(nofilter|nobody)"):
+            run_harness(base, "a", tmp_path, [task])
+    monkeypatch.setattr(base.tokenizer, "chat_template", None)
+    with pytest.raises(SempaError, match="apply-chat-template: the model has no chat template"):
+        run_harness(base, "a", tmp_path, [], apply_chat_template=True)
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.models.huggingface", None)
     with pytest.raises(SempaError, match=r"pip install lm_eval"):
         run_harness(base, "a", tmp_path, ["mmlu"])

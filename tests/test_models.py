@@ -85,9 +85,9 @@ def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         torch.testing.assert_close(base.model(tokens).logits, tiny_llama(tokens).logits, rtol=1e-4, atol=1e-5)
-    assert "Converting" in capsys.readouterr().out
+    assert "Converting" in capsys.readouterr().err
     assert load_base(str(path), "float32", "cpu").source == base.source
-    assert "Converting" not in capsys.readouterr().out
+    assert "Converting" not in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_folder):

@@ -26,11 +26,11 @@ def run(arguments: argparse.Namespace) -> None:
     if prompt == str(STANDARD_INPUT):
         prompt = "".join(line for _, line in numbered_lines(STANDARD_INPUT)).strip()
     base = load_embedder(arguments).base
-    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    messages = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
     messages.append({"role": "user", "content": prompt})
     if base.tokenizer.chat_template is not None:
         text = render_messages(base.tokenizer, messages, add_generation_prompt=True)
-    elif arguments.system:
+    elif arguments.system is not None:
         raise SempaError("system: the model has no chat template, so no system message either")
     else:
         text = render_prompt(base.tokenizer, prompt)

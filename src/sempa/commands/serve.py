@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     try:
         listener = socket.create_server((arguments.host, arguments.port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:
         raise SempaError(f"serve: cannot listen at {arguments.host} port {arguments.port}: {error}") from error
     # Connections inherit it: a token is sent at once, not when the client has acknowledged the one before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)

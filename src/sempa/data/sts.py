@@ -78,7 +78,7 @@ def read_sts(
     path, splits = Path(path), [split.strip() for split in splits]
     if unknown := set(splits) - set(SPLITS):
         raise SempaError(f"splits: found {min(unknown)!r}, expected some of {', '.join(SPLITS)}")
-    if not path.is_dir():
+    if not path.is_dir() or any(path.glob("*.parquet")) or any(path.glob("data-*.arrow")):
         return _read_file(path, splits, columns)
     found = _benchmarks(path)
     there = f"splits: {', '.join(splits)}; found {', '.join(found) or 'none'}"

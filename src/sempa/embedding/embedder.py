@@ -42,7 +42,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         adapter: str | Path | None = None,
         readout: str | None = None,
         layer: int = -1,
@@ -51,7 +51,7 @@ class Embedder:
         merged: bool = True,
     ) -> None:
         folder = None if adapter is None else adapter_folder(user_path(adapter))
-        self.base = load_base(model, dtype, device)
+        self.base = load_base(str(model), dtype, device)
         if readout is None:
             readout = adapter_readout(folder or self.base.source)
         if folder is not None:

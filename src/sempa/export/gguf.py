@@ -76,6 +76,8 @@ def write_gguf(path: Path, base: BaseModel, name: str, kind: str) -> None:
         _add_tokenizer(writer, base.tokenizer, len(weights["token_embd.weight"]), kind)
     for tensor, weight in weights.items():
         own_type = matrix_type if weight.dim() == 2 else gguf.GGMLQuantizationType.F32
+        if own_type == gguf.GGMLQuantizationType.Q8_0 and weight.shape[1] % 32:
+            own_type = gguf.GGMLQuantizationType.F16  # as llama.cpp's converter does: a block has 32 numbers
         data = gguf.quantize(weight.float().contiguous().numpy(), own_type)
         writer.add_tensor(tensor, data, raw_dtype=own_type)
     writer.write_header_to_file()

@@ -17,10 +17,10 @@ class DocumentEmbeddings(Embeddings):
     store = InMemoryVectorStore(DocumentEmbeddings(Embedder("smollm2-135m", adapter="runs/mine/adapter")))
     ```
 
-    Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike. A query is embedded as a
-    document is: SemPA knows one kind of sentence. `options` are those of `Embedder.encode`: with `on_empty="zero"` an
-    empty chunk is the zero vector, with `dim` vectors are shorter. `sempa.integrations.llama_index` has the same for
-    LlamaIndex.
+    Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike; a query is embedded as a
+    document is. `options` are those of `Embedder.encode`, but not `precision`: stores compare numbers. With
+    `on_empty="zero"` an empty chunk is the zero vector, with `dim` vectors are shorter.
+    `sempa.integrations.llama_index` has the same for LlamaIndex.
     """
 
     def __init__(self, embedder: Embedder, batch_size: int = 64, **options: object) -> None:

@@ -12,7 +12,7 @@ from sempa.io.files import fingerprint
 class LlamaIndexEmbedding(BaseEmbedding):
     """LlamaIndex's `BaseEmbedding`: `Settings.embed_model = LlamaIndexEmbedding(Embedder("smollm2-135m"))`.
 
-    Vectors have length 1, of a query as of a document; `options` are those of `Embedder.encode`.
+    Vectors have length 1, of a query as of a document; `options` are those of `Embedder.encode`, but not `precision`.
     """
 
     # pydantic keeps what begins with an underscore out of the model's fields.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from yaml import YAMLError
 
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import mean_and_error
@@ -41,16 +40,17 @@ def run_harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        advice = "install it with: pip install lm_eval accelerate peft"
-        raise SempaError(f"lm-evaluation-harness is missing ({error}); {advice}") from error
+        raise SempaError(f"lm-evaluation-harness is missing ({error}): pip install lm_eval accelerate peft") from error
+    if apply_chat_template and base.tokenizer.chat_template is None:
+        raise SempaError("apply-chat-template: the model has no chat template")
     # The harness's own 14,000 task files take ten seconds to index, and a task of the user's needs none of them.
     manager = TaskManager(include_defaults=not all(Path(name).is_file() for name in tasks))
     # All data first: a missing set is better found now than after hours on the others.
     for name in tasks:
         try:
             manager.load([name])
-        except (KeyError, OSError, TypeError, ValueError, YAMLError) as error:
-            reason = str(error.args[0] if error.args else error).strip().partition("\n")[0]
+        except Exception as error:  # whatever the harness, a YAML file or its templates raise
+            reason = str(next(filter(None, error.args), repr(error))).strip().partition("\n")[0]
             raise SempaError(f"task {name!r}: cannot be loaded: {reason}") from error
     harness = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=batch_size)
     options = {"limit": limit, "apply_chat_template": apply_chat_template, "task_manager": manager}

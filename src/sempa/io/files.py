@@ -139,11 +139,12 @@ def user_path(path: str | Path) -> Path:
 def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     """Raise `SempaError` unless a file, or a `folder`, can be written at `path`: before the work, not after it.
 
-    A file must not be one of the `inputs` by another name either: it would be lost.
+    A file must not be one of the `inputs`, or of those in an input folder, by another name either: it would be lost.
     """
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise SempaError(f"{path}: is not a {'folder' if folder else 'regular file'}, so it cannot be the output")
-    if path.is_file() and any(source.exists() and path.samefile(source) for source in inputs):
+    files = (file for source in inputs for file in (source, *source.glob("*.parquet"), *source.glob("*.arrow")))
+    if path.is_file() and any(file.exists() and path.samefile(file) for file in files):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
     places = (path.absolute(), *path.absolute().parents)[not folder :]
     place = next(place for place in places if place.exists())

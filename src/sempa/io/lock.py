@@ -29,8 +29,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise SempaError(f"{folder}: {holder} is writing this run; wait for it, or give another output=…") from None
-        except OSError:
-            # The file system has no locks.
+        except OSError:  # the file system has no locks
             pass
         stream.truncate(0)
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")

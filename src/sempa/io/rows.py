@@ -9,6 +9,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -121,8 +122,7 @@ def import_pyarrow() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        message = "parquet files and datasets folders need pyarrow; install it with: pip install pyarrow"
-        raise SempaError(message) from error
+        raise SempaError("parquet files and datasets folders need pyarrow: pip install pyarrow") from error
     return pyarrow
 
 
@@ -221,7 +221,8 @@ def _column_files(path: Path) -> list[Path]:
     files = sorted(path.glob("data-*.arrow")) or sorted(path.glob("*.parquet"))
     if not files:
         raise SempaError(f"{path}: is a folder without parquet files, and none that datasets saved")
-    splits = sorted({file.name.partition("-")[0] for file in files if "-of-" in file.name})
+    split = re.compile(r"train|valid(?:ation)?|dev|test|.*?(?=-\d+-of-)")
+    splits = sorted({match[0] for file in files if (match := split.match(file.name))})
     if len(splits) > 1:
         raise SempaError(f"{path}: holds the splits {', '.join(splits)}; name the files of one")
     return files

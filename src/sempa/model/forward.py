@@ -59,11 +59,9 @@ def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object],
     takes_block_mask, window = getattr(model, "takes_block_mask", True), attention_window(model)
     if takes_block_mask and max(row.positions) < window:
         return row.inputs(model.device), torch.arange(len(row.tokens), device=model.device)
-    if takes_block_mask:
-        reason = f"sequences longer than the attention's window of {window:,} tokens"
-    else:
-        reason = f"{type(model).__name__} takes no block mask, so all its sequences"
-    warnings.warn(f"{reason} run in separate rows: slower, the same result", stacklevel=3)
+    reason = f"attends to {window:,} tokens at most" if takes_block_mask else "takes no block mask"
+    told = f"{type(model).__name__} {reason}: sequences run in separate rows: slower, the same result"
+    warnings.warn(told, stacklevel=3)
     tokens, places = row.separate()
     return {"tokens": tokens.to(model.device)}, places.to(model.device)
 

@@ -81,9 +81,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
 
 def state_width(model: PreTrainedModel, attention_outputs: bool) -> int:
     """How many numbers `attention_sum` or the last states have; some models project those before their head (OPT)."""
-    if attention_outputs:
-        return model.config.get_text_config().hidden_size
-    return model.get_output_embeddings().weight.shape[1]
+    head = model.get_output_embeddings().weight
+    return model.config.get_text_config().hidden_size if attention_outputs else head.shape[1]
 
 
 @contextlib.contextmanager

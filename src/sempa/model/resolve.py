@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ def _converted(gguf: Path) -> Path:
     temporary = temporary_folder() / cached.name
     if temporary.is_dir():
         return temporary
-    print(f"Converting {gguf.name} once to {cached} …", flush=True)
+    print(f"Converting {gguf.name} once to {cached} …", file=sys.stderr, flush=True)
     model, tokenizer = load_pretrained(str(gguf), gguf.parent, gguf.name, dtype=torch.float32)
     # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
     del model.config.quantization_config
