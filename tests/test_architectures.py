@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     JambaConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -288,11 +290,13 @@ def test_the_command_line_tells_a_warning_in_one_line(tmp_path, tokenizer, capsy
     assert line.endswith("slower, the same result")
 
 
-@pytest.mark.parametrize("config", [MambaConfig, JambaConfig])
+@pytest.mark.parametrize(
+    "config", [MambaConfig, JambaConfig, partial(Lfm2Config, layer_types=["conv", "full_attention"])]
+)
 def test_recurrent_architectures_are_refused_by_name(config, tmp_path, tokenizer):
     config(vocab_size=320, hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(SempaError, match=r"is (mamba|jamba), with recurrent or linear-attention layers"):
+    with pytest.raises(SempaError, match=r"is (mamba|jamba|lfm2), with recurrent or linear-attention layers"):
         load_base(str(tmp_path))
 
 

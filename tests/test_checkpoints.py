@@ -242,13 +242,15 @@ def in_child(function):
 
 def test_what_killed_processes_left_is_swept_away(run):
     folder, _ = run
-    (folder / "checkpoints" / ".step-000009.77.tmp").mkdir()
-    (folder / "checkpoints" / ".step-000009.77.tmp" / "half").write_text("x")
-    (folder / ".metrics.jsonl.77.tmp").write_text("x")
-    (folder / "kept.tmp").write_text("x")
+    (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp").mkdir()
+    (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp" / "half").write_text("x")
+    (folder / ".metrics.jsonl.0123456789abcdef.tmp").write_text("x")
+    # Somebody else's.
+    others = [folder / "kept.tmp", folder / ".draft.tmp", folder / ".my.notes.tmp"]
+    for path in others:
+        path.write_text("x")
     save_checkpoint(folder, 9, *learner(), {})
-    assert not list(folder.rglob(".*.tmp"))
-    assert (folder / "kept.tmp").exists()
+    assert sorted(folder.rglob("*.tmp")) == sorted(others)
     remove_leftovers(folder / "nowhere")
 
 

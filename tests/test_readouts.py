@@ -200,8 +200,18 @@ def summed(oracle, text):
 
 
 def summed_with_gradient(oracle, text):
-    """Σ_l of what each block's attention module puts out at the last position."""
+    """Σ_l of what each block's attention adds to the residual at the last position."""
     outputs = []
+    if "Gemma" in type(oracle.plain).__name__:
+        # A norm stands between the two: what the MLP's own norm gets, less what the block got.
+        before = [block.register_forward_pre_hook(lambda _, x: outputs.append(-x[0][0, -1])) for block in oracle.stack]
+        norms = [block.pre_feedforward_layernorm for block in oracle.stack]
+        between = [norm.register_forward_pre_hook(lambda _, x: outputs.append(x[0][0, -1])) for norm in norms]
+        oracle.plain(torch.tensor([ids_of(oracle.tokenizer, text)]))
+        for hook in before + between:
+            hook.remove()
+        assert len(outputs) == 2 * oracle.depth
+        return sum(outputs)
 
     def keep(_, inputs, kwargs, output):
         output = output[0] if isinstance(output, tuple) else output

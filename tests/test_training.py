@@ -21,7 +21,7 @@ from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
 from sempa.training.checkpoints import checkpoint_files, read_checkpoint
 from sempa.training.metrics import read_metrics
-from sempa.training.step import learning_rate
+from sempa.training.step import learning_rate, make_optimizer
 
 
 def test_training_raises_the_reward_margin_and_accuracy(setting, tmp_path):
@@ -187,6 +187,20 @@ def test_a_run_goes_on_with_its_own_triplets_only(setting, triplets):
             setting(epochs=2.0)
     finally:
         triplets[0] = original
+    _, state = setting(epochs=2.0)
+    assert state["step"] == 8
+
+
+def test_a_run_goes_on_with_its_own_base_only(setting, monkeypatch):
+    def on_other_weights(config, model):
+        model.model.layers[0].mlp.up_proj.base.weight.data *= 2
+        return make_optimizer(config, model)
+
+    setting(epochs=1.0)
+    with monkeypatch.context() as changed:
+        changed.setattr("sempa.training.loop.make_optimizer", on_other_weights)
+        with pytest.raises(SempaError, match="its checkpoints are of another base or other triplets"):
+            setting(epochs=2.0)
     _, state = setting(epochs=2.0)
     assert state["step"] == 8
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import tracemalloc
@@ -198,7 +199,8 @@ def test_combinations_are_every_entailment_with_every_contradiction_of_the_premi
     ]
 
 
-@pytest.mark.parametrize("label", ["-", -1, "-1", "", None])
+# As JSON, NaN is what pandas writes where it has no value.
+@pytest.mark.parametrize("label", ["-", -1, "-1", "", None, math.nan])
 def test_pairs_without_a_gold_label_are_no_fault_of_the_file(tmp_path, label):
     rows = [["p", "x", label], ["p", "e", "entailment"], ["p", "c", "contradiction"], ["", "x", label]]
     triplets, note = read_triplets(write(tmp_path, labelled(*rows)))

