@@ -71,9 +71,11 @@ def test_triplets_of_a_folder_that_datasets_saved_and_of_a_folder_of_parts(rows,
     write_parquet(tmp_path / "parts" / "test-00000-of-00001.parquet", rows[:1])
     with pytest.raises(SempaError, match="parts: holds the splits test, train; name the files of one"):
         read_triplets(tmp_path / "parts")
-    for name in ("train", "test"):
-        (tmp_path / "plain").mkdir(exist_ok=True)
+    (tmp_path / "plain").mkdir()
+    for name in ("train", "testimonials"):
         write_parquet(tmp_path / "plain" / f"{name}.parquet", rows[:1])
+    assert len(read_triplets(tmp_path / "plain")[0]) == 1
+    write_parquet(tmp_path / "plain" / "test.parquet", rows[:1])
     with pytest.raises(SempaError, match="plain: holds the splits test, train; name the files of one"):
         read_triplets(tmp_path / "plain")
     datasets.DatasetDict({"train": data, "dev": data}).save_to_disk(tmp_path / "both")

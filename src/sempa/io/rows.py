@@ -222,7 +222,7 @@ def _column_files(path: Path) -> list[Path]:
     files = sorted(path.glob("data-*.arrow")) or sorted(path.glob("*.parquet"))
     if not files:
         raise SempaError(f"{path}: is a folder without parquet files, and none that datasets saved")
-    split = re.compile(r"train|valid(?:ation)?|dev|test|.*?(?=-\d+-of-)")
+    split = re.compile(r"(?:train|valid(?:ation)?|dev|test)(?![a-z])|.*?(?=-\d+-of-)")
     splits = sorted({match[0] for file in files if (match := split.match(file.name))})
     if len(splits) > 1:
         raise SempaError(f"{path}: holds the splits {', '.join(splits)}; name the files of one")
