@@ -152,7 +152,7 @@ def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
     drawn = sample_task(task, config.dev_pairs, config.seed)
     if len(set(drawn.gold)) < 2:
         raise SempaError(
-            f"{task.name}: the {len(drawn.pairs)} development pairs all have the score {drawn.gold[0]:g}; raise dev_pairs"
+            f"{task.name}: {len(drawn.pairs)} development pairs all have the score {drawn.gold[0]:g}; raise dev_pairs"
         )
     return drawn
 
