@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -45,14 +46,12 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         train = train[: config.triplet_limit or None]
         notes = [note]
     ranking = config.objective in RANKINGS
-    read = len(train) + len(held_out)
-    if ranking:
-        train, held_out = ([triplet for triplet in part if triplet.neutral] for part in (train, held_out))
-    if without_neutral := read - len(train) - len(held_out):
+    parts = [[triplet for triplet in part if triplet.neutral or not ranking] for part in (train, held_out)]
+    if without_neutral := len(train) + len(held_out) - sum(map(len, parts)):
         found = f"left out {without_neutral:,} triplets without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
     encoded, skipped = [], []
-    for part in (train, held_out):
+    for part in parts:
         made = [encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0) for triplet in part]
         sizes = [len(preference.prompt) + max(map(len, preference.responses)) for preference in made]
         encoded.append([preference for preference, size in zip(made, sizes, strict=True) if size <= longest])
@@ -137,5 +136,5 @@ class Batches(Sequence[Batch]):
 
 
 def rounded_up(fraction: float, count: int) -> int:
-    """`fraction · count`, rounded up: 1.1 · 110 is 121, though in floating point it lies a little above."""
-    return math.ceil(round(fraction * count, 6))
+    """`fraction · count`, rounded up as written: 1.1 · 110 is 121, though in floating point it lies a little above."""
+    return math.ceil(Fraction(str(fraction)) * count)

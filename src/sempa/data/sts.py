@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.io.rows import many, numbered_lines, read_records
+from sempa.io.rows import column_files, many, numbered_lines, read_records
 
 SETS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK")
 """The columns of the usual table."""
@@ -78,7 +78,7 @@ def read_sts(
     path, splits = Path(path), [split.strip() for split in splits]
     if unknown := set(splits) - set(SPLITS):
         raise SempaError(f"splits: found {min(unknown)!r}, expected some of {', '.join(SPLITS)}")
-    if not path.is_dir() or any(path.glob("*.parquet")) or any(path.glob("data-*.arrow")):
+    if not path.is_dir() or column_files(path):
         return _read_file(path, splits, columns)
     found = _benchmarks(path)
     there = f"splits: {', '.join(splits)}; found {', '.join(found) or 'none'}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from sempa.errors import SempaError
+from sempa.io.rows import column_files
 
 if TYPE_CHECKING:
     # A command's help imports this module, and should not wait for torch.
@@ -143,7 +144,7 @@ def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     """
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise SempaError(f"{path}: is not a {'folder' if folder else 'regular file'}, so it cannot be the output")
-    files = (file for source in inputs for file in (source, *source.glob("*.parquet"), *source.glob("*.arrow")))
+    files = (file for source in inputs for file in column_files(source))
     if path.is_file() and any(file.exists() and path.samefile(file) for file in files):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
     places = (path.absolute(), *path.absolute().parents)[not folder :]

@@ -184,7 +184,9 @@ def _table_records(
 
 
 def _column_names(path: Path) -> list[str]:
-    pyarrow, file = import_pyarrow(), _column_files(path)[0]
+    pyarrow, file = import_pyarrow(), next(iter(column_files(path)), None)
+    if file is None:
+        raise SempaError(f"{path}: is a folder without parquet files, and none that datasets saved")
     with _explained(file):
         if file.suffix == ".arrow":
             return pyarrow.ipc.open_stream(str(file)).schema.names
@@ -194,7 +196,7 @@ def _column_names(path: Path) -> list[str]:
 def _column_rows(path: Path, names: Names) -> Iterator[dict]:
     """The rows of columnar data, with these columns alone: others may hold whole documents or vectors."""
     pyarrow = import_pyarrow()
-    for file in _column_files(path):
+    for file in column_files(path):
         with _explained(file):
             if file.suffix == ".arrow":
                 batches = (batch.select(names) for batch in pyarrow.ipc.open_stream(str(file)))
@@ -213,15 +215,13 @@ def _explained(file: Path) -> Iterator[None]:
         raise SempaError(f"{file}: cannot be read as columns: {str(error).splitlines()[0]}") from error
 
 
-def _column_files(path: Path) -> list[Path]:
-    """The files that make up columnar data, in their order."""
+def column_files(path: Path) -> list[Path]:
+    """The files that make up columnar data, in their order; raises `SempaError` for a folder of several splits."""
     if not path.is_dir():
         return [path]
     if (path / "dataset_dict.json").is_file():
         raise SempaError(f"{path}: holds several splits; name the folder of one")
     files = sorted(path.glob("data-*.arrow")) or sorted(path.glob("*.parquet"))
-    if not files:
-        raise SempaError(f"{path}: is a folder without parquet files, and none that datasets saved")
     split = re.compile(r"(?:train|valid(?:ation)?|dev|test)(?![a-z])|.*?(?=-\d+-of-)")
     splits = sorted({match[0] for file in files if (match := split.match(file.name))})
     if len(splits) > 1:

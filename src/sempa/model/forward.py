@@ -60,8 +60,8 @@ def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object],
     if takes_block_mask and max(row.positions) < window:
         return row.inputs(model.device), torch.arange(len(row.tokens), device=model.device)
     reason = f"attends to {window:,} tokens at most" if takes_block_mask else "takes no block mask"
-    told = f"{type(model).__name__} {reason}: sequences run in separate rows: slower, the same result"
-    warnings.warn(told, stacklevel=3)
+    message = f"{type(model).__name__} {reason}: sequences run in separate rows: slower, the same result"
+    warnings.warn(message, stacklevel=3)
     tokens, places = row.separate()
     return {"tokens": tokens.to(model.device)}, places.to(model.device)
 

@@ -38,7 +38,7 @@ def train(
     and `data`, a fingerprint of the base and the triplets.
 
     Raises:
-        SempaError: a loss that is not finite, a disk that is full, or a checkpoint of other triplets.
+        SempaError: a loss that is not finite, a disk that is full, or a checkpoint of another base or other triplets.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running step is saved.
     """
     started = time.perf_counter()

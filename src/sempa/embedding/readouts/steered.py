@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
-from sempa.embedding.readouts.plain import Prompt, PromptRow, last
-from sempa.model.forward import depth, row_pass
+from sempa.embedding.readouts.plain import Prompt, PromptRow
+from sempa.model.forward import depth, hidden_states, row_pass
 from sempa.model.layers import blocks, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
@@ -46,7 +46,7 @@ def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[
 
 def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
-    _, places = row_pass(model, prompts.packed)
+    inputs, places = row_pass(model, prompts.packed)
     ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int
 
     projection = output_projections(model)[scaled(_BLOCK, depth(model))]
     with hooked((projection.register_forward_pre_hook, steer)):
-        return last(model, prompts, layer)
+        return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[ends].float()
 
 
 # The prompt around <PST>; the tokenizer of the authors' code splits the text at an added token just so.
@@ -79,7 +79,7 @@ def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[s
 
 def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
     """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
-    _, places = row_pass(model, prompts.packed)
+    inputs, places = row_pass(model, prompts.packed)
     placeholders, ends = places[prompts.starts], places[prompts.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
@@ -97,7 +97,7 @@ def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> 
     hooks = [(table.register_forward_hook, embed)]
     hooks += [(block.register_forward_pre_hook, prepend) for block in steered]
     with hooked(*hooks):
-        return last(model, prompts, layer)
+        return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[ends].float()
 
 
 def _put(hidden: Tensor, places: Tensor, rows: Tensor) -> Tensor:
