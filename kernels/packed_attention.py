@@ -25,7 +25,7 @@ class PrefixGroup:
     `place` `[branches, widest]` is the row offset of each branch's tokens (`length` where there is padding), `slot`
     `[length − prefix]` the way back: where in the flattened `place` each token went. `mask`
     `[branches, widest, prefix + widest]` is true where a branch's token (middle) may see a token of the prefix or of
-    its own branch (last); padding sees the prefix or, without one, the branch's first place.
+    its own branch (last); padding sees the first column alone.
     """
 
     prefix: int

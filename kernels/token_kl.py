@@ -15,7 +15,6 @@ from torch import Tensor
 from sempa.kernels.token_logprobs import (
     CHUNK_ROWS,
     LOG2_E,
-    _accumulator,
     _chunks,
     _pass_rows,
     check_head,
@@ -76,7 +75,7 @@ class _TokenKl(torch.autograd.Function):
         # Every chunk writes into the same memory: on a CPU, fresh pages cost more than what is computed in them.
         scratch = min(chunk_rows, len(hidden)), len(weight)
         policy, reference = (hidden.new_empty(scratch) for _ in range(2))
-        divergence = hidden.new_empty(len(hidden), dtype=_accumulator(hidden.dtype))
+        divergence = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         direction = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for chunk in chunks:
             rows = chunk.stop - chunk.start
@@ -101,7 +100,7 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
     As in `token_logprobs`, a few rows at a time, so that they stay in the cache, and in powers of two.
     """
     rows = _pass_rows(policy)
-    block = policy.new_empty(3, rows, policy.shape[1], dtype=_accumulator(policy.dtype))
+    block = policy.new_empty(3, rows, policy.shape[1], dtype=torch.promote_types(policy.dtype, torch.float32))
     divergences = []
     for raw, base in zip(policy.split(rows), reference.split(rows), strict=True):
         ours, theirs, ratio = block[:, : len(raw)]

@@ -88,7 +88,7 @@ class _TokenLogprobs(torch.autograd.Function):
         kept = [chunk for chunk in chunks if chunk.stop <= kept_rows]
         residuals = hidden.new_empty(kept[-1].stop if kept else 0, len(weight))
         scratch = hidden.new_empty(min(chunk_rows, len(hidden) - len(residuals)), len(weight))
-        logprobs = hidden.new_empty(len(hidden), dtype=_accumulator(hidden.dtype))
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         direction = hidden.new_empty(hidden.shape if directed else 0)
         for chunk in chunks:
             logits = residuals[chunk] if chunk.stop <= len(residuals) else scratch[: chunk.stop - chunk.start]
@@ -167,7 +167,7 @@ def _log_and_residual_(
     (1[v = y] − p_v) · (1 − (z_v / softcap)²), rounded to the logits' dtype only at the end: 1 − p_y of a likely target
     keeps its digits in bfloat16 too.
     """
-    dtype = _accumulator(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     rows = _pass_rows(logits)
     wide = logits.new_empty(0 if logits.dtype == dtype else rows, logits.shape[1], dtype=dtype)
     logprobs = []
@@ -223,11 +223,7 @@ def _residuals(
 
 def _add(total: Tensor | None, product: Tensor) -> Tensor:
     """Add a product up in the accumulator's dtype; a single one stays as it is."""
-    return product if total is None else total.to(_accumulator(product.dtype)).add_(product)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return product if total is None else total.to(torch.promote_types(product.dtype, torch.float32)).add_(product)
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def infonce_loss(scores: Tensor, temperature: float, *, mask: Tensor | None = No
         ValueError: wrong shapes, scores that are not finite, a masked positive, or a temperature that is not positive.
     """
     mask = check_scores("infonce_loss", scores, mask)
-    if not (temperature > 0 and temperature < float("inf")):
+    if not 0 < temperature < float("inf"):
         raise ValueError(f"infonce_loss needs a finite temperature > 0, found {temperature}")
     if not mask[:, 0].all():
         raise ValueError(f"infonce_loss needs every positive, it is masked in row {int((~mask[:, 0]).nonzero()[0])}")

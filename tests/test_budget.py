@@ -1,6 +1,7 @@
 """The adapter's scale: the largest whose divergence from the base stays within the budget, whatever was trained."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sempa.evaluation.budget import divergence, fit_scale, largest_scale
 from sempa.model.adapter_files import load_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, interpolated
+from sempa.training import base_samples as module
 from sempa.training.base_samples import base_samples, sample_texts
 
 SLACK = 1 / 1024
@@ -62,6 +64,18 @@ def test_what_measures_the_divergence_is_not_trained_on(adapted_base, few_sample
     assert not starts[0] & starts[1]
 
 
+def test_the_first_rows_hold_texts_of_all_lengths(adapted_base, monkeypatch):
+    """Conversations are longer than running text, and a short run takes the first rows alone."""
+    monkeypatch.setattr(module, "sample_texts", lambda *_: [[5] * length for length in range(1, 65)])
+    rows = [Counter(sample.packed.segments).values() for sample in base_samples(adapted_base)]
+    assert sum(map(sum, rows)) == sum(range(1, 65))
+    assert len(rows) >= 16
+    first = [length for row in rows[: len(rows) // 2] for length in row]
+    assert min(first) <= 16
+    assert max(first) >= 48
+    assert 0.7 < sum(first) / len(first) / 32.5 < 1.4
+
+
 @pytest.mark.parametrize("name", ["Llama", "Gemma2", "GPT-2"])
 def test_a_learning_rate_that_is_too_high_costs_no_more_than_the_budget(
     name, tmp_path, few_samples, triplets_file, capsys
@@ -94,11 +108,11 @@ def test_no_budget_saves_all_that_was_trained(adapted_base, few_samples):
     assert [point["scale"] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base, few_samples, monkeypatch, capsys):
+def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base, few_samples, monkeypatch):
     values = iter([0.0, 0.2, 0.1, 0.3, 0.4])
     monkeypatch.setattr("sempa.evaluation.budget.divergence", lambda *_: next(values))
-    fit_scale(adapted_base, 0.0, lambda: 50.0)
-    assert "does not grow with the adapter's scale" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="does not grow with the adapter's scale"):
+        fit_scale(adapted_base, 0.0, lambda: 50.0)
 
 
 def test_training_is_the_same_with_any_budget(setting):

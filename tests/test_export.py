@@ -68,7 +68,9 @@ def run(tmp_path_factory, tiny_folder):
     make_adapter(load_base(str(tiny_folder), "float32", "cpu").model, folder / "adapter", tiny_folder)
     report = {
         "model": str(tiny_folder),
-        "sts": [{"task": "STS-B dev", "pairs": 1500, "base": 73.84, "aligned": 77.31}],
+        "sts": [
+            {"task": "STS-B dev", "pairs": 1500, "base": 73.84, "aligned": 77.31, "change_interval": (1, 5), "p": 0.001}
+        ],
         "drift": [
             {
                 "text": "passages",

@@ -165,7 +165,7 @@ def test_training_needs_no_cache_for_its_samples(tmp_path, monkeypatch, tiny_fol
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path / "file" / "cache")
     base = load_base(str(tiny_folder), "float32", "cpu")
-    with pytest.warns(UserWarning, match="it only saves time; the work goes on"):
+    with pytest.warns(UserWarning, match="the samples are drawn anew next time"):
         texts = sample_texts(base)
     assert texts
 

@@ -12,6 +12,7 @@ from sempa.io.files import finite
 from sempa.report import plots
 from sempa.report.run_report import page, terminal_table, write_report
 
+CHANGE = {"change_interval": (1.04, 5.0), "p": 0.001}
 VOID = {"meta", "br", "link", "img", "input"}
 
 
@@ -28,8 +29,8 @@ def example():
         "peak_memory_gib": 2.1234,
         "training": {"used": 2659, "steps": 84, "best_step": 63, "source": "built-in captions"},
         "sts": [
-            {"task": "built-in", "pairs": 600, "base": 60.118, "aligned": 71.554},
-            {"task": "STS-B dev", "pairs": 1500, "base": 73.841, "aligned": 77.419},
+            {"task": "built-in", "pairs": 600, "base": 60.118, "aligned": 71.554, **CHANGE},
+            {"task": "STS-B dev", "pairs": 1500, "base": 73.841, "aligned": 77.419, **CHANGE},
         ],
         "preference": {
             "triplets": 295,
@@ -159,7 +160,7 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     table = terminal_table(example())
     assert max(map(len, table.splitlines())) <= 100
     row = next(line for line in table.splitlines() if "STS-B dev" in line)
-    assert row.split() == ["STS-B", "dev", "1,500", "73.84", "77.42", "+3.58"]
+    assert row.split() == ["STS-B", "dev", "1,500", "73.84", "77.42", "+3.58", "+1.0", "–", "+5.0", "0.001"]
     assert "reward margin (nats)" in table
 
 

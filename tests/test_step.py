@@ -151,6 +151,12 @@ def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenize
         assert ranked == list(range(len(ranked)))
 
 
+def test_responses_that_no_loss_weighs_are_not_packed(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    for settings, ranked in (({}, True), ({"preference": 0.0}, False), ({"preference": 0.0, "anchor": 0.1}, True)):
+        assert bool(Batches(Config(**settings), preferences)[0].rows) == ranked
+
+
 def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, readout="prompteol")

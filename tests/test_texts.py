@@ -48,8 +48,10 @@ def test_json_lines_hold_text_or_question_and_answer(tmp_path):
             ({"text": " as it is "}, EvalText(" as it is ")),
             ({"question": "Why?", "answer": "So.", "id": 3}, EvalText("So.", question="Why?")),
         ):
-            path.write_bytes(pack("\n\n".join([json.dumps(fields)] * 2).encode()))
-            assert read_texts(path) == [expected] * 2
+            line = json.dumps(fields)
+            for written in (line, f"{{ {line[1:]}"):
+                path.write_bytes(pack("\n\n".join([written] * 2).encode()))
+                assert read_texts(path) == [expected] * 2
 
 
 def test_a_pipe_is_read_whole(tmp_path):

@@ -16,7 +16,7 @@ _FLOOR = "#999999"
 def bars(rows: list[dict]) -> str:
     """Each contestant's time as a multiple of the first of its kind (`x …`), and its peak memory (`peak …`); an SVG."""
     ratio, memory = (next(key for key in rows[0] if key.startswith(start)) for start in ("x ", "peak "))
-    figure, axes = make_figure(1, 2, (10.0, 0.9 + 0.19 * len(rows)), sharey=True)
+    figure, axes = make_figure(2, (10.0, 0.9 + 0.19 * len(rows)), sharey=True)
     labels, places, last = [], [], None
     for place, row in enumerate(rows):
         size = " × ".join(f"{row[key]:,}" for key in ("N", "D", "V") if key in row) or row.get("section", "")

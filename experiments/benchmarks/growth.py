@@ -112,7 +112,7 @@ def _memory(given: argparse.Namespace) -> int:
 
 def plot(rows: list[dict]) -> str:
     """Seconds (left) and peak memory (right) over everything that grows, from zero; an SVG."""
-    figure, axes = make_figure(1, len(SIZES), (3.0 * len(SIZES), 2.9))
+    figure, axes = make_figure(len(SIZES), (3.0 * len(SIZES), 2.9))
     for axis, over in zip(axes, SIZES, strict=True):
         points = [row for row in rows if row["over"] == over]
         x = [row["size"] for row in points]

@@ -215,7 +215,7 @@ def _memory(given: argparse.Namespace, n: int, d: int, v: int) -> int:
 
 def plot(rows: list[dict]) -> str:
     """Time and memory over rows N and vocabulary V, on logarithmic axes beside lines of slope 1; an SVG."""
-    figure, axes = make_figure(1, 4, (12.0, 3.2))
+    figure, axes = make_figure(4, (12.0, 3.2))
     colours = {"sempa": ALIGNED, "log_softmax": BASE, "bare products": "#999999"}
     over_rows = [row for row in rows if row["V"] == _GROWTH[0][2]]
     over_vocabulary = [row for row in rows if row["V"] != _GROWTH[0][2]]

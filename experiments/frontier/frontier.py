@@ -220,7 +220,7 @@ def plot(result: dict) -> str:
     beside the picture; what lies far below the base stands on the lower edge. The star is the paper's recipe, the
     diamond the default one.
     """
-    figure, axes = make_figure(1, 3, (12.0, 7.6), width_ratios=(4, 4, 3))
+    figure, axes = make_figure(3, (12.0, 7.6), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
     lowest = base - DEPTH_SHOWN
     measured = points(result)

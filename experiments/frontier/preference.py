@@ -108,7 +108,7 @@ def train_and_measure(config: Config, base: BaseModel, task: StsTask) -> list[di
 
 def plot(result: dict) -> str:
     """STS-B dev over the triplets seen, at both readouts, and the divergence from the base; as an SVG."""
-    figure, axes = make_figure(1, 3, (11.0, 3.6))
+    figure, axes = make_figure(3, (11.0, 3.6))
     for axis, key in zip(axes, (*READOUTS, "kl"), strict=True):
         for run in result["runs"]:
             seen, values = zip(*((point["triplets"], point[key]) for point in run["points"]), strict=True)

@@ -114,7 +114,7 @@ def _rate(seconds: list[float], rows: list[int], part: slice) -> float:
 
 def plot(result: dict) -> str:
     """Memory and rows over the seconds of the resumed process, as an SVG."""
-    figure, axes = make_figure(1, 2, (8.4, 2.9))
+    figure, axes = make_figure(2, (8.4, 2.9))
     samples = result["samples"]
     axes[0].plot(samples["seconds"], [value / MIB for value in samples["memory"]], color=ALIGNED, linewidth=1.2)
     axes[0].set_title("resident memory after the kill, MiB")

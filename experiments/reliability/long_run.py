@@ -143,7 +143,7 @@ def _result(samples: Sequence[Sample], minutes: float, share: float) -> dict:
 
 def plot(result: dict) -> str:
     """Memory with the fitted line's slope, and handles and threads, over the minutes, as an SVG."""
-    figure, axes = make_figure(1, 2, (8.4, 2.9))
+    figure, axes = make_figure(2, (8.4, 2.9))
     samples = result["samples"]
     minutes = [seconds / 60 for seconds in samples["seconds"]]
     axes[0].plot(minutes, [value / MIB for value in samples["memory"]], color=ALIGNED, linewidth=1.2)

@@ -111,7 +111,7 @@ def table(result: dict) -> str:
 
 def plot(result: dict) -> str:
     """Similarity against k, and against bytes a sentence, as an SVG."""
-    figure, axes = make_figure(1, 2, (8.4, 3.2), sharey=True)
+    figure, axes = make_figure(2, (8.4, 3.2), sharey=True)
     points, whole = result["points"], result["dense"]
     codes = (("sparse", ALIGNED, "-"), ("sparse without mean", ALIGNED, "--"))
     short = (("principal components", BASE, "--"), ("first entries", BASE, "-"))

@@ -1,4 +1,4 @@
-"""One flat YAML file per experiment, checked to the last key, and `key=value` on the command line above it."""
+"""One flat YAML file per experiment, every key checked; `key=value` on the command line overrides it."""
 
 import dataclasses
 import difflib

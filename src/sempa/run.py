@@ -73,16 +73,16 @@ def _run(config: Config, run: Path, command: str) -> dict:
     # Everything that can be wrong with the input is found before the first minute of work.
     tasks = [development_task(config.sts_dir)] if config.sts_dir else []
     dev = development_sample(config, tasks)
-    notes = [note for task in tasks for note in task.notes]
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
     check_readout(config.readout, model=base.model)
     for task in tasks:
         sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
+    notes = [*(note for task in tasks for note in task.notes), *dataset.notes]
     if process_rank() == 0:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
-        print(*notes, *dataset.notes, sep="\n")
+        print(*notes, sep="\n")
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
 
@@ -148,7 +148,7 @@ def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
 
     Raises `SempaError` when all have one score.
     """
-    task = tasks[0] if tasks else StsTask(BUILTIN, caption_pairs("dev")[: config.dev_pairs])
+    task = tasks[0] if tasks else StsTask(BUILTIN, caption_pairs("dev", config.dev_pairs))
     drawn = sample_task(task, config.dev_pairs, config.seed)
     if len(set(drawn.gold)) < 2:
         raise SempaError(

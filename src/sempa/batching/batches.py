@@ -120,7 +120,7 @@ class Batches(Sequence[Batch]):
             numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
             texts = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
         rows = []
-        if config.objective != "none" or config.anchor:
+        if config.anchor or (config.preference and config.objective != "none"):
             # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
             ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
             rows = pack_preferences(ranked, config.row_tokens)

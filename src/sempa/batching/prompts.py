@@ -204,7 +204,7 @@ def _broken(found: re.Match[str]) -> str:
 
 
 def common_prefix(first: Sequence, second: Sequence) -> int:
-    """How many leading token ids (or characters) two sequences share."""
+    """How many leading token ids two sequences share."""
     length = min(len(first), len(second))
     return next((i for i in range(length) if first[i] != second[i]), length)
 

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.data.sentences import read_sentences
     from sempa.embedding.corpus import check_lengths
     from sempa.embedding.files import check_vectors_name, write_vectors
+    from sempa.io.rows import many
 
     if arguments.shard_rows is not None:
         _write_shards(arguments)
@@ -40,11 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
     sentences = list(check_lengths(embedder, arguments.input, numbered))
     vectors = embedder.encode(sentences, arguments.batch_size, show_progress=True, normalize=arguments.normalize)
     write_vectors(arguments.output, vectors)
-    print(f"{len(vectors):,} embeddings of {vectors.shape[1]} dimensions: {arguments.output}")
+    print(f"{many(len(vectors), 'embedding')} of {vectors.shape[1]} dimensions: {arguments.output}")
 
 
 def _write_shards(arguments: argparse.Namespace) -> None:
     from sempa.embedding.corpus import embed_corpus
+    from sempa.io.rows import many
 
     names = ("shard_rows", "shard_format", "batch_size", "normalize", "field", "skip_empty")
     options = {name: getattr(arguments, name) for name in names}
@@ -52,5 +54,5 @@ def _write_shards(arguments: argparse.Namespace) -> None:
         manifest = embed_corpus(load_embedder(arguments), arguments.input, arguments.output, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; the same command continues behind the last whole shard") from None
-    rows, shards = manifest["settings"]["input"]["rows"], len(manifest["shards"])
-    print(f"{rows:,} embeddings of {manifest['dimensions']} dimensions in {shards:,} shards: {arguments.output}")
+    rows, shards = many(manifest["settings"]["input"]["rows"], "embedding"), many(len(manifest["shards"]), "shard")
+    print(f"{rows} of {manifest['dimensions']} dimensions in {shards}: {arguments.output}")

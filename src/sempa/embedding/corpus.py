@@ -45,9 +45,9 @@ def embed_corpus(
     """Embed a file of any size into shards of `shard_rows` rows in `folder`, in constant memory; returns the manifest.
 
     The file is read twice: to find what is wrong with it before the work begins, then to embed. A shard is float32
-    `[rows, D]`, the tensor `embeddings` of a safetensors file or an `.npy` file; `read_shards` reads them. The
-    manifest, `manifest.json`, lists the shards with their row ranges, and the settings. After an interruption the same
-    call goes on with the shards that are missing, and ends with the same bytes.
+    `[rows, D]` in one of the formats of `sempa.embedding.files`; `read_shards` reads them. The manifest,
+    `manifest.json`, lists the shards with their row ranges, and the settings. After an interruption the same call goes
+    on with the shards that are missing, and ends with the same bytes.
 
     Vectors may come from elsewhere: `encode` gets chunks of sentences, none across two shards, and gives their vectors
     `[n, D]` in the same order, in pieces of any length.

@@ -5,7 +5,7 @@ of the language model (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). How lar
 models, so it is measured on samples of the base that training did not see.
 """
 
-import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -38,7 +38,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
             similarity = score()
         curve.append({"scale": point, "kl": kl(point), "score": similarity})
     if any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
-        print("warning: the divergence from the base does not grow with the adapter's scale", file=sys.stderr)
+        warnings.warn("the divergence from the base does not grow with the adapter's scale", stacklevel=2)
     return scale, curve
 
 
@@ -63,7 +63,7 @@ def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
 @torch.inference_mode()
 def divergence(base: BaseModel, samples: Sequence[BaseSample], scale: float) -> float:
     """KL(base ‖ policy) of the next token, the adapter scaled by `scale`, in nats: mean over the samples' tokens."""
-    model = base.model.eval()
+    model = base.model
 
     def row_divergence(sample: BaseSample) -> float:
         states = (row_states(model, sample.packed), sample.hidden)

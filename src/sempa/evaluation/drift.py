@@ -43,7 +43,6 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     2 % worse; `kl` is KL(base ‖ aligned) in nats per token; `agreement` the fraction of tokens for which both models
     would choose the same next token. Raises `SempaError` when there is no target.
     """
-    model.eval()
     count = sum(len(one.targets) for one in sequences)
     if not count:
         raise SempaError(f"{text}: no token to score; a text needs at least two tokens")

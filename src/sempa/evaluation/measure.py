@@ -98,7 +98,6 @@ def response_logprobs(
     """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
     rows = pack_preferences(preferences, row_tokens)
     result = torch.empty(len(preferences), len(preferences[0].responses))
-    model.eval()
     for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
         result[list(row.examples)] = found.float().cpu()
         progress.update(len(row.examples))

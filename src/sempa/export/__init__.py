@@ -1,1 +1,1 @@
-"""A trained adapter for other tools: merged folders, sentence-transformers, the model card."""
+"""A trained adapter for other tools: merged folders, sentence-transformers, GGUF, the model card."""

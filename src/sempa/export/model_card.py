@@ -45,12 +45,14 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     machine, context = report.get("machine") or {}, context_length(base.model)
     # A change that was no finite number is null in the report.
     drifts = [row for row in report.get("drift") or [] if row.get("change") is not None]
+    # What is no hub id is a path, of which the card shows the last part alone.
+    on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
     return TEMPLATES.get_template("base.md" if kind == "base" else "model.md").render(
         name=name,
         adapter=adapter.name,
         kind=kind,
-        base_name=_base_name(model),
-        on_hub=_base_name(model) == model and "/" in model,
+        base_name=model if on_hub else Path(model).resolve().name,
+        on_hub=on_hub,
         report=report,
         settings=settings or {"LoRA rank": lora["r"], "LoRA alpha": f"{lora['lora_alpha']:g}"},
         tables=[markdown_table(*table) for table in tables(report)],
@@ -62,9 +64,3 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         control_token=base.tokenizer.eos_token or base.tokenizer.bos_token,
         worst=max(drifts, key=lambda row: row["change"], default=None),
     )
-
-
-def _base_name(model: str) -> str:
-    """A base's name on the hub, else without the folders of one machine."""
-    on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
-    return model if on_hub else Path(model).resolve().name

@@ -1,4 +1,4 @@
-"""Sempa's embeddings in the shapes that other people's tools ask for; each module imports its tool when it is imported.
+"""Sempa in other tools: LangChain, LlamaIndex, mteb, lm-evaluation-harness, and a server for OpenAI's clients.
 
 sentence-transformers needs no module: `sempa export --sentence-transformers` writes a folder that it loads by itself.
 """

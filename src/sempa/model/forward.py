@@ -81,7 +81,7 @@ def depth(model: PreTrainedModel) -> int:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """How many tokens the model can read at once, by its config (without a word of it there: any number)."""
+    """How many tokens the model can read at once, by its config; `sys.maxsize` where it does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 

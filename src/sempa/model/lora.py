@@ -88,7 +88,7 @@ def adapter_fingerprint(model: nn.Module) -> str:
 
 
 def adapter_disabled(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, and in this thread alone, `model` is the frozen reference; outside it is the policy again."""
+    """Inside, and in this thread, all adapters are off: `model` is the frozen reference; outside it is the policy."""
     return _switched_on(_disabled)
 
 

@@ -22,12 +22,12 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def make_figure(rows: int, columns: int, size: tuple[float, float], **options: object) -> tuple:
+def make_figure(columns: int, size: tuple[float, float], **options: object) -> tuple:
     """A matplotlib figure and its row of axes in the project's style, without global state; `size` is in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)[0]
+    axes = figure.subplots(1, columns, squeeze=False, **options)[0]
     for axis in axes:
         axis.set_facecolor("none")
         axis.spines[["top", "right"]].set_visible(False)
@@ -69,7 +69,7 @@ def curves(history: Sequence[dict]) -> str:
         "development ρ × 100": {"eval/sts": ALIGNED},
     }
     panels = {title: names for title, names in panels.items() if recorded & set(names)}
-    figure, axes = make_figure(1, len(panels), (3.3 * len(panels), 2.9))
+    figure, axes = make_figure(len(panels), (3.3 * len(panels), 2.9))
     for axis, (title, names) in zip(axes, panels.items()):
         for name, colour in names.items():
             values = {record["step"]: record[name] for record in history if name in record}
@@ -82,7 +82,7 @@ def curves(history: Sequence[dict]) -> str:
 
 def budget(measured: dict) -> str:
     """Development score and divergence from the base over the adapter's scale."""
-    figure, axes = make_figure(1, 2, (6.6, 2.9))
+    figure, axes = make_figure(2, (6.6, 2.9))
     scales = [point["scale"] for point in measured["curve"]]
     for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL(base ‖ aligned), nats")):
         axis.plot(scales, [point[key] for point in measured["curve"]], "o-", color=ALIGNED, markersize=4)
@@ -98,7 +98,7 @@ def scatter(points: dict) -> str:
     step = -(-len(points["gold"]) // _MOST_POINTS)
     # Few points are drawn large, many small, so that either can be seen.
     area = min(24.0, max(5.0, 3000 / len(points["gold"])))
-    figure, axes = make_figure(1, 2, (8.4, 3.4), sharey=True)
+    figure, axes = make_figure(2, (8.4, 3.4), sharey=True)
     for axis, (side, colour) in zip(axes, COLOURS.items(), strict=True):
         axis.scatter(points["gold"][::step], points[side][::step], s=area, color=colour, alpha=0.6, linewidths=0)
         axis.set(title=side, xlabel="gold score")
@@ -108,7 +108,7 @@ def scatter(points: dict) -> str:
 
 def spectrum(geometry: dict) -> str:
     """Singular values as fractions of their sum on logarithmic axes; a dotted line marks the effective rank."""
-    figure, (axis,) = make_figure(1, 1, (6.0, 3.6))
+    figure, (axis,) = make_figure(1, (6.0, 3.6))
     for side, colour in COLOURS.items():
         values = np.asarray(geometry[side]["spectrum"])
         values = values[values > values[0] * 1e-9] / values.sum()

@@ -65,8 +65,8 @@ def _similarity_table(results: Sequence[dict]) -> Table:
     rows = []
     for row in results:
         cells = [f"{row['pairs']:,}", number(row["base"]), number(row["aligned"])]
-        change = [number(row["aligned"] - row["base"], "+.2f"), interval_cell(row.get("change_interval"), sign="+")]
-        rows.append([row["task"], *cells, *change, f"{row['p']:.3f}" if "p" in row else ""])
+        change = [number(row["aligned"] - row["base"], "+.2f"), interval_cell(row["change_interval"], sign="+")]
+        rows.append([row["task"], *cells, *change, number(row["p"], ".3f")])
     return Table("Sentence similarity, Spearman's ρ × 100", columns, rows)
 
 

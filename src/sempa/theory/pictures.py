@@ -25,7 +25,7 @@ def draw_all(folder: Path, seed: int) -> Iterator[Path]:
     if not plots.available():
         raise SempaError("--plot: needs the package matplotlib, which `pip install matplotlib` brings")
     for draw in (_rounding, _information, _many_negatives, _gradient_weights):
-        figure, (axis,) = plots.make_figure(1, 1, (5.6, 3.8))
+        figure, (axis,) = plots.make_figure(1, (5.6, 3.8))
         draw(axis, torch.Generator().manual_seed(seed))
         axis.legend(frameon=False, fontsize=8).set_zorder(5)
         png = io.BytesIO()

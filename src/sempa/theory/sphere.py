@@ -130,7 +130,7 @@ def alignment_uniformity(limit: Claim, generator: torch.Generator, trials: int) 
 @statement(
     name="alignment-uniformity-rate",
     equation="E ℓ − log K − limit = c/K + O(K⁻²),  c = E[e^{s₀}/μ − Var(e^s)/(2μ²)]: faster than O(K^{−1/2})",
-    tolerance="the share that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
+    tolerance="the fraction that c/K misses falls ≥ 3× from K = 1,024 to 4,096 (a 1/K law: 4×)",
     claim=lambda setting, negatives: setting.next_order() / negatives,
     controls={
         "rate K^{−1/2}": lambda setting, negatives: setting.next_order() / math.sqrt(_FAR * negatives),

@@ -1,7 +1,7 @@
 """Samples of the base model's own text, which the retention loss holds the policy to.
 
-What a model says by itself is the text that it is most at home in, and needs no file. It is sampled after questions of
-many kinds and behind short openings, so that conversation and running text are both there.
+A model's own samples show what it does well, and need no data file. They are drawn after questions of many kinds and
+behind short openings, so that both conversation and running text are there.
 """
 
 import warnings
@@ -48,7 +48,9 @@ def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
 
     With `held_out`, the texts of other prompts, on which the divergence is measured.
     """
-    rows = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
+    packed = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
+    # Packing sorts by length, which would put the long conversations first and running text last.
+    rows = [packed[i] for i in torch.randperm(len(packed), generator=torch.Generator().manual_seed(SEED))]
     with adapter_disabled(base.model):
         states = parallel_map(base.model, lambda row: row_states(base.model, row), rows)
         return [BaseSample(row, hidden) for row, hidden in zip(rows, states, strict=True)]
@@ -74,9 +76,9 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
         try:
             write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
         except SempaError as error:
-            warnings.warn(f"{error} (it only saves time; the work goes on)", stacklevel=2)
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED)).tolist()
-    return [texts[i] for i in order if (numbers[i] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
+            warnings.warn(f"{error}; the samples are drawn anew next time", stacklevel=2)
+    pairs = zip(numbers, texts, strict=True)
+    return [text for number, text in pairs if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
 
 
 def _draw(base: BaseModel, numbers: list[int]) -> list[list[int]]:

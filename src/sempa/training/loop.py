@@ -47,7 +47,7 @@ def train(
     if config.checkpoint_activations:
         checkpoint_blocks(model)
     batches = Batches(config, preferences)
-    total = max(1, rounded_up(config.epochs, len(batches)))
+    total = rounded_up(config.epochs, len(batches))
     # The last process runs the retention loss: where rows are few it has the fewest.
     is_last = process_rank() == process_count() - 1
     samples = base_samples(base) if config.retention and is_last else []

@@ -45,7 +45,7 @@ def process_rank() -> int:
 
 
 def local_device() -> str | None:
-    """The device of this process among those of its machine, where torchrun gave it a number and there are several."""
+    """This process's CUDA device, by the number that torchrun gave it; None without torchrun or without CUDA."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 

@@ -49,7 +49,7 @@ class PromptRow:
 
 
 def pack_prompts(prompts: Sequence[Prompt]) -> PromptRow:
-    """One row of all prompts, in which what they begin with stands once; spans are each prompt's own."""
+    """All prompts in one row, with their shared beginning once; no span reaches into it."""
     row = PackedRow()
     most = min(len(prompt.tokens) - prompt.span for prompt in prompts)
     ends = row.add_behind_prefix([prompt.tokens for prompt in prompts], most)
