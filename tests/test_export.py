@@ -413,3 +413,12 @@ def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_pa
     export_folder(base, tmp_path / "adapter", tmp_path / "out", "sentence-transformers", "float32")
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert encoder.encode(["a", "a longer sentence here"]).shape == (2, 32)
+
+
+def test_the_card_tells_the_text_whose_perplexity_rose_most(run, tiny_folder, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    report["drift"].append(report["drift"][0] | {"text": "conversations", "change": 0.03})
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
+    assert "perplexity on conversations by +3.0 %" in (tmp_path / "mine" / "README.md").read_text()

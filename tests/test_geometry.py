@@ -315,3 +315,8 @@ def test_a_vector_without_a_direction_is_told_in_a_sentence():
         unit_vectors(np.array([[1.0, 2.0], [0.0, 0.0]]))
     with pytest.raises(SempaError, match="vector 0: is zero or not finite"):
         mean_cosine(np.array([[math.nan, 2.0], [1.0, 0.0]]))
+
+
+def test_positives_lie_in_the_top_fifth_of_any_scale():
+    pairs = [ScoredPair("a", name, score) for name, score in (("b", 1), ("c", 4.1), ("d", 4.3), ("e", 5))]
+    assert positive_pairs(pairs, ["a", "b", "c", "d", "e"]).tolist() == [[0, 3], [0, 4]]

@@ -283,3 +283,15 @@ def test_a_padding_token_without_an_embedding_is_left_out(tmp_path):
     fields = gguf.GGUFReader(file).fields
     assert len(fields["tokenizer.ggml.tokens"].data) == rows
     assert "tokenizer.ggml.padding_token_id" not in fields
+
+
+def test_an_added_token_that_is_no_control_token_is_the_users(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["Q"])
+    for part in (make_llama(), tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    make_adapter(load_base(str(tmp_path / "base"), "float32", "cpu").model, tmp_path / "adapter", tmp_path / "base")
+    export_folder(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "f32", "f32")
+    types = gguf.GGUFReader(tmp_path / "f32" / "f32-f32.gguf").fields["tokenizer.ggml.token_type"].contents()
+    kinds = [types[tokenizer.convert_tokens_to_ids(token)] for token in ("Q", "R", "<|im_end|>")]
+    assert kinds == [gguf.TokenType.USER_DEFINED, gguf.TokenType.NORMAL, gguf.TokenType.CONTROL]

@@ -13,7 +13,8 @@ from conftest import SHARED
 
 from sempa import SempaError
 from sempa.cli import main
-from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
+from sempa.evaluation import hellaswag
+from sempa.evaluation.hellaswag import HellaSwagTask, measure_hellaswag, read_hellaswag
 from sempa.evaluation.statistics import compare_accuracies
 from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import adapter_disabled
@@ -192,3 +193,11 @@ def test_the_real_file_has_its_ten_thousand_tasks():
     assert len(tasks) == 10_042
     assert tasks[0].context == "Roof shingle removal: A man is sitting on a roof. he"
     assert np.bincount([task.answer for task in tasks]).tolist() == [2515, 2485, 2584, 2458]
+
+
+def test_an_ending_counts_its_own_characters_without_the_blank_before_it(adapted_base, monkeypatch):
+    # Per character −2, −1.95, −3, −3; with a blank the first would win.
+    logprobs = torch.tensor([[-4.0, -7.8, -9.0, -9.0]] * 2)
+    monkeypatch.setattr(hellaswag, "response_logprobs", lambda *_: logprobs)
+    tasks = [HellaSwagTask("It", ("is", "runs", "was", "may"), 1)] * 2
+    assert measure_hellaswag(adapted_base, tasks)["base"] == 1.0

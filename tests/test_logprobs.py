@@ -10,7 +10,13 @@ from sempa.batching.prompts import Preference
 from sempa.losses import dpo_loss, infonce_loss, plackett_luce_loss
 from sempa.model.base import load_base
 from sempa.model.forward import row_states
-from sempa.model.logprobs import response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
+from sempa.model.logprobs import (
+    head_logits,
+    response_token_logprobs,
+    scale_for_head,
+    sequence_logprobs,
+    sum_by_response,
+)
 
 
 def test_trl_reports_the_same_loss_rewards_and_log_probabilities(tiny_folder, tokenizer, triplets, tmp_path):
@@ -102,3 +108,8 @@ def test_the_answers_own_tokens_are_told_from_those_that_close_it(tiny_llama):
     own = dict(zip(packed.examples, sum_by_response(whole * answer, packed), strict=True))
     for example, expected in zip(shorter.examples, sequence_logprobs(tiny_llama, shorter), strict=True):
         torch.testing.assert_close(own[example], expected)
+
+
+def test_logits_are_float32_whatever_the_models_dtype(tiny_llama):
+    hidden = torch.randn(3, 32, dtype=torch.bfloat16)
+    assert head_logits(tiny_llama.bfloat16(), hidden).dtype == torch.float32

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import adapt
 from test_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -11,7 +12,15 @@ from transformers.pytorch_utils import Conv1D
 from sempa import SempaError
 from sempa.io.files import read_tensors, write_tensors
 from sempa.model.adapter_files import load_adapter, read_adapter, save_adapter
-from sempa.model.lora import LoraLinear, adapter_disabled, adapter_dropout, add_lora, lora_parameters
+from sempa.model.lora import (
+    LoraLinear,
+    adapter_disabled,
+    adapter_dropout,
+    adapter_fingerprint,
+    add_lora,
+    interpolated,
+    lora_parameters,
+)
 
 # Separate and fused projections, tied and untied heads, transposed layers.
 CONFIGS = {name: ARCHITECTURES[name] for name in ("Llama", "Gemma2", "Phi-3", "GPT-2")}
@@ -243,3 +252,20 @@ def test_an_adapter_of_the_head_is_refused(tmp_path):
     get_peft_model(build("Llama"), config).save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(SempaError, match="the base model's blocks have no linear layer 'lm_head'"):
         load_adapter(build("Llama"), tmp_path)
+
+
+def test_the_fingerprint_of_an_adapter_tells_its_scale(tiny_llama):
+    adapt(tiny_llama, 1.0)
+    whole = adapter_fingerprint(tiny_llama)
+    with interpolated(tiny_llama, 0.5):
+        assert adapter_fingerprint(tiny_llama) != whole
+    assert adapter_fingerprint(tiny_llama) == whole
+
+
+def test_dropout_runs_where_it_is_switched_on_in_evaluation_mode_too():
+    layer = LoraLinear(torch.nn.Linear(64, 8), 2, 2.0, 0.5).eval()
+    for weight in (layer.lora_A, layer.lora_B):
+        torch.nn.init.normal_(weight)
+    with adapter_dropout(layer):
+        once, again = layer(torch.ones(1, 64)), layer(torch.ones(1, 64))
+    assert not torch.equal(once, again)

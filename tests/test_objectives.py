@@ -453,3 +453,10 @@ def test_owners_and_lengths_that_do_not_fit_are_refused(change, message):
     arguments = {"hidden": torch.ones(3, 4), "owner": torch.tensor([0, 0, 1]), "lengths": torch.tensor([[2, 1]])}
     with pytest.raises(ValueError, match=message):
         ches_score(**arguments | change)
+
+
+def test_ches_of_narrow_states_is_summed_in_float32():
+    states = torch.tensor([1.0, 0.5], dtype=torch.bfloat16).repeat_interleave(511)[:, None]
+    owner, lengths = torch.arange(2).repeat_interleave(511), torch.tensor([[511, 511]])
+    # A sum of 511 has one bit too many for bfloat16.
+    assert ches_score(states, owner, lengths).item() == (255.5 - 511) * 511

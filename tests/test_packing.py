@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batching.packing import PackedRow, fill_bins, pack_preferences, pack_sentence_rows, shared_prefix
+from sempa.batching.packing import PackedRow, fill_bins, pack_preferences, pack_sentence_rows, pack_texts, shared_prefix
 from sempa.batching.prompts import Preference
 from sempa.kernels import packed_attention
 
@@ -252,3 +252,10 @@ def test_the_shared_prefix_leaves_every_sequence_a_token_of_its_own():
     assert shared_prefix([[1, 2, 3], [1, 2, 4]]) == [1, 2]
     assert shared_prefix([[1, 2], [1, 2]]) == [1]
     assert shared_prefix([[1]]) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 8))
+def test_texts_in_rows_lose_no_token(texts, row_tokens):
+    rows = pack_texts(texts, row_tokens)
+    assert all(0 < len(row.tokens) <= row_tokens for row in rows)
+    assert sorted(token for row in rows for token in row.tokens) == sorted(token for text in texts for token in text)

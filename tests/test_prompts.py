@@ -162,3 +162,11 @@ def test_token_ids_of_triplets_take_four_bytes_each(tokenizer):
     preference = encode_triplet(tokenizer, TRIPLET, words=True)
     for ids in (preference.prompt, *preference.responses, *preference.words):
         assert (type(ids), ids.itemsize) == (array, 4)
+
+
+def test_a_token_merged_across_the_end_of_an_answer_belongs_to_the_answer():
+    template = "{% for message in messages %}{{ message['content'] + 'ted<|im_end|>' }}{% endfor %}"
+    tokenizer = make_tokenizer(template=template)
+    preference = encode_responses(tokenizer, "A dog.", ["It is pet", "It is 1"])
+    closings = [tokenizer.decode(list(ids)[len(ids) - preference.closing :]) for ids in preference.responses]
+    assert closings == ["<|im_end|>"] * 2

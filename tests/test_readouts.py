@@ -13,6 +13,7 @@ from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -28,7 +29,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from sempa.batching.packing import pack_sentence_rows
+from sempa.batching.packing import PackedRow, pack_sentence_rows
 from sempa.cli import main
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, make_prompts, read
@@ -585,3 +586,19 @@ def test_help_names_every_readout(capsys):
     # argparse breaks lines at hyphens too.
     text = "".join(capsys.readouterr().out.split())
     assert ",".join(READOUTS[:-1]) + "or" + READOUTS[-1] in text
+
+
+def test_a_sentence_of_which_the_tokenizer_leaves_nothing_keeps_the_heads_last_token():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    (prompt,) = encode_spans(tokenizer, ["A dog."], ["\u200b"])
+    assert prompt.span == 1
+
+
+def test_the_attention_sum_of_a_bfloat16_model_is_added_up_in_float32(tiny_llama):
+    row = PackedRow()
+    row.add([5, 6, 7])
+    found = attention_sum(tiny_llama.bfloat16(), row, torch.tensor([2]))
+    assert found.dtype == torch.float32
+    # A sum of two blocks' outputs has more digits than bfloat16.
+    assert not torch.equal(found, found.bfloat16().float())

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import weights
+from conftest import SETTINGS, weights
 from transformers import OPTConfig, OPTForCausalLM
 
 from sempa.batching.batches import Batches, rounded_up
@@ -19,14 +19,16 @@ from sempa.embedding.embed import embed
 from sempa.errors import SempaError
 from sempa.evaluation.drift import token_drift
 from sempa.evaluation.eval_texts import ScoredTokens
-from sempa.losses import all_pairs_infonce_loss
+from sempa.losses import all_pairs_infonce_loss, ches_score
 from sempa.model.adapter_files import read_adapter, set_lora
+from sempa.model.forward import row_states
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled
-from sempa.training.base_samples import sample_texts
+from sempa.training import step as module
+from sempa.training.base_samples import base_samples, sample_texts
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import gather_rows
-from sempa.training.step import contrast_loss
+from sempa.training.step import contrast_loss, make_optimizer, train_step
 
 ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "retention": 5.0}
 
@@ -209,3 +211,50 @@ def test_a_process_without_a_row_gathers_width_and_dtype_of_the_others(tokenizer
     contrast_loss(Config(readout=readout), model, batch.sentences, batch.texts)
     ((alone, together),) = gathered
     assert (alone.dtype, alone.shape[1]) == (together.dtype, 32 if readout == "prompteol" else 64)
+
+
+def test_every_row_of_samples_has_its_turn(setting, few_samples, monkeypatch):
+    real, seen = module.retention_loss, []
+    monkeypatch.setattr(module, "retention_loss", lambda *given: seen.append(given[2]) or real(*given))
+    base, _ = setting(retention=1.0, epochs=4.0)
+    rows = [sample.packed.tokens for sample in base_samples(base)]
+    assert 1 < len(rows) <= len(seen)
+    assert [sample.packed.tokens for sample in seen] == [rows[step % len(rows)] for step in range(len(seen))]
+
+
+def test_every_seed_draws_a_dropout_of_its_own(setting, tokenizer, triplets):
+    base, _ = setting(epochs=0.5)
+    batch = Batches(Config(**SETTINGS), [encode_triplet(tokenizer, t) for t in triplets])[0]
+
+    def loss(seed):
+        config = Config(**SETTINGS, seed=seed)
+        # The learning rate of step 8 of 8 is zero.
+        return train_step(config, base.model, make_optimizer(config, base.model), batch, [], 8, 8)["loss"]
+
+    assert loss(0) == loss(0) != loss(1)
+
+
+def test_responses_of_equal_reward_are_not_told_apart(setting, tmp_path):
+    setting(epochs=0.25, lora_dropout=0.0)
+    record, *_ = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (record["rewards/margins"], record["rewards/accuracies"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("triplets", [NEUTRAL], ids=["with neutral"])
+def test_the_monitor_compares_the_best_response_with_the_worst(setting, tmp_path):
+    base, _ = setting(objective="plackett-luce", lora_dropout=0.0, batch_size=8, epochs=1.0)
+    record, *_ = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    (row,) = pack_preferences([encode_triplet(base.tokenizer, t, ranking=True) for t in NEUTRAL], 1 << 20)
+    with torch.no_grad(), adapter_disabled(base.model):
+        hidden = row_states(base.model, row.packed)[row.source]
+    scores = ches_score(hidden, row.owner, row.lengths, length_normalised=True)
+    assert record["ches"] == pytest.approx(scores[:, -1].mean().item(), rel=1e-4)
+
+
+def test_accuracy_asks_which_chosen_sentence_a_sentence_finds(tiny_llama, monkeypatch):
+    sentences, chosen = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.9, 0.4]]
+    embeddings = torch.tensor([*sentences, *chosen, [-1.0, 0.0], [0.0, -1.0]])
+    monkeypatch.setattr(module, "gather_rows", lambda *_: embeddings)
+    _, metrics = contrast_loss(Config(), tiny_llama, [], torch.arange(6).view(3, 2))
+    # The second chosen one lies nearer to the first sentence than to its own.
+    assert metrics["contrast_accuracy"] == 1.0

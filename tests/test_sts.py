@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sempa import SempaError
 from sempa.data.sts import ScoredPair, StsTask, development_task, distinct_sentences, read_sts, sample_task
 from sempa.evaluation.statistics import spearman
-from sempa.evaluation.sts import evaluate_sts, pair_cosines
+from sempa.evaluation.sts import evaluate_sts, pair_cosines, score_sts
 
 DATA = SHARED / "sts"
 needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
@@ -472,3 +472,9 @@ def test_mteb_finds_the_same_scores_for_the_same_embeddings():
     assert 20 < result.score < 99
     assert result.score == pytest.approx(100 * found["cosine_spearman"], abs=0.01)
     assert result.pearson == pytest.approx(100 * found["cosine_pearson"], abs=0.01)
+
+
+def test_cosines_that_differ_by_rounding_alone_are_refused():
+    task = StsTask("task", [ScoredPair("a", "b", i) for i in range(8)])
+    with pytest.raises(SempaError, match="all 8 cosines are 1, so the pairs have no order"):
+        score_sts(task, 1 - 1e-15 * np.arange(8))

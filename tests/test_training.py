@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PREFERENCE_ONLY, weights
+from conftest import PREFERENCE_ONLY, SETTINGS, weights
 
 from sempa import SempaError
 from sempa.batching.batches import Batches
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
+from sempa.training import loop
 from sempa.training.checkpoints import checkpoint_files, read_checkpoint
 from sempa.training.metrics import read_metrics
 from sempa.training.step import learning_rate, make_optimizer
@@ -216,3 +217,34 @@ def test_ctrl_c_while_the_last_development_score_is_taken_stops_before_the_repor
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 8
     _, state = setting("run", [])
     assert (state["step"], state["best_score"]) == (8, 3)
+
+
+def test_of_equal_development_scores_the_first_is_kept(setting):
+    _, state = setting(score=[5, 9, 9])
+    assert state["best_step"] == 6
+
+
+def test_the_epoch_of_a_step_counts_the_step_itself(setting, tmp_path):
+    setting(epochs=1.5)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert [r["epoch"] for r in records] == [r["step"] / 4 for r in records]
+
+
+def test_a_resumed_run_counts_the_seconds_before_it(setting, monkeypatch):
+    setting(epochs=1.0)
+    real = loop.load_checkpoint
+    monkeypatch.setattr(loop, "load_checkpoint", lambda *given: real(*given) | {"seconds": 1e6})
+    _, state = setting(epochs=2.0)
+    assert 1e6 < state["seconds"] < 1.1e6
+
+
+def test_another_seed_orders_the_batches_of_later_epochs_in_another_way(tokenizer, triplets):
+    preferences = [encode_triplet(tokenizer, t) for t in triplets]
+
+    def places(seed):
+        batches = Batches(Config(**SETTINGS | {"batch_size": 1}, seed=seed), preferences)
+        lines = [batch.preferences[0].line for batch in batches]
+        return [lines.index(batches.of_step(step).preferences[0].line) for step in range(16, 32)]
+
+    assert sorted(places(0)) == list(range(16))
+    assert places(0) == places(0) != places(1)

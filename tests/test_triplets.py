@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
-from sempa.batching.batches import hold_out
+from sempa.batching.batches import hold_out, load_dataset
+from sempa.config import Config
 from sempa.data.triplets import EMPTY, EQUAL, INCOMPLETE, REPEATED, UNLABELLED, Triplet, read_triplets
 from sempa.io.rows import numbered_lines
 
@@ -413,3 +414,14 @@ def test_what_is_held_out_has_whole_premises_and_never_more_than_a_fifth(premise
     assert len(held_out) <= len(triplets) // 5
     if len(set(premises)) == len(premises):
         assert len(held_out) == min(count, len(triplets) // 5)
+
+
+def test_a_conversation_may_be_exactly_as_long_as_is_allowed(tokenizer, tmp_path):
+    path = tmp_path / "triplets.csv"
+    path.write_text("sent0,sent1,hard_neg\nA dog runs.,It runs.,A dog sleeps on a long red sofa.\n")
+    config = Config(triplets=str(path), held_out=0)
+    (preference,) = load_dataset(config, tokenizer).train
+    size = len(preference.prompt) + max(map(len, preference.responses))
+    assert load_dataset(config, tokenizer, longest=size).too_long == 0
+    with pytest.raises(SempaError, match=f"skipped 1 triplet of more than {size - 1} tokens"):
+        load_dataset(config, tokenizer, longest=size - 1)

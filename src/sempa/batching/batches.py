@@ -16,6 +16,7 @@ from sempa.batching.prompts import Preference, encode_triplet
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.data.triplets import Triplet, caption_triplets, read_triplets
 from sempa.errors import SempaError
+from sempa.io.rows import many
 
 # Tokens of a conversation, as published.
 MAX_LENGTH = 1024
@@ -57,7 +58,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         encoded.append([preference for preference, size in zip(made, sizes, strict=True) if size <= longest])
         skipped += [f"on line {p.line} ({n:,} tokens)" for p, n in zip(made, sizes, strict=True) if n > longest]
     if skipped:
-        notes.append(f"skipped {len(skipped):,} triplets of more than {longest:,} tokens, first {skipped[0]}")
+        notes.append(f"skipped {many(len(skipped), 'triplet')} of more than {longest:,} tokens, first {skipped[0]}")
     if not encoded[0]:
         raise SempaError(f"triplets {config.triplets}: none is left to train on: {'; '.join(notes)}")
     return Dataset(*encoded, len(skipped), notes)
