@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import adapt
 from test_architectures import ARCHITECTURES
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
@@ -269,3 +269,10 @@ def test_dropout_runs_where_it_is_switched_on_in_evaluation_mode_too():
     with adapter_dropout(layer):
         once, again = layer(torch.ones(1, 64)), layer(torch.ones(1, 64))
     assert not torch.equal(once, again)
+
+
+def test_blocks_without_plain_linear_layers_are_refused():
+    """Falcon multiplies by hand; without this an optimizer of nothing would say that it is empty."""
+    model = FalconForCausalLM(FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
+    with pytest.raises(SempaError, match="FalconForCausalLM: found no plain linear layers"):
+        add_lora(model, 4, 8.0)

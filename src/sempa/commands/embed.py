@@ -4,6 +4,7 @@ import argparse
 
 from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.io.files import check_output, user_path
+from sempa.io.rows import many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,6 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.data.sentences import read_sentences
     from sempa.embedding.corpus import check_lengths
     from sempa.embedding.files import check_vectors_name, write_vectors
-    from sempa.io.rows import many
 
     if arguments.shard_rows is not None:
         _write_shards(arguments)
@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _write_shards(arguments: argparse.Namespace) -> None:
     from sempa.embedding.corpus import embed_corpus
-    from sempa.io.rows import many
 
     names = ("shard_rows", "shard_format", "batch_size", "normalize", "field", "skip_empty")
     options = {name: getattr(arguments, name) for name in names}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sempa.errors import SempaError
 from sempa.model.layers import blocks
 
 _EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -57,7 +58,7 @@ class LoraLinear(nn.Module):
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0) -> None:
     """Wrap every linear layer of the decoder blocks, whatever the architecture calls it, but never the LM head.
 
-    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero.
+    A is drawn as in PEFT (uniform, Kaiming with a = √5) from `seed`, B is zero. Raises `SempaError` if none is there.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, linear in block_linears(model).items():
@@ -66,6 +67,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float = 0
         with torch.no_grad():
             wrapped.lora_A.copy_(torch.empty(wrapped.lora_A.shape).uniform_(-bound, bound, generator=generator))
         model.set_submodule(name, wrapped)
+    if not lora_layers(model):
+        raise SempaError(f"{type(model).__name__}: found no plain linear layers in the blocks, which LoRA adapts")
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
