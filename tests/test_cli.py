@@ -290,9 +290,10 @@ def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path,
         "STS-B dev: 1 pair without a gold score left out",
         f"{folder}: only STS-B dev is used here, not STS12",
     ]
-    assert capsys.readouterr().out.splitlines()[:2] == expected
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == expected
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["notes"][:2] == expected
+    assert report["notes"] == [*expected, "16 triplets"] == printed[:3]
     assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
     assert "without a gold score left out" in (tmp_path / "run" / "report.html").read_text()
 
