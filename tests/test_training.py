@@ -248,3 +248,12 @@ def test_another_seed_orders_the_batches_of_later_epochs_in_another_way(tokenize
 
     assert sorted(places(0)) == list(range(16))
     assert places(0) == places(0) != places(1)
+
+
+def test_the_name_of_the_base_is_found_once(setting, monkeypatch):
+    """For a GGUF file it takes reading the whole file."""
+    asked = []
+    monkeypatch.setattr(loop, "portable_name", lambda name: asked.append(name) or name)
+    _, state = setting(score=[3, 5, 9])
+    assert state["best_step"] == 8
+    assert len(asked) == 1

@@ -48,8 +48,8 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         notes = [note]
     ranking = config.objective in RANKINGS
     parts = [[triplet for triplet in part if triplet.neutral or not ranking] for part in (train, held_out)]
-    if without_neutral := len(train) + len(held_out) - sum(map(len, parts)):
-        found = f"left out {without_neutral:,} triplets without a neutral sentence, which {config.objective} ranks"
+    if lacking := len(train) + len(held_out) - sum(map(len, parts)):
+        found = f"left out {many(lacking, 'triplet')} without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
     encoded, skipped = [], []
     for part in parts:

@@ -63,13 +63,12 @@ def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
 @torch.inference_mode()
 def divergence(base: BaseModel, samples: Sequence[BaseSample], scale: float) -> float:
     """KL(base ‖ policy) of the next token, the adapter scaled by `scale`, in nats: mean over the samples' tokens."""
-    model = base.model
 
     def row_divergence(sample: BaseSample) -> float:
-        states = (row_states(model, sample.packed), sample.hidden)
-        policy, reference = (scale_for_head(model, hidden) for hidden in states)
-        return token_kl(policy, reference, **head_parts(model)).double().sum().item()
+        states = (row_states(base.model, sample.packed), sample.hidden)
+        policy, reference = (scale_for_head(base.model, hidden) for hidden in states)
+        return token_kl(policy, reference, **head_parts(base.model)).double().sum().item()
 
-    with interpolated(model, scale):
-        total = sum(parallel_map(model, row_divergence, samples))
+    with interpolated(base.model, scale):
+        total = sum(parallel_map(base.model, row_divergence, samples))
     return total / sum(len(sample.packed.tokens) for sample in samples)

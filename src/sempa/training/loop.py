@@ -62,6 +62,7 @@ def train(
     metrics, first, warned = run / "metrics.jsonl", state["step"], False
     if is_first:
         cut_metrics(metrics, first)
+    base_name = portable_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
 
     # A bar is for a terminal; a log has a line every ten steps.
@@ -90,7 +91,7 @@ def train(
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": done}
                     if is_first:
-                        save_adapter(model, run / "adapter", portable_name(config.model), config.readout)
+                        save_adapter(model, run / "adapter", base_name, config.readout)
                 if is_first:
                     log_metrics(metrics, {"step": done, "eval/sts": score})
             # A signal may reach one process a step before another: they stop together.
