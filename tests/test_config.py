@@ -101,6 +101,10 @@ def test_the_home_folder_is_found_in_paths_and_nowhere_else(tmp_path, monkeypatc
     assert config.output == str(tmp_path / "runs")
     assert config.triplets == str(tmp_path / "a.csv")
     assert (config.sts_dir, config.model) == ("x/~/y", "~/m")
+    # A user of a container may have none.
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 999_999)
+    assert load_config(write(tmp_path, "output: ~/runs\n")).output == "~/runs"
 
 
 def test_the_config_is_read_without_torch():
@@ -155,6 +159,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("- a\n- b", "config.yaml: expected lines of `key: value`"),
         ("beta: 1\nbeta: 2", "line 2: key 'beta' stands twice"),
         ("beta: [", "config.yaml: is not valid YAML: .*line 1"),
+        ("beta: " + 5_000 * "[", "config.yaml: is not valid YAML: maximum recursion depth exceeded"),
         ("? [a]\n: 1", "line 1: expected `key: value`"),
     ],
 )

@@ -120,6 +120,23 @@ def test_the_harness_writes_its_result_files_and_a_group_is_one_row(base, choice
     assert len(samples(tmp_path / "out" / "base" / "tiny")) == 2
 
 
+def test_a_later_task_s_failure_loses_no_finished_one(base, choice_task, tmp_path, monkeypatch):
+    real, calls = lm_eval_harness._evaluate, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(lm_eval_harness, "_evaluate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_harness(base, "RUN/adapter", tmp_path / "out", [choice_task, choice_task], limit=2)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["task"], row["metric"]) for row in summary["results"]] == [("which", "acc"), ("which", "acc_norm")]
+    assert (summary["adapter"], summary["limit"], summary["batch_size"]) == ("RUN/adapter", 2, 8)
+
+
 def test_the_papers_tasks_get_the_papers_examples(base, choice_task, tmp_path, monkeypatch):
     monkeypatch.setattr(lm_eval_harness, "PAPER_TASKS", {choice_task: 2})
     row, _ = run_harness(base, "RUN/adapter", tmp_path / "out", [choice_task])

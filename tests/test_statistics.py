@@ -154,6 +154,13 @@ def test_p_counts_the_draws_in_which_a_does_not_beat_b():
     assert found["interval"] == tuple(np.percentile([1, 0, -2, 7, 8], [2.5, 97.5]))
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_without_a_draw_that_counts_there_is_a_difference_and_no_interval():
+    found = compare(7.0, 4.0, np.array([math.nan]), np.array([1.0]))
+    assert (found["difference"], found["p"]) == (3.0, 1.0)
+    assert all(map(math.isnan, found["interval"]))
+
+
 def test_an_encoder_does_not_beat_itself_nor_its_own_monotone_transform():
     x, y = noisy(400, 2.0)
     values = bootstrap(x, y, 200)

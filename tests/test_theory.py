@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -172,6 +175,28 @@ def test_bad_input_is_one_sentence_and_exit_code_two(arguments, message, capsys)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_program_outlasts_its_reader_and_shows_any_text():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sempa.verify_theory", "--list"]
+    left = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (left.returncode, left.stderr) == (0, b"")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, capture_output=True, check=False, env=ascii_only)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert rb"bradley-terry: K = 1:  \u2212log \u03c3(r" in shown.stdout
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_verdict(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sempa.report.plots.available", lambda: False)
+    written = tmp_path / "theory.json"
+    arguments = ["--statement", "bradley-terry", "--json", str(written), "--plot", str(tmp_path / "pictures")]
+    assert verify_theory.main(arguments) == 2
+    assert "--plot: needs the package matplotlib" in capsys.readouterr().err
+    assert json.loads(written.read_text())["passed"] is True
 
 
 def test_pictures_are_drawn(tmp_path, capsys):

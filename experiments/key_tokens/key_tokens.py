@@ -23,6 +23,7 @@ from sempa import SempaError
 from sempa.batching.prompts import as_text, encode_texts
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.data.sts import distinct_sentences, read_sts
+from sempa.embedding.embed import embed
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import head_logits
@@ -157,7 +158,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise SempaError("give sentences, or --sts PATH")
     base = load_embedder(arguments, merged=False).base
     sentences = [*arguments.sentences, *distinct_sentences(pair for task in tasks for pair in task.pairs)]
-    sides = embed_sides(base, sentences, aligned=arguments.adapter is not None)
+    if arguments.adapter:
+        sides = embed_sides(base, sentences)
+    else:
+        sides = {"base": dict(zip(sentences, embed(base, sentences)))}
     blocks = []
     for sentence in arguments.sentences:
         own = {side: vectors[sentence] for side, vectors in sides.items()}

@@ -128,8 +128,6 @@ def align_quantised(
     if not pairs:
         raise SempaError("the two models' answers are all the same, so there is nothing to align")
     parameters = list(lora_parameters(quantised).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

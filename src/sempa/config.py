@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _read_yaml(path: Path) -> dict[str, str]:
         raise SempaError(f"config {path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise SempaError(f"config {path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise SempaError(f"config {path}: is not valid YAML: {' '.join(str(error).split())}") from error
     texts: dict[str, str] = {}
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -152,7 +153,7 @@ def _value(key: str, text: str, where: str) -> object:
     if kind is str:
         value = "" if text in ("null", "~") else text
     if key in ("triplets", "sts_dir", "gsm8k", "output") and value.startswith("~/"):
-        value = str(Path(value).expanduser())
+        value = os.path.expanduser(value)  # noqa: PTH111, which raises for a user without a home
     for expected, (fits, keys) in _RANGES.items():
         if key in keys and not fits(value):
             raise SempaError(f"{where}: {key} is {value!r}, expected {expected}")

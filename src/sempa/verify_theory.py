@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sempa.errors import SempaError
 from sempa.io.files import finite, write_json
+from sempa.io.streams import lasting_streams
 
 _WIDTH = 100
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
     try:
-        return _run(parser.parse_args(argv))
+        with lasting_streams():
+            return _run(parser.parse_args(argv))
     except SempaError as error:
         print(f"verify_theory: {error}", file=sys.stderr)
         return 2
@@ -51,11 +53,6 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.json != "-":
             print(_block(verdicts[-1]), end="\n\n", flush=True)
     passed = all(verdict.passed for verdict in verdicts)
-    if arguments.plot is not None:
-        from sempa.theory.pictures import draw_all
-
-        for path in draw_all(arguments.plot, arguments.seed):
-            print(f"picture: {path}", file=sys.stderr)
     report = {"passed": passed, **{name: getattr(arguments, name) for name in ("seed", "trials", "model")}}
     report |= {"statements": [verdict.as_dict() for verdict in verdicts]}
     if arguments.json == "-":
@@ -66,6 +63,11 @@ def _run(arguments: argparse.Namespace) -> int:
         rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
         print(f"{sum(verdict.worst.holds for verdict in verdicts)} of {len(verdicts)} statements hold; ", end="")
         print(f"{sum(rejected)} of {len(rejected)} wrong neighbours were rejected by the same checks")
+    if arguments.plot is not None:
+        from sempa.theory.pictures import draw_all
+
+        for path in draw_all(arguments.plot, arguments.seed):
+            print(f"picture: {path}", file=sys.stderr)
     return 0 if passed else 1
 
 

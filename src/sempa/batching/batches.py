@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         held_out = caption_triplets("heldout", config.held_out, config.seed)
         notes = [f"{len(train):,} built-in triplets"]
     else:
-        triplets, note = read_triplets(Path(config.triplets), combinations=config.combinations)
+        triplets, note = read_triplets(config.triplets, combinations=config.combinations)
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
         notes = [note]

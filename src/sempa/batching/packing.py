@@ -203,8 +203,7 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
 def _preference_row(preferences: Sequence[Preference], members: Sequence[int], root: Sequence[int]) -> PreferenceRow:
     row = PackedRow()
     shared = row.add(root)
-    source, target, owner = [], [], []
-    lengths, answer = [], []
+    source, target, owner, lengths, answer = [], [], [], [], []
     for place, index in enumerate(members):
         preference = preferences[index]
         prompt = row.add(preference.prompt[len(root) :], shared)
@@ -217,6 +216,4 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
             owner += [place * len(preference.responses) + k] * len(response)
             answer += [True] * (len(response) - preference.closing) + [False] * preference.closing
         lengths.append([len(response) for response in preference.responses])
-    tensors = (torch.tensor(values, dtype=torch.int64) for values in (source, target, owner))
-    counts = (torch.tensor(values) for values in (lengths, answer))
-    return PreferenceRow(row, tuple(members), *tensors, *counts)
+    return PreferenceRow(row, tuple(members), *map(torch.tensor, (source, target, owner, lengths, answer)))

@@ -3,12 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import sempa
 from sempa.io.files import user_path
-
-if TYPE_CHECKING:
-    from sempa.embedding.embedder import Embedder
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str = "--model", **options: object) -> None:
@@ -45,17 +42,15 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def load_embedder(arguments: argparse.Namespace, merged: bool = True) -> "Embedder":
+def load_embedder(arguments: argparse.Namespace, merged: bool = True) -> "sempa.Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found.
 
     Where the base is to be compared with its adapter, the two must not be `merged`.
     """
-    from sempa.embedding.embedder import Embedder
-
     arguments.model = base_name(arguments.model, arguments.adapter)
     options = {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
     options |= {"dtype": arguments.dtype, "device": arguments.device, "merged": merged}
-    return Embedder(arguments.model, arguments.adapter, **options)
+    return sempa.Embedder(arguments.model, arguments.adapter, **options)
 
 
 def base_name(model: str, adapter: Path | None) -> str:

@@ -33,8 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.model.adapter_files import adapter_folder, adapter_readout
 
     adapter = adapter_folder(arguments.adapter)
-    model = base_name(arguments.model, adapter)
-    export_folder(model, adapter, arguments.output, arguments.kind, arguments.dtype)
+    export_folder(base_name(arguments.model, adapter), adapter, arguments.output, arguments.kind, arguments.dtype)
     print(f"exported: {arguments.output}")
     if arguments.kind != "base" and (readout := adapter_readout(adapter)) != "prompteol":
         print(f"note: trained at the readout {readout}; other tools read the last hidden state, which gains less")

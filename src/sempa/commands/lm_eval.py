@@ -6,7 +6,7 @@ import argparse
 
 from sempa.commands.common import add_model_arguments, at_least, load_embedder
 from sempa.errors import SempaError
-from sempa.io.files import check_output, user_path, write_json
+from sempa.io.files import check_output, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
     base = load_embedder(arguments, merged=False).base
     options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
     rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
-    summary = {"model": arguments.model, "adapter": str(arguments.adapter), **options, "results": rows}
-    write_json(output / "summary.json", summary)
     cells = []
     for row in rows:
         sides = (f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned"))

@@ -1,7 +1,5 @@
 """Smaller vectors: fewer numbers, and fewer bits a number."""
 
-from numbers import Integral
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ def middle_directions(head: Tensor) -> np.ndarray:
 
 def check_compression(dim: int | None, precision: str, width: int) -> None:
     """Raise `SempaError` unless vectors of `width` numbers can keep `dim` of them (None: all) at a precision."""
-    if dim is not None and not (isinstance(dim, Integral) and 1 <= dim <= width):
+    if dim is not None and not (isinstance(dim, int | np.integer) and 1 <= dim <= width):
         raise SempaError(f"dim: found {dim!r}, expected a whole number from 1 to {width:,}")
     if precision not in PRECISIONS:
         raise SempaError(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")

@@ -56,8 +56,8 @@ class Embedder:
             readout = adapter_readout(folder or self.base.source)
         if folder is not None:
             load_adapter(self.base.model, folder)
-        # The digest of the adapter that is part of the weights now; "" where there is none.
-        self.merged_adapter = adapter_fingerprint(self.base.model) if merged else ""
+        # Now: a merged adapter can no longer be told from the weights.
+        self.adapter_digest = adapter_fingerprint(self.base.model)
         if merged:
             merge_adapter(self.base.model, self.base.model.dtype)
         check_readout(readout, self.base.model, layer)

@@ -29,7 +29,7 @@ from sempa.model.threads import parallel_map
 BUILTIN = "built-in"
 
 Sides = Mapping[str, Mapping[str, np.ndarray]]
-"""Under `base` and, with an adapter, `aligned`: the embedding of each sentence, float32 `[D]`."""
+"""Under `base` and `aligned`: the embedding of each sentence, float32 `[D]`."""
 
 
 def builtin_task(pairs: int) -> StsTask:
@@ -37,15 +37,13 @@ def builtin_task(pairs: int) -> StsTask:
     return StsTask(BUILTIN, caption_pairs("test", pairs))
 
 
-def embed_sides(
-    base: BaseModel, sentences: Iterable[str], readout: str = "prompteol", layer: int = -1, aligned: bool = True
-) -> Sides:
-    """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned` where that is asked for."""
+def embed_sides(base: BaseModel, sentences: Iterable[str], readout: str = "prompteol", layer: int = -1) -> Sides:
+    """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned`."""
     distinct = list(dict.fromkeys(sentences))
     encode = partial(embed, base, distinct, layer=layer, progress="embedding", readout=readout)
     with adapter_disabled(base.model):
-        sides = {"base": dict(zip(distinct, encode()))}
-    return {**sides, "aligned": dict(zip(distinct, encode()))} if aligned else sides
+        before = encode()
+    return {"base": dict(zip(distinct, before)), "aligned": dict(zip(distinct, encode()))}
 
 
 def measure_sts(

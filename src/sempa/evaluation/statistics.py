@@ -43,8 +43,7 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> d
     draws can show.
     """
     differences = a_values - b_values
-    differences = differences[~np.isnan(differences)]
-    p = (1 + np.count_nonzero(differences <= 0)) / (1 + len(differences))
+    p = (1 + np.count_nonzero(differences <= 0)) / (1 + np.count_nonzero(~np.isnan(differences)))
     return {"difference": a - b, "interval": interval(differences), "p": float(p)}
 
 

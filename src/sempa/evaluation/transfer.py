@@ -54,11 +54,6 @@ def measure_transfer(
     return predictions
 
 
-def judged(task: TransferTask) -> Examples:
-    """The examples on which a task's accuracy is measured."""
-    return task.splits["test" if "test" in task.splits else "all"]
-
-
 def predict(task: TransferTask, vectors: Mapping[str, np.ndarray], seed: int = 0) -> np.ndarray:
     """The predicted class of each judged example `[n]`; `vectors` has the embedding `[D]` of every sentence.
 
@@ -98,7 +93,7 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
     for method, each in predictions.items():
         figures: dict[str, dict] = {}
         for place, (task, predicted) in enumerate(zip(tasks, each)):
-            truth = judged(task).labels
+            truth = task.splits["test" if "test" in task.splits else "all"].labels
             accuracy, error = mean_and_error(predicted == truth)
             figure = figures[task.name] = {"accuracy": 100 * accuracy, "stderr": 100 * error}
             if task.name == "MRPC":

@@ -16,11 +16,8 @@ from sempa.report.tables import markdown_table
 
 # Settings that mean something on one machine only.
 _OF_ONE_MACHINE = ("model", "device", "output")
-TEMPLATES = Environment(
-    loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True, autoescape=False
-)
+TEMPLATES = Environment(loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True)
 TEMPLATES.globals |= {"prefix": EOL_PREFIX, "suffix": EOL_SUFFIX, "version": __version__}
-# Of a path, the file's name only.
 TEMPLATES.filters["file_name"] = lambda path: Path(path).name
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import mean_and_error
+from sempa.io.files import write_json
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled
 
@@ -30,9 +31,10 @@ def run_harness(
     in `output`. `tasks` are names of the harness, or paths of YAML files that describe a task. The paper's five get the
     paper's number of few-shot examples, any other its own. With a `limit` only the first problems of each are run.
 
-    Returns one row per task and metric: `task`, `shots`, `metric`, `base`, `aligned`, `change`, `base_stderr` and
-    `aligned_stderr` (None where the harness gives none), in the harness's units. `change_stderr` is the paired standard
-    error over the problems, None for a metric that is no mean of theirs and for a group of tasks.
+    Returns one row per task and metric, which `summary.json` in `output` has after each task: `task`, `shots`,
+    `metric`, `base`, `aligned`, `change`, `base_stderr` and `aligned_stderr` (None where the harness gives none), in
+    the harness's units. `change_stderr` is the paired standard error over the problems, None for a metric that is no
+    mean of theirs and for a group of tasks.
 
     Raises `SempaError` when the harness is not installed, a task is unknown, or its data cannot be loaded.
     """
@@ -53,14 +55,16 @@ def run_harness(
             reason = str(next(filter(None, error.args), repr(error))).strip().partition("\n")[0]
             raise SempaError(f"task {name!r}: cannot be loaded: {reason}") from error
     harness = HFLM(pretrained=base.model, tokenizer=base.tokenizer, batch_size=batch_size)
-    options = {"limit": limit, "apply_chat_template": apply_chat_template, "task_manager": manager}
-    rows = []
+    settings = {"limit": limit, "apply_chat_template": apply_chat_template}
+    rows: list[dict] = []
     for name in tasks:
-        options |= {"tasks": [name], "num_fewshot": PAPER_TASKS.get(name)}
+        options = {**settings, "task_manager": manager, "tasks": [name], "num_fewshot": PAPER_TASKS.get(name)}
         with adapter_disabled(base.model):
             before = _evaluate(harness, {"pretrained": base.source}, output / "base", options)
         after = _evaluate(harness, {"pretrained": base.source, "peft": adapter}, output / "aligned", options)
         rows += _compare(before, after)
+        summary = {"model": base.source, "adapter": adapter, "batch_size": batch_size, **settings, "results": rows}
+        write_json(output / "summary.json", summary)
     return rows
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def explain_os_errors(path: Path) -> Iterator[None]:
+def explain_os_errors(path: Path, done: str = "written") -> Iterator[None]:
     """Turn a full disk, a forbidden folder or a text that is not UTF-8 into a `SempaError` that names the path."""
     try:
         yield
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
-        raise SempaError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise SempaError(f"{path}: cannot be {done}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -109,10 +109,8 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """The tensors of a safetensors file; raises `SempaError` when it cannot be read or is not whole."""
     from safetensors.torch import load
 
-    try:
+    with explain_os_errors(path, "read"):
         return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise SempaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def sha256(path: Path) -> str:

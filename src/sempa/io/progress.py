@@ -15,9 +15,6 @@ class _Log:
         if line := text.strip():
             print(line, file=sys.stderr)
 
-    def flush(self) -> None:
-        sys.stderr.flush()
-
 
 def bar(total: int, what: str, unit: str) -> tqdm:
     """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty."""

@@ -68,7 +68,7 @@ def json_object(place: str, text: str) -> dict:
     try:
         # Without its end, or the parser would speak of the line after.
         value = json.loads(text.rstrip())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         # A number of five thousand digits is another error than the parser's own.
         found = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise SempaError(f"{place}: not valid JSON: {found}, expected an object a line") from error

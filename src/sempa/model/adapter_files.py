@@ -14,7 +14,6 @@ from sempa.model.lora import PEFT_PREFIX, LoraLinear, block_linears, lora_layers
 from sempa.model.resolve import find_file
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-# Beside PEFT's files: the readout that the adapter was trained at.
 READOUT_FILE = "readout.json"
 # PEFT's settings that leave y = W x + (α / r) B A x as it is. Some ways to draw the first weights are not among them
 # (PiSSA, OLoRA, CorDA, LoftQ): with these PEFT rewrites the base's weights each time it loads the adapter.

@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import threading
-import types
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
@@ -91,7 +89,7 @@ def state_width(model: PreTrainedModel, attention_outputs: bool) -> int:
 
 
 @contextlib.contextmanager
-def hooked(*hooks: tuple[Callable[[Callable], RemovableHandle], Callable]) -> Iterator[None]:
+def hooked(*hooks: tuple[Callable, Callable]) -> Iterator[None]:
     """Inside, hooks act on the passes of this thread; those of other threads, which may be generating, do not see them.
 
     `hooks` are pairs of a module's method that registers a hook, and the hook.
@@ -120,7 +118,7 @@ def checkpoint_blocks(model: PreTrainedModel) -> None:
     """
     # transformers has a switch of its own, which needs the model in training mode: with the base's dropout.
     for block in blocks(model):
-        block.forward = partial(_recomputed, types.MethodType(type(block).forward, block))
+        block.forward = partial(_recomputed, partial(type(block).forward, block))
 
 
 def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor, **options: object) -> Tensor:

@@ -9,7 +9,6 @@ import contextvars
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +89,12 @@ def adapter_fingerprint(model: nn.Module) -> str:
     return adapter.hexdigest()[:16] if layers else ""
 
 
-def adapter_disabled(model: nn.Module) -> AbstractContextManager[None]:
+def adapter_disabled(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside, and in this thread, all adapters are off: `model` is the frozen reference; outside it is the policy."""
     return _switched_on(_disabled)
 
 
-def adapter_dropout(model: nn.Module) -> AbstractContextManager[None]:
+def adapter_dropout(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
     return _switched_on(_dropout)
 
@@ -111,11 +110,7 @@ def _switched_on(switch: contextvars.ContextVar[bool]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interpolated(model: nn.Module, fraction: float) -> Iterator[None]:
-    """Inside, the weights lie between base and policy: W + fraction · (α / r) B A.
-
-    Part of the update keeps more of the language model than it costs in similarity (WiSE-FT, Wortsman et al. 2022,
-    arXiv 2109.01903). An adapter saved inside holds the smaller α.
-    """
+    """Inside, the weights are W + fraction · (α / r) B A; an adapter saved there holds the smaller α."""
     layers = list(lora_layers(model).values())
     before = [layer.scale for layer in layers]
     try:

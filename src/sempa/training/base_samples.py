@@ -44,10 +44,7 @@ class BaseSample:
 
 @torch.no_grad()
 def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
-    """Sampled texts in packed rows with the base's hidden states: some sixty rows, of which each step takes the next.
-
-    With `held_out`, the texts of other prompts, on which the divergence is measured.
-    """
+    """`sample_texts` in packed rows with the base's hidden states: some sixty, of which each step takes the next."""
     packed = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
     # Packing sorts by length, which would put the long conversations first and running text last.
     rows = [packed[i] for i in torch.randperm(len(packed), generator=torch.Generator().manual_seed(SEED))]

@@ -89,10 +89,8 @@ def train_step(
 
 
 def make_optimizer(config: Config, model: PreTrainedModel) -> torch.optim.AdamW:
-    """AdamW on the adapter's parameters, which take gradients from now on."""
-    parameters = list(lora_parameters(model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    """AdamW on the adapter's parameters."""
+    parameters = lora_parameters(model).values()
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )

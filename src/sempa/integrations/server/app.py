@@ -82,8 +82,7 @@ class Gate:
     def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
         self.app, self.limits, self.requests = app, limits, 0
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
-        running = Gauge("sempa_requests_running", "Requests under way.", registry=registry)
-        running.set_function(lambda: self.requests)
+        Gauge("sempa_requests_running", "Requests under way.", registry=registry).set_function(lambda: self.requests)
         self._seconds = Summary("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,8 +161,7 @@ class ModelRoutes:
         asked = await self._read(request, ChatRequest)
         prompt = await asyncio.to_thread(self._encode_chat, asked)
         if self.engine.answers >= self.limits.answers:
-            message = f"{self.engine.answers} answers are being written; try again later"
-            raise ApiError(429, message, code="queue_full")
+            raise ApiError(429, f"{self.engine.answers} answers are being written; try again later", code="queue_full")
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         pieces = self.engine.answer(prompt, asked)
         if asked.stream:
@@ -203,8 +201,7 @@ class ModelRoutes:
         """The body, which names this model or none."""
         asked = kind.model_validate_json(await request.body())
         if asked.model not in ("", self.name):
-            message = f"model: found {asked.model!r}, expected {self.name!r}"
-            raise ApiError(404, message, "model", "model_not_found")
+            raise ApiError(404, f"model: found {asked.model!r}, expected {self.name!r}", "model", "model_not_found")
         return asked
 
 

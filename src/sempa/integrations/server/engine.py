@@ -36,15 +36,13 @@ class Engine:
     def __init__(self, embedder: Embedder, registry: CollectorRegistry) -> None:
         self.embedder, self.base = embedder, embedder.base
         self.width = embedding_width(embedder.readout, self.base.model, embedder.layer)
-        # Answers that are being written.
         self.answers = 0
         self._thread = ThreadPoolExecutor(1, "sempa-model")
         # The batch that requests may still join, and the task that embeds it.
         self._open: tuple[list[Prompt], asyncio.Task[np.ndarray]] | None = None
         self._embedding = asyncio.Lock()
         self._next_batch_at = 0.0
-        gauge = Gauge("sempa_answers_running", "Answers being written.", registry=registry)
-        gauge.set_function(lambda: self.answers)
+        Gauge("sempa_answers_running", "Answers being written.", registry=registry).set_function(lambda: self.answers)
         self._sentences = Counter("sempa_sentences", "Sentences embedded.", registry=registry)
         self._batches = Counter("sempa_batches", "Batches that they were embedded in.", registry=registry)
         self._prompt_tokens = Counter("sempa_prompt_tokens", "Tokens read, by path.", ["path"], registry=registry)
