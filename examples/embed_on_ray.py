@@ -14,7 +14,7 @@ import pyarrow
 import ray
 
 from sempa import Embedder, SempaError
-from sempa.commands.common import add_model_arguments, base_name
+from sempa.commands.common import add_model_arguments, at_least, base_name
 from sempa.embedding.corpus import SHARD_ROWS, embed_corpus
 
 # Workers get this module with their work: they need not find the file.
@@ -50,6 +50,7 @@ def embed_corpus_on_ray(
     batch_size: int = 64,
     normalize: bool = False,
     field: str | None = None,
+    skip_empty: bool = False,
     **options: object,
 ) -> dict:
     """Embed a file of any size on `workers` actors of the cluster that Ray is connected to; returns the manifest.
@@ -83,7 +84,7 @@ def embed_corpus_on_ray(
         yield from _in_order(embedded.iter_batches(batch_size=None, batch_format="numpy"))
 
     settings = {"shard_rows": shard_rows, "shard_format": shard_format, "batch_size": batch_size}
-    settings |= {"normalize": normalize, "field": field}
+    settings |= {"normalize": normalize, "field": field, "skip_empty": skip_empty}
     return embed_corpus(Embedder(**arguments), source, folder, encode=encode, **settings)
 
 
@@ -114,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_model_arguments(parser)
     parser.add_argument("input", type=Path, help="sentences, in any form that `sempa embed` reads")
     parser.add_argument("output", type=Path, help="folder of shards")
+    text = "rows of a shard (default %(default)s)"
+    parser.add_argument("--shard-rows", type=at_least(1), default=SHARD_ROWS, metavar="N", help=text)
+    parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
+    parser.add_argument("--field", help="the sentences' column or field, as in `sempa embed`")
+    parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
     parser.add_argument("--workers", type=int, default=2, help="processes, a model each (default %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="of each process (default %(default)s)")
     parser.add_argument("--address", help="of the cluster, such as auto (default: one on this machine)")
@@ -122,9 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {"model": base_name(given.model, given.adapter), "adapter": given.adapter}
         options |= {"dtype": given.dtype, "device": given.device}
         ray.init(given.address)
-        resources = {"workers": given.workers, "gpus_per_worker": given.gpus_per_worker}
-        manifest = embed_corpus_on_ray(given.input, given.output, **resources, **options)
-    except SempaError as error:
+        names = ("workers", "gpus_per_worker", "shard_rows", "normalize", "field", "skip_empty")
+        options |= {name: getattr(given, name) for name in names}
+        manifest = embed_corpus_on_ray(given.input, given.output, **options)
+    except (SempaError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{manifest['settings']['input']['rows']:,} embeddings in {len(manifest['shards']):,} shards: {given.output}")
 

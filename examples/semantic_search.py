@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sempa import Embedder, SempaError
+from sempa.commands.common import base_name
 from sempa.embedding.corpus import describe
 from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 
@@ -51,7 +52,7 @@ def read_passages(paths: Iterable[Path]) -> list[Passage]:
     """
     passages = []
     for path in paths:
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
         for file in found:
             passages += _passages(file)
     if not passages:
@@ -113,7 +114,7 @@ def show(passages: Sequence[Passage], found: Sequence[tuple[float, int]]) -> Non
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both examples take."""
     parser.add_argument("paths", nargs="+", type=Path, help=f"text files, or folders with {', '.join(SUFFIXES)} files")
-    parser.add_argument("--model", default="smollm2-135m", help="the base model (default %(default)s)")
+    parser.add_argument("--model", default="", help="the base model (default: the adapter's, or smollm2-135m)")
     parser.add_argument("--adapter", type=Path, help="LoRA adapter, such as RUN/adapter")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
     parser.add_argument("--top", type=int, default=5, help="sentences to find (default %(default)s)")
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         passages = read_passages(arguments.paths)
-        embedder = Embedder(arguments.model, arguments.adapter, dtype=arguments.dtype)
+        model = base_name(arguments.model, arguments.adapter)
+        embedder = Embedder(model, arguments.adapter, dtype=arguments.dtype)
         vectors = encode_cached(embedder, [passage.text for passage in passages], arguments.cache)
         for query in arguments.query or map(str.strip, sys.stdin):
             if query:

@@ -15,6 +15,7 @@ import yaml
 from sempa import __version__, commands
 from sempa.cli import COMMANDS, main, make_parser
 from sempa.embedding.embedder import Embedder
+from sempa.io.files import write_folder
 
 NAMES = [name for group in COMMANDS.values() for name in group]
 
@@ -119,7 +120,7 @@ def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, 
 
 def test_a_finished_run_is_not_overwritten(run, config, capsys):
     capsys.readouterr()
-    assert "holds a run already" in fails(capsys, "train", config)
+    assert "holds a finished run" in fails(capsys, "train", config)
     assert main(["train", str(config), f"output={run}2", "epochs=0.5"]) == 0
 
 
@@ -237,7 +238,37 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
     assert main(["train", "--resume", str(folder)]) == 0
     assert (folder / "report.json").exists()
     capsys.readouterr()
-    assert f"sempa train --resume '{folder}'" in fails(capsys, "train", config, f"output={folder}")
+    # A report may hold more than its run measured.
+    report = (folder / "report.json").read_bytes()
+    for words in ([config, f"output={folder}"], ["--resume", folder]):
+        assert f"{folder}: holds a finished run, see {folder}/report.html" in fails(capsys, "train", *words)
+    assert (folder / "report.json").read_bytes() == report
+
+
+def test_a_config_in_the_run_folder_is_not_written_over(config, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    own = config.rename(tmp_path / "mine" / "config.yaml")
+    before = own.read_text()
+    assert "config.yaml: is the input itself" in fails(capsys, "train", own, f"output={tmp_path / 'mine'}")
+    assert own.read_text() == before
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
+    import signal
+
+    def stop(folder):
+        (folder / "half").write_text("x")
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr("sempa.commands.similarity.run", lambda _: write_folder(tmp_path / "out", stop))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["similarity", "a", "b"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "sempa: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_that_is_not_there_and_a_folder_that_cannot_be_written_as_text_are_one_sentence(

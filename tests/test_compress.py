@@ -108,6 +108,7 @@ def test_an_empty_text_is_the_zero_vector_where_that_is_asked_for(embedder):
         ({"precision": "int4"}, "precision: found 'int4', expected one of float32, int8, binary"),
         ({"dim": 12, "precision": "binary"}, "binary packs 8 numbers into a byte, but the vectors have 12"),
         ({"on_empty": "skip"}, "on_empty: found 'skip', expected error or zero"),
+        ({"on_empty": "zero", "precision": "binary"}, "on_empty: a binary vector cannot be zero"),
     ],
 )
 def test_wrong_options_are_named(embedder, options, message):

@@ -103,6 +103,9 @@ def test_wrong_arguments_are_named(tiny_folder, embedder):
         embedder.encode(["a", 3])
     with pytest.raises(SempaError, match="sentence 1: is empty"):
         embedder.encode(["a", " \n"])
+    for wrong, name in (({"a", "b"}, "set"), (frozenset("a"), "frozenset"), (None, "NoneType"), (5, "int")):
+        with pytest.raises(SempaError, match=f"sentences: found {name}, expected strings in a list"):
+            embedder.encode(wrong)
 
 
 class Column:

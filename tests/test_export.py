@@ -392,7 +392,10 @@ def test_a_run_and_its_adapter_are_the_same_place(run):
     assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
 
 
-@pytest.mark.parametrize("report", ["[]", '{"machine": "x86"}', '{"config": "x"}', '{"sts": [{"a": 1}]}'])
+@pytest.mark.parametrize(
+    "report",
+    ["[]", '{"machine": "x86"}', '{"config": "x"}', '{"sts": [{"a": 1}]}', '{"training": {"used": 1}, "sts": 5}'],
+)
 def test_another_tools_report_is_no_report(run, tiny_folder, tmp_path, report):
     shutil.copytree(run / "adapter", tmp_path / "other" / "adapter")
     (tmp_path / "other" / "report.json").write_text(report)

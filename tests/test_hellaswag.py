@@ -3,12 +3,14 @@
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+import yaml
 from conftest import SHARED
 
 from sempa import SempaError
@@ -82,6 +84,25 @@ def test_the_harness_gives_the_same_accuracies_from_the_shipped_task_file(adapte
     assert measured["change"] != 0
 
 
+def test_the_shipped_task_file_reads_the_published_layout_as_we_do(tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.utils import apply_template
+
+    row = {
+        "activity_label": "Pets ",
+        "ctx_a": "A dog [header] barks.",
+        "ctx_b": "then it",
+        "ctx": "unused",
+        "label": "3",
+    }
+    row["endings"] = ENDINGS
+    task, _ = read_hellaswag(write(tmp_path / "h.jsonl", [row, row]))
+    text = yaml.safe_load(TASK_FILE.read_text())["doc_to_text"]
+    assert apply_template(text, row) == task.context == "Pets : A dog barks. Then it"
+    own = {"ctx": "Pets: A dog barks. Then it", "label": 0, "endings": ENDINGS}
+    assert apply_template(text, own) == "Pets: A dog barks. Then it"
+
+
 def test_the_published_layout_gives_the_harness_s_own_context(tmp_path):
     pytest.importorskip("lm_eval")
     datasets = pytest.importorskip("datasets")
@@ -137,7 +158,9 @@ def test_paired_statistics_are_scipys():
         ({"endings": ["a", "b"]}, "an ending too few"),
         ({"endings": ["a", "b", "c", 4]}, "'int' object has no attribute"),
         ({"endings": ["a", "b", "c", " "]}, "an empty text"),
+        ({"endings": "abcd"}, "an ending too few"),
         ({"label": ""}, "invalid literal for int"),
+        ({"label": 2.9}, "invalid literal for int"),
         ({"label": 4}, "4 is not in range"),
     ],
 )
@@ -155,7 +178,9 @@ def test_fewer_tasks_than_have_a_standard_error_are_refused(tmp_path, count, ask
         read_hellaswag(path, asked)
 
 
-def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, tiny_folder, tmp_path, capsys):
+def test_the_command_prints_it_and_puts_it_into_the_runs_report(
+    adapted_base, tiny_folder, tmp_path, capsys, monkeypatch
+):
     run = tmp_path / "run"
     save_adapter(adapted_base.model, run / "adapter", str(tiny_folder))
     data, out = write(tmp_path / "h.jsonl", lines()), tmp_path / "out.json"
@@ -167,7 +192,10 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     assert main([*command, "--report", "--json", str(out)]) == 0
     shown = capsys.readouterr().out
-    measured = json.loads(out.read_text())["hellaswag"]
+    written = json.loads(out.read_text())
+    measured = written["hellaswag"]
+    assert (written["readout"], written["layer"]) == ("prompteol", -1)
+    assert {"date", "versions", "machine"} <= set(written)
     assert measured["tasks"] == 20
     assert f"{100 * measured['base']:.1f} % ± {100 * measured['base_stderr']:.1f}" in shown
     report = json.loads((run / "report.json").read_text())
@@ -177,6 +205,16 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(adapted_base, ti
     (run / "report.json").write_text('{"sts": [{"task": "of another layout"}]}')
     assert main([*command, "--report"]) == 2
     assert f"report: {run / 'report.json'} is not one of this version's runs" in capsys.readouterr().err
+    (run / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("sempa.commands.evaluate.load_embedder", lambda *_, **__: pytest.fail("the work began"))
+        assert main([*command, "--report"]) == 2
+        assert "metrics.jsonl" in capsys.readouterr().err
+    long = write(tmp_path / "long.jsonl", [{**row, "ctx": "The dog " * 2048} for row in lines(2)])
+    with monkeypatch.context() as patched:
+        patched.setattr("sempa.evaluation.measure.measure_sts", lambda *_: pytest.fail("the work began"))
+        assert main([*command, "--builtin-pairs", "8", "--hellaswag", str(long)]) == 2
+        assert re.search(r"HellaSwag: 'The dog .* tokens, expected at most 2,048", capsys.readouterr().err)
     for words, message in (
         (["--hellaswag-tasks", "-1"], "--hellaswag-tasks: found -1"),
         (["--hellaswag", str(tmp_path / "nowhere")], "nowhere: no such file"),

@@ -224,6 +224,38 @@ def test_an_adapter_names_its_base_so_that_another_machine_finds_it(tmp_path, mo
     assert resolve_model(name) == found
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"model_type": "llama", "vocab_size": "x"}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+        '{"model_type": "llama", "architectures": 5}',
+        '{"model_type": "llama", "architectures": [5]}',
+        '{"model_type": "llama", "layer_types": 5}',
+        "5",
+        "[5]",
+    ],
+)
+def test_a_config_with_a_value_of_the_wrong_type_is_one_sentence(config, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(SempaError, match=r"model '.*model': cannot be opened: ."):
+        load_base(str(folder), "float32", "cpu")
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused(tiny_folder, monkeypatch):
+    real = models.load_pretrained
+
+    def slow(*arguments, **options):
+        model, tokenizer = real(*arguments, **options)
+        monkeypatch.setattr(type(tokenizer), "is_fast", False)
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load_pretrained", slow)
+    with pytest.raises(SempaError, match="has no fast form, which sempa needs"):
+        load_base(str(tiny_folder), "float32", "cpu")
+
+
 def test_a_trained_adapter_names_the_folder_and_no_cache(setting, tmp_path, tiny_folder):
     setting(epochs=0.25)
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())

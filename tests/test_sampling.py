@@ -177,6 +177,8 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1)
     draws = torch.tensor([0.0, 0.4999, 0.5, np.nextafter(1, 0)], dtype=torch.float64)
     assert choose(logits, draws, 1.0, 1.0).tolist() == [1, 1, 3, 3]
+    # No temperature is too low to divide by.
+    assert choose(torch.tensor([[-3.0, -1.0, -2.0]]), draws[:1], 1e-320, 1.0).tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -224,15 +224,16 @@ def test_a_chat_template_cannot_reach_python_and_its_failure_is_a_sentence(token
         encode_triplet(tokenizer, triplets[0])
 
 
-def test_poisoned_samples_of_the_base_are_refused(poisons, tiny_folder, few_samples, tmp_path, monkeypatch):
+def test_poisoned_samples_of_the_base_are_drawn_anew(poisons, tiny_folder, few_samples, tmp_path, monkeypatch):
     monkeypatch.setattr("sempa.training.base_samples.cache_folder", lambda: tmp_path)
     base = load_base(str(tiny_folder), "float32", "cpu")
-    sample_texts(base)
+    texts = sample_texts(base)
     (cached,) = tmp_path.rglob("*.safetensors")
-    for poison in poisons:
+    written = cached.read_bytes()
+    for poison in (*poisons, written[: len(written) // 2]):
         cached.write_bytes(poison)
-        with pytest.raises(SempaError, match="cannot be read"):
-            sample_texts(base)
+        assert sample_texts(base) == texts
+        assert cached.read_bytes() == written
 
 
 def test_poisoned_vectors_and_shards_are_refused(poisons, tiny_folder, tmp_path):

@@ -148,6 +148,46 @@ def test_a_template_that_drops_or_changes_a_content_is_refused(template, role):
         encode_triplet(chat(template + OPENING), TRIPLET)
 
 
+def test_every_turn_has_to_be_written_also_one_that_another_holds():
+    says = [{"role": role, "content": text} for role, text in (("user", "Hello there."), ("assistant", "Hello"))]
+    whole = render_messages(chat(TURNS + OPENING), says, add_generation_prompt=False)
+    assert whole.count("Hello") == 2
+    dropping = TURNS.replace("for m in messages", "for m in messages if m.role != 'assistant'")
+    with pytest.raises(SempaError, match="does not write what the assistant says as it is"):
+        render_messages(chat(dropping + OPENING), says, add_generation_prompt=False)
+
+
+def test_the_time_of_rendering_is_linear_in_the_turns(tokenizer):
+    """Each turn is searched for behind the one before: a server must not spend minutes on a body of eight megabytes."""
+    says = [{"role": "user", "content": f"m{number}"} for number in range(40_000)]
+
+    class Counted(str):
+        searched = 0
+
+        def find(self, what, start=0):
+            found = super().find(what, start)
+            Counted.searched += found - start
+            return found
+
+    class Template:
+        chat_template = "x"
+
+        def get_chat_template(self):
+            return self.chat_template
+
+        def apply_chat_template(self, turns, **_):
+            return Counted("".join(f"<{turn['content']}>" for turn in turns))
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __len__(self):
+            return len(tokenizer)
+
+    rendered = render_messages(Template(), says, add_generation_prompt=False)
+    assert 0 < Counted.searched <= len(rendered)
+
+
 @pytest.mark.parametrize("text", ["a <b> & c", 'it\'s "quoted"', "{{ messages }}", "a\n\nb", "ρ é 我们"])
 def test_any_text_comes_through_a_template_that_writes_it_or_only_strips_it(text):
     for template in (TURNS, TURNS.replace("m.content", "m.content | trim")):

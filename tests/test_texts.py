@@ -126,6 +126,9 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
     path.write_text("one\n\n two \n")
     assert read_prompts(path) == ["one", "two"]
     assert read_prompts(path, 1) == ["one"]
+    path.write_text("\n \n")
+    with pytest.raises(SempaError, match=r"prompts\.txt: all lines are blank, expected a prompt a line"):
+        read_prompts(path)
 
 
 def test_the_builtin_texts_are_many_distinct_and_share_no_long_phrase():
@@ -159,6 +162,10 @@ def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert report_texts(path)["GSM8K"] == [EvalText("2+3=5, 5*2=10.\n#### 10", "How many?")] * 3
     assert list(report_texts()) == ["passages", "conversations"]
+    for other in ("sent0,sent1,hard_neg\na,b,c\n", '{"text": "A passage."}\n'):
+        path.write_text(other)
+        with pytest.raises(SempaError, match=r"gsm8k .*gsm8k\.jsonl: expected JSON lines with question and answer"):
+            report_texts(path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real GSM8K is not beside the project")

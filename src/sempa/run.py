@@ -50,7 +50,8 @@ def start_run(config: Config, command: str) -> dict:
     run = Path(config.output)
     with folder_lock(run) if process_rank() == 0 else nullcontext():
         if process_rank() == 0:
-            if (run / "report.json").exists() or checkpoint_files(run):
+            _check_unfinished(run)
+            if checkpoint_files(run):
                 raise SempaError(
                     f"output {config.output}: holds a run already; go on with it by `sempa train --resume "
                     f"{quote(config.output)}` or give another output=…"
@@ -60,12 +61,19 @@ def start_run(config: Config, command: str) -> dict:
 
 
 def resume_run(run: Path, command: str) -> dict:
-    """Continue an interrupted run from its last checkpoint, bit-exactly; raises `SempaError` where there is no run."""
+    """Continue an interrupted run from its last checkpoint, bit-exactly; raises `SempaError` where there is none."""
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
+    _check_unfinished(run)
     join_processes()
     with folder_lock(run) if process_rank() == 0 else nullcontext():
         return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
+
+
+def _check_unfinished(run: Path) -> None:
+    # A second report would lack what `sempa evaluate --report` has put into the first.
+    if (run / "report.json").is_file():
+        raise SempaError(f"{run}: holds a finished run, see {run / 'report.html'}; give another output=…")
 
 
 def _run(config: Config, run: Path, command: str) -> dict:

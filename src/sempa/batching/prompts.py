@@ -120,8 +120,12 @@ def render_messages(
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise SempaError(f"chat template: cannot be rendered: {error}") from error
-    for turn in turns:
-        if turn["role"] != "system" and turn["content"].strip() not in rendered:
+    end = 0
+    for turn in (turn for turn in turns if turn["role"] != "system"):
+        content = turn["content"].strip()
+        # Behind the turn before it, so that a conversation of very many turns is searched once.
+        end = rendered.find(content, end) + len(content)
+        if end < len(content):
             raise SempaError(
                 f"chat template: does not write what the {turn['role']} says as it is; expected one that takes a "
                 "content as text (not as a list of parts), leaves no turn out and escapes nothing"

@@ -38,8 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.data.sts import read_sts
     from sempa.evaluation.drift import generate_side_by_side, measure_drift
     from sempa.evaluation.eval_texts import read_prompts, read_texts, report_texts
-    from sempa.evaluation.hellaswag import measure_hellaswag, read_hellaswag
+    from sempa.evaluation.hellaswag import encode_tasks, measure_hellaswag, read_hellaswag
     from sempa.evaluation.measure import builtin_task, measure_geometry, measure_sts
+    from sempa.io.origin import origin
     from sempa.model.adapter_files import adapter_folder
     from sempa.model.sampling import encode_prompts
     from sempa.report.run_report import terminal_table, write_report
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         run = arguments.adapter and adapter_folder(arguments.adapter).parent
         if not (run and arguments.hellaswag and (run / "report.json").is_file()):
             raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
+        history = read_metrics(run / "metrics.jsonl")
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
@@ -61,8 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     embedder = load_embedder(arguments, merged=False)
     # What does not fit is found before hours of work.
     encode_prompts(embedder.base, prompts, arguments.max_new_tokens)
+    encode_tasks(embedder.base, questions)
     notes = [note for task in tasks for note in task.notes]
     report = {"model": arguments.model, "adapter": str(arguments.adapter or ""), "notes": notes}
+    report |= {"readout": embedder.readout, "layer": embedder.layer, **origin(arguments.device)}
     if tasks:
         report["sts"], _, sides = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
         if arguments.geometry:
@@ -79,8 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report:
         place = run / "report.json"
         try:
-            finished = read_json(place) | {"hellaswag": report["hellaswag"]}
-            write_report(run, finished, read_metrics(run / "metrics.jsonl"))
+            write_report(run, read_json(place) | {"hellaswag": report["hellaswag"]}, history)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
         print(f"report: {run / 'report.html'}")

@@ -28,12 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.adapter is None:
         raise SempaError("lm-eval: give --adapter RUN/adapter; it is compared with its base")
-    tasks = [name.strip() for name in arguments.tasks.split(",") if name.strip()] or list(PAPER_TASKS)
+    tasks = dict.fromkeys(filter(None, map(str.strip, arguments.tasks.split(",")))) or PAPER_TASKS
     output = arguments.output or adapter_folder(arguments.adapter).parent / "lm_eval"
     check_output(output, folder=True)
     base = load_embedder(arguments, merged=False).base
     options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
-    rows = run_harness(base, str(arguments.adapter), output, tasks, **options)
+    rows = run_harness(base, str(arguments.adapter), output, list(tasks), **options)
     cells = []
     for row in rows:
         sides = (f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned"))

@@ -19,6 +19,7 @@ from sempa.io.progress import bar
 from sempa.io.rows import STANDARD_INPUT
 from sempa.model.base import weights_fingerprint
 from sempa.model.forward import context_length
+from sempa.model.lora import adapter_fingerprint
 
 MANIFEST_FILE = "manifest.json"
 SHARD_ROWS = 16_384
@@ -127,7 +128,7 @@ def describe(embedder: Embedder) -> dict:
     """
     model = embedder.base.model
     settings = {
-        "adapter": embedder.adapter_digest,
+        "adapter": embedder.merged_adapter or adapter_fingerprint(model),
         "weights": weights_fingerprint(embedder.base),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,

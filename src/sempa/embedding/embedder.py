@@ -56,8 +56,8 @@ class Embedder:
             readout = adapter_readout(folder or self.base.source)
         if folder is not None:
             load_adapter(self.base.model, folder)
-        # Now: a merged adapter can no longer be told from the weights.
-        self.adapter_digest = adapter_fingerprint(self.base.model)
+        # The digest of the adapter that is part of the weights now; "" where there is none.
+        self.merged_adapter = adapter_fingerprint(self.base.model) if merged else ""
         if merged:
             merge_adapter(self.base.model, self.base.model.dtype)
         check_readout(readout, self.base.model, layer)
@@ -86,13 +86,15 @@ class Embedder:
             dim: numbers to keep, the first after a rotation (`shorten`); None keeps all, as they are.
             precision: `float32`; `int8`, whose cosines are the float's to rounding; or `binary`, uint8 `[n, D / 8]`,
                 one bit for each number's sign, to be compared by Hamming distance (FAISS's `IndexBinaryFlat`).
-            on_empty: what an empty sentence is: an `error`, or `zero`, the zero vector.
+            on_empty: what an empty sentence is: an `error`, or `zero`, the zero vector (not `binary`).
 
         Raises:
             SempaError: as `embed`, and for a `dim`, `precision` or `on_empty` that does not exist.
         """
         if on_empty not in ("error", "zero"):
             raise SempaError(f"on_empty: found {on_empty!r}, expected error or zero")
+        if on_empty == "zero" and precision == "binary":
+            raise SempaError("on_empty: a binary vector cannot be zero; leave empty sentences out, or take int8")
         check_compression(dim, precision, embedding_width(self.readout, self.base.model, self.layer))
         single = isinstance(sentences, str)
         texts = check_sentences([sentences] if single else sentences, on_empty)

@@ -63,6 +63,8 @@ def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
     if gsm8k:
         # A sample gives a perplexity to three digits, and a report should not take longer than the training.
         problems = read_texts(Path(gsm8k), 40)
+        if not all(problem.question for problem in problems):
+            raise SempaError(f"gsm8k {gsm8k}: expected JSON lines with question and answer")
         texts["GSM8K"] = [EvalText(re.sub("<<.*?>>", "", text.text), text.question) for text in problems]
     return texts
 
@@ -73,8 +75,11 @@ def builtin_prompts() -> list[str]:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
-    """The first `limit` lines of a file that are not blank."""
-    return [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
+    """The first `limit` lines of a file that are not blank; raises `SempaError` where none is."""
+    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
+    if not prompts:
+        raise SempaError(f"{path}: all lines are blank, expected a prompt a line")
+    return prompts
 
 
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:

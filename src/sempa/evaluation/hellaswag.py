@@ -17,6 +17,7 @@ from sempa.evaluation.statistics import compare_accuracies
 from sempa.io.progress import bar
 from sempa.io.rows import json_object, many, numbered_lines
 from sempa.model.base import BaseModel
+from sempa.model.forward import context_length
 from sempa.model.lora import adapter_disabled
 
 ENDINGS = 4
@@ -49,14 +50,22 @@ def read_hellaswag(path: Path, count: int = 0) -> list[HellaSwagTask]:
     return tasks
 
 
-def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
-    """A report's `hellaswag`: the number of `tasks`, and `compare_accuracies` of both sides."""
-    preferences = []
+def encode_tasks(base: BaseModel, tasks: list[HellaSwagTask]) -> list[Preference]:
+    """Token ids of contexts and endings; raises `SempaError` for a task that is longer than the model can read."""
+    preferences, limit = [], context_length(base.model)
     for task in tasks:
         # An ending is tokenized behind its context.
         texts = [task.context, *(f"{task.context} {ending}" for ending in task.endings)]
         context, *whole = encode_plain(base.tokenizer, texts)
+        if (longest := max(map(len, whole))) > limit:
+            raise SempaError(f"HellaSwag: {task.context!r:.60} has {longest:,} tokens, expected at most {limit:,}")
         preferences.append(Preference(context, tuple(tokens[len(context) :] for tokens in whole)))
+    return preferences
+
+
+def measure_hellaswag(base: BaseModel, tasks: list[HellaSwagTask]) -> dict:
+    """A report's `hellaswag`: the number of `tasks`, and `compare_accuracies` of both sides."""
+    preferences = encode_tasks(base, tasks)
     lengths = np.array([[len(ending) for ending in task.endings] for task in tasks])
     answers = np.array([task.answer for task in tasks])
     with bar(2 * len(tasks), "HellaSwag", "task") as progress:
@@ -78,8 +87,8 @@ def _task(line: str, place: str) -> HellaSwagTask:
         else:
             context = fields["ctx"]
         context, *endings = map(_clean, (context, *fields["endings"]))
-        answer = range(ENDINGS).index(int(fields["label"]))
-        if len(endings) != ENDINGS or not (context and all(endings)):
+        answer = range(ENDINGS).index(int(str(fields["label"])))
+        if not isinstance(fields["endings"], list) or len(endings) != ENDINGS or not (context and all(endings)):
             raise ValueError("an ending too few or too many, or an empty text")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SempaError(f"{place}: is no HellaSwag task ({error!r}); {_EXPECTED}") from error

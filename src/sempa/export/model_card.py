@@ -30,9 +30,10 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     try:
         report = read_json(adapter.parent / "report.json")
         report = report if isinstance(report["training"], dict) else {}
+        shown = [markdown_table(*table) for table in tables(report)]
     except (OSError, ValueError, LookupError, TypeError):
         # An adapter from elsewhere has no report of ours, and a card without figures is still a card.
-        report = {}
+        report, shown = {}, []
     lora, _ = read_adapter(adapter)
     settings = {
         key: Path(str(value)).name
@@ -52,7 +53,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         on_hub=on_hub,
         report=report,
         settings=settings or {"LoRA rank": lora["r"], "LoRA alpha": f"{lora['lora_alpha']:g}"},
-        tables=[markdown_table(*table) for table in tables(report)],
+        tables=shown,
         device=machine.get("cpu") if machine.get("device") == "cpu" else machine.get("device"),
         readout=adapter_readout(adapter),
         dtype=str(base.model.dtype).removeprefix("torch."),

@@ -33,15 +33,12 @@ class BaseModel:
 def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
-    Args:
-        name: `smollm2-135m` (embedded), a folder, a `.gguf` file, or a hub id.
-        dtype: `bfloat16` or `float32`; on a CPU that can only emulate bfloat16 both are float32.
-        device: a torch device; by default CUDA when there is one, else the CPU.
-        emulate: keep to bfloat16 on such a CPU: half the memory, but many times the seconds.
+    `name` is `smollm2-135m` (embedded), a folder, a `.gguf` file or a hub id; `device` is by default CUDA when there is
+    one, else the CPU. On a CPU that can only emulate bfloat16 both dtypes are float32, unless `emulate` is set: that
+    takes half the memory, but many times the seconds.
 
-    Raises:
-        SempaError: missing package, path or weights; a model that sempa cannot run (encoder-only, recurrent, with code
-            of its own); a tokenizer of another model; an unknown dtype or device.
+    Raises `SempaError` for a missing package, path or weights, a model that sempa cannot run (encoder-only, recurrent,
+    with code of its own), a tokenizer of another model or without a fast form, and an unknown dtype or device.
     """
     if dtype not in DTYPES:
         raise SempaError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -53,6 +50,8 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
         # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
         precision = torch.float32
     model, tokenizer = load_pretrained(name, source, dtype=precision, attn_implementation=attention)
+    if not tokenizer.is_fast:
+        raise SempaError(f"model {name!r}: {type(tokenizer).__name__} has no fast form, which sempa needs")
     model.requires_grad_(False)
     base = BaseModel(model.to(target).eval(), tokenizer, source)
     check_vocabulary(base)
@@ -138,14 +137,16 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
     """The config of a decoder-only attention model; a `SempaError` says what else it is."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        found = ", ".join(config.architectures or [config.model_type])
+    except Exception as error:  # whatever a value of the wrong type or size makes transformers raise
         where = "" if Path(source).is_dir() else " (no such folder, and the model hub did not deliver it)"
         if "trust_remote_code" in str(error):
             where = ": it comes with code of its own, which sempa does not run"
         raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
-    architectures = config.architectures or [config.model_type]
-    found, architecture = ", ".join(architectures), AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if architecture is None or (config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in architectures)):
+    architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if architecture is None or (
+        config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in config.architectures)
+    ):
         raise SempaError(
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"

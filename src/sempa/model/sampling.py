@@ -48,7 +48,6 @@ def sample(
     Args:
         base: the model, with whatever adapter it holds.
         prompts: what a user says (text, put through the chat template), or token ids as they are.
-        n: answers per prompt.
         max_new_tokens: longest answer; an end-of-turn token ends it before.
         temperature: 0 decodes greedily.
         top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
@@ -56,8 +55,7 @@ def sample(
         batch_size: answers that grow at one time: more fill the matrix products better, but take memory.
         progress: the name of a bar to show.
 
-    Raises:
-        SempaError: a number out of its range, an empty prompt, a prompt that leaves no room in the model's context.
+    Raises `SempaError` for a number out of its range, and as `encode_prompts` does.
     """
     check_sampling(max_new_tokens, temperature, top_p)
     sequences, ends = encode_prompts(base, prompts, max_new_tokens), end_tokens(base)
@@ -191,7 +189,8 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
         return logprobs.argmax(1)
     # Metal has no float64.
     wide = (logprobs.cpu() if logprobs.device.type == "mps" else logprobs).double()
-    probabilities = (wide / temperature).softmax(1)
+    # The likeliest at 0, which no temperature divides into an infinity.
+    probabilities = ((wide - wide.amax(1, keepdim=True)) / temperature).softmax(1)
     if top_p < 1:
         falling, order = probabilities.sort(dim=1, descending=True, stable=True)
         # A token stays while those likelier than it fall short of top_p; so the likeliest always stays.

@@ -1,6 +1,5 @@
 """The outcome of a run: a table for the terminal, `report.json`, and one self-contained `report.html`."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def _hellaswag_table(measured: dict) -> Table:
 
 def _answers_table(answers: Sequence[dict]) -> Table:
     unchanged = [answer["unchanged"] for answer in answers]
-    row = [f"{len(answers):,}", number(statistics.fmean(unchanged), ".1%")]
+    row = [f"{len(answers):,}", number(sum(unchanged) / len(answers), ".1%")]
     row.append(number(unchanged.count(1) / len(answers), ".1%"))
     return Table("Greedy answers", ["prompts", "unchanged before the first difference", "identical"], [row])
 

@@ -64,10 +64,10 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     # Each text's prompt, by its number among questions and openings.
     numbers = [number for number in range(len(QUESTIONS)) for _ in range(ANSWERS)]
     numbers += [len(QUESTIONS) + number for number in range(len(OPENINGS)) for _ in range(CONTINUATIONS)]
-    if path.is_file():
+    try:
         cached = read_tensors(path)
         texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
-    else:
+    except (SempaError, KeyError):  # missing, damaged or another user's
         texts = _draw(base, numbers)
         tokens = torch.tensor([token for text in texts for token in text])
         try:

@@ -71,6 +71,7 @@ class Message(_Form):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    tool_calls: list = Field([], max_length=0)
 
     def for_template(self) -> dict[str, str]:
         """The message as a chat template reads it."""
@@ -98,4 +99,6 @@ class ChatRequest(_Form):
     logit_bias: dict = Field({}, max_length=0)
     tools: list = Field([], max_length=0)
     functions: list = Field([], max_length=0)
+    modalities: list[Literal["text"]] = []
+    audio: dict = Field({}, max_length=0)
     response_format: dict[Literal["type"], Literal["text"]] = {}
