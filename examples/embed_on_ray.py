@@ -117,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="folder of shards")
     text = "rows of a shard (default %(default)s)"
     parser.add_argument("--shard-rows", type=at_least(1), default=SHARD_ROWS, metavar="N", help=text)
+    formats = ("safetensors", "npy", "parquet")
+    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="their format (%(default)s)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--field", help="the sentences' column or field, as in `sempa embed`")
     parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
@@ -128,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {"model": base_name(given.model, given.adapter), "adapter": given.adapter}
         options |= {"dtype": given.dtype, "device": given.device}
         ray.init(given.address)
-        names = ("workers", "gpus_per_worker", "shard_rows", "normalize", "field", "skip_empty")
+        names = ("workers", "gpus_per_worker", "shard_rows", "shard_format")
+        names += ("batch_size", "normalize", "field", "skip_empty")
         options |= {name: getattr(given, name) for name in names}
         manifest = embed_corpus_on_ray(given.input, given.output, **options)
     except (SempaError, OSError) as error:
