@@ -128,12 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--address", help="of the cluster, such as auto (default: one on this machine)")
     given = parser.parse_args(argv)
     try:
-        options = {"model": base_name(given.model, given.adapter), "adapter": given.adapter}
-        options |= {"dtype": given.dtype, "device": given.device}
+        options = {name: value for name, value in vars(given).items() if name not in ("input", "output", "address")}
+        options["model"] = base_name(given.model, given.adapter)
         ray.init(given.address)
-        names = ("workers", "gpus_per_worker", "shard_rows", "shard_format")
-        names += ("batch_size", "normalize", "field", "skip_empty")
-        options |= {name: getattr(given, name) for name in names}
         manifest = embed_corpus_on_ray(given.input, given.output, **options)
     except (SempaError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

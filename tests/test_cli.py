@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sempa import __version__, commands
+from sempa.__main__ import run as run_as_process
 from sempa.cli import COMMANDS, main, make_parser
 from sempa.embedding.embedder import Embedder
 from sempa.io.files import write_folder
@@ -235,6 +236,12 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
     assert main(["train", str(config), f"output={folder}"]) == 130
     assert f"sempa train --resume '{folder}'" in capsys.readouterr().err
     monkeypatch.setattr(torch.optim.AdamW, "step", real)
+    before = (folder / "config.yaml").read_bytes()
+    assert f"sempa train --resume '{folder}'" in fails(capsys, "train", config, f"output={folder}", "batch_size=5")
+    assert "config.yaml: would be written over; resume its run by --resume" in fails(
+        capsys, "train", folder / "config.yaml", f"output={folder}"
+    )
+    assert (folder / "config.yaml").read_bytes() == before
     assert main(["train", "--resume", str(folder)]) == 0
     assert (folder / "report.json").exists()
     capsys.readouterr()
@@ -249,7 +256,7 @@ def test_a_config_in_the_run_folder_is_not_written_over(config, tmp_path, capsys
     (tmp_path / "mine").mkdir()
     own = config.rename(tmp_path / "mine" / "config.yaml")
     before = own.read_text()
-    assert "config.yaml: is the input itself" in fails(capsys, "train", own, f"output={tmp_path / 'mine'}")
+    assert "config.yaml: would be written over" in fails(capsys, "train", own, f"output={tmp_path / 'mine'}")
     assert own.read_text() == before
 
 
@@ -264,7 +271,8 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sempa.commands.similarity.run", lambda _: write_folder(tmp_path / "out", stop))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert main(["similarity", "a", "b"]) == 130
+        monkeypatch.setattr(sys, "argv", ["sempa", "similarity", "a", "b"])
+        assert run_as_process() == 130
     finally:
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "sempa: interrupted\n"

@@ -90,6 +90,9 @@ def test_an_empty_text_is_the_zero_vector_where_that_is_asked_for(embedder):
         assert not found[[1, -1]].any()
         np.testing.assert_allclose(found[[0, 2, 3, 4]], embedder.encode(SENTENCES, **options), rtol=1e-4, atol=1e-5)
     assert not embedder.encode("", on_empty="zero").any()
+    with pytest.raises(SempaError, match="on_empty: a binary vector cannot be zero"):
+        embedder.encode(["a", ""], on_empty="zero", precision="binary")
+    assert len(embedder.encode(["a"], on_empty="zero", precision="binary")) == 1
     assert embedder.encode([], on_empty="zero").shape == (0, 32)
     with pytest.raises(SempaError, match="sentence 1: is empty"):
         embedder.encode(texts)
@@ -108,7 +111,6 @@ def test_an_empty_text_is_the_zero_vector_where_that_is_asked_for(embedder):
         ({"precision": "int4"}, "precision: found 'int4', expected one of float32, int8, binary"),
         ({"dim": 12, "precision": "binary"}, "binary packs 8 numbers into a byte, but the vectors have 12"),
         ({"on_empty": "skip"}, "on_empty: found 'skip', expected error or zero"),
-        ({"on_empty": "zero", "precision": "binary"}, "on_empty: a binary vector cannot be zero"),
     ],
 )
 def test_wrong_options_are_named(embedder, options, message):

@@ -106,6 +106,9 @@ def test_wrong_arguments_are_named(tiny_folder, embedder):
     for wrong, name in (({"a", "b"}, "set"), (frozenset("a"), "frozenset"), (None, "NoneType"), (5, "int")):
         with pytest.raises(SempaError, match=f"sentences: found {name}, expected strings in a list"):
             embedder.encode(wrong)
+    # In order, as a dictionary is.
+    texts = dict.fromkeys(["b", "a"])
+    np.testing.assert_array_equal(embedder.encode(texts.keys()), embedder.encode(["b", "a"]))
 
 
 class Column:

@@ -394,7 +394,14 @@ def test_a_run_and_its_adapter_are_the_same_place(run):
 
 @pytest.mark.parametrize(
     "report",
-    ["[]", '{"machine": "x86"}', '{"config": "x"}', '{"sts": [{"a": 1}]}', '{"training": {"used": 1}, "sts": 5}'],
+    [
+        "[]",
+        '{"machine": "x86"}',
+        '{"config": "x"}',
+        '{"sts": [{"a": 1}]}',
+        '{"training": {"used": 1}, "config": {}, "sts": 5}',
+        '{"training": {}, "config": "x"}',
+    ],
 )
 def test_another_tools_report_is_no_report(run, tiny_folder, tmp_path, report):
     shutil.copytree(run / "adapter", tmp_path / "other" / "adapter")

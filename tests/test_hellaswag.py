@@ -72,7 +72,8 @@ def test_the_harness_gives_the_same_accuracies_from_the_shipped_task_file(adapte
     from sempa.integrations.lm_eval import run_harness
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    data = write(tmp_path / "hellaswag_val.jsonl.gz", lines())
+    # The published labels are text.
+    data = write(tmp_path / "hellaswag_val.jsonl.gz", [{**row, "label": str(row["label"])} for row in lines()])
     # The shipped file names the data in the current folder.
     monkeypatch.chdir(tmp_path)
     rows = run_harness(adapted_base, "RUN/adapter", tmp_path / "out", [str(TASK_FILE)])
@@ -97,10 +98,13 @@ def test_the_shipped_task_file_reads_the_published_layout_as_we_do(tmp_path):
     }
     row["endings"] = ENDINGS
     task, _ = read_hellaswag(write(tmp_path / "h.jsonl", [row, row]))
-    text = yaml.safe_load(TASK_FILE.read_text())["doc_to_text"]
+    shipped = yaml.safe_load(TASK_FILE.read_text())
+    text, target = shipped["doc_to_text"], shipped["doc_to_target"]
     assert apply_template(text, row) == task.context == "Pets : A dog barks. Then it"
+    assert apply_template(target, row) == "3"
     own = {"ctx": "Pets: A dog barks. Then it", "label": 0, "endings": ENDINGS}
     assert apply_template(text, own) == "Pets: A dog barks. Then it"
+    assert apply_template(target, own) == "0"
 
 
 def test_the_published_layout_gives_the_harness_s_own_context(tmp_path):

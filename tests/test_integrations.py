@@ -37,11 +37,6 @@ def test_documents_and_queries_are_the_embedders_unit_vectors_as_lists(embedder)
         embeddings.embed_query(" ")
 
 
-def test_a_store_s_vectors_are_of_one_precision(embedder):
-    with pytest.raises(SempaError, match="precision: stores compare numbers"):
-        DocumentEmbeddings(embedder, precision="int8")
-
-
 def test_options_of_encode_reach_the_vectors_of_a_store(embedder):
     embeddings = DocumentEmbeddings(embedder, on_empty="zero", dim=8)
     found = np.array(embeddings.embed_documents([*SENTENCES, " "]))

@@ -134,7 +134,8 @@ def test_a_later_task_s_failure_loses_no_finished_one(base, choice_task, tmp_pat
         run_harness(base, "RUN/adapter", tmp_path / "out", [choice_task, choice_task], limit=2)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [(row["task"], row["metric"]) for row in summary["results"]] == [("which", "acc"), ("which", "acc_norm")]
-    assert (summary["adapter"], summary["limit"], summary["batch_size"]) == ("RUN/adapter", 2, 8)
+    settings = (summary["base_source"], summary["adapter"], summary["batch_size"], summary["limit"])
+    assert settings == (base.source, "RUN/adapter", 8, 2)
 
 
 def test_the_papers_tasks_get_the_papers_examples(base, choice_task, tmp_path, monkeypatch):

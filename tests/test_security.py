@@ -21,7 +21,7 @@ from sempa.config import load_config
 from sempa.embedding.corpus import embed_corpus, read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.files import read_vectors
-from sempa.io.files import read_tensors
+from sempa.io.files import read_tensors, write_tensors
 from sempa.model.adapter_files import WEIGHTS_FILE, load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora
@@ -230,6 +230,9 @@ def test_poisoned_samples_of_the_base_are_drawn_anew(poisons, tiny_folder, few_s
     texts = sample_texts(base)
     (cached,) = tmp_path.rglob("*.safetensors")
     written = cached.read_bytes()
+    for count, name in ((0, "other"), (1, "lengths"), (9, "lengths")):
+        write_tensors(cached, {"tokens": torch.arange(5), name: torch.tensor([count])})
+        assert sample_texts(base) == texts
     for poison in (*poisons, written[: len(written) // 2]):
         cached.write_bytes(poison)
         assert sample_texts(base) == texts

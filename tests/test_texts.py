@@ -127,8 +127,9 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
     assert read_prompts(path) == ["one", "two"]
     assert read_prompts(path, 1) == ["one"]
     path.write_text("\n \n")
-    with pytest.raises(SempaError, match=r"prompts\.txt: all lines are blank, expected a prompt a line"):
-        read_prompts(path)
+    for read in (read_prompts, read_texts, report_texts):
+        with pytest.raises(SempaError, match=r"prompts\.txt: the file is empty"):
+            read(path)
 
 
 def test_the_builtin_texts_are_many_distinct_and_share_no_long_phrase():

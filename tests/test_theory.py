@@ -184,6 +184,11 @@ def test_the_program_outlasts_its_reader_and_shows_any_text():
     left = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (left.returncode, left.stderr) == (0, b"")
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert lost.returncode == 2
+        assert lost.stderr == "verify_theory: standard output cannot be written: No space left on device\n"
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(command, capture_output=True, check=False, env=ascii_only)
     assert (shown.returncode, shown.stderr) == (0, b"")

@@ -161,7 +161,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.adapter:
         sides = embed_sides(base, sentences)
     else:
-        sides = {"base": dict(zip(sentences, embed(base, sentences)))}
+        distinct = list(dict.fromkeys(sentences))
+        sides = {"base": dict(zip(distinct, embed(base, distinct, progress="embedding")))}
     blocks = []
     for sentence in arguments.sentences:
         own = {side: vectors[sentence] for side, vectors in sides.items()}

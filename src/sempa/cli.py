@@ -1,7 +1,6 @@
 """The command line: parses, runs one command, and turns errors into a sentence and an exit code."""
 
 import argparse
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,8 +37,6 @@ exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
-    # As Ctrl-C does: what is half-written is removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with lasting_streams() as output:
         code = _run(sys.argv[1:] if argv is None else argv)
         output.flush()

@@ -5,7 +5,6 @@ import difflib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -19,7 +18,7 @@ RANKINGS = ("plackett-luce", "plackett-luce-top1")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run's result. The defaults are the default recipe; a file holds what differs."""
 

@@ -46,11 +46,11 @@ def start_run(config: Config, command: str) -> dict:
     Under torchrun all processes train; the first alone evaluates, writes and reports. Raises `SempaError` when the
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
-    join_processes()
     run = Path(config.output)
+    _check_unfinished(run)
+    join_processes()
     with folder_lock(run) if process_rank() == 0 else nullcontext():
         if process_rank() == 0:
-            _check_unfinished(run)
             if checkpoint_files(run):
                 raise SempaError(
                     f"output {config.output}: holds a run already; go on with it by `sempa train --resume "
@@ -73,7 +73,7 @@ def resume_run(run: Path, command: str) -> dict:
 def _check_unfinished(run: Path) -> None:
     # A second report would lack what `sempa evaluate --report` has put into the first.
     if (run / "report.json").is_file():
-        raise SempaError(f"{run}: holds a finished run, see {run / 'report.html'}; give another output=…")
+        raise SempaError(f"{run}: holds a finished run, see {run / 'report.html'}")
 
 
 def _run(config: Config, run: Path, command: str) -> dict:

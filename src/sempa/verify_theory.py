@@ -31,8 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
     try:
-        with lasting_streams():
-            return _run(parser.parse_args(argv))
+        with lasting_streams() as output:
+            code = _run(parser.parse_args(argv))
+            output.flush()
+            if output.error is not None:
+                raise SempaError(f"standard output cannot be written: {output.error.strerror}")
+            return code
     except SempaError as error:
         print(f"verify_theory: {error}", file=sys.stderr)
         return 2

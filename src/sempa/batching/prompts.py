@@ -128,7 +128,7 @@ def render_messages(
         if end < len(content):
             raise SempaError(
                 f"chat template: does not write what the {turn['role']} says as it is; expected one that takes a "
-                "content as text (not as a list of parts), leaves no turn out and escapes nothing"
+                "content as text (not as a list of parts), escapes nothing and writes every turn, in their order"
             )
     return rendered
 

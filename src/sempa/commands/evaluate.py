@@ -65,8 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     encode_prompts(embedder.base, prompts, arguments.max_new_tokens)
     encode_tasks(embedder.base, questions)
     notes = [note for task in tasks for note in task.notes]
-    report = {"model": arguments.model, "adapter": str(arguments.adapter or ""), "notes": notes}
-    report |= {"readout": embedder.readout, "layer": embedder.layer, **origin(arguments.device)}
+    report = {**origin(arguments.device), "model": arguments.model, "adapter": str(arguments.adapter or "")}
+    report |= {"readout": embedder.readout, "layer": embedder.layer, "notes": notes}
+    report["machine"]["dtype"] = str(embedder.base.model.dtype).removeprefix("torch.")
     if tasks:
         report["sts"], _, sides = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
         if arguments.geometry:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.files import check_output, user_path
+from sempa.io.files import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         config = load_config(arguments.config, arguments.overrides)
         folder, given = Path(config.output), [str(arguments.config), *arguments.overrides]
-        check_output(folder / "config.yaml", arguments.config)
+        if (own := folder / "config.yaml").exists() and own.samefile(arguments.config):
+            raise SempaError(f"{own}: would be written over; resume its run by --resume, or give another output=…")
         start = partial(start_run, config)
     try:
         start(shlex.join(["sempa", "train", *given]))

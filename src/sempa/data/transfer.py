@@ -82,7 +82,6 @@ def _read_split(file: Path, name: str) -> Examples:
         _, records = read_records(file, [("#1 String", "#2 String", "Quality")])
         rows = ((number, label, pair) for number, (*pair, label) in records)
     else:
-        # `CLASS sentence` or `CLASS:kind sentence`.
         lines = numbered_lines(file, "latin-1" if name == "TREC" else "utf-8")
         parted = ((number, *line.strip().partition(" ")) for number, line in lines)
         rows = ((number, label.partition(":")[0], [sentence]) for number, label, _, sentence in parted)

@@ -3,7 +3,7 @@
 sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def token_batches(sizes: Sequence[int], batch_size: int, row_tokens: int = _ROW_
 def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
     """The sentences as a list; raises `SempaError` for what is not strings, and for an empty one."""
     # A mapping or a table would iterate as its column names, a set in any order.
-    wrong = isinstance(sentences, str | Mapping | Set) or not isinstance(sentences, Iterable)
+    wrong = isinstance(sentences, str | Mapping | set | frozenset | int | float | None)
     if wrong or getattr(sentences, "ndim", 1) != 1:
         raise SempaError(f"sentences: found {type(sentences).__name__}, expected strings in a list")
     sentences = list(sentences)

@@ -93,12 +93,12 @@ class Embedder:
         """
         if on_empty not in ("error", "zero"):
             raise SempaError(f"on_empty: found {on_empty!r}, expected error or zero")
-        if on_empty == "zero" and precision == "binary":
-            raise SempaError("on_empty: a binary vector cannot be zero; leave empty sentences out, or take int8")
         check_compression(dim, precision, embedding_width(self.readout, self.base.model, self.layer))
         single = isinstance(sentences, str)
         texts = check_sentences([sentences] if single else sentences, on_empty)
         empty = [not text.strip() for text in texts]
+        if any(empty) and precision == "binary":
+            raise SempaError("on_empty: a binary vector cannot be zero; leave empty sentences out, or take int8")
         # Embedded as a full stop, an empty text keeps its place, which errors name.
         texts = ["." if blank else text for text, blank in zip(texts, empty, strict=True)]
         vectors = embed(self.base, texts, batch_size, self.layer, self.readout, "embedding" if show_progress else "")

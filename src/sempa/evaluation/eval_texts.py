@@ -75,11 +75,8 @@ def builtin_prompts() -> list[str]:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
-    """The first `limit` lines of a file that are not blank; raises `SempaError` where none is."""
-    prompts = [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
-    if not prompts:
-        raise SempaError(f"{path}: all lines are blank, expected a prompt a line")
-    return prompts
+    """The first `limit` lines of a file that are not blank."""
+    return [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
 
 
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:

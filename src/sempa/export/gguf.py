@@ -159,7 +159,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
 
     Raises `SempaError` unless it is a byte-level BPE tokenizer that cuts words as GPT-2, SmolLM or Llama 3 does.
     """
-    found = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
+    found = json.loads(tokenizer.backend_tokenizer.to_str())
     cut = found.get("pre_tokenizer") or {}
     # Whether offsets include a blank makes no difference to the tokens.
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in cut.get("pretokenizers", [cut])]

@@ -29,7 +29,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     """
     try:
         report = read_json(adapter.parent / "report.json")
-        report = report if isinstance(report["training"], dict) else {}
+        report = report if isinstance(report["training"], dict) and isinstance(report["config"], dict) else {}
         shown = [markdown_table(*table) for table in tables(report)]
     except (OSError, ValueError, LookupError, TypeError):
         # An adapter from elsewhere has no report of ours, and a card without figures is still a card.
@@ -37,7 +37,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     lora, _ = read_adapter(adapter)
     settings = {
         key: Path(str(value)).name
-        for key, value in (report.get("config") or {}).items()
+        for key, value in report.get("config", {}).items()
         if key not in _OF_ONE_MACHINE and value != ""
     }
     machine, context = report.get("machine") or {}, context_length(base.model)

@@ -24,8 +24,6 @@ class DocumentEmbeddings(Embeddings):
     """
 
     def __init__(self, embedder: Embedder, batch_size: int = 64, **options: object) -> None:
-        if "precision" in options:
-            raise SempaError("precision: stores compare numbers, expected vectors of float32")
         self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -63,8 +63,8 @@ def run_harness(
             before = _evaluate(harness, {"pretrained": base.source}, output / "base", options)
         after = _evaluate(harness, {"pretrained": base.source, "peft": adapter}, output / "aligned", options)
         rows += _compare(before, after)
-        summary = {"model": base.source, "adapter": adapter, "batch_size": batch_size, **settings, "results": rows}
-        write_json(output / "summary.json", summary)
+        summary = {"base_source": base.source, "adapter": adapter, "batch_size": batch_size, **settings}
+        write_json(output / "summary.json", {**summary, "results": rows})
     return rows
 
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def explain_os_errors(path: Path, done: str = "written") -> Iterator[None]:
+def explain_os_errors(path: Path, action: str = "written") -> Iterator[None]:
     """Turn a full disk, a forbidden folder or a text that is not UTF-8 into a `SempaError` that names the path."""
     try:
         yield
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
-        raise SempaError(f"{path}: cannot be {done}: {getattr(error, 'strerror', None) or error}") from error
+        raise SempaError(f"{path}: cannot be {action}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -47,7 +47,7 @@ def line_records(
     path: Path, lines: Iterator[tuple[int, str]], layouts: Sequence[Names]
 ) -> tuple[Names, Iterator[Record]]:
     """What `read_records` gives of the `numbered_lines` of `path`, all of them; errors are the same."""
-    number, first = next(((number, text) for number, text in lines if text.strip()), (1, ""))
+    number, first = next((number, text) for number, text in lines if text.strip())
     lines = itertools.chain([(number, first)], lines)
     if first.lstrip().startswith(("{", "[")):
         rows = ((number, json_object(f"{path}:{number}", text)) for number, text in lines if text.strip())
@@ -81,16 +81,16 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
     """The lines of a text, plain or gzip, with 1-based numbers; they keep their ends, and only LF ends a line.
 
     `path` is a file, a pipe or `-`, standard input; it is opened once and read front to back. Raises `SempaError` for a
-    file that is missing, unreadable, empty, not UTF-8 or a broken gzip.
+    file that is missing, unreadable, empty or blank, not UTF-8 or a broken gzip.
     """
-    number = 0
+    number, blank = 0, True
     if path == STANDARD_INPUT and sys.stdin is None:
         raise SempaError(f"{path}: standard input is closed")
     try:
         with path.open("rb") if path != STANDARD_INPUT else contextlib.nullcontext(sys.stdin.buffer) as file:
             lines = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
             for number, raw in enumerate(lines, 1):
-                text = raw.decode(encoding)
+                text, blank = raw.decode(encoding), blank and not raw.strip()
                 yield number, text.removeprefix("\ufeff") if number == 1 else text
     except UnicodeDecodeError as error:
         raise SempaError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
@@ -100,7 +100,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
         raise SempaError(f"{path}: no such file") from error
     except OSError as error:
         raise SempaError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not number:
+    if blank:
         raise SempaError(f"{path}: the file is empty")
 
 

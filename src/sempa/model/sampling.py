@@ -189,7 +189,7 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
         return logprobs.argmax(1)
     # Metal has no float64.
     wide = (logprobs.cpu() if logprobs.device.type == "mps" else logprobs).double()
-    # The likeliest at 0, which no temperature divides into an infinity.
+    # Less the largest: then no temperature, however low, makes the likeliest token's score infinite.
     probabilities = ((wide - wide.amax(1, keepdim=True)) / temperature).softmax(1)
     if top_p < 1:
         falling, order = probabilities.sort(dim=1, descending=True, stable=True)

@@ -83,7 +83,6 @@ def information_bound(proposal: Claim, generator: torch.Generator, trials: int) 
                 condition = _condition(critic, negatives)
                 yield exceeds(value, channel.divergence(channel.marginal), condition)
                 yield exceeds(value, torch.tensor(math.log(negatives + 1)), condition)
-                # No critic beats the log density ratio.
                 yield exceeds(value, channel.bound(best, drawn_from, negatives), condition)
 
 

@@ -44,7 +44,7 @@ class BaseSample:
 
 @torch.no_grad()
 def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
-    """`sample_texts` in packed rows with the base's hidden states: some sixty, of which each step takes the next."""
+    """`sample_texts` in some sixty packed rows, of which each step takes the next, with the base's hidden states."""
     packed = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
     # Packing sorts by length, which would put the long conversations first and running text last.
     rows = [packed[i] for i in torch.randperm(len(packed), generator=torch.Generator().manual_seed(SEED))]
@@ -67,7 +67,7 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     try:
         cached = read_tensors(path)
         texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
-    except (SempaError, KeyError):  # missing, damaged or another user's
+    except (SempaError, KeyError, RuntimeError):  # missing, damaged or another user's
         texts = _draw(base, numbers)
         tokens = torch.tensor([token for text in texts for token in text])
         try:

@@ -16,7 +16,7 @@ FAR = 50.0
 def read_metrics(path: Path) -> list[dict]:
     """The whole lines of a metrics file (a kill may have cut the last one)."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return records

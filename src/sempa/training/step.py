@@ -90,10 +90,8 @@ def train_step(
 
 def make_optimizer(config: Config, model: PreTrainedModel) -> torch.optim.AdamW:
     """AdamW on the adapter's parameters."""
-    parameters = lora_parameters(model).values()
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
+    options = {"lr": config.learning_rate, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(lora_parameters(model).values(), **options)
 
 
 def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequence[Tensor], in_order: bool) -> Metrics:
