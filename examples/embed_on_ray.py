@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "rows of a shard (default %(default)s)"
     parser.add_argument("--shard-rows", type=at_least(1), default=SHARD_ROWS, metavar="N", help=text)
     formats = ("safetensors", "npy", "parquet")
-    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="their format (%(default)s)")
+    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="shard format (%(default)s)")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
     parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
     parser.add_argument("--field", help="the sentences' column or field, as in `sempa embed`")

@@ -16,7 +16,7 @@ def all_pairs_infonce_loss(
 ) -> Tensor:
     """Pick an anchor's positive, and a positive's anchor, among all other texts of the batch, by cosine.
 
-    ℓ_i = ½ [ h(x_i, x_i⁺) + h(x_i⁺, x_i) ],   h(q, p) = −log e^{cos(q, p)/τ} / Σ_{t ∈ B∖{q}} e^{cos(q, t)/τ}
+    ℓ_i = ½ [ h(x_i, x_i⁺) + h(x_i⁺, x_i) ],   h(q, p) = −log [e^{cos(q, p)/τ} / Σ_{t ∈ B∖{q}} e^{cos(q, t)/τ}]
 
     with B the 3n anchors, positives and hard negatives. `embedding_infonce_loss` has the first half only, without the
     other anchors among the candidates. Chen et al. 2020 (SimCLR, arXiv 2002.05709), Eq. 1, with hard negatives as

@@ -12,7 +12,7 @@ def embedding_infonce_loss(
 ) -> Tensor:
     """Pick an anchor's own positive among all positives and all hard negatives of the batch, by cosine.
 
-    ℓ_i = −log e^{cos(x_i, x_i⁺)/τ} / Σ_j ( e^{cos(x_i, x_j⁺)/τ} + Σ_k e^{cos(x_i, x_jk⁻)/τ} )
+    ℓ_i = −log [e^{cos(x_i, x_i⁺)/τ} / Σ_j (e^{cos(x_i, x_j⁺)/τ} + Σ_k e^{cos(x_i, x_jk⁻)/τ})]
 
     Gao et al. 2021 (SimCSE, arXiv 2104.08821), Eq. 5; on PromptEOL embeddings it is the contrastive fine-tuning of
     Jiang et al. 2023 (arXiv 2307.16645), the baseline of preference alignment.

@@ -157,7 +157,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("lora_rank: 0", "lora_rank is 0, expected at least 1"),
         ("seed: 2147483648", "seed is 2147483648, expected from 0 to below 2,147,483,648"),
         ("- a\n- b", "config.yaml: expected lines of `key: value`"),
-        ("beta: 1\nbeta: 2", "line 2: key 'beta' stands twice"),
+        ("beta: 1\nbeta: 2", "line 2: key 'beta' appears twice"),
         ("beta: [", "config.yaml: is not valid YAML: .*line 1"),
         ("beta: " + 5_000 * "[", "config.yaml: is not valid YAML: maximum recursion depth exceeded"),
         ("? [a]\n: 1", "line 1: expected `key: value`"),

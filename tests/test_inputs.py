@@ -103,7 +103,7 @@ def test_shards_need_input_that_can_be_read_again(pipe, tiny_folder, tmp_path):
     embedder = Embedder(str(tiny_folder), dtype="float32", device="cpu")
     os.mkfifo(tmp_path / "fifo")
     for path in (pipe(b"One.\n"), tmp_path / "fifo", Path("-")):
-        with pytest.raises(SempaError, match=f"{path}: is read twice for shards, expected a file or a folder"):
+        with pytest.raises(SempaError, match=f"{path}: is read twice for shards; expected a file or a folder"):
             embed_corpus(embedder, path, tmp_path / "out")
     with pytest.raises(SempaError, match="no such file"):
         embed_corpus(embedder, tmp_path / "missing", tmp_path / "out")
@@ -160,9 +160,9 @@ def test_content_decides_and_a_field_is_honoured(tmp_path, name, content, field,
         ("a.txt", "A man sings.\n", "nosuch", "a.txt:1: found the columns 'A man sings.', expected nosuch"),
         ("a.json", JSON_LINES, "nosuch", "a.json:1: found the columns 'text', 'review', expected nosuch"),
         ("a.csv", "id,review\n1,a\n", None, "a.csv:1: found the columns 'id', 'review', expected text"),
-        ("a.json", '[{"text": "a"}, {"text": "b"}]\n', None, "a.json:1: a JSON list, expected an object a line"),
+        ("a.json", '[{"text": "a"}, {"text": "b"}]\n', None, "a.json:1: a JSON list, expected one object per line"),
         ("a.json", '[\n  {"text": "a"}\n]\n', None, "a.json:1: not valid JSON: Expecting value"),
-        ("a.json", '{\n  "text": "a"\n}\n', None, "expected an object a line"),
+        ("a.json", '{\n  "text": "a"\n}\n', None, "expected one object per line"),
         ("a.txt", '{"text": "a"', None, "a.txt:1: not valid JSON: Expecting ',' delimiter at column 13"),
         ("a.jsonl", "plain\n", None, "a.jsonl:1: found the columns 'plain', expected text"),
         ("a.txt", "\nOne.\n", None, "a.txt:1: is empty, expected one sentence per line"),
@@ -177,7 +177,7 @@ def test_what_has_no_such_field_is_refused_with_its_line(tmp_path, name, content
 
 def test_a_json_array_of_triplets_is_told_from_a_table(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"sent0": "a", "sent1": "b", "hard_neg": "c"}]))
-    with pytest.raises(SempaError, match="a JSON list, expected an object a line"):
+    with pytest.raises(SempaError, match="a JSON list, expected one object per line"):
         read_triplets(tmp_path / "t.json")
 
 

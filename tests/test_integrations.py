@@ -142,7 +142,7 @@ def test_a_local_file_is_not_filed_as_mtebs_own(embedder, wrapper, tmp_path):
 
 def test_mteb_tasks_of_one_name_are_refused(embedder, wrapper, tmp_path):
     twins = [StsTask(name, caption_pairs("test", 20)) for name in ("my pairs", "my-pairs")]
-    with pytest.raises(SempaError, match="tasks: local-my-pairs is there twice"):
+    with pytest.raises(SempaError, match="tasks: local-my-pairs is given twice"):
         wrapper.evaluate_mteb(embedder, twins, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -216,7 +216,7 @@ def test_an_adapter_names_its_base_so_that_another_machine_finds_it(tmp_path, mo
     assert resolve_model(name) == source
     # There it has to be named by its path once.
     monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "there" / "cache"))
-    with pytest.raises(SempaError, match=r"was never read here; name the .gguf file itself"):
+    with pytest.raises(SempaError, match=r"was never converted here; give the path of the .gguf file"):
         resolve_model(name)
     shutil.copy(tmp_path / "moved.gguf", tmp_path / "there" / "tiny.gguf")
     found = resolve_model(str(tmp_path / "there" / "tiny.gguf"))

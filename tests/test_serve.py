@@ -528,9 +528,9 @@ def test_an_address_that_is_taken_and_numbers_out_of_range_are_a_sentence(capsys
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", "--port", port]) == 2
-        assert f"serve: cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+        assert f"serve: cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
     assert main(["serve", "--host", "a..b"]) == 2
-    assert "serve: cannot listen at a..b" in capsys.readouterr().err
+    assert "serve: cannot listen on a..b" in capsys.readouterr().err
     assert main(["serve", "--port", "70000"]) == 2
     assert main(["serve", "--timeout", "nan"]) == 2
     assert "timeout: found nan, expected more than 0" in capsys.readouterr().err

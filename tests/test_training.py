@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_lines_and_leaves_a_whole_
 
 def test_a_loss_that_refuses_nan_stops_with_step_and_lines_too(setting, monkeypatch):
     monkeypatch.setattr("sempa.training.step.MAX_GRAD_NORM", 1e20)
-    expected = r"step \d+: .*(nan|inf).*learning_rate \(1e\+20\).*; the batch is, of .*, lines \d"
+    expected = r"step \d+: .*(nan|inf).*learning_rate \(1e\+20\).*; the batch holds lines \d.* of .*"
     with pytest.raises(SempaError, match=expected):
         setting(learning_rate=1e20, epochs=9.0, contrast=1.0)
 
@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_its_own_triplets_only(setting, triplets):
     setting(epochs=1.0)
     triplets[0], original = replace(triplets[0], rejected="A cloud drifts by."), triplets[0]
     try:
-        with pytest.raises(SempaError, match="other triplets; bring those back"):
+        with pytest.raises(SempaError, match="other triplets; restore those"):
             setting(epochs=2.0)
     finally:
         triplets[0] = original
@@ -200,7 +200,7 @@ def test_a_run_goes_on_with_its_own_base_only(setting, monkeypatch):
     setting(epochs=1.0)
     with monkeypatch.context() as changed:
         changed.setattr("sempa.training.loop.make_optimizer", on_other_weights)
-        with pytest.raises(SempaError, match="its checkpoints are of another base or other triplets"):
+        with pytest.raises(SempaError, match="its checkpoints belong to another base or other triplets"):
             setting(epochs=2.0)
     _, state = setting(epochs=2.0)
     assert state["step"] == 8

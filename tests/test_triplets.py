@@ -246,7 +246,7 @@ def test_a_bad_row_is_skipped_counted_under_its_kind_and_located(tmp_path, kind,
         (as_jsonl(GOOD) + '{"sent0": "a", "sent1": "\\ud83d", "hard_neg": "c"}', "surrogates not allowed"),
         (as_jsonl(GOOD) + '{"sent0": "a", "sent1"', "not valid JSON: Expecting ':' delimiter at column 23"),
         (as_jsonl(GOOD) + '{"a": ' + "[" * 200_000, "not valid JSON: maximum recursion depth exceeded"),
-        (as_jsonl(GOOD) + '["a", "b", "c"]', ":3: a JSON list, expected an object a line"),
+        (as_jsonl(GOOD) + '["a", "b", "c"]', ":3: a JSON list, expected one object per line"),
         (
             labelled(["p", "e", "maybe"]),
             ":1: gold_label is 'maybe', expected one of entailment, neutral, contradiction, 0",

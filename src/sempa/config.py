@@ -27,8 +27,8 @@ class Config:
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""
-    # A file of triplets, or "captions" for the built-in ones; all combinations of a premise's sentences, or one
-    # triplet each; at most this many triplets (0: all); about this many set aside for the report.
+    # A file of triplets, or "captions" for the built-in ones; of labelled NLI, each entailment with each contradiction
+    # of a premise, or one triplet per premise; at most this many (0: all); about this many set aside for the report.
     triplets: str = CAPTIONS
     combinations: bool = False
     triplet_limit: int = 0
@@ -68,7 +68,7 @@ class Config:
     # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
     row_tokens: int = 1024
     checkpoint_activations: bool = False
-    # Every this many steps: score `dev_pairs` pairs of the development set, save a checkpoint, keep the best adapter.
+    # Steps between evaluations; each scores `dev_pairs` development pairs, saves a checkpoint, keeps the best adapter.
     eval_every: int = 20
     dev_pairs: int = 100
 
@@ -133,7 +133,7 @@ def _read_yaml(path: Path) -> dict[str, str]:
         if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
             raise SempaError(f"config {path}: line {line}: expected `key: value` with one plain value")
         if key.value in texts:
-            raise SempaError(f"config {path}: line {line}: key {key.value!r} stands twice")
+            raise SempaError(f"config {path}: line {line}: key {key.value!r} appears twice")
         texts[key.value] = value.value
     return texts
 

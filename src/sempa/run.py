@@ -53,7 +53,7 @@ def start_run(config: Config, command: str) -> dict:
         if process_rank() == 0:
             if checkpoint_files(run):
                 raise SempaError(
-                    f"output {config.output}: holds a run already; go on with it by `sempa train --resume "
+                    f"output {config.output}: already holds a run; resume it by `sempa train --resume "
                     f"{quote(config.output)}` or give another output=…"
                 )
             write_atomic(run / "config.yaml", dump_config(config))

@@ -127,8 +127,8 @@ def render_messages(
         end = rendered.find(content, end) + len(content)
         if end < len(content):
             raise SempaError(
-                f"chat template: does not write what the {turn['role']} says as it is; expected one that takes a "
-                "content as text (not as a list of parts), escapes nothing and writes every turn, in their order"
+                f"chat template: changes or drops what the {turn['role']} says; expected one that takes "
+                "content as text (not as a list of parts), escapes nothing and keeps every turn, in its order"
             )
     return rendered
 

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any corpus: sempa embed corpus.jsonl.gz vectors --shard-rows 16384; the same command resumes it."
     add_model_arguments(parser)
     add_readout_arguments(parser)
-    text = "UTF-8 text, a sentence a line; JSON lines, CSV, TSV, parquet or a datasets folder; - is standard input"
+    text = "UTF-8 text, one sentence per line; JSON lines, CSV, TSV, parquet or a datasets folder; - is standard input"
     parser.add_argument("input", type=user_path, help=text)
     text = "file to write: .npy (NumPy array [n, D]), .csv, .safetensors or .parquet; with --shard-rows a folder"
     parser.add_argument("output", type=user_path, help=text)
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--field", help="the sentences' column or field (default: text, where the input has fields)")
     parser.add_argument("--shard-rows", type=at_least(1), metavar="N", help="stream into a folder of files of N rows")
     formats = ("safetensors", "npy", "parquet")
-    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="their format (%(default)s)")
+    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="shard format (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,6 +52,6 @@ def _write_shards(arguments: argparse.Namespace) -> None:
     try:
         manifest = embed_corpus(load_embedder(arguments), arguments.input, arguments.output, **options)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command continues behind the last whole shard") from None
+        raise KeyboardInterrupt("stopped; the same command continues after the last whole shard") from None
     rows, shards = many(manifest["settings"]["input"]["rows"], "embedding"), many(len(manifest["shards"]), "shard")
     print(f"{rows} of {manifest['dimensions']} dimensions in {shards}: {arguments.output}")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=user_path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
     parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of a merged folder (default %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype when merging (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

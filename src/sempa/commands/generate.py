@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message (default: what the chat template itself says)")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=128, help="longest answer (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 answers greedily (default %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of an answer that is drawn (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="sampling seed (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,15 +13,15 @@ from sempa.errors import SempaError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
-    parser.epilog = "Where SEMPA_API_KEY is set, clients must show that key. SIGTERM finishes what is running."
+    parser.epilog = "If SEMPA_API_KEY is set, clients must send that key. SIGTERM lets running requests finish."
     add_model_arguments(parser, "model", nargs="?")
     parser.add_argument("--name", help="what clients call the model (default: the last part of MODEL)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at; 0 is any (default %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any (default %(default)s)")
     text = "longest sentence, or chat with its answer (default %(default)s)"
     parser.add_argument("--max-tokens", type=at_least(1), default=8192, help=text)
     parser.add_argument("--queue", type=at_least(1), default=128, help="requests served at once (default %(default)s)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that one may take (default %(default)s)")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per request (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         listener = socket.create_server((arguments.host, arguments.port), family=family)
     except (OSError, OverflowError, TypeError) as error:
-        raise SempaError(f"serve: cannot listen at {arguments.host} port {arguments.port}: {error}") from error
+        raise SempaError(f"serve: cannot listen on {arguments.host} port {arguments.port}: {error}") from error
     # Connections inherit it: a token is sent at once, not when the client has acknowledged the one before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
     embedder = load_embedder(arguments)

@@ -20,16 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
     text = "SentEval's files of MR, CR, SUBJ, MPQA, SST2, TREC, MRPC"
     data.add_argument("--transfer", type=user_path, metavar="FOLDER", help=text)
-    text = "of the base model: all, or a list of READOUT or READOUT@LAYER (default all; prompteol with --transfer)"
+    text = "base readouts: all, or a list of READOUT or READOUT@LAYER (default all; prompteol with --transfer)"
     parser.add_argument("--readouts", help=text)
-    parser.add_argument("--adapter-readouts", default="", help="of every adapter (default: what it was trained at)")
+    parser.add_argument("--adapter-readouts", default="", help="readouts of every adapter (default: its own)")
     parser.add_argument("--sets", default="", help="some of the sets, such as STS12,STS-B or CR,TREC (default: all)")
     text = "splits of STS-B, SICK and files with a split column (default %(default)s)"
     parser.add_argument("--splits", default="test", help=text)
     parser.add_argument("--columns", default="sentence1,sentence2,score", help="of pair files (default %(default)s)")
-    parser.add_argument("--pairs", type=at_least(0), default=0, help="a sample of so many pairs of each set (0: all)")
+    parser.add_argument("--pairs", type=at_least(0), default=0, help="sample this many pairs of each set (0: all)")
     parser.add_argument("--resamples", type=at_least(0), default=1000, help="bootstrap draws (default %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of draws and sample (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of draws and sample (default %(default)s)")
     parser.add_argument("--output", type=user_path, default=Path("runs/table"), help="folder (default %(default)s)")
 
 

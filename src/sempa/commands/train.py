@@ -41,4 +41,4 @@ def run(arguments: argparse.Namespace) -> None:
         if not checkpoint_files(folder):
             raise KeyboardInterrupt from None
         again = shlex.join(["sempa", "train", "--resume", str(folder)])
-        raise KeyboardInterrupt(f"stopped and saved; go on with: {again}") from None
+        raise KeyboardInterrupt(f"stopped and saved; resume with: {again}") from None

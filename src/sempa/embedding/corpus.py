@@ -1,4 +1,4 @@
-"""A corpus of any size as vectors: in shards, in constant memory, and resumable behind the last whole shard."""
+"""A corpus of any size as vectors: in shards, in constant memory, and resumable after the last whole shard."""
 
 import collections
 import hashlib
@@ -56,7 +56,7 @@ def embed_corpus(
     pipe), a full disk, and a folder that was begun with other settings or input.
     """
     if source == STANDARD_INPUT or (source.exists() and not source.is_file() and not source.is_dir()):
-        raise SempaError(f"{source}: is read twice for shards, expected a file or a folder and no pipe")
+        raise SempaError(f"{source}: is read twice for shards; expected a file or a folder, not a pipe")
     check_vectors_name(Path(f"shard.{shard_format}"))
     check_output(folder, folder=True)
 
@@ -84,7 +84,7 @@ def embed_corpus(
         pieces = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
     else:
         pieces = iter(encode(chunks))
-    changed = SempaError(f"{source}: has changed while it was being embedded; embed it anew, into another folder")
+    changed = SempaError(f"{source}: changed while it was being embedded; embed it again, into another folder")
     with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
         for shard in missing:
             found: list[np.ndarray] = []

@@ -1,6 +1,6 @@
 """The geometry of embeddings: how near paraphrases lie, and how evenly all vectors fill their space.
 
-Every measure is a function of float arrays, computed in float64. `all_measures` takes them all of unit vectors,
+Every measure is a function of float arrays, computed in float64. `all_measures` computes all on unit vectors,
 because similarity is the cosine: none of its figures then depends on the vectors' lengths.
 """
 

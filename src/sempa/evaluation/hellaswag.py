@@ -91,7 +91,7 @@ def _task(line: str, place: str) -> HellaSwagTask:
         if not isinstance(fields["endings"], list) or len(endings) != ENDINGS or not (context and all(endings)):
             raise ValueError("an ending too few or too many, or an empty text")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SempaError(f"{place}: is no HellaSwag task ({error!r}); {_EXPECTED}") from error
+        raise SempaError(f"{place}: is not a HellaSwag task ({error!r}); {_EXPECTED}") from error
     return HellaSwagTask(context, tuple(endings), answer)
 
 

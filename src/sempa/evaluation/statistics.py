@@ -39,7 +39,7 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> d
 
     Returns the `difference` a − b, its 95 % `interval`, and `p` = (1 + #{a* ≤ b*}) / (1 + resamples), the one-sided
     paired bootstrap test (Koehn 2004, *Statistical Significance Tests for Machine Translation Evaluation*, § 4): how
-    often A does not beat B when the pairs are drawn anew. The two ones keep p at or above the least value that so many
+    often A does not beat B when the pairs are drawn anew. The added 1s keep p at or above the least value that so many
     draws can show.
     """
     differences = a_values - b_values

@@ -91,7 +91,7 @@ def evaluate_mteb(
     ready = [LocalSts(task) if isinstance(task, StsTask) else task for task in tasks]
     names = [task.metadata.name for task in ready]
     if twins := [name for name in names if names.count(name) > 1]:
-        raise SempaError(f"tasks: {twins[0]} is there twice, and one result would take the other's place")
+        raise SempaError(f"tasks: {twins[0]} is given twice; one result would overwrite the other")
     scores, options = {}, {"encode_kwargs": {"batch_size": batch_size}, "co2_tracker": False}
     for task in ready:
         filed = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)

@@ -71,9 +71,9 @@ def json_object(place: str, text: str) -> dict:
     except (ValueError, RecursionError) as error:
         # A number of five thousand digits is another error than the parser's own.
         found = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise SempaError(f"{place}: not valid JSON: {found}, expected an object a line") from error
+        raise SempaError(f"{place}: not valid JSON: {found}, expected one object per line") from error
     if not isinstance(value, dict):
-        raise SempaError(f"{place}: a JSON {type(value).__name__}, expected an object a line")
+        raise SempaError(f"{place}: a JSON {type(value).__name__}, expected one object per line")
     return value
 
 

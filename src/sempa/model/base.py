@@ -117,7 +117,7 @@ def check_forward(model: PreTrainedModel) -> bool:
         raise SempaError(f"{name} has hidden states that are not finite; are the weights damaged?")
     if not _close(head_logits(model, states), logits, model.dtype):
         raise SempaError(
-            f"{name} has logits other than its head's product with the last hidden states of the tokens so far; "
+            f"{name} has logits that are not its head applied to the last hidden states of a causal pass; "
             "sempa needs a causal model with a plain head"
         )
     try:
@@ -169,7 +169,7 @@ def attention_kind(config: PreTrainedConfig) -> str | None:
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device of that name, or CUDA when there is one, else the CPU; raises `SempaError` for one not to be had."""
+    """The device of that name, or CUDA when there is one, else the CPU; raises `SempaError` for an unavailable one."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

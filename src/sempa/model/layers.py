@@ -60,7 +60,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
     o_l is what the attention of block l adds to the residual: its output projection's output (AlignedWVA over all
-    layers, arXiv 2602.01572), past the norm that some blocks have behind it (Gemma 2 and 3, OLMo 2, GLM-4).
+    layers, arXiv 2602.01572), past the norm that follows it in some blocks (Gemma 2 and 3, OLMo 2, GLM-4).
     """
     added = []
     for block, projection in zip(blocks(model), output_projections(model), strict=True):

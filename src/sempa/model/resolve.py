@@ -43,7 +43,7 @@ def resolve_model(name: str) -> str:
         return str(_converted(_embedded_gguf()))
     if match := _PORTABLE_GGUF.fullmatch(name):
         if not (cached := _cached(*match.groups())).is_dir():
-            raise SempaError(f"model {name!r}: was never read here; name the .gguf file itself, by its path")
+            raise SempaError(f"model {name!r}: was never converted here; give the path of the .gguf file")
         return str(cached)
     path = user_path(name)
     if path.suffix == ".gguf":

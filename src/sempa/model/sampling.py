@@ -148,7 +148,7 @@ def _grow(
     top_p: float,
     ends: Container[int],
 ) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Grow one answer to each prompt. After each step: the rows that grew, their tokens and these' log-probabilities.
+    """Grow one answer to each prompt. After each step: the rows that grew, their tokens and log-probabilities.
 
     `draws` `[rows, max_new_tokens]` in [0, 1) are the prompts' own; one of `ends` is an answer's last token.
     """

@@ -23,7 +23,7 @@ _COLOURS = (plots.BASE, plots.ALIGNED, "#009e73", "#cc79a7")
 def draw_all(folder: Path, seed: int) -> Iterator[Path]:
     """Draw every picture into `folder` as PNG and yield the paths; raises `SempaError` without matplotlib."""
     if not plots.available():
-        raise SempaError("--plot: needs the package matplotlib, which `pip install matplotlib` brings")
+        raise SempaError("--plot: needs matplotlib: pip install matplotlib")
     for draw in (_rounding, _information, _many_negatives, _gradient_weights):
         figure, (axis,) = plots.make_figure(1, (5.6, 3.8))
         draw(axis, torch.Generator().manual_seed(seed))

@@ -51,14 +51,14 @@ def ranking_loss(drawn: Candidates, policy: Tensor, rewards: Claim = Candidates.
 
 
 def _quotient_loss(drawn: Candidates, policy: Tensor, rewards: Claim) -> Tensor:
-    """−log e^{r₀}/(e^{r₀} + e^{r₁}), as Bradley and Terry wrote it; the rewards here are far from overflow."""
+    """−log [e^{r₀}/(e^{r₀} + e^{r₁})], as Bradley and Terry wrote it; the rewards here are far from overflow."""
     powers = rewards(drawn, policy).exp()
     return -torch.log(powers[:, 0] / powers.sum(1))
 
 
 @statement(
     name="bradley-terry",
-    equation="K = 1:  −log σ(r₀ − r₁) = −log e^{r₀}/(e^{r₀} + e^{r₁}),  r = β log π/π_ref",
+    equation="K = 1:  −log σ(r₀ − r₁) = −log [e^{r₀}/(e^{r₀} + e^{r₁})],  r = β log π/π_ref",
     tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
     claim=Candidates.rewards,
     controls={
@@ -82,7 +82,7 @@ def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
 
 @statement(
     name="top1-is-infonce",
-    equation="any K:  −log e^{r₀}/Σ_j e^{r_j} = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
+    equation="any K:  −log [e^{r₀}/Σ_j e^{r_j}] = InfoNCE(s_j = log π/π_ref, τ = 1/β)",
     tolerance=_ROUNDING,
     claim=lambda drawn, policy: infonce_loss(policy - drawn.reference, 1 / drawn.beta),
     controls={
@@ -220,7 +220,7 @@ def gradient_is_softmax(weights: Claim, generator: torch.Generator, trials: int)
 
 @statement(
     name="pairs-bracket-top1",
-    equation="max_k DPO(y₀, y_k) ≤ −log e^{r₀}/Σ_j e^{r_j} ≤ Σ_k DPO(y₀, y_k)",
+    equation="max_k DPO(y₀, y_k) ≤ −log [e^{r₀}/Σ_j e^{r_j}] ≤ Σ_k DPO(y₀, y_k)",
     tolerance="64 ε × (K + 1)(2 max β(|log π| + |log π_ref|) + K + 1)",
     claim=lambda pairwise: (pairwise.amax(1), pairwise.sum(1)),
     controls={

@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
         tensors = read_tensors(path)
         state = json.loads(bytes(tensors.pop("state").tolist()))
     except (SempaError, KeyError, TypeError, ValueError) as error:
-        raise SempaError(f"checkpoint {path} is damaged ({error}); remove it to go on from the one before") from error
+        raise SempaError(f"checkpoint {path} is damaged ({error}); remove it to resume from the one before") from error
     adapter = {name: tensor for name, tensor in tensors.items() if "/" not in name}
     return adapter, {name: tensor for name, tensor in tensors.items() if "/" in name}, state
 

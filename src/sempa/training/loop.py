@@ -55,7 +55,7 @@ def train(
     saved = load_checkpoint(run, model, optimizer)
     if saved.get("data", state["data"]) != state["data"]:
         raise SempaError(
-            f"{run}: its checkpoints are of another base or other triplets; bring those back, or give another output=…"
+            f"{run}: its checkpoints belong to another base or other triplets; restore those, or give another output=…"
         )
     state |= saved
     metrics, first, warned = run / "metrics.jsonl", state["step"], False

@@ -216,5 +216,5 @@ def _diverged(config: Config, batch: Batch, step: int, found: str) -> SempaError
     lines = sorted(preference.line for preference in batch.preferences)
     return SempaError(
         f"step {step + 1}: {found}; checkpoints are intact: lower learning_rate ({config.learning_rate:g}) or fix the "
-        f"data; the batch is, of {config.triplets}, lines {', '.join(map(str, lines))}"
+        f"data; the batch holds lines {', '.join(map(str, lines))} of {config.triplets}"
     )

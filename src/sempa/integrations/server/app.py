@@ -37,7 +37,7 @@ _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "serv
 def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -> Starlette:
     """The server as an ASGI application; `name` is what clients call the model.
 
-    A client must show `api_key` as `Authorization: Bearer KEY` below `/v1`; "" asks for none.
+    A client must send `api_key` as `Authorization: Bearer KEY` below `/v1`; "" asks for none.
     """
     registry = CollectorRegistry()
     model = ModelRoutes(embedder, name, limits, Engine(embedder, registry))
