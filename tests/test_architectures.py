@@ -228,8 +228,6 @@ def test_a_base_trains_without_dropout_of_its_own(tmp_path, tokenizer, config, f
     base = saved_model(config, tmp_path, tokenizer)
     add_lora(base.model, 2, 4)
     parameters = lora_parameters(base.model).values()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     settings = PREFERENCE_ONLY | {"anchor": 0.0, "retention": 1.0}
     (batch,) = Batches(Config(**settings, batch_size=4), example_preferences(4))
     samples = base_samples(base)

@@ -46,8 +46,6 @@ class Products(TorchDispatchMode):
 def base(tiny_folder):
     base = load_base(str(tiny_folder), "float32", "cpu")
     add_lora(base.model, RANK, 2)
-    for parameter in lora_parameters(base.model).values():
-        parameter.requires_grad_(True)
     return base
 
 

@@ -85,7 +85,6 @@ def _few_blocks(s: Setting, dtype: torch.dtype, device: str | None = None) -> Pr
     generator = torch.Generator().manual_seed(1)
     for parameter in lora_parameters(model).values():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[1] ** 0.5 / 4)
-        parameter.requires_grad_(True)
     return model
 
 

@@ -92,8 +92,6 @@ def recipe(given: argparse.Namespace, row_tokens: int = Config.row_tokens) -> Ca
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, config.lora_rank, config.lora_alpha)
     parameters = lora_parameters(base.model).values()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     triplets = training.read_or_make(given)[: config.batch_size]
     (batch,) = Batches(config, [encode_triplet(base.tokenizer, triplet, words=True) for triplet in triplets])
     return partial(train_step, config, base.model, torch.optim.AdamW(parameters), batch, base_samples(base), 0, 1000)

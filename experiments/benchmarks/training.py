@@ -135,8 +135,6 @@ def prepare(
     config = Config(model=given.model, row_tokens=row_tokens, **dpo_alone, **numbers)
     base = load_base(given.model, race.dtype(given), given.device)
     add_lora(base.model, RANK, ALPHA)
-    for parameter in lora_parameters(base.model).values():
-        parameter.requires_grad_(True)
     if recomputed:
         checkpoint_blocks(base.model)
     return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])

@@ -49,8 +49,6 @@ def measure_efficiency(config: Config) -> Efficiency:
     blocks = sum(linear.weight.numel() for linear in linears.values())
     widest = max(linears.values(), key=lambda linear: linear.weight.numel()).weight
     add_lora(model, config.lora_rank, config.lora_alpha)
-    for parameter in lora_parameters(model).values():
-        parameter.requires_grad_(True)
     adapter = sum(parameter.numel() for parameter in lora_parameters(model).values())
     row = example_row(config.row_tokens)
     states = torch.randn(len(row.tokens), widest.shape[1], device=device, dtype=dtype)

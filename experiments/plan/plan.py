@@ -201,8 +201,6 @@ def _triplets(config: Config) -> int:
 
 def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
     """Bytes a token that autograd keeps between forward and backward of a packed row in bfloat16."""
-    for parameter in lora_parameters(model).values():
-        parameter.requires_grad_(True)
     row = example_row(row_tokens)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     seen: dict[int, int] = {}

@@ -40,8 +40,6 @@ def test_both_losses_and_their_gradients_are_those_of_separate_forward_passes(ti
 
     base, config = BaseModel(adapt(tiny_llama, 0.3), tokenizer, "tiny"), Config(row_tokens=64)
     parameters = list(lora_parameters(base.model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     chosen = Weights(sparse=0.3, tokens=7, uniformity=0.5, isotropy=0.2)
     prompts = encode_one_word(tokenizer, SENTENCES)
     directions = token_directions(base.model.get_output_embeddings().weight)
