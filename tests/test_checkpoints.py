@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_a_way_out(run, leng
     folder, saved = run
     newest(folder).write_bytes(newest(folder).read_bytes()[:length])
     model, optimizer = learner(1)
-    with pytest.raises(SempaError, match=r"checkpoint .*step-000006\.safetensors is damaged .*remove it to go on"):
+    with pytest.raises(SempaError, match=r"checkpoint .*step-000006\.safetensors is damaged .*remove it to resume"):
         load_checkpoint(folder, model, optimizer)
     newest(folder).unlink()
     assert load_checkpoint(folder, model, optimizer) == {"step": 3, "best_score": 3.0}

@@ -279,7 +279,8 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(tmp_path):
     assert "is a folder without parquet files" in error_of(tmp_path)
     assert "the file is empty" in error_of(write(tmp_path, ""))
     assert "the file is empty" in error_of(write(tmp_path, "", compress=True))
-    assert "the file is empty" in error_of(write(tmp_path, "\n \n"))
+    for blank in ("\n \n", "\ufeff\n", "\u2028\n\xa0"):
+        assert "the file is empty" in error_of(write(tmp_path, blank))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

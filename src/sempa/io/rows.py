@@ -90,8 +90,9 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
         with path.open("rb") if path != STANDARD_INPUT else contextlib.nullcontext(sys.stdin.buffer) as file:
             lines = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
             for number, raw in enumerate(lines, 1):
-                text, blank = raw.decode(encoding), blank and not raw.strip()
-                yield number, text.removeprefix("\ufeff") if number == 1 else text
+                text = raw.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
+                blank = blank and not text.strip()
+                yield number, text
     except UnicodeDecodeError as error:
         raise SempaError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

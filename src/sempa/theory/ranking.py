@@ -137,7 +137,6 @@ def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trial
     },
 )
 def orders_sum_to_one(likelihood: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
-    # (K + 1)! orders are summed: 6! = 720.
     for negatives in (1, 2, 3, 5):
         drawn = draw_candidates(generator, max(1, trials // 8), negatives)
         rewards = drawn.rewards(drawn.policy)
