@@ -132,7 +132,7 @@ def plot(result: dict) -> str:
     # Room for the legend above.
     axes[2].set_ylim(0, 0.9)
     axes[2].set_title("KL(base ‖ policy), nats per token")
-    axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="upper right")
+    axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="upper left")
     title = "Similarity and divergence while preference alignment trains without contrast"
     return standalone(svg(figure, "preference", title))
 
