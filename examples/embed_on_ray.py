@@ -14,7 +14,8 @@ import pyarrow
 import ray
 
 from sempa import Embedder, SempaError
-from sempa.commands.common import add_model_arguments, at_least, base_name
+from sempa.commands.common import base_name
+from sempa.commands.embed import add_arguments
 from sempa.embedding.corpus import SHARD_ROWS, embed_corpus
 
 # Workers get this module with their work: they need not find the file.
@@ -112,17 +113,10 @@ def _in_order(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[np.ndarray]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Embed the file; bad input ends with one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_arguments(parser)
-    parser.add_argument("input", type=Path, help="sentences, in any form that `sempa embed` reads")
-    parser.add_argument("output", type=Path, help="folder of shards")
-    text = "rows of a shard (default %(default)s)"
-    parser.add_argument("--shard-rows", type=at_least(1), default=SHARD_ROWS, metavar="N", help=text)
-    formats = ("safetensors", "npy", "parquet")
-    parser.add_argument("--shard-format", choices=formats, default=formats[0], help="shard format (%(default)s)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="sentences at a time (default %(default)s)")
-    parser.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
-    parser.add_argument("--field", help="the sentences' column or field, as in `sempa embed`")
-    parser.add_argument("--skip-empty", action="store_true", help="leave empty sentences out (default: an error)")
+    add_arguments(parser)
+    # A corpus is always in shards here.
+    parser.epilog = None
+    parser.set_defaults(shard_rows=SHARD_ROWS)
     parser.add_argument("--workers", type=int, default=2, help="processes, a model each (default %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="of each process (default %(default)s)")
     parser.add_argument("--address", help="of the cluster, such as auto (default: one on this machine)")

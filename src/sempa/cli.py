@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from sempa import __version__
 from sempa.errors import SempaError
-from sempa.io.streams import lasting_streams
+from sempa.io.streams import LastingStream, lasting_streams
 
 # Each command is a module of `sempa.commands`, which is imported when the command is asked for.
 COMMANDS = {
@@ -38,21 +38,17 @@ exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
     with lasting_streams() as output:
-        code = _run(sys.argv[1:] if argv is None else argv)
-        output.flush()
-        if output.error is not None and not code:
-            print(f"sempa: standard output cannot be written: {output.error.strerror}", file=sys.stderr)
-            return 2
-        return code
+        return _run(sys.argv[1:] if argv is None else argv, output)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], output: LastingStream) -> int:
     asked = next((word for word in argv if not word.startswith("-")), "")
     try:
         arguments = make_parser(only=asked).parse_args(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             arguments.run(arguments)
+        output.check()
     # Also a path that is too long or may not be entered, wherever it is first looked at.
     except (SempaError, OSError) as error:
         print(f"sempa: {error}", file=sys.stderr)

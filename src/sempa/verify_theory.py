@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with lasting_streams() as output:
             code = _run(parser.parse_args(argv))
-            output.flush()
-            if output.error is not None:
-                raise SempaError(f"standard output cannot be written: {output.error.strerror}")
+            output.check()
             return code
     except SempaError as error:
         print(f"verify_theory: {error}", file=sys.stderr)

@@ -123,13 +123,13 @@ def render_messages(
     end = 0
     for turn in (turn for turn in turns if turn["role"] != "system"):
         content = turn["content"].strip()
-        # Behind the turn before it, so that a conversation of very many turns is searched once.
-        end = rendered.find(content, end) + len(content)
-        if end < len(content):
+        # After the turn before it, so that a conversation of very many turns is searched once.
+        if (begin := rendered.find(content, end)) < 0:
             raise SempaError(
                 f"chat template: changes or drops what the {turn['role']} says; expected one that takes "
                 "content as text (not as a list of parts), escapes nothing and keeps every turn, in its order"
             )
+        end = begin + len(content)
     return rendered
 
 

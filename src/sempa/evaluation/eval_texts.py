@@ -38,7 +38,7 @@ def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     file and line for a line of another layout or an empty text.
     """
     lines = list(numbered_lines(path))
-    if not re.match(r'\s*\{\s*"', next((line for _, line in lines if line.strip()), "")):
+    if not re.match(r'\s*\{\s*"', next(line for _, line in lines if line.strip())):
         groups = itertools.groupby((line for _, line in lines), key=str.isspace)
         passages = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
         return list(itertools.islice(passages, limit))

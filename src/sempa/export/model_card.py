@@ -14,7 +14,6 @@ from sempa.model.forward import context_length
 from sempa.report.run_report import tables
 from sempa.report.tables import markdown_table
 
-# Settings that mean something on one machine only.
 _OF_ONE_MACHINE = ("model", "device", "output")
 TEMPLATES = Environment(loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True)
 TEMPLATES.globals |= {"prefix": EOL_PREFIX, "suffix": EOL_SUFFIX, "version": __version__}

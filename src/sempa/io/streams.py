@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from sempa.errors import SempaError
+
 
 class LastingStream:
     """A text stream that goes nowhere once it cannot be written; `error` then says why, unless its reader left.
@@ -33,6 +35,12 @@ class LastingStream:
         """Flush what was written."""
         with self._lasting():
             self.stream.flush()
+
+    def check(self) -> None:
+        """Flush; raises `SempaError` when something could not be written, but not when the reader left."""
+        self.flush()
+        if self.error is not None:
+            raise SempaError(f"standard output cannot be written: {self.error.strerror}")
 
     @contextlib.contextmanager
     def _lasting(self) -> Iterator[None]:

@@ -137,16 +137,15 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
     """The config of a decoder-only attention model; a `SempaError` says what else it is."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        found = ", ".join(config.architectures or [config.model_type])
+        architectures = config.architectures or [config.model_type]
+        found = ", ".join(architectures)
     except Exception as error:  # whatever a value of the wrong type or size makes transformers raise
         where = "" if Path(source).is_dir() else " (no such folder, and the model hub did not deliver it)"
         if "trust_remote_code" in str(error):
             where = ": it comes with code of its own, which sempa does not run"
         raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
     architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if architecture is None or (
-        config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in config.architectures)
-    ):
+    if architecture is None or (config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in architectures)):
         raise SempaError(
             f"model {name!r}: is {found}, not a decoder-only language model; "
             "SemPA needs one that generates text (…ForCausalLM)"

@@ -48,6 +48,7 @@ def sample(
     Args:
         base: the model, with whatever adapter it holds.
         prompts: what a user says (text, put through the chat template), or token ids as they are.
+        n: answers per prompt.
         max_new_tokens: longest answer; an end-of-turn token ends it before.
         temperature: 0 decodes greedily.
         top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).

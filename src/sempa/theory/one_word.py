@@ -78,7 +78,6 @@ def one_word_is_infonce(loss_of_scores: Claim, generator: torch.Generator, trial
         width = float(answers.embeddings.abs().max())
         yield compare(-logprobs, losses, answers.condition())
         yield compare(-gradient, expected, answers.condition() * 2 * width)
-        # ∂ log π(w|x)/∂h
         yield compare(gradient, _pull(answers), answers.condition() * 2 * width)
 
 
