@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,16 +240,21 @@ def test_a_resumed_run_counts_the_seconds_before_it(setting, monkeypatch):
     assert 1e6 < state["seconds"] < 1.1e6
 
 
-def test_another_seed_orders_the_batches_of_later_epochs_in_another_way(tokenizer, triplets):
+def test_every_epoch_shuffles_the_preferences_into_new_batches(tokenizer, triplets):
+    """So that in-batch negatives change, and another fraction of each batch is ranked."""
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
 
-    def places(seed):
-        batches = Batches(Config(**SETTINGS | {"batch_size": 1}, seed=seed), preferences)
-        lines = [batch.preferences[0].line for batch in batches]
-        return [lines.index(batches.of_step(step).preferences[0].line) for step in range(16, 32)]
+    def lines(seed, epoch):
+        batches = Batches(Config(**SETTINGS | {"batch_size": 5}, seed=seed), preferences)
+        steps = range(epoch * len(batches), (epoch + 1) * len(batches))
+        return [[preference.line for preference in batches.of_step(step).preferences] for step in steps]
 
-    assert sorted(places(0)) == list(range(16))
-    assert places(0) == places(0) != places(1)
+    first, second = lines(0, 0), lines(0, 1)
+    assert [len(batch) for batch in second] == [5, 5, 5, 1]
+    assert sorted(chain.from_iterable(second)) == sorted(chain.from_iterable(first))
+    assert {frozenset(batch) for batch in first}.isdisjoint(map(frozenset, second))
+    assert lines(0, 1) == second != lines(1, 1)
+    assert lines(0, 2) not in (first, second)
 
 
 def test_the_name_of_the_base_is_found_once(setting, monkeypatch):
@@ -257,3 +264,28 @@ def test_the_name_of_the_base_is_found_once(setting, monkeypatch):
     _, state = setting(score=[3, 5, 9])
     assert state["best_step"] == 8
     assert len(asked) == 1
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_at_which_a_resumed_run_cuts_them(setting, monkeypatch):
+    order, real = [], loop.save_checkpoint
+    monkeypatch.setattr(loop, "fsync", lambda path: order.append(path.name))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *given: order.append("checkpoint") or real(*given))
+    setting(epochs=1.0)
+    assert order == ["metrics.jsonl", "checkpoint"] * 2
+
+
+def test_displacement_is_warned_of_once(setting, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loop, "warn_of_displacement", lambda _, step, __: asked.append(step) or step >= 3)
+    setting()
+    assert asked == [1, 2, 3]
+
+
+def test_rate_and_time_left_are_those_of_the_clock(setting, monkeypatch):
+    clock, shown = count(1.0), []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(loop, "print_step", lambda done, _, __, *rest: shown.append((done, *rest)))
+    setting()
+    # One call at the start, one at the loop's; a step of one second on a batch of 4; three seconds until it is shown.
+    assert shown[0] == (1, 4.0, pytest.approx((8 - 1) * 3 / 60))
+    assert (shown[-1][0], shown[-1][2]) == (8, 0.0)

@@ -117,7 +117,7 @@ def train_online(
     samples = base_samples(base) if config.retention else []
     steps = []
     for step in range(total):
-        batch = batches[step % len(batches)]
+        batch = batches.of_step(step)
         asked = batch.preferences[: rounded_up(config.preference_fraction, len(batch.preferences))]
         seed = config.seed * 1_000_003 + step
         made = sample_preferences(base, asked, judge, seed, reference_fraction, new_tokens)

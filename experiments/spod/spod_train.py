@@ -68,7 +68,7 @@ def train_spod(config: Config, weights: Weights, base: BaseModel, preferences: l
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, total)
         sample = samples[step % len(samples)] if samples else None
-        steps.append(spod_step(config, weights, base, optimizer, directions, batches[step % len(batches)], sample))
+        steps.append(spod_step(config, weights, base, optimizer, directions, batches.of_step(step), sample))
     return steps
 
 

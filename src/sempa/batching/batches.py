@@ -95,14 +95,13 @@ class Batch:
 
 
 class Batches(Sequence[Batch]):
-    """Preferences shuffled once into batches of `batch_size`; epochs differ in the order of the batches.
+    """Preferences in batches of `batch_size`, shuffled anew for every epoch; as a sequence, those of the first.
 
     A batch is packed when it is asked for, to the same rows every time: no more rows are in memory than a step takes.
     """
 
     def __init__(self, config: Config, preferences: list[Preference]) -> None:
-        order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed)).tolist()
-        self.config, self.preferences = config, [preferences[i] for i in order]
+        self.config, self.preferences = config, preferences
 
     def __len__(self) -> int:
         return math.ceil(len(self.preferences) / self.config.batch_size)
@@ -110,8 +109,15 @@ class Batches(Sequence[Batch]):
     def __getitem__(self, number: int) -> Batch:
         if not 0 <= number < len(self):
             raise IndexError(number)
+        return self.of_step(number)
+
+    def of_step(self, step: int) -> Batch:
+        """The batch of a training step, counted from 0."""
         config = self.config
-        preferences = self.preferences[number * config.batch_size : (number + 1) * config.batch_size]
+        epoch, place = divmod(step, len(self))
+        order = torch.randperm(len(self.preferences), generator=torch.Generator().manual_seed(config.seed + epoch))
+        members = order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
+        preferences = [self.preferences[i] for i in members]
         sentences, texts = [], torch.empty(0, len(preferences), dtype=torch.int64)
         if config.contrast:
             # All sentences, then all their best responses, then the worst.
@@ -125,14 +131,6 @@ class Batches(Sequence[Batch]):
             ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
             rows = pack_preferences(ranked, config.row_tokens)
         return Batch(preferences, rows, sentences, texts)
-
-    def of_step(self, step: int) -> Batch:
-        """The batch of a training step, counted from 0: every epoch after the first has an order of its own."""
-        epoch, place = divmod(step, len(self))
-        if epoch:
-            generator = torch.Generator().manual_seed(self.config.seed + epoch)
-            place = int(torch.randperm(len(self), generator=generator)[place])
-        return self[place]
 
 
 def rounded_up(fraction: float, count: int) -> int:
