@@ -91,15 +91,16 @@ def _attend_part(query: Tensor, key: Tensor, value: Tensor, group: PrefixGroup) 
     if prefix:
         outputs.append(_attend_causally(query[:prefix], key[:prefix], value[:prefix]))
     if count:
-        # Rows of the flattened place and of the row without its prefix are each other's permutation.
-        place, slot = group.place.flatten() - prefix, group.slot
-        own = [_Take.apply(x[prefix:], place, slot).view(count, -1, *x.shape[1:]) for x in (query, key, value)]
+        place = group.place.flatten() - prefix
+        # Padding points behind the last token: at zeros.
+        padded = (F.pad(x[prefix:], (0, 0, 0, 0, 0, 1)) for x in (query, key, value))
+        queries, *own = (x.index_select(0, place).unflatten(0, group.place.shape) for x in padded)
         keys, values = (
             torch.cat([x[None, :prefix].expand(count, -1, -1, -1), o], 1)
-            for x, o in zip((key, value), own[1:], strict=True)
+            for x, o in zip((key, value), own, strict=True)
         )
-        attended = _attend(own[0], keys, values, group.mask)
-        outputs.append(_Take.apply(attended.flatten(0, 1), slot, place))
+        attended = _attend(queries, keys, values, group.mask)
+        outputs.append(attended.flatten(0, 1).index_select(0, group.slot))
     return outputs
 
 
@@ -113,23 +114,6 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
     heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
     return F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=1.0)[0].transpose(0, 1)
-
-
-class _Take(torch.autograd.Function):
-    """Rows of x by `index`, zeros where it points past the end; `inverse` takes the gradient the same way back.
-
-    Autograd's own gradient of indexing adds up scattered rows one by one, which no permutation needs.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
-        return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor, None, None]:
-        index, inverse = ctx.saved_tensors
-        return _Take.apply(upstream, inverse, index), None, None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -3,10 +3,13 @@
 import argparse
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import load_script
+
+from sempa.model.threads import parallel_map
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 RESULTS = BENCHMARKS.parent / "results"
@@ -35,6 +38,19 @@ def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_
         ratio = next(value for key, value in row.items() if key.startswith("x "))
         assert f"{ratio:.2f}" in shown
     assert sorted(shown) == sorted(texts((RESULTS / f"{name}.svg").read_text(encoding="utf-8")))
+
+
+def test_passes_one_after_another_run_on_the_callers_thread(monkeypatch):
+    monkeypatch.setattr("sempa.model.threads.passes_at_once", lambda model: 2)
+    used = []
+
+    def run():
+        used[:] = parallel_map(None, lambda _: threading.current_thread(), range(4))
+
+    run()
+    assert threading.current_thread() not in used
+    load_script(BENCHMARKS / "threads.py")._one_after_another(run)
+    assert set(used) == {threading.current_thread()}
 
 
 def test_growth_is_drawn_over_everything_that_grows():

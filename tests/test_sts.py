@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -79,8 +80,7 @@ def test_a_year_is_its_subtasks_one_after_another_without_unscored_pairs(tmp_pat
     (task,) = read_sts(benchmark(tmp_path) / "STS16")
     assert task == StsTask(
         "STS16",
-        [ScoredPair("e", "f", 4.0), ScoredPair("g", "h", 0.0), ScoredPair("a", "b", 1.5)],
-        subtasks=["a", "a", "b"],
+        [ScoredPair("e", "f", 4.0, "a"), ScoredPair("g", "h", 0.0, "a"), ScoredPair("a", "b", 1.5, "b")],
         notes=["STS16: 1 pair without a gold score left out"],
     )
 
@@ -209,7 +209,7 @@ def test_the_published_benchmarks_have_their_published_sizes():
     trained_on = read_sts(DATA, ["train"])[5:]
     assert [(len(task.pairs), task.notes) for task in trained_on] == [(5749, []), (4500, [])]
     sizes = {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399}
-    assert Counter(tasks[0].subtasks) == sizes
+    assert Counter(pair.subtask for pair in tasks[0].pairs) == sizes
 
 
 # What is refused
@@ -217,16 +217,15 @@ def test_the_published_benchmarks_have_their_published_sizes():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(2, 12), st.integers(0, 3))
-def test_a_sample_keeps_order_and_sub_tasks_and_is_fixed_by_its_seed(sizes, count, seed):
+def test_a_sample_keeps_order_and_is_fixed_by_its_seed(sizes, count, seed):
     pairs = [ScoredPair(f"{part} {i}", "b", float(part)) for part, size in enumerate(sizes) for i in range(size)]
-    task = StsTask("STS12", pairs, subtasks=[f"{pair.score:g}" for pair in pairs])
+    task = StsTask("STS12", pairs)
     drawn = sample_task(task, count, seed)
     if count >= len(pairs):
         assert drawn is task
         return
     places = [pairs.index(pair) for pair in drawn.pairs]
     assert len(places) == count and places == sorted(set(places))
-    assert drawn.subtasks == [f"{pair.score:g}" for pair in drawn.pairs]
     assert sample_task(task, count, seed) == drawn
     assert drawn.notes == [f"STS12: a sample of {count} of its {len(pairs)} scored pairs"]
 
@@ -270,6 +269,10 @@ def test_training_looks_at_the_development_split_alone(tmp_path):
     assert task.notes == [f"{tmp_path}: only STS-B dev is used here, not STS12, STS16, SICK trial"]
     assert development_task(tmp_path / "SICK").name == "SICK trial"
     assert development_task(tmp_path / "STS12").name == "STS12"
+    (tmp_path / "rest").mkdir()
+    for name in ("STS12", "SICK"):
+        shutil.copytree(tmp_path / name, tmp_path / "rest" / name)
+    assert development_task(tmp_path / "rest").name == "SICK trial"
     with pytest.raises(SempaError, match=r"sts-test\.csv: found the splits test, asked for dev, trial"):
         development_task(tmp_path / "STSBenchmark" / "sts-test.csv")
 

@@ -82,7 +82,7 @@ def _products(given: argparse.Namespace) -> list[dict]:
 
 
 def _one_after_another(run: Callable[[], object]) -> None:
-    with mock.patch("sempa.model.threads._gains", lambda model: False):
+    with mock.patch("sempa.model.threads.passes_at_once", lambda model: 1):
         run()
 
 

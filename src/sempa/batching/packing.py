@@ -10,6 +10,7 @@ once per row, a prompt runs once for all its responses, and every hidden state e
                              └─ rejected 2
 """
 
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -148,28 +149,28 @@ def pack_preferences(preferences: Sequence[Preference], row_tokens: int) -> list
     return [_preference_row(preferences, members, root) for members in fill_bins(sizes, row_tokens - len(root))]
 
 
-def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """The indices of `sizes` in bins of at most `capacity` (an item alone may exceed that).
+def next_fit(sizes: Sequence[int], capacity: int, most: int = sys.maxsize) -> list[list[int]]:
+    """The indices of `sizes` in bins of at most `capacity` (an item alone may exceed that) and of at most `most` items.
 
-    Next-fit decreasing: items of like size share a bin, so that the branches of a row need little padding beside each
-    other. The bins are no more than next-fit needs, and about equally full.
+    Largest first: items of like size share a bin, so that the branches of a row need little padding beside each other,
+    and a bin that is too large for memory fails at once.
     """
-    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    bins: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        if not bins or sizes[index] > room or len(bins[-1]) == most:
+            bins.append([])
+            room = capacity
+        bins[-1].append(index)
+        room -= sizes[index]
+    return bins
 
-    def fill(capacity: int) -> list[list[int]]:
-        bins: list[list[int]] = []
-        room = 0
-        for index in order:
-            if not bins or sizes[index] > room:
-                bins.append([])
-                room = capacity
-            bins[-1].append(index)
-            room -= sizes[index]
-        return bins
 
-    fewest = len(fill(capacity))
-    # The smallest capacity that needs no more bins.
-    return fill(bisect_left(range(capacity + 1), True, key=lambda tried: len(fill(tried)) <= fewest))
+def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """As few bins as `next_fit` needs, and about equally full: those of the smallest capacity that needs no more."""
+    fewest = len(next_fit(sizes, capacity))
+    smallest = bisect_left(range(capacity + 1), True, key=lambda tried: len(next_fit(sizes, tried)) <= fewest)
+    return next_fit(sizes, smallest)
 
 
 def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one cosine per other sentence."""
-    vectors = load_embedder(arguments).encode([arguments.first, *arguments.others], normalize=True).astype("float64")
-    for other, vector in zip(arguments.others, vectors[1:], strict=True):
-        cosine = float(vectors[0] @ vector)
+    embedder = load_embedder(arguments)
+    vectors = embedder.encode([arguments.first, *arguments.others])
+    for other, cosine in zip(arguments.others, embedder.similarity(vectors[0], vectors[1:])[0], strict=True):
         print(f"{cosine:.4f}" if len(arguments.others) == 1 else f"{cosine:.4f}  {other}")

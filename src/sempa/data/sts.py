@@ -30,24 +30,20 @@ _Row = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """Two sentences and their gold similarity (on the scale of their task, mostly 0–5)."""
+    """Two sentences, their gold similarity (on the scale of their task, mostly 0–5), and their sub-task, if any."""
 
     first: str
     second: str
     score: float
+    subtask: str = ""
 
 
 @dataclass(frozen=True)
 class StsTask:
-    """One split of a benchmark: its pairs with gold scores.
-
-    `subtasks` names the sub-task of each pair and is empty where there are none. `notes` are sentences on pairs that
-    were left out.
-    """
+    """One split of a benchmark: its pairs with gold scores; `notes` are sentences on pairs that were left out."""
 
     name: str
     pairs: list[ScoredPair]
-    subtasks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -122,7 +118,6 @@ def sample_task(task: StsTask, count: int, seed: int = 0) -> StsTask:
     return replace(
         task,
         pairs=[task.pairs[i] for i in drawn],
-        subtasks=[task.subtasks[i] for i in drawn] if task.subtasks else [],
         notes=[f"{task.name}: a sample of {count:,} of its {len(task.pairs):,} scored pairs", *task.notes],
     )
 
@@ -176,7 +171,7 @@ def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> lis
 
 
 def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:
-    pairs, subtasks, unscored = [], [], 0
+    pairs, unscored = [], 0
     for place, first, second, gold, subtask in rows:
         if not gold.strip():
             unscored += 1
@@ -189,12 +184,11 @@ def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:
             raise SempaError(f"{place}: score '{gold.strip():.40}', expected a number")
         if not (first.strip() and second.strip()):
             raise SempaError(f"{place}: an empty sentence, expected two sentences")
-        pairs.append(ScoredPair(first.strip(), second.strip(), score))
-        subtasks.append(subtask)
+        pairs.append(ScoredPair(first.strip(), second.strip(), score, subtask))
     if len(pairs) < 2:
         raise SempaError(f"{source}: {many(len(pairs), 'scored pair')}, expected at least 2")
     notes = [f"{name}: {many(unscored, 'pair')} without a gold score left out"] if unscored else []
-    return StsTask(name, pairs, subtasks if any(subtasks) else [], notes)
+    return StsTask(name, pairs, notes)
 
 
 def _year_rows(folder: Path) -> Iterator[_Row]:

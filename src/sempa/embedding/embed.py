@@ -3,11 +3,12 @@
 sentences → prompts as token ids → batches of like length → one packed row each → hidden states → each prompt's vector
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from sempa.batching.packing import next_fit
 from sempa.embedding.readouts import check_readout, embedding_width, make_prompts, read
 from sempa.embedding.readouts.plain import Prompt
 from sempa.errors import SempaError
@@ -18,7 +19,7 @@ from sempa.model.threads import parallel_map
 
 # Tokens of a row, so that memory stays flat however long the sentences are. On a processor longer rows are slower, as
 # their activations leave the cache.
-_ROW_TOKENS, _GPU_ROW_TOKENS = 1024, 8192
+ROW_TOKENS, GPU_ROW_TOKENS = 1024, 8192
 # Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
 _TOKENIZED_AT_ONCE = 4096
 
@@ -49,7 +50,7 @@ def embed_prompts(
     """Embeddings of the prompts that `sentence_prompts` makes for this readout: float32 `[n, D]`."""
     model = base.model.eval()
     sizes = [len(prompt.tokens) + len(prompt.auxiliary) for prompt in prompts]
-    batches = list(token_batches(sizes, batch_size, _ROW_TOKENS if model.device.type == "cpu" else _GPU_ROW_TOKENS))
+    batches = next_fit(sizes, ROW_TOKENS if model.device.type == "cpu" else GPU_ROW_TOKENS, batch_size)
     vectors = np.empty((len(prompts), embedding_width(readout, model, layer)), dtype=np.float32)
 
     passes = parallel_map(model, lambda batch: read(readout, model, [prompts[i] for i in batch], layer), batches)
@@ -58,23 +59,6 @@ def embed_prompts(
             vectors[batch] = found.cpu().numpy()
             shown.update(len(batch))
     return vectors
-
-
-def token_batches(sizes: Sequence[int], batch_size: int, row_tokens: int = _ROW_TOKENS) -> Iterator[list[int]]:
-    """Batches of indices into `sizes`: at most `batch_size` prompts and `row_tokens` tokens (a longer prompt alone).
-
-    Equal lengths stand side by side, longest first: attention has little to pad, and a batch too large fails at once.
-    """
-    batch: list[int] = []
-    tokens = 0
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if batch and (len(batch) >= batch_size or tokens + sizes[index] > row_tokens):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(index)
-        tokens += sizes[index]
-    if batch:
-        yield batch
 
 
 def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:

@@ -63,8 +63,9 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
     gold = task.gold
     if np.ptp(gold) == 0:
         raise SempaError(f"{task.name}: all {len(gold):,} gold scores are {gold[0]:g}, so the pairs have no order")
-    parts = np.array(task.subtasks)
-    subtasks = {name: spearman(cosines[parts == name], gold[parts == name]) for name in dict.fromkeys(task.subtasks)}
+    parts = np.array([pair.subtask for pair in task.pairs])
+    names = dict.fromkeys(pair.subtask for pair in task.pairs if pair.subtask)
+    subtasks = {name: spearman(cosines[parts == name], gold[parts == name]) for name in names}
     return StsResult(task, spearman(cosines, gold), 100 * float(pearsonr(cosines, gold).statistic), subtasks, cosines)
 
 

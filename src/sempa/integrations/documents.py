@@ -1,4 +1,4 @@
-"""Embeddings in the shape that LangChain asks for, and LlamaIndex through its `LangchainEmbedding`."""
+"""Embeddings in the shape that LangChain asks for."""
 
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from sempa.embedding.embed import embed_prompts, token_batches
+from sempa.batching.packing import next_fit
+from sempa.embedding.embed import ROW_TOKENS, embed_prompts
 from sempa.embedding.embedder import Embedder
 from sempa.embedding.readouts import embedding_width
 from sempa.embedding.readouts.plain import Prompt
@@ -51,7 +52,7 @@ class Engine:
     async def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Embeddings of a request's prompts: float32 `[n, D]`. A long request lets others in between its rows."""
         vectors = np.empty((len(prompts), self.width), np.float32)
-        rows = list(token_batches([len(prompt.tokens) for prompt in prompts], _SENTENCES))
+        rows = next_fit([len(prompt.tokens) for prompt in prompts], ROW_TOKENS, _SENTENCES)
         at_once = passes_at_once(self.base.model)
         for start in range(0, len(rows), at_once):
             places = [place for row in rows[start : start + at_once] for place in row]
