@@ -242,6 +242,14 @@ def test_points_around_one_centre_make_it_a_hub_and_a_ring_makes_none():
     assert hubness(ring[:5], 10) == 0
 
 
+def test_no_row_counts_among_its_own_neighbours_however_many_equal_it():
+    vectors = np.concatenate([np.ones((20, 3)), skewed(30)[:, :3]])
+    counts = k_occurrences(vectors, 4)
+    assert counts.min() >= 0
+    assert counts.mean() == 4
+    assert k_occurrences(np.ones((8, 3)), 7).tolist() == [7] * 8
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_rotation_and_a_permutation_change_nothing(name):
     vectors = skewed()

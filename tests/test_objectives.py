@@ -242,10 +242,12 @@ def test_all_pairs_infonce_is_the_sum_over_all_other_texts_both_ways():
 def test_a_text_that_comes_twice_is_no_negative_of_itself():
     anchors, positives, negatives = points(3, 4, 6)
     anchors[2], positives[3], negatives[1] = anchors[0], positives[0], positives[2]
-    texts = torch.tensor([0, 1, 0, 3, 4, 5, 6, 4, 8, 6, 10, 11])
+    # One is its own paraphrase, and keeps its positive.
+    positives[1] = anchors[1]
+    texts = torch.tensor([0, 1, 0, 3, 4, 1, 6, 4, 8, 6, 10, 11])
     three = (anchors, positives, negatives)
     found = all_pairs_infonce_loss(*three, 0.1, texts)
-    same = [(0, 2), (4, 7), (6, 9)]
+    same = [(0, 2), (4, 7), (6, 9), (1, 5)]
     torch.testing.assert_close(found, all_pairs_by_hand(*three, 0.1, same), rtol=1e-10, atol=1e-12)
     assert all_pairs_infonce_loss(*three, 0.1).sum() > found.sum() + 1
 
@@ -345,6 +347,16 @@ def test_isotropy_is_that_of_the_eigenvalues_nothing_when_they_are_equal_and_log
         eigenvalues = torch.linalg.eigvalsh(torch.cov(unit.T))
         expected = math.log(min(5, shape[0] - 1)) + (eigenvalues.square().sum() / eigenvalues.sum() ** 2).log()
         torch.testing.assert_close(isotropy_loss(unit), expected)
+
+
+@pytest.mark.parametrize("size", [3, 8, 100])
+@pytest.mark.parametrize("width", [4, 17, 576])
+def test_isotropy_refuses_one_direction_whatever_its_rounding_and_takes_two_that_barely_differ(size, width):
+    same = points(1, width).float().repeat(size, 1)
+    with pytest.raises(ValueError, match="embeddings that differ"):
+        isotropy_loss(same)
+    same[0, 0] += 1e-2
+    assert isotropy_loss(same).isfinite()
 
 
 @pytest.mark.parametrize("loss", [uniformity_loss, isotropy_loss])

@@ -101,11 +101,14 @@ def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarr
 
     The mean is k. With n ≤ k, every row is a neighbour of all others.
     """
-    units = torch.from_numpy(unit_vectors(vectors))
-    # A row is its own nearest, which does not count. PyTorch's top-k is several times as fast as NumPy's argpartition.
-    count = min(neighbours + 1, len(units))
-    nearest = torch.cat([(block @ units.T).topk(count, sorted=False).indices for block in units.split(_BLOCK_ROWS)])
-    return nearest.flatten().bincount(minlength=len(units)).numpy() - 1
+    units, nearest = torch.from_numpy(unit_vectors(vectors)), []
+    for rows in torch.arange(len(units)).split(_BLOCK_ROWS):
+        cosines = units[rows] @ units.T
+        # A row is not its own neighbour.
+        cosines[torch.arange(len(rows)), rows] = -torch.inf
+        # PyTorch's top-k is several times as fast as NumPy's argpartition.
+        nearest.append(cosines.topk(min(neighbours, len(units) - 1), sorted=False).indices)
+    return torch.cat(nearest).flatten().bincount(minlength=len(units)).numpy()
 
 
 def hubness(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
