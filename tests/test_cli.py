@@ -7,16 +7,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from conftest import weights
 
 from sempa import __version__, commands
+from sempa import run as experiment
 from sempa.__main__ import run as run_as_process
 from sempa.cli import COMMANDS, main, make_parser
 from sempa.embedding.embedder import Embedder
 from sempa.io.files import write_folder
+from sempa.model.adapter_files import read_adapter
+from sempa.training.checkpoints import read_checkpoint
 
 NAMES = [name for group in COMMANDS.values() for name in group]
 
@@ -125,6 +131,34 @@ def test_a_finished_run_is_not_overwritten(run, config, capsys):
     assert main(["train", str(config), f"output={run}2", "epochs=0.5"]) == 0
 
 
+def test_what_a_run_measures_and_saves_is_the_best_adapter_not_the_last(config, triplets_file, tmp_path, monkeypatch):
+    with triplets_file.open("a") as stream:
+        stream.write(f"{'A dog. ' * 900},An animal.,A cat.\n")
+    scores, measured = iter([9.0, 5.0]), {}
+    monkeypatch.setattr(experiment, "evaluate_sts", lambda *_: [SimpleNamespace(score=next(scores))])
+    monkeypatch.setattr(experiment, "fit_scale", lambda *_: (1.0, []))
+    monkeypatch.setattr(experiment, "_measure", lambda config, base, *_: measured.update(weights(base)) or {})
+    assert main(["train", str(config), "held_out=0"]) == 0
+    run = tmp_path / "run"
+    training = json.loads((run / "report.json").read_text())["training"]
+    assert (training["best_step"], training["steps"]) == (2, 4)
+    assert (training["triplets"], training["used"], training["skipped_too_long"]) == (17, 16, 1)
+    best, last = (read_checkpoint(run / "checkpoints" / f"step-00000{step}.safetensors")[0] for step in (2, 4))
+    _, saved = read_adapter(run / "adapter")
+    assert any(not torch.equal(best[name], last[name]) for name in saved)
+    assert all(torch.equal(best[name], saved[name]) and torch.equal(best[name], measured[name]) for name in saved)
+
+
+def test_a_resumed_runs_total_holds_what_was_spent_before(config, tmp_path, monkeypatch):
+    state = {"step": 4, "best_step": 2, "best_score": 9.0, "seconds": 5000.0}
+    found = {"train": state, "read_adapter": ({}, {}), "set_lora": None, "read_metrics": [], "fit_scale": (1.0, [])}
+    for name, value in {**found, "_measure": {}}.items():
+        monkeypatch.setattr(experiment, name, lambda *_, value=value: value)
+    assert main(["train", str(config)]) == 0
+    seconds = json.loads((tmp_path / "run" / "report.json").read_text())["seconds"]
+    assert seconds["training"] == 5000.0 <= seconds["total"] < 5500
+
+
 def test_embed_similarity_and_generate_use_the_adapter_and_find_its_base(run, tmp_path, capsys):
     sentences = ["A man runs.", "Two dogs sleep.", 'He said "hi"']
     source = tmp_path / "sentences.txt"
@@ -228,8 +262,6 @@ def test_responses_and_prompts_that_are_too_long_are_skipped_counted_and_told_ap
 def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
     import signal
 
-    import torch
-
     real = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (os.kill(os.getpid(), signal.SIGINT), real(self))[1])
     folder = tmp_path / "a run"
@@ -297,8 +329,6 @@ def test_a_scored_pair_that_is_too_long_is_found_before_training(config, tmp_pat
 
 
 def test_ctrl_c_while_the_report_is_made_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):
-    from sempa import run as experiment
-
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -332,8 +362,9 @@ def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path,
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == expected
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["notes"] == [*expected, "16 triplets"] == printed[:3]
+    assert report["notes"] == [*expected, "16 triplets", "checkpoints are scored on STS-B dev, 2 pairs"] == printed[:4]
     assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
+    assert report["geometry"][0]["task"] == "STS-B dev"
     assert "without a gold score left out" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -1,16 +1,20 @@
 """Perplexity, KL and agreement against full float64 logits; greedy answers against transformers' own."""
 
 import json
+import math
+import statistics
 
 import pytest
+import scipy.stats
 import torch
 from conftest import adapt, make_llama
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.cli import main
 from sempa.evaluation import drift as module
+from sempa.evaluation import measure
 from sempa.evaluation.drift import generate_side_by_side, measure_drift, token_drift
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens
 from sempa.model.adapter_files import save_adapter
@@ -61,6 +65,29 @@ def test_the_measures_equal_plain_float64_arithmetic_whatever_the_chunk(adapted,
     assert kl > 0.01
     assert measured["agreement"] == pytest.approx(agreement)
     assert measured["change"] == pytest.approx(measured["aligned_perplexity"] / measured["base_perplexity"] - 1)
+
+
+def test_the_change_of_perplexity_has_its_standard_error_over_the_sequences(adapted):
+    generator = torch.Generator().manual_seed(0)
+
+    def sequences(lengths):
+        rows = (torch.randint(0, 300, (length,), generator=generator).tolist() for length in lengths)
+        return [ScoredTokens(tokens, list(range(1, len(tokens)))) for tokens in rows]
+
+    def change(chosen):
+        base, aligned, *_ = plain(adapted, chosen)
+        return aligned - base
+
+    equal = sequences([9] * 12)
+    measured = token_drift(adapted, equal, "text")
+    expected = scipy.stats.sem([change([one]) for one in equal]) * math.exp(change(equal))
+    assert measured["change_stderr"] == pytest.approx(expected, rel=1e-3)
+    # Of unequal lengths: the jackknife.
+    unequal = sequences(torch.randint(3, 30, (40,), generator=generator).tolist())
+    without = [math.exp(change(unequal[:i] + unequal[i + 1 :])) for i in range(len(unequal))]
+    jackknife = math.sqrt((len(unequal) - 1) * statistics.pvariance(without))
+    assert token_drift(adapted, unequal, "text")["change_stderr"] == pytest.approx(jackknife, rel=0.1)
+    assert math.isnan(token_drift(adapted, unequal[:1], "text")["change_stderr"])
 
 
 def test_an_adapter_that_does_nothing_has_no_kl_and_full_agreement(tiny_llama):
@@ -125,6 +152,14 @@ def test_a_text_longer_than_the_window_is_scored_whole(adapted, tokenizer, monke
     assert cut["base_perplexity"] != pytest.approx(whole["base_perplexity"], rel=1e-3)
 
 
+def test_a_text_longer_than_a_short_context_is_scored_in_windows(tokenizer):
+    config = GPT2Config(vocab_size=320, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    base = BaseModel(GPT2LMHeadModel(config).eval(), tokenizer, "gpt2")
+    text = "A man pets a dog. " * 20
+    (row,) = measure_drift(base, {"long": [EvalText(text)]})
+    assert row["tokens"] == len(tokenizer(text)["input_ids"]) - 1 > 32
+
+
 def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
     texts, out = tmp_path / "a.jsonl", tmp_path / "out.json"
     texts.write_text(json.dumps({"text": "A man pets a dog."}) + "\n")
@@ -155,3 +190,18 @@ def _adapter(folder):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     save_adapter(model, folder / "adapter", "tiny")
     return folder / "adapter"
+
+
+def test_preference_compares_best_with_worst_and_a_tie_is_no_preference(adapted_base, monkeypatch):
+    reference = torch.tensor([[-5.0, 0.0, -5.0], [-4.0, -9.0, -6.0], [-3.0, -9.0, -1.0], [-2.0, 0.0, -2.5]])
+    policy = torch.tensor([[-4.0, -9.0, -6.0], [-4.0, 0.0, -6.0], [-1.0, 0.0, -1.0], [-3.0, 0.0, -2.5]])
+    sides = iter([reference, policy])
+    monkeypatch.setattr(measure, "response_logprobs", lambda *_: next(sides))
+    # Margins of the base 0, 2, −2, 0.5; of the policy 2, 2, 0, −0.5; they grew by 2, 0, 2, −1.
+    assert measure.measure_preference(adapted_base, [None] * 4, 1024, 0.5) == {
+        "triplets": 4,
+        "base_accuracy": 0.5,
+        "aligned_accuracy": 0.5,
+        "reward_accuracy": 0.5,
+        "reward_margin": pytest.approx(0.5 * 0.75),
+    }

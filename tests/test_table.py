@@ -206,6 +206,9 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
     weights = load_file(copy / "adapter_model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, copy / "adapter_model.safetensors")
     assert again([Method("prompteol", adapter=str(copy))]) == whole
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 4.0}))
+    assert again([Method("prompteol", adapter=str(copy))]) == whole
     pairs = [*tasks[0].pairs[:-1], ScoredPair("the cat sings.", "a dog.", 2.0)]
     assert again([BASELINE], [StsTask("STS12", pairs), tasks[1]]) > 0
     assert again([BASELINE], tasks[:1]) > 0
@@ -344,6 +347,7 @@ def test_quoted_rows_are_those_of_the_papers_and_only_beside_all_seven_sets(repo
         # Both are rounded to two decimals in print.
         assert sum(map(float, scores)) / 7 == pytest.approx(float(average), abs=0.0101), method
     assert [row[-1] for row in quoted if row[0].endswith("SemPA")] == ["77.69", "78.10"]
+    assert [row[-1] for row in quoted if "contrastive" in row[0]] == ["84.79", "85.70"]
     assert [row[1:] for row in quoted if "AlignedWVA" in row[0]] == [
         ["arXiv 2602.01572", *[""] * 7, average] for average in ("77.91", "76.25")
     ]
@@ -356,7 +360,7 @@ def test_what_was_left_out_and_what_the_columns_mean_is_said_in_every_format(rep
     for text in written(report, tmp_path):
         assert "STS12: 2 pairs without a gold score left out" in text
         assert "percentile interval of 50 bootstrap draws" in text
-        assert "paired bootstrap test of the claim that the row beats prompteol" in text
+        assert "one-sided paired bootstrap test that the row beats prompteol" in text
 
 
 def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
@@ -446,10 +450,15 @@ def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mine, 9 pairs" in out
     assert "average" not in out
-    assert main([*command, "--readouts", "last", "--pairs", "6", "--resamples", "0", "--output", str(tmp_path)]) == 0
+    sampled = [*command, "--readouts", "last", "--pairs", "6", "--resamples", "0", "--output", str(tmp_path)]
+    assert main(sampled) == 0
     out = capsys.readouterr().out
     assert "mine, 6 pairs" in out
     assert "mine: a sample of 6 of its 9 scored pairs" in out
+    # Another seed draws another sample, of which there is no row yet.
+    rows = len(list((tmp_path / "rows").iterdir()))
+    assert main([*sampled, "--seed", "1"]) == 0
+    assert len(list((tmp_path / "rows").iterdir())) == rows + 1
 
 
 def test_adapters_of_different_bases_are_refused_unless_the_base_is_named(

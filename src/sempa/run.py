@@ -87,7 +87,8 @@ def _run(config: Config, run: Path, command: str) -> dict:
     for task in tasks:
         sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
-    notes = [*(note for task in tasks for note in task.notes), *dataset.notes]
+    scored_on = f"{dev.name}, {len(dev.pairs):,} pairs"
+    notes = [*(note for task in tasks for note in task.notes), *dataset.notes, f"checkpoints are scored on {scored_on}"]
     if process_rank() == 0:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
         print(*notes, sep="\n")
@@ -112,7 +113,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     # What an interrupted process had spent on training before this one took over.
     spent = state["seconds"] - (trained - loaded)
     report |= {
-        "budget": {"kl_budget": config.kl_budget, "scale": scale, "task": dev.name, "curve": curve},
+        "budget": {"kl_budget": config.kl_budget, "scale": scale, "task": scored_on, "curve": curve},
         "model": config.model,
         "base_source": base.source,
         "config": asdict(config),

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sempa.batching.prompts import common_prefix
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens, encode_eval_texts
+from sempa.evaluation.statistics import mean_and_error
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length, hidden_states
@@ -40,21 +41,26 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     """The drift on the targets of the sequences, exact over the whole vocabulary; `text` is their name.
 
     `tokens` counts the targets; `change` is the relative change from `base_perplexity` to `aligned_perplexity`: 0.02 is
-    2 % worse; `kl` is KL(base ‖ aligned) in nats per token; `agreement` the fraction of tokens for which both models
-    would choose the same next token. Raises `SempaError` when there is no target.
+    2 % worse; `change_stderr` is its standard error over the sequences, NaN for one alone; `kl` is KL(base ‖ aligned)
+    in nats per token; `agreement` the fraction of tokens for which both models would choose the same next token. Raises
+    `SempaError` when there is no target.
     """
     count = sum(len(one.targets) for one in sequences)
     if not count:
         raise SempaError(f"{text}: no token to score; a text needs at least two tokens")
-    totals = torch.zeros(4, dtype=torch.float64)
+    sums = torch.empty(len(sequences), 4, dtype=torch.float64)
     with bar(len(sequences), text, "text") as progress:
-        for sums in parallel_map(model, partial(_sums, model), sequences):
-            totals += sums
+        for place, found in enumerate(parallel_map(model, partial(_sums, model), sequences)):
+            sums[place] = found
             progress.update()
-    base_nll, aligned_nll, kl, agreement = (totals / count).tolist()
+    base_nll, aligned_nll, kl, agreement = (sums.sum(0) / count).tolist()
     perplexities = {"base_perplexity": math.exp(base_nll), "aligned_perplexity": math.exp(aligned_nll)}
-    change = math.expm1(aligned_nll - base_nll)
-    return {"text": text, "tokens": count, **perplexities, "change": change, "kl": kl, "agreement": agreement}
+    nll_change = aligned_nll - base_nll
+    # A ratio estimator's (Cochran 1977, § 2.11): the tokens of one text are no independent draws, the texts are.
+    residuals = sums[:, 1] - sums[:, 0] - nll_change * torch.tensor([len(one.targets) for one in sequences])
+    error = mean_and_error(residuals.numpy())[1] * len(sequences) / count
+    changes = {"change": math.expm1(nll_change), "change_stderr": math.exp(nll_change) * error}
+    return {"text": text, "tokens": count, **perplexities, **changes, "kl": kl, "agreement": agreement}
 
 
 def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, str | float]]:

@@ -4,6 +4,7 @@ Correlations are × 100, as in the papers' tables. The bootstrap draws whole pai
 replacement and ranks each draw anew (Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 13 and 16).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,8 +49,8 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> d
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of values `[n]` and its standard error."""
-    return float(np.mean(values)), float(sem(values))
+    """The mean of values `[n]` and its standard error, NaN for one value."""
+    return float(np.mean(values)), float(sem(values)) if len(values) > 1 else math.nan
 
 
 def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

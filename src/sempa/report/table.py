@@ -43,7 +43,7 @@ def similarity_content(report: dict) -> Content:
     notes = []
     if report["resamples"]:
         notes.append(f"95 %: percentile interval of {report['resamples']:,} bootstrap draws of the pairs")
-        notes.append(f"p: paired bootstrap test of the claim that the row beats {report['baseline']} without adapter")
+        notes.append(f"p: one-sided paired bootstrap test that the row beats {report['baseline']} without adapter")
     if tuple(name.split()[0] for name in names) == SETS:
         with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as stream:
             columns, *quoted = csv.reader(stream)

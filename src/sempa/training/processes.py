@@ -1,8 +1,8 @@
 """Data-parallel training under torchrun: each process runs its share of a batch's rows, and the gradients are summed.
 
 Batches, data order and learning rate are those of one process, so the number of processes changes a run by rounding
-alone; a checkpoint does not depend on it. Processes exchange the adapter's gradients, a few metrics, and the embeddings
-that the contrast compares.
+and dropout masks alone; a checkpoint does not depend on it. Processes exchange the adapter's gradients, a few metrics,
+and the embeddings that the contrast compares.
 """
 
 import os

@@ -152,9 +152,10 @@ def contrast_loss(
 ) -> tuple[Tensor, Metrics]:
     """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
 
-    Jiang et al. 2023 (arXiv 2307.16645), § 3.3. The rows' members count all sentences first, then all chosen, then all
-    rejected responses; `texts` `[3, size]` has equal numbers where two members are the same text. Of several processes
-    each embeds its rows, and all compare the whole batch.
+    After Jiang et al. 2023 (arXiv 2307.16645), § 3.3, in both directions as in GTE (arXiv 2308.03281). The rows'
+    members count all sentences first, then all chosen, then all rejected responses; `texts` `[3, size]` has equal
+    numbers where two members are the same text. Of several processes each embeds its rows, and all compare the whole
+    batch.
     """
     own = rows[process_rank() :: process_count()]
     summed = config.readout == "attention-sum"
