@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sempa.data.triplets import Triplet
 
@@ -260,3 +260,15 @@ def adapted_base(tiny_llama, tokenizer):
     from sempa.model.base import BaseModel
 
     return BaseModel(adapt(tiny_llama, 1.0), tokenizer, "tiny")
+
+
+@pytest.fixture
+def adapted_granite(tokenizer):
+    """A tiny Granite, which scales its logits, with an adapter as a base model."""
+    from sempa.model.base import BaseModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = GraniteConfig(vocab_size=320, num_key_value_heads=2, logits_scaling=4.0, **shape)
+    model = GraniteForCausalLM(config).eval().requires_grad_(False)
+    return BaseModel(adapt(model, 0.3), tokenizer, "granite")

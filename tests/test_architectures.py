@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     GraniteConfig,
     JambaConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -256,6 +258,11 @@ def test_the_window_of_the_narrowest_layer_counts(name, window):
     assert attention_window(AutoModelForCausalLM.from_config(ARCHITECTURES[name])) == window
 
 
+def test_a_chunk_of_attention_is_a_window():
+    config = Llama4TextConfig(attention_chunk_size=8, num_hidden_layers=4)
+    assert attention_window(SimpleNamespace(config=config)) == 8
+
+
 def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tmp_path, tokenizer):
     model = saved_model(ARCHITECTURES["Mistral, window"], tmp_path, tokenizer).model
     for tokens, separate in ((6, False), (7, True)):
@@ -338,6 +345,12 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         load(305, "[PAD]")
     load(305)
     load(400)
+    # What begins or ends texts needs an embedding.
+    for role in ("bos_token", "eos_token"):
+        tokenizer = make_tokenizer()
+        setattr(tokenizer, role, "[NEW]")
+        with pytest.raises(SempaError, match="the tokenizer's largest id is 305"):
+            load(305)
 
 
 def test_a_models_own_code_is_never_run(tmp_path, tokenizer):

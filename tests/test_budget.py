@@ -16,7 +16,7 @@ from sempa.cli import main
 from sempa.evaluation.budget import divergence, fit_scale, largest_scale
 from sempa.model.adapter_files import load_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import adapter_disabled, interpolated
+from sempa.model.lora import adapter_disabled, interpolated, lora_layers
 from sempa.training import base_samples as module
 from sempa.training.base_samples import base_samples, sample_texts
 
@@ -36,10 +36,13 @@ def test_bisection_finds_the_largest_scale_within_the_budget(size, power, budget
     assert found == 1.0 or exact - SLACK <= found <= exact
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
-def test_the_divergence_is_that_of_whole_distributions(scale, adapted_base, few_samples):
+@pytest.mark.parametrize(
+    ("scale", "model"),
+    [(0.0, "adapted_base"), (0.5, "adapted_base"), (1.0, "adapted_base"), (1.0, "adapted_granite")],
+)
+def test_the_divergence_is_that_of_whole_distributions(scale, model, request, few_samples):
     """Against softmax over full logits in float64, one sampled text after the other."""
-    base = adapted_base
+    base = request.getfixturevalue(model)
     texts = sample_texts(base, held_out=True)
     total = count = 0
     with torch.no_grad(), interpolated(base.model, scale):
@@ -62,6 +65,24 @@ def test_what_measures_the_divergence_is_not_trained_on(adapted_base, few_sample
     # No prompt has texts on both sides.
     starts = [{tuple(text[:6]) for text in texts} for texts in (trained, held_out)]
     assert not starts[0] & starts[1]
+
+
+def test_samples_of_the_base_are_the_bases_whatever_the_adapter(adapted_base, few_samples, tmp_path, monkeypatch):
+    texts = []
+    for scale in (0.0, 1.0):
+        monkeypatch.setattr(module, "cache_folder", lambda scale=scale: tmp_path / str(scale))
+        with interpolated(adapted_base.model, scale):
+            texts.append(sample_texts(adapted_base))
+    assert texts[0] == texts[1]
+
+
+def test_samples_of_other_weights_or_another_dtype_are_others(adapted_base, few_samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    model = adapted_base.model
+    for number, change in enumerate((model.eval, lambda: model.lm_head.weight.data.add_(1e-3), model.bfloat16), 1):
+        change()
+        sample_texts(adapted_base)
+        assert len(list(tmp_path.rglob("*.safetensors"))) == number
 
 
 def test_the_first_rows_hold_texts_of_all_lengths(adapted_base, monkeypatch):
@@ -102,10 +123,13 @@ def test_a_learning_rate_that_is_too_high_costs_no_more_than_the_budget(
     assert "(saved)" in capsys.readouterr().out
 
 
-def test_no_budget_saves_all_that_was_trained(adapted_base, few_samples):
-    scale, curve = fit_scale(adapted_base, 0.0, lambda: 50.0)
+def test_no_budget_saves_all_that_was_trained_and_each_scale_has_its_own_score(adapted_base, few_samples):
+    layer = next(iter(lora_layers(adapted_base.model).values()))
+    whole = layer.scale
+    scale, curve = fit_scale(adapted_base, 0.0, lambda: layer.scale / whole)
     assert scale == 1.0
     assert [point["scale"] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [point["score"] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base, few_samples, monkeypatch):

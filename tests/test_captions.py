@@ -11,7 +11,7 @@ from conftest import load_script
 from sempa import data
 from sempa.batching.batches import load_dataset
 from sempa.config import Config, load_config
-from sempa.data.sts import caption_pairs
+from sempa.data.sts import ScoredPair, StsTask, caption_pairs
 from sempa.data.triplets import caption_triplets
 from sempa.run import BUILTIN_PAIRS, development_sample
 
@@ -87,7 +87,7 @@ def test_the_files_hold_what_the_default_config_asks_for():
     config = Config()
     assert len(caption_triplets("train", config.triplet_limit or None, config.seed)) == 960
     assert len(caption_triplets("heldout", config.held_out, config.seed)) == config.held_out
-    assert len(development_sample(config, []).pairs) == config.dev_pairs
+    assert development_sample(config, []).pairs == caption_pairs("dev", config.dev_pairs)
     assert len(caption_pairs("test", BUILTIN_PAIRS)) == BUILTIN_PAIRS
 
 
@@ -105,3 +105,10 @@ def test_a_run_trains_on_the_captions_that_its_config_asks_for(tokenizer):
     assert found.notes == ["5 built-in triplets"]
     everything = load_dataset(Config(held_out=0), tokenizer, 4096)
     assert (len(everything.train), everything.held_out) == (960, [])
+
+
+def test_a_seed_draws_its_own_development_pairs():
+    task = StsTask("mine", [ScoredPair(f"a {i}", f"b {i}", i % 5) for i in range(40)])
+    first, second = (development_sample(Config(dev_pairs=9, seed=seed), [task]).pairs for seed in (0, 1))
+    assert len(first) == 9
+    assert first != second

@@ -97,9 +97,11 @@ def test_a_shipped_file_holds_only_what_differs_from_the_default_recipe():
 
 def test_the_home_folder_is_found_in_paths_and_nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = load_config(write(tmp_path, "output: ~/runs\nmodel: ~/m\n"), ["triplets=~/a.csv", "sts_dir=x/~/y"])
+    config = load_config(
+        write(tmp_path, "output: ~/runs\nmodel: ~/m\n"), ["triplets=~/a.csv", "gsm8k=~/g", "sts_dir=x/~/y"]
+    )
     assert config.output == str(tmp_path / "runs")
-    assert config.triplets == str(tmp_path / "a.csv")
+    assert (config.triplets, config.gsm8k) == (str(tmp_path / "a.csv"), str(tmp_path / "g"))
     assert (config.sts_dir, config.model) == ("x/~/y", "~/m")
     # A user of a container may have none.
     monkeypatch.delenv("HOME")

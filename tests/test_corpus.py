@@ -18,6 +18,7 @@ from sempa.cli import main
 from sempa.data.sentences import read_sentences
 from sempa.embedding.corpus import (
     MANIFEST_FILE,
+    check_lengths,
     embed_corpus,
     read_shards,
 )
@@ -165,6 +166,22 @@ def test_another_model_adapter_layer_readout_or_input_is_refused(
     source.write_text(source.read_text().replace("number 9", "number x"))
     with pytest.raises(SempaError, match="was begun with other sentences; give"):
         embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+
+
+def test_the_same_characters_cut_elsewhere_are_other_sentences(embedder, source, tmp_path, counted):
+    source.write_text("ab\nc\n")
+    embed_corpus(embedder, source, tmp_path / "out")
+    source.write_text("a\nbc\n")
+    with pytest.raises(SempaError, match="was begun with other sentences"):
+        embed_corpus(embedder, source, tmp_path / "out")
+
+
+def test_a_sentence_that_a_prompt_holds_twice_is_located_when_it_is_too_long(tiny_folder, tmp_path):
+    embedder = Embedder(str(tiny_folder), readout="echo", dtype="float32", device="cpu")
+    # 1,500 bytes, none of which the tokenizer merges.
+    long = "".join(chr(0x4E00 + i) for i in range(500))
+    with pytest.raises(SempaError, match=r"in\.txt:7: has "):
+        list(check_lengths(embedder, tmp_path / "in.txt", [(7, long)]))
 
 
 def test_the_same_sentences_from_another_file_are_the_same_input(embedder, source, tmp_path, counted):

@@ -266,6 +266,17 @@ def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_
     assert (torch.tensor(json.loads(answer)) - expected.flatten()).norm() <= 1e-5 * expected.norm()
 
 
+def test_further_special_tokens_have_their_old_name_too(run, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    for part in (make_llama(), tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    export_folder(str(tmp_path / "base"), run, tmp_path / "out", "merged")
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in config
+
+
 def test_peft_loads_a_portable_adapter_after_the_base_was_written(tmp_path, tiny_gguf, monkeypatch):
     peft = pytest.importorskip("peft", reason="PEFT is not installed")
     monkeypatch.chdir(tiny_gguf.parent)
@@ -312,6 +323,15 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
     assert str(tiny_folder.parent) not in card
 
 
+def test_a_folder_that_looks_like_a_hub_id_is_no_hub_id_in_the_card(run, tiny_folder, tmp_path, monkeypatch):
+    shutil.copytree(tiny_folder, tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    export_folder("models/tiny", run / "adapter", tmp_path / "out", "merged")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model:" not in card
+    assert "models/tiny" not in card
+
+
 def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, tmp_path):
     adapter = tmp_path / "elsewhere"
     adapter.mkdir()
@@ -325,7 +345,9 @@ def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, t
 
 def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path, capsys):
     assert main(["export", "--merge", str(run), str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert main(["export", "--merge", str(run), str(tmp_path / "exact"), "--dtype", "float32"]) == 0
+    for name, dtype in (("out", torch.bfloat16), ("exact", torch.float32)):
+        assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {dtype}
     assert not list(tmp_path.glob(".*"))
     for arguments, told in (
         (["--merge", str(run), str(tmp_path / "out")], "exists already; give a folder that does not"),

@@ -52,6 +52,19 @@ def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert written == {"model": 0o750, "in": 0o750} | dict.fromkeys(names, 0o640)
 
 
+def test_every_file_of_a_folder_is_on_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "fsync", lambda path: synced.append((path.name, (tmp_path / "model").exists())))
+
+    def write(folder):
+        (folder / "in").mkdir()
+        (folder / "a").write_text("a")
+        (folder / "in" / "b").write_text("b")
+
+    files.write_folder(tmp_path / "model", write)
+    assert sorted(synced) == [("a", False), ("b", False)]
+
+
 def test_an_output_that_cannot_be_written_is_found_beforehand(tmp_path, source):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -134,6 +147,19 @@ def test_a_file_that_cannot_be_forced_to_the_disk_is_an_error(tmp_path, monkeypa
 
 
 # The cache
+
+
+def test_the_cache_is_where_the_desktop_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEMPA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "sempa"
+
+
+def test_a_temporary_folder_ends_with_its_process():
+    code = "from sempa.io.files import temporary_folder\nfolder = temporary_folder()\n"
+    code += "(folder / 'x').write_text('x')\nprint(folder)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert not Path(done.stdout.strip()).exists()
 
 
 def test_without_a_home_the_cache_is_a_temporary_folder(monkeypatch):

@@ -9,6 +9,7 @@ from conftest import load_script, make_llama, make_tokenizer
 from safetensors.torch import load_file
 from test_export import make_adapter
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -21,9 +22,9 @@ from transformers import (
 from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.export.folders import export_folder
-from sempa.export.gguf import _LLAMA3, KINDS
+from sempa.export.gguf import _LLAMA3, KINDS, write_gguf
 from sempa.model.adapter_files import load_adapter, save_adapter
-from sempa.model.base import load_base
+from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
 
 peers = load_script(Path(__file__).resolve().parents[1] / "experiments" / "exports" / "peers.py")
@@ -213,9 +214,13 @@ def test_a_llama_that_a_file_has_no_place_for_is_refused(changes, tmp_path):
         export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
 
 
-def test_another_tokenizer_is_sent_to_the_converter(tmp_path):
+# Llama 3 alone takes words whole that its merges do not make.
+@pytest.mark.parametrize(
+    ("cut", "ignore_merges"), [(pre_tokenizers.Whitespace(), False), (PRE_TOKENIZERS["gpt-2"], True)]
+)
+def test_another_tokenizer_is_sent_to_the_converter(tmp_path, cut, ignore_merges):
     base = write_base(tmp_path / "base")
-    bpe(pre_tokenizers.Whitespace(), False).save_pretrained(tmp_path / "base")
+    bpe(cut, ignore_merges).save_pretrained(tmp_path / "base")
     model = make_llama()
     model.resize_token_embeddings(400)
     model.save_pretrained(tmp_path / "base")
@@ -295,3 +300,14 @@ def test_an_added_token_that_is_no_control_token_is_the_users(tmp_path):
     types = gguf.GGUFReader(tmp_path / "f32" / "f32-f32.gguf").fields["tokenizer.ggml.token_type"].contents()
     kinds = [types[tokenizer.convert_tokens_to_ids(token)] for token in ("Q", "R", "<|im_end|>")]
     assert kinds == [gguf.TokenType.USER_DEFINED, gguf.TokenType.NORMAL, gguf.TokenType.CONTROL]
+
+
+def test_a_file_says_whether_a_text_begins_with_a_token(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    begin = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)])
+    for begins in (False, True):
+        if begins:
+            tokenizer.backend_tokenizer.post_processor = begin
+        write_gguf(tmp_path / "a.gguf", BaseModel(make_llama(), tokenizer, "tiny"), "tiny", "f16")
+        assert gguf.GGUFReader(tmp_path / "a.gguf").fields["tokenizer.ggml.add_bos_token"].contents() == begins

@@ -214,11 +214,11 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(
         patched.setattr("sempa.commands.evaluate.load_embedder", lambda *_, **__: pytest.fail("the work began"))
         assert main([*command, "--report"]) == 2
         assert "metrics.jsonl" in capsys.readouterr().err
-    long = write(tmp_path / "long.jsonl", [{**row, "ctx": "The dog " * 2048} for row in lines(2)])
+    long = write(tmp_path / "long.jsonl", [row | {"endings": [*ENDINGS[:3], "x " * 2048]} for row in lines(2)])
     with monkeypatch.context() as patched:
         patched.setattr("sempa.evaluation.measure.measure_sts", lambda *_: pytest.fail("the work began"))
         assert main([*command, "--builtin-pairs", "8", "--hellaswag", str(long)]) == 2
-        assert re.search(r"HellaSwag: 'The dog .* tokens, expected at most 2,048", capsys.readouterr().err)
+        assert re.search(r"HellaSwag: 'Pets: The dog .* tokens, expected at most 2,048", capsys.readouterr().err)
     for words, message in (
         (["--hellaswag-tasks", "-1"], "--hellaswag-tasks: found -1"),
         (["--hellaswag", str(tmp_path / "nowhere")], "nowhere: no such file"),

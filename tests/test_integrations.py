@@ -200,6 +200,17 @@ def test_the_revision_changes_with_adapter_readout_and_dtype(tiny_folder, embedd
     assert revision() == revisions[0]
 
 
+def test_the_revision_is_that_of_any_machine(embedder, wrapper, monkeypatch):
+    here, real = wrapper.MtebEncoder(embedder).mteb_model_meta.revision, wrapper.describe
+
+    def elsewhere(embedder):
+        found = real(embedder)
+        return found | {"settings": found["settings"] | {"device": "cuda"}}
+
+    monkeypatch.setattr(wrapper, "describe", elsewhere)
+    assert wrapper.MtebEncoder(embedder).mteb_model_meta.revision == here
+
+
 def test_the_encoder_is_what_mteb_asks_for_and_takes_empty_texts(embedder, wrapper):
     from mteb.models import EncoderProtocol
 

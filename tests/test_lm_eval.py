@@ -211,3 +211,14 @@ def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questi
     for words, message in (([], "give --adapter"), (["--adapter", "x", "--limit", "0"], "limit: found 0")):
         assert main(["lm-eval", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_metric_that_is_no_mean_of_the_problems_has_no_paired_error():
+    def results(values, figure, order=(0, 1, 2)):
+        answered = [{"filter": "none", "doc_id": i, "acc": values[i]} for i in order]
+        return {"samples": {"t": answered}, "results": {"t": {"acc,none": figure}}}
+
+    before, after = results([1.0, 0.0, 0.0], 1 / 3), results([1.0, 1.0, 0.0], 2 / 3, (2, 0, 1))
+    paired_error = lm_eval_harness._paired_error
+    assert paired_error(before, after, "t", "acc", "none") == pytest.approx(1 / 3)
+    assert paired_error(before, results([1.0, 1.0, 0.0], 0.5), "t", "acc", "none") is None

@@ -56,7 +56,7 @@ def test_a_training_does_not_begin_beside_another_nor_resume_it(tmp_path, holder
     assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml"]
 
 
-def test_the_lock_is_free_again_afterwards(tmp_path):
+def test_the_lock_is_free_again_afterwards_and_names_its_latest_holder_alone(tmp_path):
     for _ in range(2):
         with folder_lock(tmp_path):
-            pass
+            assert (tmp_path / ".lock").read_text().count("process ") == 1

@@ -19,6 +19,7 @@ from sempa.model.lora import (
     adapter_fingerprint,
     add_lora,
     interpolated,
+    lora_layers,
     lora_parameters,
 )
 
@@ -153,9 +154,14 @@ def test_equal_seeds_give_equal_adapters_and_other_seeds_others():
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_an_interpolated_adapter_lies_between_base_and_policy_and_is_saved_so(tmp_path):
-    from sempa.model.lora import interpolated
+def test_the_first_weights_have_pefts_spread(tiny_llama):
+    add_lora(tiny_llama, 16, 4)
+    for name, layer in lora_layers(tiny_llama).items():
+        bound = layer.lora_A.shape[1] ** -0.5
+        assert 0.9 * bound < layer.lora_A.abs().max() <= bound, name
 
+
+def test_an_interpolated_adapter_lies_between_base_and_policy_and_is_saved_so(tmp_path):
     model = build("Llama")
     add_lora(model, 4, 16)
     randomise(model)
@@ -186,6 +192,7 @@ def saved(tmp_path):
     [
         ("peft_type", "IA3", "peft_type is not LORA"),
         ("use_dora", True, "use_dora is True, but only plain LoRA can be loaded"),
+        ("use_rslora", True, "use_rslora is True, but only plain LoRA can be loaded"),
         ("rank_pattern", {"q_proj": 2}, "rank_pattern is {'q_proj': 2}"),
         ("modules_to_save", ["lm_head"], "modules_to_save is "),
         ("bias", "lora_only", "bias is 'lora_only'"),
@@ -257,8 +264,9 @@ def test_an_adapter_of_the_head_is_refused(tmp_path):
 def test_the_fingerprint_of_an_adapter_tells_its_scale(tiny_llama):
     adapt(tiny_llama, 1.0)
     whole = adapter_fingerprint(tiny_llama)
-    with interpolated(tiny_llama, 0.5):
+    with pytest.raises(KeyError), interpolated(tiny_llama, 0.5):
         assert adapter_fingerprint(tiny_llama) != whole
+        raise KeyError
     assert adapter_fingerprint(tiny_llama) == whole
 
 

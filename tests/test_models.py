@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_gguf
+from conftest import make_tokenizer, write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError
 from sempa.model import base as models
 from sempa.model.adapter_files import save_adapter
-from sempa.model.base import load_base, resolve_model, weights_fingerprint
+from sempa.model.base import BaseModel, load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
 from sempa.model.lora import add_lora
 from sempa.model.resolve import portable_name
@@ -184,6 +184,16 @@ def test_the_fingerprint_tells_weights_apart(tiny_folder):
             assert weights_fingerprint(base) != before
             weight[place] = kept
     assert weights_fingerprint(base) == before
+
+
+def test_the_fingerprint_knows_template_and_vocabulary_and_no_adapter(tiny_llama):
+    tokenizers = [make_tokenizer() for _ in range(3)]
+    tokenizers[1].chat_template += " "
+    tokenizers[2].add_tokens(["<new>"])
+    found = [weights_fingerprint(BaseModel(tiny_llama, tokenizer, "tiny")) for tokenizer in tokenizers]
+    assert len(set(found)) == 3
+    add_lora(tiny_llama, 2, 4)
+    assert weights_fingerprint(BaseModel(tiny_llama, tokenizers[0], "tiny")) == found[0]
 
 
 def test_hidden_states_end_in_the_normed_last_layer(tiny_llama):

@@ -21,6 +21,7 @@ preferences = st.lists(st.builds(Preference, token_lists, st.tuples(token_lists,
 
 @settings(max_examples=60)
 @given(items=preferences, row_tokens=st.integers(1, 40))
+@example(items=[Preference([0, 0, 0, i], ([1], [2])) for i in (1, 2, 3)], row_tokens=5)
 def test_every_preference_is_packed_once_and_can_be_read_back(items, row_tokens):
     rows = pack_preferences(items, row_tokens)
     assert sorted(index for row in rows for index in row.examples) == list(range(len(items)))

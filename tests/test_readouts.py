@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import normalizers
@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from sempa.batching.packing import PackedRow, pack_sentence_rows
+from sempa.batching.prompts import encode_plain
 from sempa.cli import main
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, make_prompts, read
@@ -370,6 +371,7 @@ def test_any_text_embeds_as_it_does_alone(made, sentences, size, readout):
 
 
 @given(texts, texts)
+@example("<|im_end|>", "0")
 def test_a_span_is_the_text_behind_its_head(tokenizer, head, text):
     (prompt,) = encode_spans(tokenizer, [head], [text])
     ids, size = list(prompt.tokens), prompt.span
@@ -377,7 +379,19 @@ def test_a_span_is_the_text_behind_its_head(tokenizer, head, text):
     assert 1 <= size <= len(ids)
     # Whole tokens of the head stay outside, at most the one that reaches into the text goes with it.
     assert len(tokenizer.decode(ids[-size:], errors="replace")) >= 1
-    assert ids[: len(ids) - size] == tokenizer(head, add_special_tokens=False)["input_ids"][: len(ids) - size]
+    assert ids[: len(ids) - size] == encode_plain(tokenizer, [head])[0][: len(ids) - size]
+
+
+def test_a_placeholder_is_as_large_as_the_models_own_embeddings(made):
+    """Gemma multiplies them by the root of their width."""
+    base, seen = made("Gemma3").base, []
+    (prompt,) = make_prompts("token-prepending", base.tokenizer, SENTENCES[:1])
+    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    embed(base, SENTENCES[:1], readout="token-prepending")
+    hook.remove()
+    drawn = torch.randn(32, generator=torch.Generator().manual_seed(3407))
+    found = seen[0][0, len(prompt.tokens) - prompt.span]
+    torch.testing.assert_close(found, 32**0.5 * drawn, rtol=1e-2, atol=1e-2)
 
 
 def test_a_begin_of_text_token_is_seen_but_not_averaged():

@@ -5,12 +5,14 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from unittest.mock import MagicMock
 
 import pytest
 
 from sempa.io.files import finite
 from sempa.report import plots
 from sempa.report.run_report import page, terminal_table, write_report
+from sempa.report.tables import markdown_table
 
 CHANGE = {"change_interval": (1.04, 5.0), "p": 0.001}
 VOID = {"meta", "br", "link", "img", "input"}
@@ -56,7 +58,8 @@ def example():
                 "base": "<script>alert(1)</script>",
                 "aligned": "fine\nhere",
                 "unchanged": 0.25,
-            }
+            },
+            {"prompt": "Hi", "base": "Hello", "aligned": "Hello", "unchanged": 1.0},
         ],
         "scatter": {
             "task": "STS-B dev",
@@ -67,6 +70,8 @@ def example():
     }
 
 
+CURVE = [{"scale": scale, "kl": scale / 10, "score": 70.0} for scale in (0.0, 0.5, 0.75, 1.0)]
+BUDGET = {"kl_budget": 0.05, "scale": 0.5, "task": "STS-B dev, 400 pairs", "curve": CURVE}
 HISTORY = [
     {
         **{"step": s, "loss": 1 / s, "nll_loss": 0.5 / s, "ches": -s / 2},
@@ -162,6 +167,60 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     row = next(line for line in table.splitlines() if "STS-B dev" in line)
     assert row.split() == ["STS-B", "dev", "1,500", "73.84", "77.42", "+3.58", "+1.0", "–", "+5.0", "0.001"]
     assert "reward margin (nats)" in table
+    # Answers that are identical are one of two.
+    assert re.search(r"identical.*\n *2 +62\.5 % +50\.0 %", table)
+    assert "84 (best at 63)" in table
+    # Minutes in all, of training and of evaluation.
+    assert "8.5 (5.0, 2.5)" in table
+
+
+def test_one_scale_alone_is_the_saved_one():
+    (line,) = (line for line in terminal_table({**example(), "budget": BUDGET}).splitlines() if "(saved)" in line)
+    assert line.split()[0] == "0.500"
+
+
+def test_a_bar_in_a_cell_ends_no_cell():
+    lines = markdown_table("t", ["a", "b|c"], [["x|y", "1"]]).splitlines()
+    assert lines[2:] == ["| a | b\\|c |", "| --- | ---: |", "| x\\|y | 1 |"]
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """What is drawn on each axis, call by call."""
+    made = []
+
+    def make_figure(columns, *_, **__):
+        made.extend(MagicMock() for _ in range(columns))
+        return MagicMock(), made
+
+    monkeypatch.setattr(plots, "make_figure", make_figure)
+    monkeypatch.setattr(plots, "svg", lambda *_: "")
+    return made
+
+
+def test_of_many_pairs_each_point_is_one_pair(axes):
+    gold = [i / 4000 for i in range(4000)]
+    plots.scatter({"task": "t", "gold": gold, "base": [-g for g in gold], "aligned": [2 * g for g in gold]})
+    for axis, factor in zip(axes, (-1, 2), strict=True):
+        x, y = axis.scatter.call_args.args
+        assert 1000 < len(x) <= 1500
+        assert y == [factor * g for g in x]
+
+
+def test_the_saved_scale_and_the_budget_are_marked(axes):
+    plots.budget(BUDGET)
+    assert [axis.axvline.call_args.args for axis in axes] == [(0.5,), (0.5,)]
+    assert axes[1].axhline.call_args.args == (0.05,)
+    assert not axes[0].axhline.called
+
+
+def test_each_spectrum_has_its_own_effective_rank(axes):
+    ranks = {"base": 12.0, "aligned": 34.0}
+    plots.spectrum({side: {"spectrum": [3.0, 2.0, 1.0], "effective_rank": rank} for side, rank in ranks.items()})
+    (axis,) = axes
+    labels = [call.kwargs["label"] for call in axis.loglog.call_args_list]
+    assert labels == ["base: effective rank 12", "aligned: effective rank 34"]
+    assert [call.args for call in axis.axvline.call_args_list] == [(12.0,), (34.0,)]
 
 
 @pytest.mark.parametrize("missing", ["sts", "preference", "drift", "generations", "scatter", "seconds"])

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa import Embedder
+from sempa import Embedder, SempaError
 from sempa.batching.prompts import encode_one_word, encode_texts, render_messages
 from sempa.cli import main
 from sempa.model.adapter_files import save_adapter
@@ -237,6 +237,16 @@ def test_models_health_and_metrics(address):
     assert kinds["sempa_request_seconds"] == "summary"
 
 
+def test_metrics_count_sentences_and_tokens_and_name_no_path_of_a_clients_own(address):
+    names = ["sempa_sentences_total", *(f'sempa_prompt_tokens_total{{path="{path}"}}' for path in (EMBED, CHAT))]
+    before = [metric(address, name) for name in names]
+    post(address, "/v1/of-my-own", {})
+    asked = ((EMBED, {"input": ["a", "b", "c"]}), (CHAT, {"messages": MESSAGES, "max_tokens": 3}))
+    read = [post(address, path, body).json()["usage"]["prompt_tokens"] for path, body in asked]
+    assert [metric(address, name) - old for name, old in zip(names, before, strict=True)] == [3, *read]
+    assert "of-my-own" not in httpx.get(f"{address}/metrics").text
+
+
 LONG = "dog " * 3000
 CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 
@@ -288,7 +298,9 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
         (CHAT, {"messages": MESSAGES, "temperature": -1}, "temperature", "greater than or equal to 0"),
         (CHAT, {"messages": MESSAGES, "temperature": "hot"}, "temperature", "a valid number"),
         (CHAT, b'{"messages": [], "temperature": 1e999}', "messages", "messages: List"),
+        (CHAT, {"messages": MESSAGES, "temperature": 2.1}, "temperature", "less than or equal to 2"),
         (CHAT, {"messages": MESSAGES, "top_p": 1.5}, "top_p", "less than or equal to 1"),
+        (CHAT, {"messages": MESSAGES, "top_p": 0}, "top_p", "greater than 0"),
         (CHAT, {"messages": MESSAGES, "seed": 2**63}, "seed", "less than"),
         (CHAT, {"messages": MESSAGES, "stop": [""]}, "stop", "stop.0: String should have at least 1 character"),
         (CHAT, {"messages": MESSAGES, "stop": list("abcde")}, "stop", "at most 4 items"),
@@ -335,6 +347,13 @@ def test_null_and_zero_stand_for_the_default():
     assert (found.stop, found.temperature, found.max_tokens) == ([], 1.0, None)
 
 
+def test_openais_newer_names_come_before_the_older_ones():
+    messages = [{"role": "developer", "content": "Be brief."}]
+    found = ChatRequest.model_validate({"messages": messages, "max_tokens": 3, "max_completion_tokens": 5})
+    assert found.max_tokens == 5
+    assert found.messages[0].for_template() == {"role": "system", "content": "Be brief."}
+
+
 def test_other_paths_methods_and_models_are_404_and_405(address):
     assert httpx.get(f"{address}/v1/nothing").json()["error"]["message"] == "Not Found"
     assert httpx.get(f"{address}/v1/nothing").status_code == 404
@@ -370,6 +389,22 @@ def test_a_sentence_longer_than_the_servers_limit(embedder):
     with serving(embedder, tokens=40) as address:
         found = post(address, EMBED, {"input": ["a", "dog " * 40]}).json()["error"]
         assert found["message"].startswith("input.1: found") and found["code"] == "context_length_exceeded"
+
+
+def test_an_answer_without_a_limit_of_its_own_ends_at_the_servers(embedder, endless):
+    with serving(embedder, tokens=64) as address:
+        found = post(address, CHAT, {"messages": MESSAGES}).json()
+    assert (found["usage"]["total_tokens"], found["choices"][0]["finish_reason"]) == (64, "length")
+
+
+def test_what_fails_inside_is_not_told_to_clients(address, monkeypatch):
+    async def broken(self, prompts):
+        raise RuntimeError("/home/somebody/secret")
+
+    monkeypatch.setattr(Engine, "embed", broken)
+    found = post(address, EMBED, {"input": "a"})
+    assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
+    assert found.json()["error"]["message"] == "the server failed; its log says why"
 
 
 def test_a_full_queue_is_429_and_its_clients_come_in_later(embedder, endless):
@@ -534,6 +569,47 @@ def test_an_address_that_is_taken_and_numbers_out_of_range_are_a_sentence(capsys
     assert main(["serve", "--port", "70000"]) == 2
     assert main(["serve", "--timeout", "nan"]) == 2
     assert "timeout: found nan, expected more than 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def limits_of(monkeypatch):
+    """What the command would let its server do, by its arguments."""
+
+    def asked(*arguments):
+        found = []
+
+        def stop(_embedder, _name, limits, _key):
+            found.append(limits)
+            raise SempaError("that is all")
+
+        monkeypatch.setattr("sempa.integrations.server.app.make_app", stop)
+        monkeypatch.setattr("sempa.commands.serve.load_embedder", lambda _: None)
+        assert main(["serve", "--port", "0", *arguments, "model"]) == 2
+        return found[0]
+
+    return asked
+
+
+def test_the_servers_limits_are_those_of_the_command_line(limits_of):
+    found = limits_of("--max-tokens", "77", "--queue", "5", "--timeout", "9")
+    assert found == Limits(tokens=77, requests=5, seconds=9.0)
+
+
+@pytest.mark.parametrize(
+    "host, key, warned", [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("127.0.0.1", "", False)]
+)
+def test_a_server_that_anybody_reaches_without_a_key_is_warned_of(limits_of, monkeypatch, capsys, host, key, warned):
+    monkeypatch.setenv("SEMPA_API_KEY", key)
+    limits_of("--host", host)
+    assert (f"anyone who reaches {host} can use the model" in capsys.readouterr().err) == warned
+
+
+def test_a_server_listens_on_an_address_of_version_6(limits_of):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    limits_of("--host", "::1")
 
 
 def test_without_the_extra_it_says_what_is_missing(monkeypatch, capsys):

@@ -10,8 +10,8 @@ import torch
 from conftest import SETTINGS, weights
 from transformers import OPTConfig, OPTForCausalLM
 
-from sempa.batching.batches import Batches, rounded_up
-from sempa.batching.packing import pack_preferences
+from sempa.batching.batches import Batch, Batches, rounded_up
+from sempa.batching.packing import pack_preferences, pack_texts
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import Triplet
@@ -23,12 +23,12 @@ from sempa.losses import all_pairs_infonce_loss, ches_score
 from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.forward import row_states
 from sempa.model.logprobs import sequence_logprobs
-from sempa.model.lora import adapter_disabled
+from sempa.model.lora import adapter_disabled, lora_parameters
 from sempa.training import step as module
-from sempa.training.base_samples import base_samples, sample_texts
+from sempa.training.base_samples import BaseSample, base_samples, sample_texts
 from sempa.training.metrics import read_metrics
 from sempa.training.processes import gather_rows
-from sempa.training.step import contrast_loss, make_optimizer, train_step
+from sempa.training.step import contrast_loss, make_optimizer, retention_loss, train_step
 
 ALL_LOSSES = {"objective": "dpo", "contrast": 1.0, "retention": 5.0}
 
@@ -222,16 +222,17 @@ def test_every_row_of_samples_has_its_turn(setting, few_samples, monkeypatch):
     assert [sample.packed.tokens for sample in seen] == [rows[step % len(rows)] for step in range(len(seen))]
 
 
-def test_every_seed_draws_a_dropout_of_its_own(setting, tokenizer, triplets):
+def test_every_seed_and_step_draws_a_dropout_of_its_own(setting, tokenizer, triplets):
     base, _ = setting(epochs=0.5)
     batch = Batches(Config(**SETTINGS), [encode_triplet(tokenizer, t) for t in triplets])[0]
 
-    def loss(seed):
+    def loss(seed, step):
         config = Config(**SETTINGS, seed=seed)
-        # The learning rate of step 8 of 8 is zero.
-        return train_step(config, base.model, make_optimizer(config, base.model), batch, [], 8, 8)["loss"]
+        # The learning rate of a run's end is zero.
+        return train_step(config, base.model, make_optimizer(config, base.model), batch, [], step, step)["loss"]
 
-    assert loss(0) == loss(0) != loss(1)
+    assert loss(0, 8) == loss(0, 8) != loss(1, 8)
+    assert loss(0, 8) != loss(0, 9)
 
 
 def test_responses_of_equal_reward_are_not_told_apart(setting, tmp_path):
@@ -258,3 +259,55 @@ def test_accuracy_asks_which_chosen_sentence_a_sentence_finds(tiny_llama, monkey
     _, metrics = contrast_loss(Config(), tiny_llama, [], torch.arange(6).view(3, 2))
     # The second chosen one lies nearer to the first sentence than to its own.
     assert metrics["contrast_accuracy"] == 1.0
+
+
+def test_the_optimiser_is_the_configs(adapted_base):
+    (group,) = make_optimizer(Config(learning_rate=3e-4, beta2=0.95, weight_decay=0.1), adapted_base.model).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.9, 0.95), 0.1)
+
+
+NOTHING = Batch([], [], [], torch.empty(3, 0))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_losses_that_draw_dropout_run_one_after_another(adapted_base, monkeypatch, dropout):
+    model, config, asked = adapted_base.model, Config(lora_dropout=dropout), []
+    monkeypatch.setattr(module, "backward", lambda *_, in_order: asked.append(in_order) or {"loss": 1.0})
+    train_step(config, model, make_optimizer(config, model), NOTHING, [], 0, 8)
+    assert asked == [dropout > 0]
+
+
+def test_a_large_gradient_is_clipped_to_length_one(adapted_base, tokenizer, triplets):
+    model, norms = adapted_base.model, []
+    config = Config(batch_size=4, contrast=0.0, preference_fraction=1.0, preference=1e3)
+    batch = Batches(config, [encode_triplet(tokenizer, t) for t in triplets])[0]
+    optimizer, parameters = make_optimizer(config, model), lora_parameters(model).values()
+    optimizer.step = lambda: norms.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
+    assert train_step(config, model, optimizer, batch, [], 0, 8)["grad_norm"] > 10
+    assert norms == [pytest.approx(1.0, rel=1e-4)]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_adapter_is_touched(adapted_base, monkeypatch):
+    def backward(model, losses, parameters, in_order):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, torch.inf)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(module, "backward", backward)
+    before, model = weights(adapted_base), adapted_base.model
+    with pytest.raises(SempaError, match=r"step 1: the loss is 1.0 and the gradient norm (inf|nan)"):
+        train_step(Config(), model, make_optimizer(Config(), model), NOTHING, [], 0, 8)
+    assert all(torch.equal(before[name], after) for name, after in weights(adapted_base).items())
+
+
+def test_retention_is_the_divergence_of_whole_distributions_where_logits_are_scaled(adapted_granite):
+    model, ids = adapted_granite.model, [5, 9, 200, 31, 8, 77, 12]
+    (row,) = pack_texts([ids], 64)
+    with torch.no_grad():
+        policy = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        with adapter_disabled(model):
+            reference = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            sample = BaseSample(row, row_states(model, row))
+        _, found = retention_loss(Config(), model, sample)
+    expected = (reference.exp() * (reference - policy)).sum(1).mean().item()
+    assert found["neutral_kl"] == pytest.approx(expected, rel=1e-3)

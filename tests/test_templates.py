@@ -75,8 +75,9 @@ def test_an_answer_is_its_text_and_its_end_of_turn_whatever_the_template_does_wi
         assert tokenizer.decode(response[: -preference.closing]) == text
 
 
-def test_a_model_that_can_think_is_asked_to_answer_at_once_in_training_and_in_generation():
-    tokenizer = thinking(THINKING)
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
+def test_a_model_that_can_think_is_asked_to_answer_at_once_in_training_and_in_generation(switch):
+    tokenizer = thinking(THINKING.replace("enable_thinking", switch))
     preference = encode_triplet(tokenizer, TRIPLET)
     prompt = render_prompt(tokenizer, PARAPHRASE.format(sentence=TRIPLET.sentence))
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

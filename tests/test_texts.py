@@ -159,9 +159,10 @@ def test_no_evaluation_prompt_is_among_the_questions_that_retention_trains_on():
 
 def test_gsm8k_answers_lose_their_calculator_marks(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
-    lines = [{"question": "How many?", "answer": "2+3=<<2+3=5>>5, 5*2=<<5*2=10>>10.\n#### 10"}] * 3
+    lines = [{"question": "How many?", "answer": "2+3=<<2+3=5>>5, 5*2=<<5*2=10>>10.\n#### 10"}] * 60
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    assert report_texts(path)["GSM8K"] == [EvalText("2+3=5, 5*2=10.\n#### 10", "How many?")] * 3
+    # A report takes forty problems.
+    assert report_texts(path)["GSM8K"] == [EvalText("2+3=5, 5*2=10.\n#### 10", "How many?")] * 40
     assert list(report_texts()) == ["passages", "conversations"]
     for other in ("sent0,sent1,hard_neg\na,b,c\n", '{"text": "A passage."}\n'):
         path.write_text(other)

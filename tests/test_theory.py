@@ -77,6 +77,9 @@ def test_a_check_that_finds_no_number_or_nothing_does_not_pass():
     assert not blind.as_dict()["control_rejected"]
     with pytest.raises(ValueError, match="empty"):
         verify(statement([]), 0, 1)
+    # A small error beyond its tolerance is worse than a large one within.
+    found = [Measurement(1.0, 2.0), Measurement(1e-3, 1e-6)]
+    assert verify(statement(found), 0, 1).worst == found[1]
 
 
 @pytest.mark.parametrize("draws", [1, 2, 5])

@@ -192,10 +192,12 @@ def test_labelled_pairs_make_one_triplet_a_premise_of_the_first_of_each(tmp_path
 
 def test_combinations_are_every_entailment_with_every_contradiction_of_the_premise(tmp_path):
     rows = [["p", "e1", 0], ["q", "x", 0], ["p", "c1", 2], ["p", "e2", 0], ["p", "c2", 2], ["q", "y", 2]]
+    # Neutral sentences take turns.
+    rows += [["p", "n1", 1], ["p", "n2", 1]]
     path = write(tmp_path, as_jsonl(rows, ("premise", "hypothesis", "label")))
     triplets, _ = read_triplets(path, combinations=True)
     assert triplets == [
-        *(Triplet("p", e, c, line) for e, line in (("e1", 1), ("e2", 4)) for c in ("c1", "c2")),
+        *(Triplet("p", e, f"c{i}", line, f"n{i}") for e, line in (("e1", 1), ("e2", 4)) for i in (1, 2)),
         Triplet("q", "x", "y", 2),
     ]
 
@@ -427,3 +429,12 @@ def test_a_conversation_may_be_exactly_as_long_as_is_allowed(tokenizer, tmp_path
     assert load_dataset(config, tokenizer, longest=size).too_long == 0
     with pytest.raises(SempaError, match=f"skipped 1 triplet of more than {size - 1} tokens"):
         load_dataset(config, tokenizer, longest=size - 1)
+
+
+def test_a_limit_counts_what_is_trained_on_and_a_seed_holds_out_its_own_triplets(tokenizer, triplets_file):
+    held_out = []
+    for seed in (0, 1):
+        data = load_dataset(Config(triplets=str(triplets_file), triplet_limit=8, held_out=3, seed=seed), tokenizer)
+        assert (len(data.train), len(data.held_out)) == (8, 3)
+        held_out.append({preference.line for preference in data.held_out})
+    assert held_out[0] != held_out[1]
