@@ -48,6 +48,7 @@ def example():
                 "base_perplexity": 6.281,
                 "aligned_perplexity": 6.302,
                 "change": 0.0034,
+                "change_stderr": 0.0021,
                 "kl": 0.0123,
                 "agreement": 0.943,
             }
@@ -172,6 +173,11 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     assert "84 (best at 63)" in table
     # Minutes in all, of training and of evaluation.
     assert "8.5 (5.0, 2.5)" in table
+    assert " +0.3 % ± 0.2 % " in table
+    # One text alone has no error, and a report of version 0.1 says none.
+    for error in ({"change_stderr": math.nan}, {}):
+        drift = [{key: value for key, value in example()["drift"][0].items() if key != "change_stderr"} | error]
+        assert " +0.3 %  " in terminal_table({**example(), "drift": drift})
 
 
 def test_one_scale_alone_is_the_saved_one():

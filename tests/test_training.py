@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,10 +282,15 @@ def test_displacement_is_warned_of_once(setting, monkeypatch):
 
 
 def test_rate_and_time_left_are_those_of_the_clock(setting, monkeypatch):
-    clock, shown = count(1.0), []
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    clock, shown, real = [100.0], [], loop.train_step
+
+    def slow(*given):
+        clock[0] += 30.0
+        return real(*given)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(loop, "train_step", slow)
     monkeypatch.setattr(loop, "print_step", lambda done, _, __, *rest: shown.append((done, *rest)))
     setting()
-    # One call at the start, one at the loop's; a step of one second on a batch of 4; three seconds until it is shown.
-    assert shown[0] == (1, 4.0, pytest.approx((8 - 1) * 3 / 60))
-    assert (shown[-1][0], shown[-1][2]) == (8, 0.0)
+    # Steps of half a minute on batches of 4.
+    assert shown == [(1, pytest.approx(4 / 30), pytest.approx(3.5)), (8, pytest.approx(4 / 30), 0.0)]

@@ -219,8 +219,8 @@ def plot(result: dict) -> str:
     """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
 
     A point is the mean over its seeds, whiskers reach from the lowest to the highest. Points are numbered, and named
-    beside the picture; what lies far below the base stands on the lower edge. The star is DPO with the
-    paper's optimiser settings, the diamond the default recipe.
+    beside the picture; what lies far below the base stands on the lower edge. The star is DPO with the paper's
+    optimiser settings, the diamond the default recipe.
     """
     figure, axes = make_figure(3, (12.0, 7.6), width_ratios=(4, 4, 3))
     base = result["base"]["average"]

@@ -87,7 +87,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     for task in tasks:
         sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
-    scored_on = f"{dev.name}, {len(dev.pairs):,} pairs"
+    scored_on = f"{len(dev.pairs):,} pairs of {dev.name}"
     notes = [*(note for task in tasks for note in task.notes), *dataset.notes, f"checkpoints are scored on {scored_on}"]
     if process_rank() == 0:
         write_json(run / "environment.json", {"command": command, **origin(config.device)})
@@ -157,7 +157,7 @@ def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
 
     Raises `SempaError` when all have one score.
     """
-    task = tasks[0] if tasks else StsTask(BUILTIN, caption_pairs("dev", config.dev_pairs))
+    task = tasks[0] if tasks else StsTask(f"{BUILTIN} dev", caption_pairs("dev", config.dev_pairs))
     drawn = sample_task(task, config.dev_pairs, config.seed)
     if len(set(drawn.gold)) < 2:
         raise SempaError(

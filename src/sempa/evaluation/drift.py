@@ -56,8 +56,9 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     base_nll, aligned_nll, kl, agreement = (sums.sum(0) / count).tolist()
     perplexities = {"base_perplexity": math.exp(base_nll), "aligned_perplexity": math.exp(aligned_nll)}
     nll_change = aligned_nll - base_nll
-    # A ratio estimator's (Cochran 1977, § 2.11): the tokens of one text are no independent draws, the texts are.
-    residuals = sums[:, 1] - sums[:, 0] - nll_change * torch.tensor([len(one.targets) for one in sequences])
+    # A ratio estimator's (Cochran 1977, § 2.11): the tokens of a sequence are no independent draws.
+    sizes = torch.tensor([len(one.targets) for one in sequences], dtype=torch.float64)
+    residuals = sums[:, 1] - sums[:, 0] - nll_change * sizes
     error = mean_and_error(residuals.numpy())[1] * len(sequences) / count
     changes = {"change": math.expm1(nll_change), "change_stderr": math.exp(nll_change) * error}
     return {"text": text, "tokens": count, **perplexities, **changes, "kl": kl, "agreement": agreement}

@@ -84,7 +84,7 @@ def _drift_table(drifts: Sequence[dict]) -> Table:
     rows = []
     for row in drifts:
         perplexities = [number(row[f"{side}_perplexity"], ",.3f") for side in ("base", "aligned")]
-        change = f"{number(row['change'], '+.1%')} ± {number(row.get('change_stderr'), '.1%')}"
+        change = f"{number(row['change'], '+.1%')} ± {number(row.get('change_stderr'), '.1%')}".removesuffix(" ± n/a")
         rest = [change, number(row["kl"], ".4f"), number(row["agreement"], ".1%")]
         rows.append([row["text"], f"{row['tokens']:,}", *perplexities, *rest])
     return Table("Language-model drift, ± standard error", columns, rows)
