@@ -3,14 +3,13 @@
 from sempa.kernels.packed_attention import PrefixGroup, make_prefix_group, packed_attention
 from sempa.kernels.sparse_code import SparseCode, TokenDirections, decode, sparse_code, token_directions
 from sempa.kernels.token_kl import token_kl
-from sempa.kernels.token_logprobs import in_autocast_dtype, token_logprobs
+from sempa.kernels.token_logprobs import token_logprobs
 
 __all__ = [
     "PrefixGroup",
     "SparseCode",
     "TokenDirections",
     "decode",
-    "in_autocast_dtype",
     "make_prefix_group",
     "packed_attention",
     "sparse_code",
