@@ -254,6 +254,17 @@ def adapt(model, size):
     return model
 
 
+def divergences(model, tokens):
+    """KL(base ‖ policy) of the next token at each of the tokens, by softmax over full logits in float64: `[n]`."""
+    from sempa.model.lora import adapter_disabled
+
+    with torch.no_grad():
+        policy = model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        with adapter_disabled(model):
+            reference = model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+    return (reference.exp() * (reference - policy)).sum(1)
+
+
 @pytest.fixture
 def adapted_base(tiny_llama, tokenizer):
     """The tiny Llama with an adapter as a base model."""

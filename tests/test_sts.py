@@ -217,8 +217,9 @@ def test_the_published_benchmarks_have_their_published_sizes():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(2, 12), st.integers(0, 3))
-def test_a_sample_keeps_order_and_is_fixed_by_its_seed(sizes, count, seed):
-    pairs = [ScoredPair(f"{part} {i}", "b", float(part)) for part, size in enumerate(sizes) for i in range(size)]
+def test_a_sample_keeps_order_and_sub_tasks_and_is_fixed_by_its_seed(sizes, count, seed):
+    parts = [(part, i) for part, size in enumerate(sizes) for i in range(size)]
+    pairs = [ScoredPair(f"{part} {i}", "b", float(part), f"{part}") for part, i in parts]
     task = StsTask("STS12", pairs)
     drawn = sample_task(task, count, seed)
     if count >= len(pairs):
@@ -226,6 +227,7 @@ def test_a_sample_keeps_order_and_is_fixed_by_its_seed(sizes, count, seed):
         return
     places = [pairs.index(pair) for pair in drawn.pairs]
     assert len(places) == count and places == sorted(set(places))
+    assert [pair.subtask for pair in drawn.pairs] == [f"{pair.score:g}" for pair in drawn.pairs]
     assert sample_task(task, count, seed) == drawn
     assert drawn.notes == [f"STS12: a sample of {count} of its {len(pairs)} scored pairs"]
 

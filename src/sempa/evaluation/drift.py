@@ -45,7 +45,8 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     in nats per token; `agreement` the fraction of tokens for which both models would choose the same next token. Raises
     `SempaError` when there is no target.
     """
-    count = sum(len(one.targets) for one in sequences)
+    sizes = torch.tensor([len(one.targets) for one in sequences], dtype=torch.float64)
+    count = int(sizes.sum())
     if not count:
         raise SempaError(f"{text}: no token to score; a text needs at least two tokens")
     sums = torch.empty(len(sequences), 4, dtype=torch.float64)
@@ -57,7 +58,6 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     perplexities = {"base_perplexity": math.exp(base_nll), "aligned_perplexity": math.exp(aligned_nll)}
     nll_change = aligned_nll - base_nll
     # A ratio estimator's (Cochran 1977, § 2.11): the tokens of a sequence are no independent draws.
-    sizes = torch.tensor([len(one.targets) for one in sequences], dtype=torch.float64)
     residuals = sums[:, 1] - sums[:, 0] - nll_change * sizes
     error = mean_and_error(residuals.numpy())[1] * len(sequences) / count
     changes = {"change": math.expm1(nll_change), "change_stderr": math.exp(nll_change) * error}
