@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
         for number, metrics in enumerate(train_spod(config, weights, base, dataset.train), 1):
             print(f"step {number}", *(f"{name} {value:.4f}" for name, value in metrics.items()))
-        save_adapter(base.model, Path(config.output) / "adapter", base.source)
+        save_adapter(base.model, Path(config.output) / "adapter", base.source, config.readout)
     except SempaError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -13,7 +13,7 @@ from sempa.batching.prompts import encode_one_word, encode_triplet
 from sempa.config import Config
 from sempa.kernels import token_directions
 from sempa.losses import isotropy_loss, spod_loss, uniformity_loss
-from sempa.model.adapter_files import read_adapter
+from sempa.model.adapter_files import adapter_readout, read_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.loop import train
@@ -84,6 +84,7 @@ def test_the_script_saves_an_adapter(start, tmp_path, triplets_file, capsys):
     assert "step 2 loss" in capsys.readouterr().out
     described, tensors = read_adapter(tmp_path / "run" / "adapter")
     assert described["lora_alpha"] == config.lora_alpha
+    assert adapter_readout(tmp_path / "run" / "adapter") == config.readout
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "config.yaml"), "--tokens", "321"])

@@ -1,7 +1,7 @@
 """Independent passes of one model on several threads of a processor.
 
-PyTorch runs one operation after another, each on all threads. Float32 products use them well; most bfloat16 products of
-a packed row run on a single thread while the others wait. Passes that run side by side fill the processor instead.
+PyTorch runs one operation after another, each on all threads. Float32 products use them well; bfloat16 products of a
+packed row leave some of them waiting. Passes that run side by side fill the processor instead.
 """
 
 import contextvars
