@@ -2,7 +2,7 @@
 
 A dense `[length, length]` mask makes the row's cost grow with the square of its length, though nearly all of it is
 masked. Here the row is cut into its branches, which stand side by side as a small padded batch: cost grows with length.
-Rows that run together, each with a prefix of its own, are cut apart first.
+Where a row holds several trees, each with a prefix of its own, it is cut into these first.
 """
 
 from collections.abc import Sequence
@@ -64,28 +64,30 @@ def make_prefix_group(prefix: int, sizes: Sequence[int], segments: Tensor, sees:
     return PrefixGroup(prefix, place, (place < length).flatten().nonzero()[:, 0], mask)
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, parts: Sequence[PrefixGroup], scale: float) -> Tensor:
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, prefix_groups: Sequence[PrefixGroup], scale: float
+) -> Tensor:
     """Softmax attention of a packed row: products in the inputs' dtype, the softmax inside in float32 or better.
 
     Args:
         query: `[length, heads, d]`.
-        key: `[length, groups, d]`, heads a multiple of groups (grouped-query attention).
-        value: `[length, groups, d]`.
-        parts: how the row divides, from its first token to its last; no part sees another.
+        key: `[length, kv_heads, d]`, heads a multiple of kv_heads (grouped-query attention).
+        value: `[length, kv_heads, d]`.
+        prefix_groups: how the row divides, from its first token to its last; no group sees another.
         scale: factor on the scores, mostly 1/√d.
 
     Returns:
         `[length, heads, d]` in the query's dtype.
     """
-    lengths = [part.length for part in parts]
+    lengths = [group.length for group in prefix_groups]
     outputs: list[Tensor] = []
-    for group, *own in zip(parts, *(x.split(lengths) for x in (query * scale, key, value)), strict=True):
-        outputs += _attend_part(*own, group)
+    for group, *own in zip(prefix_groups, *(x.split(lengths) for x in (query * scale, key, value)), strict=True):
+        outputs += _attend_group(*own, group)
     return torch.cat(outputs)
 
 
-def _attend_part(query: Tensor, key: Tensor, value: Tensor, group: PrefixGroup) -> list[Tensor]:
-    """Attention of a part of the row, its queries scaled: the prefix's outputs, then the branches'."""
+def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: PrefixGroup) -> list[Tensor]:
+    """Attention of one group of the row, its queries scaled: the prefix's outputs, then the branches'."""
     prefix, count = group.prefix, len(group.place)
     outputs = []
     if prefix:
@@ -105,28 +107,28 @@ def _attend_part(query: Tensor, key: Tensor, value: Tensor, group: PrefixGroup) 
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`[length, heads, d]` scaled queries, `[length, groups, d]` keys, values → `[length, heads, d]`."""
+    """`[length, heads, d]` scaled queries, `[length, kv_heads, d]` keys, values → `[length, heads, d]`."""
     length, heads, _ = query.shape
     if length <= _LONG_PREFIX:
         causal = torch.ones(1, length, length, dtype=torch.bool, device=query.device).tril()
         return _attend(query[None], key[None], value[None], causal)[0]
-    # Heads of one group share its keys.
+    # Some heads share their keys.
     key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
     heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
     return F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=1.0)[0].transpose(0, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """`[n, q, heads, d]` scaled queries, `[n, k, groups, d]` keys, values, `[n, q, k]` mask → `[n, q, heads, d]`."""
+    """`[n, q, heads, d]` scaled queries, `[n, k, kv_heads, d]` keys, values, `[n, q, k]` mask → `[n, q, heads, d]`."""
     n, length, heads, d = query.shape
-    groups = key.shape[2]
+    kv_heads = key.shape[2]
     if spare := -key.shape[1] % _VECTOR if query.element_size() < 4 else 0:
         key, value = (F.pad(x, (0, 0, 0, 0, 0, spare)) for x in (key, value))
         mask = F.pad(mask, (0, spare))
-    # Heads of one group share its keys: they become further queries of it.
-    grouped = query.view(n, length, groups, heads // groups, d).permute(0, 2, 3, 1, 4).reshape(n, groups, -1, d)
+    # The heads that share keys become further queries of these.
+    grouped = query.view(n, length, kv_heads, -1, d).permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, d)
     scores = grouped @ key.permute(0, 2, 3, 1)
-    hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    scores.add_(hidden.repeat(1, heads // groups, 1)[:, None])
+    bias = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    scores.add_(bias.repeat(1, heads // kv_heads, 1)[:, None])
     attended = scores.softmax(-1) @ value.transpose(1, 2)
-    return attended.view(n, groups, heads // groups, length, d).permute(0, 3, 1, 2, 4).reshape(n, length, heads, d)
+    return attended.view(n, kv_heads, -1, length, d).permute(0, 3, 1, 2, 4).reshape(n, length, heads, d)

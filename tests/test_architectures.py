@@ -43,7 +43,7 @@ from transformers import (
 )
 
 from sempa import SempaError
-from sempa.batching.batches import Batches
+from sempa.batching.batches import make_batch
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference, encode_one_word, encode_triplet
 from sempa.cli import main
@@ -231,7 +231,7 @@ def test_a_base_trains_without_dropout_of_its_own(tmp_path, tokenizer, config, f
     add_lora(base.model, 2, 4)
     parameters = lora_parameters(base.model).values()
     settings = PREFERENCE_ONLY | {"anchor": 0.0, "retention": 1.0}
-    (batch,) = Batches(Config(**settings, batch_size=4), example_preferences(4))
+    batch = make_batch(Config(**settings, batch_size=4), example_preferences(4), 0)
     samples = base_samples(base)
     metrics = train_step(Config(**settings), base.model, torch.optim.AdamW(parameters), batch, samples, 0, 10)
     assert metrics["loss"] == pytest.approx(math.log(2), rel=1e-5)

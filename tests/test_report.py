@@ -11,8 +11,8 @@ import pytest
 
 from sempa.io.files import finite
 from sempa.report import plots
+from sempa.report.render import markdown_table
 from sempa.report.run_report import page, terminal_table, write_report
-from sempa.report.tables import markdown_table
 
 CHANGE = {"change_interval": (1.04, 5.0), "p": 0.001}
 VOID = {"meta", "br", "link", "img", "input"}

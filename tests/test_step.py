@@ -10,7 +10,7 @@ import torch
 from conftest import SETTINGS, divergences, weights
 from transformers import OPTConfig, OPTForCausalLM
 
-from sempa.batching.batches import Batch, Batches, rounded_up
+from sempa.batching.batches import Batch, make_batch, rounded_up, steps_per_epoch
 from sempa.batching.packing import pack_preferences, pack_texts
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
@@ -145,10 +145,10 @@ def test_a_fraction_is_rounded_up_as_written(fraction, count, expected):
 def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, triplets):
     preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
     config = Config(batch_size=6, preference_fraction=0.4, contrast=1.0)
-    for batch in Batches(config, preferences):
-        ranked = sorted(i for row in batch.rows for i in row.examples)
+    for batch in (make_batch(config, preferences, step) for step in range(steps_per_epoch(config, preferences))):
+        ranked = sorted(i for row in batch.preference_rows for i in row.examples)
         assert len(ranked) == math.ceil(0.4 * len(batch.preferences))
-        embedded = sorted(member for row in batch.sentences for member in row.members)
+        embedded = sorted(member for row in batch.sentence_rows for member in row.members)
         assert embedded == list(range(3 * len(batch.preferences)))
         assert ranked == list(range(len(ranked)))
 
@@ -156,14 +156,14 @@ def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenize
 def test_responses_that_no_loss_weighs_are_not_packed(tokenizer, triplets):
     preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
     for settings, ranked in (({}, True), ({"preference": 0.0}, False), ({"preference": 0.0, "anchor": 0.1}, True)):
-        assert bool(Batches(Config(**settings), preferences)[0].rows) == ranked
+        assert bool(make_batch(Config(**settings), preferences, 0).preference_rows) == ranked
 
 
 def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, readout="prompteol")
-    batch = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
-    _, found = contrast_loss(config, base.model, batch.sentences, batch.texts)
+    batch = make_batch(config, [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    _, found = contrast_loss(config, base.model, batch.sentence_rows, batch.text_ids)
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
     columns = ([getattr(t, name) for t in chosen] for name in ("sentence", "chosen", "rejected"))
@@ -173,25 +173,23 @@ def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
 
 def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):
     preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
-    batches = Batches(Config(batch_size=6, contrast=1.0, anchor=1.0), preferences)
-    assert len(batches) == len(list(batches)) == 3
-    once, again = batches[1], batches[1]
+    config = Config(batch_size=6, contrast=1.0, anchor=1.0)
+    assert steps_per_epoch(config, preferences) == 3
+    once, again = (make_batch(config, preferences, 1) for _ in range(2))
     assert once is not again
     assert once.preferences == again.preferences
-    for kind in ("rows", "sentences"):
+    for kind in ("preference_rows", "sentence_rows"):
         tokens = [[row.packed.tokens for row in getattr(batch, kind)] for batch in (once, again)]
         assert tokens[0] == tokens[1] != []
-    with pytest.raises(IndexError):
-        batches[3]
 
 
 def test_equal_texts_of_a_batch_have_one_number(tokenizer):
     triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
     config = Config(batch_size=2, contrast=1.0)
-    (batch,) = Batches(config, [encode_triplet(tokenizer, t, words=True) for t in triplets])
-    assert batch.texts.shape == (3, 2)
-    assert batch.texts[0, 0] == batch.texts[0, 1]
-    assert len(batch.texts.unique()) == 5
+    batch = make_batch(config, [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    assert batch.text_ids.shape == (3, 2)
+    assert batch.text_ids[0, 0] == batch.text_ids[0, 1]
+    assert len(batch.text_ids.unique()) == 5
 
 
 @pytest.mark.parametrize("readout", ["prompteol", "attention-sum"])
@@ -207,8 +205,8 @@ def test_a_process_without_a_row_gathers_width_and_dtype_of_the_others(tokenizer
         return gather_rows(empty, parts, *rest)
 
     monkeypatch.setattr("sempa.training.step.gather_rows", recorded)
-    batch = Batches(Config(batch_size=6), [encode_triplet(tokenizer, t, words=True) for t in triplets])[0]
-    contrast_loss(Config(readout=readout), model, batch.sentences, batch.texts)
+    batch = make_batch(Config(batch_size=6), [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    contrast_loss(Config(readout=readout), model, batch.sentence_rows, batch.text_ids)
     ((alone, together),) = gathered
     assert (alone.dtype, alone.shape[1]) == (together.dtype, 32 if readout == "prompteol" else 64)
 
@@ -224,7 +222,7 @@ def test_every_row_of_samples_has_its_turn(setting, few_samples, monkeypatch):
 
 def test_every_seed_and_step_draws_a_dropout_of_its_own(setting, tokenizer, triplets):
     base, _ = setting(epochs=0.5)
-    batch = Batches(Config(**SETTINGS), [encode_triplet(tokenizer, t) for t in triplets])[0]
+    batch = make_batch(Config(**SETTINGS), [encode_triplet(tokenizer, t) for t in triplets], 0)
 
     def loss(seed, step):
         config = Config(**SETTINGS, seed=seed)
@@ -280,7 +278,7 @@ def test_losses_that_draw_dropout_run_one_after_another(adapted_base, monkeypatc
 def test_a_large_gradient_is_clipped_to_length_one(adapted_base, tokenizer, triplets):
     model, norms = adapted_base.model, []
     config = Config(batch_size=4, contrast=0.0, preference_fraction=1.0, preference=1e3)
-    batch = Batches(config, [encode_triplet(tokenizer, t) for t in triplets])[0]
+    batch = make_batch(config, [encode_triplet(tokenizer, t) for t in triplets], 0)
     optimizer, parameters = make_optimizer(config, model), lora_parameters(model).values()
     optimizer.step = lambda: norms.append(torch.cat([p.grad.flatten() for p in parameters]).norm().item())
     assert train_step(config, model, optimizer, batch, [], 0, 8)["grad_norm"] > 10

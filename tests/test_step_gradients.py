@@ -16,7 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
-from sempa.batching.batches import Batch, Batches
+from sempa.batching.batches import Batch, make_batch
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import Triplet
@@ -80,8 +80,8 @@ def run_step(config, base, monkeypatch, change=lambda preference: preference):
     """The batch, the texts of its row of samples, and what `train_step` hands to AdamW: metrics and gradients."""
     ranking = config.objective.startswith("plackett-luce")
     preferences = [encode_triplet(base.tokenizer, t, ranking=ranking, words=True) for t in make_triplets()]
-    batch = Batches(config, preferences)[0]
-    seen = Batches(config, [change(preference) for preference in preferences])[0]
+    batch = make_batch(config, preferences, 0)
+    seen = make_batch(config, [change(preference) for preference in preferences], 0)
     samples, texts = [], []
     if config.retention:
         monkeypatch.setattr(base_samples, "sample_texts", lambda *_: TEXTS)
@@ -259,8 +259,8 @@ def test_gradients_are_those_of_plain_autograd(losses, row_tokens, base, tiny_fo
 def test_the_rows_of_a_step_are_one_or_several(base):
     preferences = [encode_triplet(base.tokenizer, triplet, words=True) for triplet in make_triplets()]
     for row_tokens, several in ((4000, False), (130, True)):
-        batch = Batches(make_config(EVERYTHING, row_tokens), preferences)[0]
-        assert (len(batch.rows) > 1, len(batch.sentences) > 1) == (several, several)
+        batch = make_batch(make_config(EVERYTHING, row_tokens), preferences, 0)
+        assert (len(batch.preference_rows) > 1, len(batch.sentence_rows) > 1) == (several, several)
 
 
 def test_gradients_of_losses_side_by_side_are_those_of_plain_autograd(base, tiny_folder, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from conftest import PREFERENCE_ONLY, SETTINGS, weights
 
 from sempa import SempaError
-from sempa.batching.batches import Batches
+from sempa.batching.batches import make_batch
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
@@ -140,9 +140,10 @@ def test_batches_hold_every_preference_once_and_only_the_seed_changes_them(token
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
 
     def members(seed):
-        batches = Batches(Config(**PREFERENCE_ONLY, batch_size=5, seed=seed), preferences)
+        config = Config(**PREFERENCE_ONLY, batch_size=5, seed=seed)
+        batches = (make_batch(config, preferences, step) for step in range(4))
         return [
-            sorted(preferences.index(batch.preferences[i]) for row in batch.rows for i in row.examples)
+            sorted(preferences.index(batch.preferences[i]) for row in batch.preference_rows for i in row.examples)
             for batch in batches
         ]
 
@@ -245,9 +246,9 @@ def test_every_epoch_shuffles_the_preferences_into_new_batches(tokenizer, triple
     preferences = [encode_triplet(tokenizer, t) for t in triplets]
 
     def lines(seed, epoch):
-        batches = Batches(Config(**SETTINGS | {"batch_size": 5}, seed=seed), preferences)
-        steps = range(epoch * len(batches), (epoch + 1) * len(batches))
-        return [[preference.line for preference in batches.of_step(step).preferences] for step in steps]
+        config = Config(**SETTINGS | {"batch_size": 5}, seed=seed)
+        steps = range(4 * epoch, 4 * (epoch + 1))
+        return [[preference.line for preference in make_batch(config, preferences, step).preferences] for step in steps]
 
     first, second = lines(0, 0), lines(0, 1)
     assert [len(batch) for batch in second] == [5, 5, 5, 1]

@@ -8,7 +8,7 @@ from conftest import PREFERENCE_ONLY
 from test_token_logprobs import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sempa.batching.batches import Batches
+from sempa.batching.batches import make_batch
 from sempa.batching.packing import shared_prefix
 from sempa.batching.prompts import encode_one_word, encode_triplet
 from sempa.config import Config
@@ -53,7 +53,7 @@ def base(tiny_folder):
 def batch(base, triplets):
     """All triplets in one row."""
     preferences = [encode_triplet(base.tokenizer, triplet) for triplet in triplets]
-    (batch,) = Batches(replace(DPO, batch_size=len(preferences)), preferences)
+    batch = make_batch(replace(DPO, batch_size=len(preferences)), preferences, 0)
     return batch
 
 
@@ -101,7 +101,7 @@ def test_a_step_runs_the_instructions_once_every_prompt_once_and_every_answer_on
 
 
 def test_a_step_multiplies_by_each_frozen_weight_three_times_and_only_answers_meet_the_head(base, batch):
-    tokens = sum(len(row.packed.tokens) for row in batch.rows)
+    tokens = sum(len(row.packed.tokens) for row in batch.preference_rows)
     answers = sum(len(response) for p in batch.preferences for response in p.responses)
     weights, first, adapter = sizes(base)
     run = step(base, batch)
@@ -115,7 +115,7 @@ def test_a_step_multiplies_by_each_frozen_weight_three_times_and_only_answers_me
 
 
 def test_a_forward_pass_multiplies_by_each_weight_once(base, batch):
-    (row,) = batch.rows
+    (row,) = batch.preference_rows
     answers = len(row.target)
     weights, *_ = sizes(base)
     with torch.no_grad(), Products() as counted:
@@ -151,7 +151,7 @@ def test_an_encoder_s_padding_does_not_depend_on_the_order_of_the_sentences(base
 
 def test_a_step_takes_and_keeps_few_bytes_a_token(base, batch):
     """What thin products beside the frozen ones, and attention by branches, save must stay saved."""
-    tokens = sum(len(row.packed.tokens) for row in batch.rows)
+    tokens = sum(len(row.packed.tokens) for row in batch.preference_rows)
     run = step(base, batch)
     kept = {}
 

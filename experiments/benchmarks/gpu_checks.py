@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from gpu_setting import DPO, Setting, dtype_name, kernel_inputs, make_batch
+from gpu_setting import DPO, Setting, caption_batch, dtype_name, kernel_inputs
 from shapes import empty_model
 from torch import Tensor
 from training import ALPHA, RANK
@@ -26,7 +26,7 @@ def check_packing(s: Setting) -> list[dict]:
     rows = []
     for dtype in s.dtypes:
         model = _few_blocks(s, dtype)
-        row = make_batch(s, DPO, 8).rows[0].packed
+        row = caption_batch(s, DPO, 8).preference_rows[0].packed
         tokens, places = row.separate()
         with torch.no_grad():
             packed = row_states(model, row)
@@ -64,12 +64,12 @@ def check_gradients(s: Setting) -> list[dict]:
 
 
 def _step_gradients(s: Setting, model: PreTrainedModel) -> list[Tensor]:
-    batch = make_batch(s, ALL_LOSSES, 8)
+    batch = caption_batch(s, ALL_LOSSES, 8)
     packed = pack_texts([preference.words[0] for preference in batch.preferences], 128)[0]
     with torch.no_grad(), adapter_disabled(model):
         sample = BaseSample(packed, row_states(model, packed))
-    losses = [partial(preference_loss, ALL_LOSSES, model, row, batch.ranked) for row in batch.rows]
-    losses.append(partial(contrast_loss, ALL_LOSSES, model, batch.sentences, batch.texts))
+    losses = [partial(preference_loss, ALL_LOSSES, model, row, batch.ranked) for row in batch.preference_rows]
+    losses.append(partial(contrast_loss, ALL_LOSSES, model, batch.sentence_rows, batch.text_ids))
     losses.append(partial(retention_loss, ALL_LOSSES, model, sample))
     parameters = list(lora_parameters(model).values())
     backward(model, losses, parameters, in_order=True)

@@ -14,7 +14,7 @@ import embedding
 import logprob_kernel as kernel
 import race
 import torch
-from gpu_setting import DPO, Setting, dtype_name, free_memory, kernel_inputs, make_batch, reason
+from gpu_setting import DPO, Setting, caption_batch, dtype_name, free_memory, kernel_inputs, reason
 from plan import GPUS
 from shapes import empty_model
 from training import ALPHA, RANK, trl_trainer_step
@@ -46,9 +46,9 @@ def race_kernels(s: Setting) -> list[dict]:
 
 def race_steps(s: Setting, size: str) -> list[dict]:
     """A DPO step of a model with random weights: blocks kept or recomputed, and TRL's with Liger's kernels."""
-    batch = make_batch(s, replace(DPO, row_tokens=s.row_tokens), s.triplets)
-    tokens, (peak, of) = sum(len(row.packed.tokens) for row in batch.rows), _peak_flops(s)
-    flops = _step_flops(s.shapes[size], tokens, sum(len(row.target) for row in batch.rows))
+    batch = caption_batch(s, replace(DPO, row_tokens=s.row_tokens), s.triplets)
+    tokens, (peak, of) = sum(len(row.packed.tokens) for row in batch.preference_rows), _peak_flops(s)
+    flops = _step_flops(s.shapes[size], tokens, sum(len(row.target) for row in batch.preference_rows))
     work = {"triplets/s": s.triplets, "tokens/s": tokens, f"MFU, % of {of}": 100 * flops / peak}
     ways = {"sempa": False, "sempa, recomputed": True}
     rows = _measure(s, {name: partial(_sempa_step, s, size, batch, again) for name, again in ways.items()}, work)

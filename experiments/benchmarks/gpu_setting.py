@@ -14,7 +14,7 @@ from torch import Tensor
 from training import ALPHA, RANK
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from sempa.batching.batches import Batch, Batches
+from sempa.batching.batches import Batch, make_batch
 from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import caption_triplets
@@ -107,10 +107,10 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def make_batch(s: Setting, config: Config, count: int) -> Batch:
+def caption_batch(s: Setting, config: Config, count: int) -> Batch:
     triplets = caption_triplets("train", count)
     preferences = [encode_triplet(s.tokenizer, triplet, words=True) for triplet in triplets]
-    return Batches(replace(config, batch_size=count), preferences)[0]
+    return make_batch(replace(config, batch_size=count), preferences, 0)
 
 
 def kernel_inputs(s: Setting, dtype: torch.dtype, n: int, d: int, v: int) -> tuple[Tensor, Tensor, Tensor]:

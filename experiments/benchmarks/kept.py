@@ -27,7 +27,7 @@ def main() -> None:
     # Bytes are the same each time.
     given.rounds = 1
     base, _, batches = prepare(given, read_or_make(given))
-    row = batches[0].rows[0]
+    row = batches[0].preference_rows[0]
     kept = kept_bytes(base, row)
     tokens, total = len(row.packed.tokens), sum(kept.values())
     rows = [

@@ -13,7 +13,7 @@ from sempa import Embedder
 from sempa.data.sts import StsTask, distinct_sentences, read_sts
 from sempa.embedding.compress import PRECISIONS, quantise
 from sempa.evaluation.sts import pair_cosines, score_sts
-from sempa.report.tables import text_table
+from sempa.report.render import text_table
 
 
 def score(task: StsTask, sentences: Sequence[str], vectors: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def _measure(given: argparse.Namespace, row_tokens: int, product: float, copy: f
         milliseconds[kind] += spent / 1000 / given.rounds
         operations[kind] += count * event.count / given.rounds
     base, _, batches = prepare(given, triplets, row_tokens)
-    packed = [row for batch in batches for row in batch.rows]
+    packed = [row for batch in batches for row in batch.preference_rows]
     linears = block_linears(base.model).values()
     weights = sum(parameter.nbytes for linear in linears for parameter in linear.parameters())
     moved = 2 * sum(weights + sum(kept_bytes(base, row).values()) for row in packed)

@@ -13,7 +13,7 @@ import race
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sempa.batching.batches import Batch, Batches
+from sempa.batching.batches import Batch, make_batch, steps_per_epoch
 from sempa.batching.prompts import PARAPHRASE, SYSTEM, encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import Triplet, caption_triplets, read_triplets
@@ -137,7 +137,9 @@ def prepare(
     add_lora(base.model, RANK, ALPHA)
     if recomputed:
         checkpoint_blocks(base.model)
-    return base, config, Batches(config, [encode_triplet(base.tokenizer, t) for t in triplets])
+    preferences = [encode_triplet(base.tokenizer, triplet) for triplet in triplets]
+    steps = range(steps_per_epoch(config, preferences))
+    return base, config, [make_batch(config, preferences, step) for step in steps]
 
 
 def sempa_contestants(
@@ -145,7 +147,7 @@ def sempa_contestants(
 ) -> dict[str, Callable[[], None]]:
     """A forward pass over all triplets, and training steps over them: policy, reference, gradient, update."""
     base, config, batches = prepare(given, triplets, row_tokens, recomputed)
-    rows = [row for batch in batches for row in batch.rows]
+    rows = [row for batch in batches for row in batch.preference_rows]
     optimizer = torch.optim.AdamW(lora_parameters(base.model).values())
 
     def step() -> None:

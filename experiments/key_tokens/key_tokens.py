@@ -27,7 +27,7 @@ from sempa.embedding.embed import embed
 from sempa.evaluation.measure import embed_sides
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import head_logits
-from sempa.report.tables import number, text_table
+from sempa.report.render import number, text_table
 
 TOP = 10
 # Enough sentences for a fraction to ±2 %.

@@ -19,7 +19,7 @@ import numpy as np
 from mixture import sample_mixture
 
 from sempa import SempaError
-from sempa.batching.batches import Batches, load_dataset, rounded_up
+from sempa.batching.batches import load_dataset, make_batch, rounded_up, steps_per_epoch
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.config import Config, load_config
@@ -112,16 +112,15 @@ def train_online(
     """
     model, judge = base.model.eval(), judge or similarity_judge(base)
     optimizer = make_optimizer(config, model)
-    batches = Batches(config, preferences)
-    total = rounded_up(config.epochs, len(batches))
+    total = rounded_up(config.epochs, steps_per_epoch(config, preferences))
     samples = base_samples(base) if config.retention else []
     steps = []
     for step in range(total):
-        batch = batches.of_step(step)
+        batch = make_batch(config, preferences, step)
         asked = batch.preferences[: rounded_up(config.preference_fraction, len(batch.preferences))]
         seed = config.seed * 1_000_003 + step
         made = sample_preferences(base, asked, judge, seed, reference_fraction, new_tokens)
-        batch = replace(batch, rows=pack_preferences(made, config.row_tokens))
+        batch = replace(batch, preference_rows=pack_preferences(made, config.row_tokens))
         steps.append(train_step(config, model, optimizer, batch, samples, step, total))
     return steps
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sempa import SempaError
-from sempa.batching.batches import Batch, Batches, load_dataset, rounded_up
+from sempa.batching.batches import Batch, load_dataset, make_batch, rounded_up, steps_per_epoch
 from sempa.batching.packing import pack_sentence_rows
 from sempa.batching.prompts import Preference, encode_one_word
 from sempa.config import Config, load_config
@@ -58,8 +58,7 @@ def train_spod(config: Config, weights: Weights, base: BaseModel, preferences: l
     if not 1 <= weights.tokens <= len(head):
         raise SempaError(f"tokens: found {weights.tokens}, expected 1 to the vocabulary's {len(head):,}")
     optimizer = make_optimizer(config, model)
-    batches = Batches(config, preferences)
-    total = rounded_up(config.epochs, len(batches))
+    total = rounded_up(config.epochs, steps_per_epoch(config, preferences))
     samples = base_samples(base) if config.retention else []
     directions = token_directions(head)
     torch.manual_seed(config.seed)
@@ -68,7 +67,8 @@ def train_spod(config: Config, weights: Weights, base: BaseModel, preferences: l
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, total)
         sample = samples[step % len(samples)] if samples else None
-        steps.append(spod_step(config, weights, base, optimizer, directions, batches.of_step(step), sample))
+        batch = make_batch(config, preferences, step)
+        steps.append(spod_step(config, weights, base, optimizer, directions, batch, sample))
     return steps
 
 
@@ -83,9 +83,9 @@ def spod_step(
 ) -> Metrics:
     """`sempa.training.step.train_step` with two losses more: `sparse_loss` and `spread_loss`."""
     model = base.model
-    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in batch.rows]
-    if batch.sentences:
-        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts))
+    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in batch.preference_rows]
+    if batch.sentence_rows:
+        losses.append(partial(contrast_loss, config, model, batch.sentence_rows, batch.text_ids))
     if sample is not None:
         losses.append(partial(retention_loss, config, model, sample))
     if weights.sparse:

@@ -16,7 +16,7 @@ from sempa import SempaError
 from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.data.sentences import read_sentences
 from sempa.evaluation.statistics import spearman
-from sempa.report.tables import text_table
+from sempa.report.render import text_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:

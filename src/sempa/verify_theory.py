@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(parser.parse_args(argv))
             output.check()
             return code
-    except SempaError as error:
+    except (SempaError, OSError) as error:
         print(f"verify_theory: {error}", file=sys.stderr)
         return 2
 
@@ -94,7 +94,7 @@ def _block(verdict: object) -> str:
     """One statement as some lines of at most 100 columns."""
     statement, worst = verdict.statement, verdict.worst
     word, sign = ("holds", "≤") if worst.holds else ("FAILS", "not ≤")
-    if worst.holds and not verdict.control_rejected:
+    if worst.holds and not verdict.has_power:
         word = "NO POWER"
     lines = [
         statement.equation,

@@ -79,58 +79,48 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
-    `rows` is empty where no loss ranks responses, `sentences` where `contrast` is 0. `texts` `[3, size]` numbers the
-    embedded texts (sentences, best and worst responses), equal ones alike.
+    `preference_rows` is empty where no loss ranks responses, `sentence_rows` where `contrast` is 0. `text_ids`
+    `[3, size]` numbers the embedded texts (sentences, best and worst responses), equal ones alike.
     """
 
     preferences: list[Preference]
-    rows: list[PreferenceRow]
-    sentences: list[SentenceRow]
-    texts: Tensor
+    preference_rows: list[PreferenceRow]
+    sentence_rows: list[SentenceRow]
+    text_ids: Tensor
 
     @property
     def ranked(self) -> int:
         """How many examples the preference loss ranks."""
-        return sum(len(row.examples) for row in self.rows)
+        return sum(len(row.examples) for row in self.preference_rows)
 
 
-class Batches(Sequence[Batch]):
-    """Preferences in batches of `batch_size`, shuffled anew for every epoch; as a sequence, those of the first.
+def steps_per_epoch(config: Config, preferences: Sequence[Preference]) -> int:
+    """How many batches hold every preference once."""
+    return math.ceil(len(preferences) / config.batch_size)
 
-    A batch is packed when it is asked for, to the same rows every time: no more rows are in memory than a step takes.
+
+def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> Batch:
+    """Pack the batch of a training step, counted from 0; every epoch shuffles the preferences anew.
+
+    Equal arguments give equal rows, so that a resumed run takes the steps that an unbroken one would.
     """
-
-    def __init__(self, config: Config, preferences: list[Preference]) -> None:
-        self.config, self.preferences = config, preferences
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.preferences) / self.config.batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        return self.of_step(number)
-
-    def of_step(self, step: int) -> Batch:
-        """The batch of a training step, counted from 0."""
-        config = self.config
-        epoch, place = divmod(step, len(self))
-        order = torch.randperm(len(self.preferences), generator=torch.Generator().manual_seed(config.seed + epoch))
-        members = order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
-        preferences = [self.preferences[i] for i in members]
-        sentences, texts = [], torch.empty(0, len(preferences), dtype=torch.int64)
-        if config.contrast:
-            # All sentences, then all their best responses, then the worst.
-            words = [prompt for kind in zip(*(p.words for p in preferences), strict=True) for prompt in kind]
-            sentences = pack_sentence_rows(words, config.row_tokens)
-            numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
-            texts = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
-        rows = []
-        if config.anchor or (config.preference and config.objective != "none"):
-            # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
-            ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
-            rows = pack_preferences(ranked, config.row_tokens)
-        return Batch(preferences, rows, sentences, texts)
+    epoch, place = divmod(step, steps_per_epoch(config, preferences))
+    order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed + epoch))
+    members = order[place * config.batch_size : (place + 1) * config.batch_size].tolist()
+    preferences = [preferences[i] for i in members]
+    sentence_rows, text_ids = [], torch.empty(0, len(preferences), dtype=torch.int64)
+    if config.contrast:
+        # All sentences, then all their best responses, then the worst.
+        words = [prompt for kind in zip(*(p.words for p in preferences), strict=True) for prompt in kind]
+        sentence_rows = pack_sentence_rows(words, config.row_tokens)
+        numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
+        text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
+    preference_rows = []
+    if config.anchor or (config.preference and config.objective != "none"):
+        # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+        ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
+        preference_rows = pack_preferences(ranked, config.row_tokens)
+    return Batch(preferences, preference_rows, sentence_rows, text_ids)
 
 
 def rounded_up(fraction: float, count: int) -> int:

@@ -225,7 +225,8 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int, template: str) -> re.Pattern[str]:
+def _control_pattern(tokenizer: PreTrainedTokenizerBase, _size: int, template: str) -> re.Pattern[str]:
+    # `_size` is part of the cache's key alone: a tokenizer may get further tokens.
     patterns = []
     # A longer token is tried before another that it begins with.
     for token in sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content)):

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the tasks, and print base, aligned and change."""
     from sempa.integrations.lm_eval import PAPER_TASKS, run_harness
     from sempa.model.adapter_files import adapter_folder
-    from sempa.report.tables import number, text_table
+    from sempa.report.render import number, text_table
 
     if arguments.adapter is None:
         raise SempaError("lm-eval: give --adapter RUN/adapter; it is compared with its base")

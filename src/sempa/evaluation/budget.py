@@ -67,7 +67,7 @@ def divergence(base: BaseModel, samples: Sequence[BaseSample], scale: float) -> 
     def row_divergence(sample: BaseSample) -> float:
         states = (row_states(base.model, sample.packed), sample.hidden)
         policy, reference = (scale_for_head(base.model, hidden) for hidden in states)
-        return token_kl(policy, reference, **head_parts(base.model)).double().sum().item()
+        return token_kl(policy, reference, **head_parts(base.model)).cpu().double().sum().item()
 
     with interpolated(base.model, scale):
         total = sum(parallel_map(base.model, row_divergence, samples))

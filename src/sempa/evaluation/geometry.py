@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist
-from scipy.special import entr, logsumexp
-from scipy.stats import skew
+from scipy.special import logsumexp
+from scipy.stats import entropy, skew
 
 from sempa.data.sts import ScoredPair
 from sempa.errors import SempaError
@@ -93,7 +93,7 @@ def effective_rank(singular_values: np.ndarray) -> float:
 
     Roy & Vetterli 2007, *The effective rank: A measure of effective dimensionality*, definition 1.
     """
-    return float(np.exp(entr(singular_values / singular_values.sum()).sum()))
+    return float(np.exp(entropy(singular_values)))
 
 
 def k_occurrences(vectors: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:

@@ -12,12 +12,12 @@ import numpy as np
 
 from sempa.batching.prompts import Preference, encode_plain
 from sempa.errors import SempaError
-from sempa.evaluation.measure import response_logprobs
 from sempa.evaluation.statistics import compare_accuracies
 from sempa.io.progress import bar
 from sempa.io.rows import json_object, many, numbered_lines
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
+from sempa.model.logprobs import response_logprobs
 from sempa.model.lora import adapter_disabled
 
 ENDINGS = 4

@@ -4,16 +4,11 @@ Similarity, preference on held-out triplets, and the geometry of the embeddings.
 `sempa.evaluation.drift`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
 from sempa.data.sts import StsTask, caption_pairs, distinct_sentences
 from sempa.embedding.embed import embed
@@ -22,9 +17,8 @@ from sempa.evaluation.statistics import compare
 from sempa.evaluation.sts import bootstrap_scores, pair_cosines, score_sts
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
-from sempa.model.logprobs import sequence_logprobs
+from sempa.model.logprobs import response_logprobs
 from sempa.model.lora import adapter_disabled
-from sempa.model.threads import parallel_map
 
 BUILTIN = "built-in"
 
@@ -37,13 +31,12 @@ def builtin_task(pairs: int) -> StsTask:
     return StsTask(BUILTIN, caption_pairs("test", pairs))
 
 
-def embed_sides(base: BaseModel, sentences: Iterable[str], readout: str = "prompteol", layer: int = -1) -> Sides:
+def embed_sides(base: BaseModel, sentences: Sequence[str], readout: str = "prompteol", layer: int = -1) -> Sides:
     """The sentences' embeddings with the adapter off, under `base`, and on, under `aligned`."""
-    distinct = list(dict.fromkeys(sentences))
-    encode = partial(embed, base, distinct, layer=layer, progress="embedding", readout=readout)
+    encode = partial(embed, base, sentences, layer=layer, progress="embedding", readout=readout)
     with adapter_disabled(base.model):
         before = encode()
-    return {"base": dict(zip(distinct, before)), "aligned": dict(zip(distinct, encode()))}
+    return {"base": dict(zip(sentences, before)), "aligned": dict(zip(sentences, encode()))}
 
 
 def measure_sts(
@@ -87,19 +80,6 @@ def measure_preference(
         **{f"{name}_accuracy": (own > 0).double().mean().item() for name, own in accuracies.items()},
         "reward_margin": reward_margins.mean().item(),
     }
-
-
-@torch.inference_mode()
-def response_logprobs(
-    model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
-) -> Tensor:
-    """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
-    rows = pack_preferences(preferences, row_tokens)
-    result = torch.empty(len(preferences), len(preferences[0].responses))
-    for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
-        result[list(row.examples)] = found.float().cpu()
-        progress.update(len(row.examples))
-    return result
 
 
 def measure_geometry(task: StsTask, sides: Sides) -> dict:

@@ -11,8 +11,8 @@ from sempa.io.files import read_json
 from sempa.model.adapter_files import adapter_readout, read_adapter
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length
+from sempa.report.render import markdown_table
 from sempa.report.run_report import tables
-from sempa.report.tables import markdown_table
 
 _OF_ONE_MACHINE = ("model", "device", "output")
 TEMPLATES = Environment(loader=PackageLoader("sempa.export", "templates"), trim_blocks=True, keep_trailing_newline=True)

@@ -23,8 +23,8 @@ class DocumentEmbeddings(Embeddings):
     `sempa.integrations.llama_index` has the same for LlamaIndex.
     """
 
-    def __init__(self, embedder: Embedder, batch_size: int = 64, **options: object) -> None:
-        self.embedder, self.options = embedder, {"batch_size": batch_size, "normalize": True, **options}
+    def __init__(self, embedder: Embedder, **options: object) -> None:
+        self.embedder, self.options = embedder, {"normalize": True, **options}
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector of D numbers per text; raises `SempaError` as `encode` does, and for a single string."""

@@ -34,8 +34,8 @@ def hidden_states(
     packed = {} if positions is None else {"position_ids": positions}
     if mask is not None and model.config._attn_implementation == "eager":
         # Eager attention adds the mask to its scores.
-        hidden = torch.finfo(model.dtype).min
-        packed |= {"attention_mask": torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, hidden)}
+        lowest = torch.finfo(model.dtype).min
+        packed |= {"attention_mask": torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, lowest)}
     elif mask is not None:
         # An architecture that does not hand `prefix_groups` on to its attention still has the mask.
         packed |= {"attention_mask": mask, "prefix_groups": prefix_groups}

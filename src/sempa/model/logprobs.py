@@ -1,12 +1,31 @@
 """From hidden states to log-probabilities: the head of the model, and log π(y|x) of packed preferences."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from sempa.batching.packing import PreferenceRow
+from sempa.batching.packing import PreferenceRow, pack_preferences
+from sempa.batching.prompts import Preference
 from sempa.kernels import token_logprobs
 from sempa.model.forward import row_states
+from sempa.model.threads import parallel_map
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
+) -> Tensor:
+    """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
+    rows = pack_preferences(preferences, row_tokens)
+    result = torch.empty(len(preferences), len(preferences[0].responses))
+    for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
+        result[list(row.examples)] = found.float().cpu()
+        progress.update(len(row.examples))
+    return result
 
 
 def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:

@@ -90,12 +90,12 @@ def adapter_fingerprint(model: nn.Module) -> str:
 
 
 def adapter_disabled(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Inside, and in this thread, all adapters are off: `model` is the frozen reference; outside it is the policy."""
+    """Inside, and in this thread, all adapters are off, other models' too: `model` is the frozen reference."""
     return _switched_on(_disabled)
 
 
 def adapter_dropout(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Inside, the adapter's dropout is active; the base's own never is, so that policy and reference share one base."""
+    """Inside, all adapters' dropout is active; a base's own never is: policy and reference share one base."""
     return _switched_on(_dropout)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from sempa.io.files import finite, write_atomic, write_json
 from sempa.io.rows import many
 from sempa.report import plots
-from sempa.report.tables import Table, html_page, interval_cell, number, plain_text
+from sempa.report.render import Table, html_page, interval_cell, number, plain_text
 
 # Name, key and form of each measure; the arrow points to the better end.
 _MEASURES = (

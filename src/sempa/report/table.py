@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sempa.data.sts import SETS
 from sempa.io.files import write_atomic, write_json
-from sempa.report.tables import Table, csv_text, html_page, interval_cell, markdown, number, plain_text
+from sempa.report.render import Table, csv_text, html_page, interval_cell, markdown, number, plain_text
 
 Content = tuple[list[Table], list[Table], list[str]]
 """The main tables, those with the details, and the sentences that explain both."""

@@ -60,14 +60,14 @@ class Verdict:
     controls_rejected: Mapping[str, bool]
 
     @property
-    def control_rejected(self) -> bool:
-        """True when every control was rejected: the check has power."""
+    def has_power(self) -> bool:
+        """True when the check rejected every control."""
         return all(self.controls_rejected.values())
 
     @property
     def passed(self) -> bool:
         """True when the statement holds and every control was rejected."""
-        return self.worst.holds and self.control_rejected
+        return self.worst.holds and self.has_power
 
     def as_dict(self) -> dict[str, object]:
         """The verdict for a JSON file."""
@@ -79,7 +79,7 @@ class Verdict:
             "max_error": self.worst.error,
             "tolerance": self.worst.tolerance,
             "passed": self.passed,
-            "control_rejected": self.control_rejected,
+            "control_rejected": self.has_power,
             "controls": dict(self.controls_rejected),
         }
 

@@ -25,8 +25,8 @@ QUESTIONS, OPENINGS = (
     tuple(Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines())
     for name in ("questions.txt", "openings.txt")
 )
-# Answers to a question, continuations of an opening, and the longest of either, in tokens.
-ANSWERS, CONTINUATIONS, LONGEST = 2, 1, 64
+# Answers to a question (an opening has one continuation), and the longest of either, in tokens.
+ANSWERS, LONGEST = 2, 64
 # Of this many prompts the texts of one are kept from training, to measure the divergence on (`kl_budget`).
 HELD_OUT_EVERY = 4
 # Tokens of a packed row: one row is compared in each step.
@@ -58,12 +58,12 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
 
     With `held_out`, the texts of every fourth prompt, never trained on; without, those of all others.
     """
-    drawn_from = (QUESTIONS, OPENINGS, ANSWERS, CONTINUATIONS, LONGEST)
+    drawn_from = (QUESTIONS, OPENINGS, ANSWERS, LONGEST)
     key = fingerprint(weights_fingerprint(base), base.model.dtype, drawn_from, SEED)
     path = cache_folder() / "base_samples" / f"{key}.safetensors"
     # Each text's prompt, by its number among questions and openings.
     numbers = [number for number in range(len(QUESTIONS)) for _ in range(ANSWERS)]
-    numbers += [len(QUESTIONS) + number for number in range(len(OPENINGS)) for _ in range(CONTINUATIONS)]
+    numbers += range(len(QUESTIONS), len(QUESTIONS) + len(OPENINGS))
     try:
         cached = read_tensors(path)
         texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sempa.batching.batches import Batches, rounded_up
+from sempa.batching.batches import make_batch, rounded_up, steps_per_epoch
 from sempa.batching.prompts import Preference
 from sempa.config import Config
 from sempa.errors import SempaError
@@ -45,8 +45,8 @@ def train(
     optimizer = make_optimizer(config, model)
     if config.checkpoint_activations:
         checkpoint_blocks(model)
-    batches = Batches(config, preferences)
-    total = rounded_up(config.epochs, len(batches))
+    per_epoch = steps_per_epoch(config, preferences)
+    total = rounded_up(config.epochs, per_epoch)
     # The last process runs the retention loss: where rows are few it has the fewest.
     is_last = process_rank() == process_count() - 1
     samples = base_samples(base) if config.retention and is_last else []
@@ -58,9 +58,9 @@ def train(
             f"{run}: its checkpoints belong to another base or other triplets; restore those, or give another output=…"
         )
     state |= saved
-    metrics, first, warned = run / "metrics.jsonl", state["step"], False
+    metrics_file, first, warned = run / "metrics.jsonl", state["step"], False
     if is_first:
-        cut_metrics(metrics, first)
+        cut_metrics(metrics_file, first)
     base_name = portable_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
 
@@ -69,7 +69,7 @@ def train(
     with _stop_request() as stop, tqdm(total=total, initial=first, desc="training", unit="step", disable=unseen) as bar:
         for step in range(first, total):
             done, step_began = step + 1, time.perf_counter()
-            batch = batches.of_step(step)
+            batch = make_batch(config, preferences, step)
             record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = len(batch.preferences) / (time.perf_counter() - step_began)
             if is_first:
@@ -79,8 +79,8 @@ def train(
                     seconds = (time.perf_counter() - loop_began) / (done - first)
                     bar.clear()
                     print_step(done, total, record, rate, (total - done) * seconds / 60)
-                position = {"step": done, "epoch": done / len(batches)}
-                log_metrics(metrics, {**position, **record, "triplets_per_second": rate})
+                position = {"step": done, "epoch": done / per_epoch}
+                log_metrics(metrics_file, {**position, **record, "triplets_per_second": rate})
 
             due = done % config.eval_every == 0 or done == total
             if due:
@@ -92,14 +92,14 @@ def train(
                     if is_first:
                         save_adapter(model, run / "adapter", base_name, config.readout)
                 if is_first:
-                    log_metrics(metrics, {"step": done, "eval/sts": score})
+                    log_metrics(metrics_file, {"step": done, "eval/sts": score})
             # A signal may reach one process a step before another: they stop together.
             stopping = sum_number(bool(stop)) > 0
             if due or stopping:
                 state |= {"step": done, "seconds": time.perf_counter() - began}
                 if is_first:
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
-                    fsync(metrics)
+                    fsync(metrics_file)
                     save_checkpoint(run, done, model, optimizer, state)
                 # The others wait for it.
                 sum_number(0.0)

@@ -88,6 +88,6 @@ def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], c
     everything = own.new_zeros(count, own.shape[1]).index_copy(0, index, own)
     if process_count() == 1:
         return everything
-    others = everything.detach().clone()
-    dist.all_reduce(others)
-    return others.index_copy(0, index, own)
+    gathered = everything.detach().clone()
+    dist.all_reduce(gathered)
+    return gathered.index_copy(0, index, own)

@@ -61,10 +61,10 @@ def train_step(
     Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
     """
     # Rows are sorted by length, so that all processes get similar ones.
-    rows = batch.rows[process_rank() :: process_count()]
-    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in rows]
-    if batch.sentences:
-        losses.append(partial(contrast_loss, config, model, batch.sentences, batch.texts))
+    own = slice(process_rank(), None, process_count())
+    losses = [partial(preference_loss, config, model, row, batch.ranked) for row in batch.preference_rows[own]]
+    if batch.sentence_rows:
+        losses.append(partial(contrast_loss, config, model, batch.sentence_rows[own], batch.text_ids))
     if samples:
         losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
     # Dropout follows from the step, so that a resumed run draws the same.
@@ -142,32 +142,31 @@ def preference_loss(config: Config, model: PreTrainedModel, row: PreferenceRow, 
             losses = torch.zeros_like(policy[:, 0])
     # Without the end of turn: the answers are one sentence each, and would teach the model to stop there.
     answer = row.answer.to(logprobs)
-    nll = nll_per_token(*(sum_by_response(values, row)[:, 0] for values in (logprobs * answer, answer)))
+    nll = nll_per_token(sum_by_response(logprobs * answer, row)[:, 0], sum_by_response(answer, row)[:, 0])
     loss = (config.preference * losses + config.anchor * nll).sum() / ranked
     return loss, _preference_metrics(loss, rewards, policy, nll, hidden, row, ranked)
 
 
 def contrast_loss(
-    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], texts: Tensor
+    config: Config, model: PreTrainedModel, rows: Sequence[SentenceRow], text_ids: Tensor
 ) -> tuple[Tensor, Metrics]:
     """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
 
     After Jiang et al. 2023 (arXiv 2307.16645), § 3.3, in both directions as in GTE (arXiv 2308.03281). The rows'
-    members count all sentences first, then all chosen, then all rejected responses; `texts` `[3, size]` has equal
-    numbers where two members are the same text. Of several processes each embeds its rows, and all compare the whole
-    batch.
+    members count all sentences first, then all chosen, then all rejected responses; `text_ids` `[3, size]` are equal
+    where two members are the same text. Each process embeds its own `rows`, and all compare the whole batch.
     """
-    own = rows[process_rank() :: process_count()]
     summed = config.readout == "attention-sum"
     if summed:
-        ends = [attention_sum(model, row.packed, row.ends) for row in own]
+        ends = [attention_sum(model, row.packed, row.ends) for row in rows]
     else:
-        ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in own]
-    members = [member for row in own for member in row.members]
+        ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in rows]
+    members = [member for row in rows for member in row.members]
     empty = torch.empty(0, state_width(model, summed), device=model.device)
-    embeddings = gather_rows(empty, ends, members, texts.numel())
-    sentences, chosen, rejected = embeddings.view(*texts.shape, -1)  # [size, D] each
-    losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, texts.flatten().to(model.device))
+    embeddings = gather_rows(empty, ends, members, text_ids.numel())
+    sentences, chosen, rejected = embeddings.view(*text_ids.shape, -1)  # [size, D] each
+    text_ids = text_ids.flatten().to(model.device)
+    losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, text_ids)
     loss = config.contrast * losses.mean()
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
@@ -179,7 +178,8 @@ def contrast_loss(
 
 def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
     """KL(base ‖ policy) of the next token, mean over a packed row of the base's samples, in nats per token."""
-    policy, base = (scale_for_head(model, hidden) for hidden in (row_states(model, sample.packed), sample.hidden))
+    policy = scale_for_head(model, row_states(model, sample.packed))  # [length, D]
+    base = scale_for_head(model, sample.hidden)
     divergence = token_kl(policy, base, **head_parts(model)).mean()
     loss = config.retention * divergence
     return loss, {"loss": loss.item(), "neutral_kl": divergence.item()}

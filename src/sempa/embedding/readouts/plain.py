@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """Prompts packed into one row, with row offsets of each prompt's last token and first token of its span `[n]`."""
+    """Prompts in one row, with the offsets `[n]` of spans' starts, prompts' ends and auxiliary prompts' ends."""
 
     packed: PackedRow
     starts: Tensor
