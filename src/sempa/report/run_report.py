@@ -93,8 +93,9 @@ def _drift_table(drifts: Sequence[dict]) -> Table:
 def _hellaswag_table(measured: dict) -> Table:
     columns = ["HellaSwag, 0-shot", "tasks", "base", "aligned", "change", "p"]
     row = ["accuracy (acc_norm)", f"{measured['tasks']:,}"]
-    row += [f"{number(measured[side], '.1%')} ± {100 * measured[f'{side}_stderr']:.1f}" for side in ("base", "aligned")]
-    row += [f"{100 * measured['change']:+.2f} ± {100 * measured['change_stderr']:.2f}", f"{measured['p']:.3f}"]
+    for name, form in (("base", ".1%"), ("aligned", ".1%"), ("change", "+.2%")):
+        row.append(f"{number(measured[name], form)} ± {number(measured[f'{name}_stderr'], form.lstrip('+'))}")
+    row.append(number(measured["p"], ".3f"))
     return Table("Tasks, ± standard error", columns, [row])
 
 
