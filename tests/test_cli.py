@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -284,6 +285,13 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
     assert (folder / "report.json").read_bytes() == report
 
 
+def test_an_adapter_that_lies_in_the_output_is_not_written_over(config, run, tmp_path, capsys):
+    shutil.copytree(run / "adapter", tmp_path / "mine" / "adapter")
+    before = {path: path.read_bytes() for path in (tmp_path / "mine" / "adapter").iterdir()}
+    assert "already holds a run" in fails(capsys, "train", config, f"output={tmp_path / 'mine'}")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_config_in_the_run_folder_is_not_written_over(config, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     own = config.rename(tmp_path / "mine" / "config.yaml")
@@ -367,6 +375,13 @@ def test_a_run_says_what_it_leaves_out_of_its_development_data(config, tmp_path,
     assert [row["task"] for row in report["sts"]] == ["built-in", "STS-B dev"]
     assert report["geometry"][0]["task"] == "STS-B dev"
     assert "without a gold score left out" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_texts_without_drift_to_measure_are_refused(tiny_folder, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("A man sings.\n")
+    for option in ("--texts", "--gsm8k"):
+        options = ["--no-drift", option, tmp_path / "texts.txt"]
+        assert "no-drift: --gsm8k and --texts name" in fails(capsys, "evaluate", "--model", tiny_folder, *options)
 
 
 def test_a_prompt_that_does_not_fit_is_found_before_anything_is_measured(tiny_folder, tmp_path, capsys, monkeypatch):

@@ -22,7 +22,8 @@ from sempa.embedding import embed as embedding
 from sempa.embedding.corpus import describe
 from sempa.embedding.embed import embed
 from sempa.embedding.readouts import READOUTS, make_prompts
-from sempa.model.adapter_files import save_adapter
+from sempa.evaluation.table import parse_methods
+from sempa.model.adapter_files import adapter_readout, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, add_lora, lora_layers, lora_parameters, merge_adapter
 from sempa.model.sampling import sample
@@ -303,3 +304,9 @@ def test_a_damaged_readout_is_one_sentence(tiny_folder, tmp_path, content):
     (merged / "readout.json").write_text(content)
     with pytest.raises(SempaError, match=r"readout\.json: expected a JSON object with the key `readout`"):
         Embedder(str(merged), dtype="float32", device="cpu")
+
+
+def test_a_readout_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "readout.json").write_text('{"readout": ["mean"]}')
+    with pytest.raises(SempaError, match=r"readout: found \"\['mean'\]\""):
+        parse_methods(adapter_readout(tmp_path))

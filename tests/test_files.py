@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sempa import SempaError
 from sempa.cli import main
 from sempa.io import files
 from sempa.io.files import cache_folder, check_output, user_path, write_atomic, write_tensors
+from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.training.base_samples import sample_texts
 
@@ -108,6 +110,24 @@ def test_an_output_on_top_of_the_input_is_refused_by_any_name(source, tmp_path, 
         assert main(["evaluate", "--model", "/nowhere", option, str(source), "--json", "in.csv"]) == 2
         assert "is the input itself, which would be lost" in capsys.readouterr().err
     assert source.read_bytes() == before
+
+
+def test_no_output_replaces_the_model_the_adapter_or_its_report(tiny_folder, adapted_base, tmp_path, capsys, source):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    run, adapter = tmp_path / "run", tmp_path / "run" / "adapter"
+    save_adapter(adapted_base.model, adapter, str(base))
+    (run / "report.json").write_text("{}")
+    inputs = [*base.glob("*.safetensors"), base / "config.json", *adapter.iterdir(), run / "report.json"]
+    assert len(inputs) >= 5
+    before = {path: path.read_bytes() for path in inputs}
+    for path in inputs:
+        assert main(["evaluate", "--adapter", str(run), "--json", str(path)]) == 2
+        assert f"{path}: is the input itself, which would be lost" in capsys.readouterr().err
+    for path in (path for path in inputs if path.suffix == ".safetensors"):
+        assert main(["embed", "--adapter", str(adapter), str(source), str(path)]) == 2
+        assert f"{path}: is the input itself, which would be lost" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in inputs} == before
 
 
 def test_a_home_is_a_tilde_in_every_path(tmp_path, monkeypatch, source):

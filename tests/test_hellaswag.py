@@ -207,11 +207,11 @@ def test_the_command_prints_it_and_puts_it_into_the_runs_report(
     assert terminal_table({"hellaswag": measured}) in shown
     assert f"HellaSwag: {100 * measured['change']:+.2f} points." in (run / "report.html").read_text()
     (run / "report.json").write_text('{"sts": [{"task": "of another layout"}]}')
-    assert main([*command, "--report"]) == 2
-    assert f"report: {run / 'report.json'} is not one of this version's runs" in capsys.readouterr().err
-    (run / "metrics.jsonl").unlink()
     with monkeypatch.context() as patched:
         patched.setattr("sempa.commands.evaluate.load_embedder", lambda *_, **__: pytest.fail("the work began"))
+        assert main([*command, "--report"]) == 2
+        assert f"report: {run / 'report.json'} is not one of this version's runs" in capsys.readouterr().err
+        (run / "metrics.jsonl").unlink()
         assert main([*command, "--report"]) == 2
         assert "metrics.jsonl" in capsys.readouterr().err
     long = write(tmp_path / "long.jsonl", [row | {"endings": [*ENDINGS[:3], "x " * 2048]} for row in lines(2)])

@@ -204,6 +204,7 @@ def saved(tmp_path):
         ("r", 0, "r is 0, but the tensors have rank 4"),
         ("lora_alpha", 0, "expected lora_alpha above 0"),
         ("r", 8, "r is 8, but the tensors have rank 4"),
+        ("r", 4.0, "r is 4.0, but the tensors have rank 4"),
     ],
 )
 def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, message):

@@ -36,6 +36,7 @@ pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")
 prometheus = pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from starlette.requests import ClientDisconnect  # noqa: E402
 
 from sempa.integrations.server import engine as engines  # noqa: E402
 from sempa.integrations.server.app import Gate, make_app  # noqa: E402
@@ -135,6 +136,13 @@ def test_dimensions_are_the_embedders_dim_at_length_one(embedder, address):
     found = client(address).embeddings.create(model="tiny", input=SENTENCES, dimensions=5)
     values = np.array([one.embedding for one in found.data])
     np.testing.assert_allclose(values, embedder.encode(SENTENCES, normalize=True, dim=5), atol=1e-5)
+
+
+def test_all_dimensions_are_the_vector_without_the_option(embedder, address):
+    found = client(address).embeddings.create(model="tiny", input=SENTENCES, dimensions=32)
+    np.testing.assert_allclose(
+        np.array([one.embedding for one in found.data]), reference(embedder, SENTENCES), atol=2e-6
+    )
 
 
 def test_requests_at_the_same_time_share_batches_and_get_their_own_vectors(embedder, address):
@@ -482,6 +490,11 @@ def test_a_client_that_does_not_read_its_answer_loses_its_place():
     assert requests == 0 and 'sempa_request_seconds_count{path="other",status="200"} 1.0' in text
 
 
+async def stays():
+    """A client that waits for its answer."""
+    return False
+
+
 def test_batches_and_tokens_take_turns(embedder, monkeypatch):
     """One after another, and each kind gets its part of the time while both are there."""
     monkeypatch.setattr(engines, "end_tokens", lambda base: [])
@@ -506,7 +519,7 @@ def test_batches_and_tokens_take_turns(embedder, monkeypatch):
 
         async def embed():
             for _ in range(4):
-                await engine.embed(prompts)
+                await engine.embed(prompts, stays)
 
         await asyncio.gather(write(), write(), embed())
 
@@ -526,12 +539,42 @@ def test_a_client_that_gave_up_leaves_the_others_their_batch(embedder):
 
     async def ask():
         engine = Engine(embedder, prometheus.CollectorRegistry())
-        gone, stays = (asyncio.create_task(engine.embed([prompt])) for prompt in (first, second))
+        gone, other = (asyncio.create_task(engine.embed([prompt], stays)) for prompt in (first, second))
         await asyncio.sleep(0)
         gone.cancel()
-        return await stays
+        return await other
 
     np.testing.assert_allclose(asyncio.run(ask())[0], embedder.encode(SENTENCES[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_list_whose_client_hung_up_is_not_embedded_to_its_end(embedder):
+    prompts = [engines.Prompt(ids) for ids in encode_one_word(embedder.base.tokenizer, SENTENCES * 40)]
+    asked = []
+
+    async def hangs_up():
+        asked.append(True)
+        return len(asked) > 2
+
+    async def ask():
+        registry = prometheus.CollectorRegistry()
+        with pytest.raises(ClientDisconnect):
+            await Engine(embedder, registry).embed(prompts, hangs_up)
+        return registry.get_sample_value("sempa_batches_total")
+
+    assert asyncio.run(ask()) == 2
+
+
+@pytest.mark.parametrize("wait", [0, 0.05])
+def test_a_sigterm_while_the_server_starts_ends_it(tiny_folder, wait):
+    command = [sys.executable, "-m", "sempa", "serve", str(tiny_folder), "--port", "0", "--dtype", "float32"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(30) in (0, 130)
+        finally:
+            process.kill()
 
 
 def test_the_command_serves_an_adapter_and_sigterm_finishes_what_is_running(embedder, tiny_folder, tmp_path):

@@ -51,7 +51,7 @@ def start_run(config: Config, command: str) -> dict:
     join_processes()
     with folder_lock(run) if process_rank() == 0 else nullcontext():
         if process_rank() == 0:
-            if checkpoint_files(run):
+            if checkpoint_files(run) or (run / "adapter").exists():
                 raise SempaError(
                     f"output {config.output}: already holds a run; resume it by `sempa train --resume "
                     f"{quote(config.output)}` or give another output=…"

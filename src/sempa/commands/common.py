@@ -42,6 +42,18 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def model_files(arguments: argparse.Namespace) -> list[Path]:
+    """The files of the base, of the adapter and of its run's report: what no output may replace."""
+    from sempa.model.adapter_files import adapter_folder
+
+    base = user_path(base_name(arguments.model, arguments.adapter))
+    files = [base, base / "config.json", *base.glob("*.safetensors")]
+    if arguments.adapter:
+        adapter = adapter_folder(arguments.adapter)
+        files += [*adapter.iterdir(), adapter.with_name("report.json")]
+    return files
+
+
 def load_embedder(arguments: argparse.Namespace, merged: bool = True) -> "sempa.Embedder":
     """The embedder that the model and readout arguments name; `arguments.model` then holds the base that was found.
 

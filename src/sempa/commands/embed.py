@@ -2,7 +2,7 @@
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder, model_files
 from sempa.io.files import check_output, user_path
 from sempa.io.rows import many
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         _write_shards(arguments)
         return
     check_vectors_name(arguments.output)
-    check_output(arguments.output, arguments.input)
+    check_output(arguments.output, arguments.input, *model_files(arguments))
     numbered = list(read_sentences(arguments.input, arguments.field, skip_empty=arguments.skip_empty))
     embedder = load_embedder(arguments)
     sentences = list(check_lengths(embedder, arguments.input, numbered))

@@ -4,7 +4,7 @@ on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off 
 
 import argparse
 
-from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
+from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder, model_files
 from sempa.errors import SempaError
 from sempa.io.files import check_output, read_json, user_path, write_json
 
@@ -46,14 +46,21 @@ def run(arguments: argparse.Namespace) -> None:
     from sempa.report.run_report import terminal_table, write_report
     from sempa.training.metrics import read_metrics
 
+    if arguments.no_drift and (arguments.gsm8k or arguments.texts):
+        raise SempaError("no-drift: --gsm8k and --texts name texts to measure drift on; leave one or the other out")
     if arguments.json:
         named = (arguments.sts, arguments.gsm8k, arguments.hellaswag, arguments.prompts, *arguments.texts)
-        check_output(arguments.json, *filter(None, named))
+        check_output(arguments.json, *filter(None, named), *model_files(arguments))
     if arguments.report:
         run = arguments.adapter and adapter_folder(arguments.adapter).parent
         if not (run and arguments.hellaswag and (run / "report.json").is_file()):
             raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
-        history = read_metrics(run / "metrics.jsonl")
+        place, history = run / "report.json", read_metrics(run / "metrics.jsonl")
+        try:
+            filed = read_json(place)
+            write_report(run, filed, history)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
     if arguments.sts:
         tasks += read_sts(arguments.sts, arguments.splits.split(","))
@@ -82,9 +89,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report)
     if arguments.report:
-        place = run / "report.json"
-        try:
-            write_report(run, read_json(place) | {"hellaswag": report["hellaswag"]}, history)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
+        write_report(run, filed | {"hellaswag": report["hellaswag"]}, history)
         print(f"report: {run / 'report.html'}")

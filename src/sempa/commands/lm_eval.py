@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(output, folder=True)
     base = load_embedder(arguments, merged=False).base
     options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "apply_chat_template")}
-    rows = run_harness(base, str(arguments.adapter), output, list(tasks), **options)
+    rows = run_harness(base, str(arguments.adapter.resolve()), output, list(tasks), **options)
     cells = []
     for row in rows:
         sides = (f"{number(row[side], '.4f')} ± {number(row[f'{side}_stderr'], '.4f')}" for side in ("base", "aligned"))

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(arguments.timeout) + 1)
     host, port = listener.getsockname()[:2]
     print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)", flush=True)
-    # uvicorn finishes what is running, then sends itself the signal again.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    # Once it has started, uvicorn finishes what is running, then sends itself the signal again.
+    signal.signal(signal.SIGTERM, lambda *caught: server.started or signal.default_int_handler(*caught))
+    server.run(sockets=[listener])

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", default="test", help=text)
     parser.add_argument("--columns", default="sentence1,sentence2,score", help="of pair files (default %(default)s)")
     parser.add_argument("--pairs", type=at_least(0), default=0, help="sample this many pairs of each set (0: all)")
-    parser.add_argument("--resamples", type=at_least(0), default=1000, help="bootstrap draws (default %(default)s)")
+    parser.add_argument("--resamples", type=at_least(1), default=1000, help="bootstrap draws (default %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of draws and sample (default %(default)s)")
     parser.add_argument("--output", type=user_path, default=Path("runs/table"), help="folder (default %(default)s)")
 
@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     adapters = [adapter_folder(path) for path in arguments.adapter]
     for adapter in adapters:
         methods += parse_methods(arguments.adapter_readouts or adapter_readout(adapter), str(adapter))
+    if arguments.adapter_readouts and not adapters:
+        raise SempaError("adapter-readouts: there is no --adapter to read")
     check_output(arguments.output, folder=True)
     sets = [name.strip() for name in arguments.sets.split(",")] if arguments.sets else None
     if arguments.transfer:
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         columns = [name.strip() for name in arguments.columns.split(",")]
         if len(columns) != 3:
             raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
+        check_output(arguments.output / "table.csv", arguments.sts)
         tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets or SETS)
         if arguments.pairs:
             tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]

@@ -121,9 +121,8 @@ def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: s
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:
     """Every figure of the table as plain data, ready for JSON; each row has results on the same tasks.
 
-    A row has, for each of its `tasks` and for the `average`, Spearman's ρ and Pearson's r × 100, and ρ of the
-    sub-tasks. With `resamples` also the 95 % interval of ρ and, under `versus`, the paired test against the
-    `BASELINE` row where that is among `rows`.
+    A row has, for each of its `tasks` and for the `average`, Spearman's ρ and Pearson's r × 100, ρ of the sub-tasks,
+    the 95 % interval of ρ and, under `versus`, the paired test against the `BASELINE` row where that is among `rows`.
     """
     figures, draws = {}, {}
     with bar(len(rows), "intervals", "row") as progress:
@@ -133,16 +132,14 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
                 for result in results
             }
             own["average"] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
-            if resamples:
-                drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-                drawn["average"] = np.mean(list(drawn.values()), axis=0)
-                for name, figure in own.items():
-                    figure["spearman_interval"] = interval(drawn[name])
-                draws[method] = drawn
-            figures[method] = own
+            drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
+            drawn["average"] = np.mean(list(drawn.values()), axis=0)
+            for name, figure in own.items():
+                figure["spearman_interval"] = interval(drawn[name])
+            figures[method], draws[method] = own, drawn
             progress.update()
-    for method in draws:
-        if BASELINE in draws and method != BASELINE:
+    for method in rows:
+        if BASELINE in rows and method != BASELINE:
             for name, figure in figures[method].items():
                 baseline = figures[BASELINE][name]["spearman"]
                 figure["versus"] = compare(figure["spearman"], baseline, draws[method][name], draws[BASELINE][name])

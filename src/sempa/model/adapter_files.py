@@ -70,7 +70,7 @@ def adapter_readout(source: str | Path) -> str:
     """
     path = find_file(source, READOUT_FILE)
     try:
-        return read_json(Path(path))["readout"] if path else "prompteol"
+        return str(read_json(Path(path))["readout"]) if path else "prompteol"
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SempaError(f"{path}: expected a JSON object with the key `readout`") from error
 
@@ -111,7 +111,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             raise SempaError(f"{place}: {key} is {value!r}, but only plain LoRA can be loaded")
     if not in_range:
         raise SempaError(f"{place}: expected lora_alpha above 0")
-    if list(ranks) != [rank]:
+    if list(ranks) != [rank] or not isinstance(rank, int):
         raise SempaError(f"{place}: r is {rank!r}, but the tensors have rank {', '.join(map(str, sorted(ranks)))}")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

@@ -74,9 +74,9 @@ def number(value: float | None, form: str = ",.2f") -> str:
     return format(value, form).replace("%", " %") if value is not None and math.isfinite(value) else "n/a"
 
 
-def interval_cell(ends: Sequence[float] | None, sign: str = "") -> str:
-    """The two ends of an interval with one decimal, or nothing; `sign` "+" shows the sign of positive ends."""
-    return f"{ends[0]:{sign}.1f} – {ends[1]:{sign}.1f}" if ends else ""
+def interval_cell(ends: Sequence[float], sign: str = "") -> str:
+    """The two ends of an interval with one decimal; `sign` "+" shows the sign of positive ends."""
+    return f"{ends[0]:{sign}.1f} – {ends[1]:{sign}.1f}"
 
 
 _PAGES = Environment(loader=PackageLoader("sempa.report", "pages"), autoescape=True, trim_blocks=True)

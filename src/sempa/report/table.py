@@ -38,12 +38,10 @@ def similarity_content(report: dict) -> Content:
     for row in report["rows"]:
         figures, average = _figures(row), row["average"]
         scores = [number(figures[name]["spearman"]) for name in shown]
-        rows.append([row["label"], *scores, interval_cell(average.get("spearman_interval")), _test(average)[-1]])
+        rows.append([row["label"], *scores, interval_cell(average["spearman_interval"]), _test(average)[-1]])
     tables = [Table(f"{report['model']}: Spearman's ρ × 100", ["method", *shown, "95 %", "p"], rows)]
-    notes = []
-    if report["resamples"]:
-        notes.append(f"95 %: percentile interval of {report['resamples']:,} bootstrap draws of the pairs")
-        notes.append(f"p: one-sided paired bootstrap test that the row beats {report['baseline']} without adapter")
+    notes = [f"95 %: percentile interval of {report['resamples']:,} bootstrap draws of the pairs"]
+    notes.append(f"p: one-sided paired bootstrap test that the row beats {report['baseline']} without adapter")
     if tuple(name.split()[0] for name in names) == SETS:
         with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as stream:
             columns, *quoted = csv.reader(stream)
@@ -81,7 +79,7 @@ def _details(report: dict, task: dict) -> list[Table]:
     figures = {row["label"]: row["tasks"][task["name"]] for row in report["rows"]}
     rows = []
     for label, figure in figures.items():
-        interval = interval_cell(figure.get("spearman_interval"))
+        interval = interval_cell(figure["spearman_interval"])
         rows.append([label, number(figure["spearman"]), interval, number(figure["pearson"]), *_test(figure)])
     columns = ["method", "Spearman", "95 %", "Pearson", "difference", "95 %", "p"]
     tables = [Table(f"{task['name']}, {task['pairs']:,} pairs", columns, rows)]

@@ -8,7 +8,6 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TypeVar
 
 import numpy as np
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Gauge, Summary, generate_latest
@@ -30,7 +29,6 @@ from sempa.integrations.server.engine import Engine, Piece
 from sempa.integrations.server.requests import ApiError, ChatRequest, EmbeddingRequest, Limits
 from sempa.model.forward import context_length
 
-Asked = TypeVar("Asked", EmbeddingRequest, ChatRequest)
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
 
 
@@ -135,7 +133,8 @@ class ModelRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """Vectors of length 1; the one-word prompt is put around each text here."""
-        asked = await self._read(request, EmbeddingRequest)
+        asked = EmbeddingRequest.model_validate_json(await request.body())
+        self._check_model(asked.model)
         width = self.engine.width
         if (asked.dimensions or 1) > width:
             raise ApiError(400, f"dimensions: found {asked.dimensions}, expected at most {width}", "dimensions")
@@ -143,12 +142,13 @@ class ModelRoutes:
         counts = [len(prompt.tokens) for prompt in prompts]
         found = f"input.{counts.index(max(counts))}: found {max(counts):,} tokens with its prompt"
         self._check_tokens(max(counts), found, "input")
-        vectors = await self.engine.embed(prompts)
+        vectors = await self.engine.embed(prompts, request.is_disconnected)
         # Thousands of vectors take a while to write as JSON.
         return await asyncio.to_thread(self._embedding_list, asked, vectors, sum(counts))
 
     def _embedding_list(self, asked: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> Response:
-        vectors = unit(vectors if asked.dimensions is None else self.embedder.shorten(vectors, asked.dimensions))
+        whole = asked.dimensions in (None, self.engine.width)
+        vectors = unit(vectors if whole else self.embedder.shorten(vectors, asked.dimensions))
         values = vectors.tolist()
         if asked.encoding_format == "base64":
             values = [base64.b64encode(vector.astype("<f4")).decode() for vector in vectors]
@@ -158,7 +158,8 @@ class ModelRoutes:
 
     async def chat(self, request: Request) -> Response:
         """An answer by the model's own chat template, whole or as a stream of events."""
-        asked = await self._read(request, ChatRequest)
+        asked = ChatRequest.model_validate_json(await request.body())
+        self._check_model(asked.model)
         prompt = await asyncio.to_thread(self._encode_chat, asked)
         if self.engine.answers >= self.limits.answers:
             raise ApiError(429, f"{self.engine.answers} answers are being written; try again later", code="queue_full")
@@ -197,12 +198,9 @@ class ModelRoutes:
         if count > self.most_tokens:
             raise ApiError(400, f"{found}, expected at most {self.most_tokens:,}", param, "context_length_exceeded")
 
-    async def _read(self, request: Request, kind: type[Asked]) -> Asked:
-        """The body, which names this model or none."""
-        asked = kind.model_validate_json(await request.body())
-        if asked.model not in ("", self.name):
-            raise ApiError(404, f"model: found {asked.model!r}, expected {self.name!r}", "model", "model_not_found")
-        return asked
+    def _check_model(self, name: str) -> None:
+        if name not in ("", self.name):
+            raise ApiError(404, f"model: found {name!r}, expected {self.name!r}", "model", "model_not_found")
 
 
 async def _events(

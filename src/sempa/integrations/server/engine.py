@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from starlette.requests import ClientDisconnect
 
 from sempa.batching.packing import next_fit
 from sempa.embedding.embed import ROW_TOKENS, embed_prompts
@@ -49,12 +50,14 @@ class Engine:
         self._prompt_tokens = Counter("sempa_prompt_tokens", "Tokens read, by path.", ["path"], registry=registry)
         self._generated_tokens = Counter("sempa_generated_tokens", "Tokens written.", registry=registry)
 
-    async def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Embeddings of a request's prompts: float32 `[n, D]`. A long request lets others in between its rows."""
+    async def embed(self, prompts: Sequence[Prompt], is_gone: Callable[[], Awaitable[bool]]) -> np.ndarray:
+        """Float32 embeddings `[n, D]`. Between rows others are let in, and a request ends when its client `is_gone`."""
         vectors = np.empty((len(prompts), self.width), np.float32)
         rows = next_fit([len(prompt.tokens) for prompt in prompts], ROW_TOKENS, _SENTENCES)
         at_once = passes_at_once(self.base.model)
         for start in range(0, len(rows), at_once):
+            if await is_gone():
+                raise ClientDisconnect
             places = [place for row in rows[start : start + at_once] for place in row]
             if self._open is None or _tokens(self._open[0]) >= _TOKENS * at_once:
                 batch: list[Prompt] = []
