@@ -46,30 +46,26 @@ SHARED = (
 ALONE = {"contrast": 0.0, "retention": 0.0, "preference": 1.0, "preference_fraction": 1.0, "learning_rate": 5e-4}
 ANCHORED = {**ALONE, "anchor": 1.0}
 RETAINED = {key: value for key, value in ALONE.items() if key != "retention"}
-# Name, and what differs from the default recipe; the first word is the family, and has a colour in the plot.
+# Name, and what differs from the default recipe.
+DEFAULT, PAPER = "default recipe", "DPO alone, the paper's settings"
 POINTS: dict[str, dict[str, object]] = {
-    "mixed, the default recipe": {},
-    "contrast + retention": {"objective": "none"},
+    DEFAULT: {},
+    "contrast + retention, no DPO": {"objective": "none"},
     "DPO + retention": RETAINED,
-    "DPO, the paper's optimiser": {**ALONE, "learning_rate": 1e-4, "weight_decay": 0.1, "beta2": 0.95},
-    "mixed, no retention": {"retention": 0.0},
+    PAPER: {**ALONE, "learning_rate": 1e-4, "weight_decay": 0.1, "beta2": 0.95},
+    "default recipe without retention": {"retention": 0.0},
     "DPO + anchor": ANCHORED,
-    "ranking + retention": {**RETAINED, "objective": "plackett-luce"},
+    "full rankings + retention": {**RETAINED, "objective": "plackett-luce"},
     "IPO + anchor": {**ANCHORED, "objective": "ipo"},
 }
-COLOURS = {
-    **{"DPO": "#0072b2", "IPO": "#56b4e9", "ranking": "#009e73"},
-    **{"contrast": "#e69f00", "mixed": "#d55e00"},
-}
+# By the name's first word.
+COLOURS = {"DPO": "#0072b2", "IPO": "#56b4e9", "full": "#009e73", "contrast": "#e69f00", "default": "#d55e00"}
 # The paper's objective and optimiser settings, and the default recipe.
-MARKS = {"DPO, the paper's optimiser": ("*", 12), "mixed, the default recipe": ("D", 7)}
+MARKS = {PAPER: ("*", 12), DEFAULT: ("D", 7)}
 # Part of the way too, which takes no training but a whole evaluation.
-SHARES = {"mixed, the default recipe": (0.5,)}
-GOAL_SIMILARITY, GOAL_KL, GOAL_PERPLEXITY = 8.0, 0.02, 1.0
+SHARES = {DEFAULT: (0.5,)}
 # What recipes may be chosen by; the other sets are test sets, though most of STS-B's pairs come from them.
 DEVELOPMENT = ("STS-B dev", "SICK trial")
-# How far below the base the picture reaches, in points.
-DEPTH_SHOWN = 4.0
 
 
 def main() -> None:
@@ -219,24 +215,22 @@ def plot(result: dict) -> str:
     """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
 
     A point is the mean over its seeds, whiskers reach from the lowest to the highest. Points are numbered, and named
-    beside the picture; what lies far below the base stands on the lower edge. The star is DPO with the paper's
-    optimiser settings, the diamond the default recipe.
+    beside the picture. The star is DPO with the paper's optimiser settings, the diamond the default recipe.
     """
     figure, axes = make_figure(3, (12.0, 7.6), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
-    lowest = base - DEPTH_SHOWN
     measured = points(result)
     whole = [point for point in measured if point.share == 1]
     names = [point.name for point in sorted(whole, key=lambda point: -statistics.mean(point.average))]
-    for axis, key, label, goal in (
-        (axes[0], "kl", "KL(base ‖ aligned), nats per token", GOAL_KL),
-        (axes[1], "perplexity", "change of perplexity, %", GOAL_PERPLEXITY),
+    for axis, key, label in (
+        (axes[0], "kl", "KL(base ‖ aligned), nats per token"),
+        (axes[1], "perplexity", "change of perplexity, %"),
     ):
         for number, name in enumerate(names, 1):
-            colour = COLOURS[name.split()[0].strip(",")]
+            colour = COLOURS[name.split()[0]]
             places = []
             for point in (point for point in measured if point.name == name):
-                across, up = getattr(point, key), [max(value, lowest) for value in point.average]
+                across, up = getattr(point, key), point.average
                 places.append((statistics.mean(across), statistics.mean(up)))
                 for ends in (
                     [(min(across), max(across)), [places[-1][1]] * 2],
@@ -244,13 +238,17 @@ def plot(result: dict) -> str:
                 ):
                     axis.plot(*ends, color=colour, linewidth=0.8, alpha=0.5)
             axis.plot(*zip(*places, strict=True), "-", color=colour, linewidth=0.8)
-            marker, size = MARKS.get(name, ("v" if places[0][1] == lowest else "o", 5))
+            marker, size = MARKS.get(name, ("o", 5))
             axis.plot(*places[0], marker, color=colour, markersize=size)
             # Neighbours' numbers above and below in turn.
             offset = (3, 5 if number % 2 else -11)
             axis.annotate(str(number), places[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
-        for value, draw in ((base, axis.axhline), (base + GOAL_SIMILARITY, axis.axhline), (goal, axis.axvline)):
-            draw(value, color=INK, linewidth=0.7, linestyle=":")
+            for place in places[1:]:
+                axis.annotate("half scale", place, fontsize=7, xytext=(4, -8), textcoords="offset points", color=colour)
+        axis.axhline(base, color=INK, linewidth=0.7, linestyle=":")
+        axis.text(
+            0.99, base, "base", color=INK, fontsize=8, ha="right", va="bottom", transform=axis.get_yaxis_transform()
+        )
         axis.set_xlabel(f"{label} (16 passages)")
     axes[0].set_xscale("log")
     # Logarithmic on both sides of what is all but nothing.
@@ -259,7 +257,7 @@ def plot(result: dict) -> str:
     axes[2].set_axis_off()
     for number, name in enumerate(names, 1):
         place = 1 - (number - 0.5) / max(len(names), 12)
-        colour = COLOURS[name.split()[0].strip(",")]
+        colour = COLOURS[name.split()[0]]
         axes[2].text(0.08, place, str(number), color=colour, fontsize=9, ha="right", va="center", weight="bold")
         axes[2].text(0.12, place, name, color=INK, fontsize=9, va="center")
     title = "Similarity against divergence from the base and against perplexity, by objective"

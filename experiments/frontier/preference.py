@@ -29,7 +29,7 @@ RESULTS = HERE.parent / "results" / "preference"
 READOUTS = ("prompteol", "attention-sum")
 # What differs from smollm2_sempa.yaml, which is DPO with retention.
 RUNS: dict[str, dict[str, object]] = {
-    "DPO, the paper's optimiser": {"retention": 0.0, "learning_rate": 1e-4, "weight_decay": 0.1, "beta2": 0.95},
+    "DPO, the paper's settings": {"retention": 0.0, "learning_rate": 1e-4, "weight_decay": 0.1, "beta2": 0.95},
     "DPO + anchor": {"retention": 0.0, "anchor": 1.0},
     "DPO + retention": {},
     "full rankings + retention": {"objective": "plackett-luce"},
