@@ -57,13 +57,13 @@ def embed_corpus_on_ray(
     """Embed a file of any size on `workers` actors of the cluster that Ray is connected to; returns the manifest.
 
     Each actor loads the model once; `model`, `adapter` and `options` are those of `Embedder`, and their paths must
-    exist on every node. The process that calls this loads the model, too, and should have the workers' kind of
-    processor. It reads `source`, of which the sentences lie in Ray's object store meanwhile, and writes `folder`:
-    shards and manifest are those of `corpus.embed_corpus`, whose interrupted work this continues and the other way
-    round. When a worker dies Ray embeds its chunks anew elsewhere; the row numbers that travel with the sentences are
-    checked, so that no row is written twice or not at all.
+    exist on every node. The calling process loads the model, too, and should run on the same kind of device as the
+    workers. It reads `source`, keeps the sentences in Ray's object store, and writes `folder` with the shards and the
+    manifest of `corpus.embed_corpus`; either function continues what the other left unfinished. When a worker dies, Ray
+    embeds its chunks again elsewhere; row numbers travel with the sentences and are checked, so that no row is written
+    twice or not at all.
 
-    Raises `SempaError` as `embed_corpus` does, and when rows come back other than they were sent.
+    Raises `SempaError` as `embed_corpus` does, and when rows are lost, repeated or out of order.
     """
     resources = {"num_cpus": 1, "num_gpus": gpus_per_worker}
     arguments = {"model": model, "adapter": adapter, **options}

@@ -77,10 +77,10 @@ def _passages(file: Path) -> list[Passage]:
 
 
 def encode_cached(embedder: Embedder, texts: Sequence[str], folder: Path) -> np.ndarray:
-    """Unit vectors of `texts`, float32 `[n, D]`; only those are computed that no earlier call has left in `folder`.
+    """Unit vectors of `texts`, float32 `[n, D]`; only those that are not yet in the cache `folder` are computed.
 
-    A vector is found by its text and by all that decides about it (weights, adapter, dtype, readout), so a file that
-    moves costs nothing, and another adapter never meets this one's vectors.
+    A vector's key is its text and all that determines it (weights, adapter, dtype, readout), so moving a file costs
+    nothing, and two adapters never share vectors.
     """
     path = folder / f"{fingerprint(sorted(describe(embedder)['settings'].items()))}.safetensors"
     known: dict[bytes, np.ndarray] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # A prefix of more tokens than this, which is a long text by itself, is attended to without holding all its scores.
 _LONG_PREFIX = 1024
-# A processor's softmax of narrow numbers takes whole vectors of them at a time, and what is left over one by one.
+# On a CPU, softmax in 16-bit dtypes handles whole SIMD vectors at a time, and the remainder one number at a time.
 _VECTOR = 32
 
 

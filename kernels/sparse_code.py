@@ -6,7 +6,7 @@ For an embedding h and output embeddings u_v with mean ū, the code and what it 
 
 With h before the LM head, ⟨h, u_v − ū⟩ is token v's logit above the average one: the code lists the "key tokens" that
 the sentence is about to be called. Directions of length 1, as in matching pursuit (Mallat & Zhang 1993), keep tokens
-with long output embeddings, which are mostly rare ones, out of every code. Everything runs over the vocabulary a chunk
+with long output embeddings, mostly rare ones, from entering every code. Everything runs over the vocabulary a chunk
 of rows at a time.
 """
 
@@ -117,7 +117,7 @@ class _Choose(torch.autograd.Function):
             scores.relu_().scatter_(1, indices[rows], 0)
             rest[rows] = torch.linalg.vecdot(scores, scores)
             if direction is not None:
-                # Less their mean, the weights do to u_v what they would do to u_v − ū.
+                # Σ (w_v − mean w) u_v = Σ w_v (u_v − ū): centring the weights centres the output embeddings.
                 weights = scores.mul_(scale).sub_(scores.mean(1, keepdim=True))
                 direction[rows] = 2 * (weights.to(head.dtype) @ head)
         ctx.save_for_backward(direction)

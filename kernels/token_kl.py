@@ -34,7 +34,7 @@ def token_kl(
 ) -> Tensor:
     """KL(reference ‖ policy) of the next token at each position, under softmax(softcap(hidden · weightᵀ + bias)).
 
-    This is the forward divergence: it grows without bound where the policy no longer says what the reference does.
+    This forward divergence grows without bound where the policy gives no probability to what the reference would say.
 
     Args:
         hidden: `[N, D]` the policy's hidden states after the final norm; any floating dtype.

@@ -188,7 +188,7 @@ def _log_and_residual_(
 
 
 def shift_logits_(z: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor | None:
-    """Raw logits turn into z − max z, z with bias and soft cap; returns ∂z / ∂raw where it is not 1."""
+    """Turn raw logits in place into z − max z, z with bias and soft cap; returns ∂z / ∂raw, None where it is 1."""
     slope = None
     if bias is not None:
         z += bias

@@ -14,12 +14,12 @@ def conservative_dpo_loss(
     beta: float,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """DPO for labels of which a fraction ε is flipped.
+    """DPO for preference labels that are flipped with probability ε.
 
     ℓ = −(1 − ε) log σ(m) − ε log σ(−m)   with m = β [log π(y⁺|x)/π_ref(y⁺|x) − log π(y⁻|x)/π_ref(y⁻|x)]
 
-    Mitchell 2023, *A note on DPO with noisy preferences and relationship to IPO*. It is least at σ(m) = 1 − ε,
-    so the margin stops at log((1 − ε)/ε); its gradient in m is σ(m) − (1 − ε), at ε = 0 that of DPO.
+    Mitchell 2023, *A note on DPO with noisy preferences and relationship to IPO*. The minimum is at σ(m) = 1 − ε, so
+    the margin stops at log((1 − ε)/ε); the gradient ∂ℓ/∂m = σ(m) − (1 − ε) is DPO's at ε = 0.
 
     Args:
         policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats, the *sum* over the response's tokens.

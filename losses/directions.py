@@ -1,4 +1,4 @@
-"""What every loss on embeddings starts from: their directions, which are all that a cosine sees."""
+"""Checked directions of embeddings, the input of every loss on them: a cosine ignores length."""
 
 import contextlib
 

@@ -9,7 +9,7 @@ from sempa.losses.directions import directions, own_precision
 
 
 def isotropy_loss(embeddings: Tensor) -> Tensor:
-    """Logarithm of how many times fewer dimensions the batch's variance fills than it could.
+    """Logarithm of the ratio of available dimensions to those that the batch's variance fills.
 
     ℓ = log (d · tr C² / (tr C)²)   with C the covariance of the directions and d = min(D, n − 1)
 

@@ -1,4 +1,4 @@
-"""What every loss on pairs of sentences starts from: the log-ratios of policy to reference, checked."""
+"""Checked log-ratios of policy to reference, the input of every loss on pairs of sentences."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What every loss over scored candidates refuses: no candidate at all, or a score that is not finite."""
+"""Checks for every loss over scored candidates: at least one candidate in a row, and finite scores."""
 
 import torch
 from torch import Tensor

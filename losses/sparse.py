@@ -1,4 +1,4 @@
-"""Sparse codes of the embedding: say the sentence in k of the model's own words, and leave little unsaid."""
+"""Sparse codes of the embedding: k vocabulary tokens should rebuild it, and little should lie outside them."""
 
 import torch
 import torch.nn.functional as F

@@ -1,6 +1,7 @@
 """Embeddings: the state at each sentence's own last token, independent of its company, padding and order."""
 
 import csv
+import json
 import shutil
 import sys
 import tracemalloc
@@ -204,6 +205,10 @@ def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path):
     assert np.array_equal(ours, run)
     # On the command line its base is found there, too.
     assert base_name("", tmp_path / "run") == str(tiny_folder)
+    described = tmp_path / "run" / "adapter" / "adapter_config.json"
+    for name, expected in ((None, "smollm2-135m"), (5, "5")):
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"base_model_name_or_path": name}))
+        assert base_name("", tmp_path / "run") == expected
     with pytest.raises(
         SempaError, match=r"adapter '.*': holds no adapter_config.json, neither itself nor in its folder"
     ):

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from conftest import adapt
+from safetensors.torch import load_file, save_file
 from test_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
 from sempa.io.files import read_tensors, write_tensors
-from sempa.model.adapter_files import load_adapter, read_adapter, save_adapter
+from sempa.model.adapter_files import adapter_readout, load_adapter, read_adapter, save_adapter
 from sempa.model.lora import (
     LoraLinear,
     adapter_disabled,
@@ -212,6 +213,22 @@ def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, m
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(SempaError, match=message):
         load_adapter(build("Llama"), saved)
+
+
+def test_an_adapter_config_that_is_nested_too_deeply_is_one_sentence(saved):
+    for name in ("adapter_config.json", "readout.json"):
+        (saved / name).write_text("[" * 100_000)
+    with pytest.raises(SempaError, match="nested too deeply"):
+        read_adapter(saved)
+    with pytest.raises(SempaError, match=r"readout\.json: expected a JSON object"):
+        adapter_readout(saved)
+
+
+def test_an_adapter_of_eight_bits_is_read(saved):
+    path = saved / "adapter_model.safetensors"
+    eight = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+    save_file(eight, path)
+    assert {tensor.dtype for tensor in read_adapter(saved)[1].values()} == {torch.float8_e4m3fn}
 
 
 @pytest.mark.parametrize("init", [True, "gaussian", "orthogonal", "eva"])

@@ -54,7 +54,7 @@ def race_steps(s: Setting, size: str) -> list[dict]:
     rows = _measure(s, {name: partial(_sempa_step, s, size, batch, again) for name, again in ways.items()}, work)
     name = "TRL + Liger" if s.device.startswith("cuda") else "TRL"
     theirs = {f"{name}, batch {count}": partial(_trl_step, s, size, count) for count in (4, 16)}
-    # Liger puts its modules into transformers' own; the models to come shall not have them.
+    # Liger patches transformers' modules; models built later must not have its patches.
     own = dict(vars(modeling_llama))
     try:
         return rows + _measure(s, theirs, {"triplets/s": s.triplets})

@@ -33,7 +33,7 @@ SIZES = {
     "parameters": ((192, 10), (320, 17), (448, 23), (576, 30), (768, 40)),
     "sentences": (128, 256, 512, 1024),
 }
-# What stays the same where another grows: of a kernel's call N, D and V, and triplets of a pass.
+# Held fixed while another grows: N, D and V of a kernel call, and triplets per pass.
 _TOKENS, _WIDTH, _VOCABULARY, _TRIPLETS = 512, 576, 49_152, 16
 
 

@@ -12,7 +12,7 @@ __all__ = ["Embedder", "SempaError", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    # Torch takes seconds to import, which `sempa --help` and the loss functions' readers need not wait for.
+    # Torch and transformers take seconds to import: `sempa --help` needs neither, `sempa.losses` only torch.
     if name == "Embedder":
         from sempa.embedding.embedder import Embedder
 

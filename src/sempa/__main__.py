@@ -7,7 +7,7 @@ from sempa.cli import main
 
 
 def run() -> int:
-    """The exit code of the command line, which SIGTERM ends as Ctrl-C does: nothing half-written stays behind."""
+    """Run the command line and return its exit code; SIGTERM ends it as Ctrl-C does, without half-written files."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return main()
 

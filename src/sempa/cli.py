@@ -49,7 +49,7 @@ def _run(argv: Sequence[str], output: LastingStream) -> int:
             warnings.showwarning = _show_warning
             arguments.run(arguments)
         output.check()
-    # Also a path that is too long or may not be entered, wherever it is first looked at.
+    # `OSError`: a path that is too long or forbidden, wherever in the code it is first touched.
     except (SempaError, OSError) as error:
         print(f"sempa: {error}", file=sys.stderr)
         return 2
@@ -61,12 +61,12 @@ def _run(argv: Sequence[str], output: LastingStream) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Wrong arguments are bad input like any other: one sentence, without the usage above it."""
+        """Raise `SempaError`: wrong arguments get one sentence like other bad input, not argparse's usage text."""
         raise SempaError(f"{message} (see {self.prog} --help)")
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands, or one that knows the arguments of the command `only` and imports no other."""
+    """The parser of all commands; with `only`, just that command's module is imported and its arguments added."""
     lines = {group: "".join(f"  {name:12}{text}\n" for name, text in own.items()) for group, own in COMMANDS.items()}
     parser = _Parser(
         prog="sempa",
@@ -76,7 +76,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sempa {__version__}")
-    # Help lists the commands by task, in the epilogue; a completion's script is made of those that argparse would list.
+    # The help lists commands by task, in the epilogue; generators of shell completions read argparse's own list.
     listed = None if only is None else argparse.SUPPRESS
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", prog="sempa", help=listed)
     for name, text in (command for group in COMMANDS.values() for command in group.items()):
@@ -90,6 +90,6 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
-    """A warning as one line; warnings that libraries address to developers are left out."""
+    """Print a `UserWarning` as one line, and drop the kinds that libraries address to developers."""
     if issubclass(category, UserWarning):
         print(f"sempa: warning: {message}", file=sys.stderr)

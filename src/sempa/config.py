@@ -27,8 +27,8 @@ class Config:
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""
-    # A file of triplets, or "captions" for the built-in ones; of labelled NLI, each entailment with each contradiction
-    # of a premise, or one triplet per premise; at most this many (0: all); about this many set aside for the report.
+    # A triplet file, or "captions" (built in); whether labelled NLI gives every entailment × contradiction of a premise
+    # or one triplet per premise; how many triplets at most (0: all); about how many to set aside for the report.
     triplets: str = CAPTIONS
     combinations: bool = False
     triplet_limit: int = 0
@@ -45,7 +45,7 @@ class Config:
     preference_fraction: float = 0.125
     beta: float = 0.1
     anchor: float = 0.0
-    # The readout of the one-word prompt that contrast trains and that is measured: "attention-sum", or "prompteol".
+    # How the one-word prompt is read, by the contrast and by the evaluation: "attention-sum" or "prompteol".
     readout: str = "attention-sum"
     # The weight of InfoNCE on embeddings, among all texts of a batch, and its temperature τ.
     contrast: float = 1.0
@@ -65,7 +65,7 @@ class Config:
     batch_size: int = 16
     weight_decay: float = 0.0
     beta2: float = 0.999
-    # Tokens of a packed row; and whether decoder blocks run again in the backward pass, for less memory.
+    # Tokens per packed row; whether decoder blocks are recomputed in the backward pass to save memory.
     row_tokens: int = 1024
     checkpoint_activations: bool = False
     # Steps between evaluations; each scores `dev_pairs` development pairs, saves a checkpoint, keeps the best adapter.
@@ -94,8 +94,8 @@ _EXPECTED = {int: "a whole number", float: "a number", str: "text", bool: "true 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file of `Config`'s keys and lay `key=value` overrides over it.
 
-    Raises `SempaError` for an unreadable file, an unknown or repeated key (naming the nearest one), a wrong type or a
-    value out of range.
+    Raises `SempaError` for an unreadable file, an override without `=`, an unknown key (naming the nearest), a repeated
+    key, a wrong type, a value out of range, and settings that leave nothing to learn.
     """
     texts = _read_yaml(path)
     source = dict.fromkeys(texts, str(path))

@@ -6,8 +6,8 @@ _LONGEST = 2000
 class SempaError(Exception):
     """Bad input that the user can fix; the message names the file, line or key, what was found and what was expected.
 
-    The command line prints the message alone and exits with code 2. What a file may have put into it, line ends and
-    control characters that a terminal would obey, is escaped, and more than 2,000 characters are cut.
+    The command line prints the message alone and exits with code 2. Line ends and control characters, which a file may
+    have put into it and a terminal would obey, are escaped; a message of more than 2,000 characters is cut.
     """
 
     def __init__(self, message: str) -> None:

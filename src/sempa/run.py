@@ -61,7 +61,7 @@ def start_run(config: Config, command: str) -> dict:
 
 
 def resume_run(run: Path, command: str) -> dict:
-    """Continue an interrupted run from its last checkpoint, bit-exactly; raises `SempaError` where there is none."""
+    """Resume a run bit-exactly from its last checkpoint, or from step 0; `SempaError` unless `run` is unfinished."""
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
     _check_unfinished(run)

@@ -1,4 +1,4 @@
-"""Check the theory: each statement with its equation, the largest error found, and the wrong neighbours it rejects."""
+"""Check the theory: each statement's equation, the largest error found, and the wrong variants that it rejects."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sempa.verify_theory",
         description="Check by computation that sentence-level DPO under a Plackett-Luce model is contrastive learning: "
-        "every statement in float64 on random instances, beside neighbours that are wrong by a little and must fail.",
+        "every statement in float64 on random instances, beside slightly wrong variants (controls) that must fail.",
         epilog="Exit code: 0 when every statement holds and every control is rejected, 1 when one does not, 2 for bad "
         "input. The proofs are in docs/theory.md.",
     )
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
             write_json(Path(arguments.json), report)
         rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
         print(f"{sum(verdict.worst.holds for verdict in verdicts)} of {len(verdicts)} statements hold; ", end="")
-        print(f"{sum(rejected)} of {len(rejected)} wrong neighbours were rejected by the same checks")
+        print(f"{sum(rejected)} of {len(rejected)} wrong variants were rejected by the same checks")
     if arguments.plot is not None:
         from sempa.theory.pictures import draw_all
 

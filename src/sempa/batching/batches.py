@@ -80,7 +80,7 @@ class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
     `preference_rows` is empty where no loss ranks responses, `sentence_rows` where `contrast` is 0. `text_ids`
-    `[3, size]` numbers the embedded texts (sentences, best and worst responses), equal ones alike.
+    `[3, size]` int64 numbers the embedded texts (sentences, best and worst responses); equal texts share a number.
     """
 
     preferences: list[Preference]
@@ -117,7 +117,7 @@ def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> 
         text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
     preference_rows = []
     if config.anchor or (config.preference and config.objective != "none"):
-        # Contrast wants many sentences side by side, preference needs few: it costs as much again for each.
+        # Contrast needs many sentences in a batch, preference only a few, each of which costs as much again.
         ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
         preference_rows = pack_preferences(ranked, config.row_tokens)
     return Batch(preferences, preference_rows, sentence_rows, text_ids)

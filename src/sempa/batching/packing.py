@@ -48,7 +48,7 @@ class PackedRow:
         return segment
 
     def add_behind_prefix(self, sequences: Sequence[Sequence[int]], most: int | None = None) -> Tensor:
-        """Append sequences behind the prefix they share, of `most` tokens at most; the offsets `[n]` of their ends."""
+        """Append sequences behind their shared prefix (at most `most` tokens); returns their ends' offsets `[n]`."""
         prefix = shared_prefix(sequences)[:most]
         root = self.add(prefix)
         return torch.tensor([self.ends[self.add(sequence[len(prefix) :], root)] for sequence in sequences])
@@ -70,8 +70,8 @@ class PackedRow:
     def prefix_groups(self) -> tuple[PrefixGroup, ...]:
         """The row cut into its trees, and each into the prefix that all of it share and the branches below that.
 
-        Neighbours that share nothing with anybody are branches without a prefix. Raises `ValueError` when the tokens of
-        a tree or of a branch do not stand together.
+        Adjacent segments that share nothing are branches without a prefix. Raises `ValueError` when the tokens of a
+        tree or of a branch are not contiguous.
         """
         tree: list[int] = []
         branch: list[int] = []
@@ -133,7 +133,7 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class SentenceRow:
-    """A packed row of prompts to embed: the states at row offsets `ends` `[m]` stand for the sequences `members`."""
+    """A packed row of prompts to embed: the state at row offset `ends[i]` belongs to the sequence `members[i]`."""
 
     packed: PackedRow
     ends: Tensor
@@ -185,7 +185,7 @@ def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> l
 
 
 def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[PackedRow]:
-    """Texts in rows of at most `row_tokens` tokens; a longer text is continued in a row of its own, nothing is lost."""
+    """Pack texts into rows of at most `row_tokens` tokens; a longer text is cut, each piece packed like a text."""
     pieces = [s[begin : begin + row_tokens] for s in sequences for begin in range(0, len(s), row_tokens)]
     rows = []
     for members in fill_bins(list(map(len, pieces)), row_tokens):
@@ -210,7 +210,7 @@ def _preference_row(preferences: Sequence[Preference], members: Sequence[int], r
         prompt = row.add(preference.prompt[len(root) :], shared)
         for k, response in enumerate(preference.responses):
             begin = len(row.tokens)
-            # The last token is predicted and predicts nothing; the first of every branch is the prompt's to predict.
+            # The last token predicts nothing, so it is left out; the prompt's last one predicts each branch's first.
             row.add(response[:-1], prompt)
             source += [row.ends[prompt], *range(begin, begin + len(response) - 1)]
             target += response

@@ -1,7 +1,7 @@
 """From text to token ids: the paraphrase prompt of training and the one-word prompt of embedding.
 
-Control tokens are where a chat template writes them and nowhere else. A user's text may hold anything, also what looks
-like a control token: there it is text.
+Only the chat template writes control tokens. A user's text may contain anything, including what looks like a control
+token; it is tokenized as plain text.
 """
 
 import datetime
@@ -28,9 +28,9 @@ _FIXED_DATE = "".join(f" | replace('%{code}', '{TODAY.strftime(f'%{code}')}')" f
 _FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED_DATE} }}}}{{%- endmacro -%}}"
 # Models that can think before they answer are asked to answer at once; templates without the switch ignore it.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-# Stands for an answer: a character that no text holds.
+# Stands for an answer: a private-use character, found by its last occurrence.
 _ANSWER = "\ue000"
-# Breaks control tokens in text until `encode_texts` has looked for genuine ones. No text holds half a surrogate pair.
+# Breaks up control tokens in text, so that `encode_texts` finds only genuine ones. No text has a lone surrogate.
 _BREAK = "\ud800"
 
 
@@ -105,10 +105,10 @@ def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant
 def render_messages(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
-    """The tokenizer's chat template on `role` and `content` of each turn, for `encode_texts`.
+    """Render turns (`role` and `content` each) with the tokenizer's chat template, for `encode_texts`.
 
-    Thinking is off, today is `TODAY`, and control tokens in a content are text. Raises `SempaError` when the template
-    fails or does not write a user's or an assistant's content as it is.
+    Thinking is off, the date is `TODAY`, and control tokens in a `content` are plain text. Raises `SempaError` when the
+    template fails or does not write a user's or an assistant's content as it is.
     """
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:
@@ -185,7 +185,7 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that hold their control tokens already, as `render_prompt` and its like give them."""
+    """Token ids of texts that already contain their control tokens, such as the result of `render_prompt`."""
     ids = tokenizer([text.replace(_BREAK, "") for text in texts], add_special_tokens=False)["input_ids"]
     return [_encode_broken(tokenizer, text) if _BREAK in text else own for text, own in zip(texts, ids, strict=True)]
 
@@ -193,7 +193,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are.
 
-    Raises `SempaError` for half a surrogate pair, which stands for a byte that is not UTF-8.
+    Raises `SempaError` for a lone surrogate, which in Python stands for a byte that is not UTF-8.
     """
     try:
         text.encode()
@@ -220,7 +220,7 @@ def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches the special tokens, and other added ones that the chat template writes, with the blanks they swallow."""
+    """Matches special tokens, other added tokens that the chat template writes, and the whitespace that they strip."""
     return _control_pattern(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 

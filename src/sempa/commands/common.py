@@ -60,9 +60,8 @@ def load_embedder(arguments: argparse.Namespace, merged: bool = True) -> "sempa.
     Where the base is to be compared with its adapter, the two must not be `merged`.
     """
     arguments.model = base_name(arguments.model, arguments.adapter)
-    options = {name: value for name, value in vars(arguments).items() if name in ("readout", "layer")}
-    options |= {"dtype": arguments.dtype, "device": arguments.device, "merged": merged}
-    return sempa.Embedder(arguments.model, arguments.adapter, **options)
+    options = {key: value for key, value in vars(arguments).items() if key in ("readout", "layer", "dtype", "device")}
+    return sempa.Embedder(arguments.model, arguments.adapter, **options, merged=merged)
 
 
 def base_name(model: str, adapter: Path | None) -> str:
@@ -71,5 +70,5 @@ def base_name(model: str, adapter: Path | None) -> str:
     from sempa.model.adapter_files import adapter_folder, read_adapter
 
     if not model and adapter:
-        model = read_adapter(adapter_folder(adapter))[0].get("base_model_name_or_path", "")
+        model = str(read_adapter(adapter_folder(adapter))[0].get("base_model_name_or_path") or "")
     return model or DEFAULT_MODEL

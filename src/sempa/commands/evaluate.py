@@ -1,5 +1,5 @@
-"""Spearman's rho x 100 on similarity benchmarks, the geometry of their embeddings, perplexity and KL(base || aligned)
-on unseen text, accuracy on HellaSwag, and greedy answers, with the adapter off and on.
+"""Measure a model with its adapter off and on: Spearman's rho x 100 on similarity benchmarks, the geometry of their
+embeddings, perplexity and KL(base || aligned) on unseen text, accuracy on HellaSwag, and greedy answers.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from sempa.io.files import check_output, read_json, user_path, write_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = """A text file holds passages with blank lines between them, or JSON lines: {"text": ...}
-        or {"question": ..., "answer": ...}, of which the answer alone counts. HellaSwag is answered without examples,
+        or {"question": ..., "answer": ...}, where only the answer is scored. HellaSwag is answered without examples,
         by log-probability per character (lm-evaluation-harness's acc_norm)."""
     add_model_arguments(parser)
     add_readout_arguments(parser)

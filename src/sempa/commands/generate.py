@@ -1,4 +1,4 @@
-"""Answer a prompt through the model's chat template, word by word, with the adapter when one is given."""
+"""Answer a prompt through the model's chat template, token by token, with the adapter if one is given."""
 
 import argparse
 

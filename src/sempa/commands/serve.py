@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what clients call the model (default: the last part of MODEL)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any (default %(default)s)")
-    text = "longest sentence, or chat with its answer (default %(default)s)"
+    text = "most tokens of a sentence, or of a chat with its answer (default %(default)s)"
     parser.add_argument("--max-tokens", type=at_least(1), default=8192, help=text)
     parser.add_argument("--queue", type=at_least(1), default=128, help="requests served at once (default %(default)s)")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per request (default %(default)s)")
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     key = os.environ.get("SEMPA_API_KEY", "").strip()
     if not (key or arguments.host in ("127.0.0.1", "::1", "localhost")):
         warnings.warn(f"SEMPA_API_KEY is not set: anyone who reaches {arguments.host} can use the model", stacklevel=2)
-    # An address that is taken is found before the model is loaded, and early clients wait.
+    # Listen before loading the model: a taken address fails at once, and early clients wait.
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     try:
         listener = socket.create_server((arguments.host, arguments.port), family=family)

@@ -1,6 +1,6 @@
-"""Spearman's rho x 100 of readouts and adapters on similarity sets, with 95 % intervals and a paired test against the
-base model's prompteol row; or, with --transfer, the accuracy of logistic regression on the embeddings. Finished rows
-are kept: the same command resumes.
+"""Score readouts and adapters: Spearman's rho x 100 on similarity sets, with 95 % intervals and a paired test against
+the base model's prompteol row; or, with --transfer, the accuracy of logistic regression on the embeddings. Finished
+rows are kept: the same command resumes.
 """
 
 import argparse

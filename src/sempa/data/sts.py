@@ -65,11 +65,11 @@ def read_sts(
     `SICK_{train,trial,test_annotated}.txt`. A file is one of the latter two, or a table or JSON-lines file with two
     sentences and a score in `columns`.
 
-    Of STS-B, of SICK and of a file with a column `split` only `splits` are read; of a folder only `sets` where they are
-    given. Pairs without a gold score are left out; the task's `notes` count them.
+    `splits` selects from STS-B, SICK and files with a column `split`; `sets`, if given, selects from a folder. Pairs
+    without a gold score are left out; the task's `notes` count them.
 
-    Raises `SempaError` when nothing is found or one of `sets` not exactly once, and for rows of the wrong width, scores
-    that are not numbers, inputs and gold scores of different length, empty sentences, and fewer than two scored pairs.
+    Raises `SempaError` for an unknown split, nothing found, one of `sets` not found exactly once, rows of the wrong
+    width, scores that are not numbers, gold scores of another length, empty sentences, and fewer than two scored pairs.
     """
     path, splits = Path(path), [split.strip() for split in splits]
     if unknown := set(splits) - set(SPLITS):

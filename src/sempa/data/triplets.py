@@ -44,9 +44,9 @@ class Triplet:
 def read_triplets(path: str | Path, *, combinations: bool = False) -> tuple[list[Triplet], str]:
     """The triplets of a file in their order, and a line that says how many there are and what was left out.
 
-    Labelled NLI gives one triplet a premise (its first entailment, its first contradiction), or with `combinations`
-    every entailment × contradiction, each beside one of the premise's neutral hypotheses in turn; `Triplet.line` is
-    then the entailment's line. Sentences are stripped, and line feeds in them become blanks. Of repeated triplets the
+    Labelled NLI gives one triplet per premise (its first entailment and first contradiction), or with `combinations`
+    every entailment × contradiction. The premise's neutral hypotheses are added in turn, and `Triplet.line` is the
+    entailment's line. Sentences are stripped, and line feeds in them become blanks. Of repeated triplets the
     first is kept.
 
     Raises `SempaError` when the file cannot be read in one of the layouts, or when no triplet is left.
@@ -121,7 +121,7 @@ def _paired(rows: Iterator[Record], left_out: dict, combinations: bool) -> Itera
     for line, (premise, hypothesis, label) in rows:
         first_lines.setdefault(premise, line)
         of_label = premises.setdefault(premise, {name: [] for name in LABELS})[label]
-        # Unless every combination is wanted, the first of each is all that is needed, and so all that is held.
+        # Without `combinations` only the first of each label is used, so no other is kept in memory.
         if combinations or not of_label:
             of_label.append((line, hypothesis))
     for premise, hypotheses in premises.items():

@@ -23,7 +23,7 @@ from sempa.model.lora import adapter_fingerprint
 
 MANIFEST_FILE = "manifest.json"
 SHARD_ROWS = 16_384
-# Embedded in one piece: sentences of like length fall into one batch, and what they take as tokens stays small.
+# Sentences embedded together: enough to batch by length, few enough that their tokens take little memory.
 CHUNK_ROWS = 1024
 # More than any readout's prompt has beside the sentence.
 _PROMPT_TOKENS = 256
@@ -122,9 +122,9 @@ def read_shards(folder: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def describe(embedder: Embedder) -> dict:
-    """What a manifest says of a model: its source, the vectors' dimensions, and the settings that decide about them.
+    """A manifest's entries on a model: its source, the vectors' dimensions, and the settings that determine them.
 
-    The settings know a model by its content: it may move to another folder in between.
+    The settings identify the model by its content, so its folder may move between two calls.
     """
     model = embedder.base.model
     settings = {

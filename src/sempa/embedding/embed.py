@@ -20,7 +20,7 @@ from sempa.model.threads import parallel_map
 # Tokens of a row, so that memory stays flat however long the sentences are. On a processor longer rows are slower, as
 # their activations leave the cache.
 ROW_TOKENS, GPU_ROW_TOKENS = 1024, 8192
-# Texts that are tokenized at once: what a tokenizer hands out takes kilobytes a text.
+# Texts tokenized at once: a tokenizer's output takes kilobytes per text.
 _TOKENIZED_AT_ONCE = 4096
 
 
@@ -34,8 +34,8 @@ def embed(
 ) -> np.ndarray:
     """Embeddings of `sentences` by a loaded model with whatever adapter it holds: float32 `[n, D]`.
 
-    `layer` and `readout` are those of `Embedder`; `progress` names a bar to show. Raises `SempaError` for an unknown
-    readout, and for a sentence that is not a string, is empty, or is longer than the model can read.
+    `layer` and `readout` are those of `Embedder`; `progress` names a bar to show. Raises `SempaError` for a readout or
+    layer the model cannot give, `batch_size` < 1, and a sentence that is empty, no string, or too long for the model.
     """
     check_readout(readout, base.model, layer)
     if batch_size < 1:
@@ -62,7 +62,7 @@ def embed_prompts(
 
 
 def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
-    """The sentences as a list; raises `SempaError` for what is not strings, and for an empty one."""
+    """The sentences as a list; raises `SempaError` for a non-string and, if `on_empty` is "error", an empty one."""
     # A mapping or a table would iterate as its column names, a set in any order.
     wrong = isinstance(sentences, str | Mapping | set | frozenset | int | float | None)
     if wrong or getattr(sentences, "ndim", 1) != 1:

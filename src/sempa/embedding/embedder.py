@@ -1,4 +1,4 @@
-"""A model with its adapter and readout, as a user holds it: sentences in, vectors out, of any width and precision."""
+"""A model with its adapter and readout: sentences in, vectors of any width and precision out."""
 
 import functools
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ class Embedder:
     Args:
         model: what `sempa.model.base.load_base` takes: `smollm2-135m`, a folder, a `.gguf` file or a hub id.
         adapter: folder of a LoRA adapter, from sempa or PEFT, or a run folder; None embeds with the base model.
-        readout: one of `sempa.embedding.readouts.READOUTS`; by default the one that the adapter, or the merged model,
-            was trained at, and `prompteol` where nothing is said.
+        readout: one of `sempa.embedding.readouts.READOUTS`; by default the one that the adapter or the merged model was
+            trained with, else `prompteol`.
         layer: index into transformers' `hidden_states`: 0 is the embedding output, the model's depth its last layer
             after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
             for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
@@ -89,7 +89,7 @@ class Embedder:
             on_empty: what an empty sentence is: an `error`, or `zero`, the zero vector (not `binary`).
 
         Raises:
-            SempaError: as `embed`, and for a `dim`, `precision` or `on_empty` that does not exist.
+            SempaError: as `embed`, for an invalid `dim`, `precision` or `on_empty`, and for an empty text as `binary`.
         """
         if on_empty not in ("error", "zero"):
             raise SempaError(f"on_empty: found {on_empty!r}, expected error or zero")
@@ -105,9 +105,7 @@ class Embedder:
         vectors[empty] = 0
         if dim is not None:
             vectors = self.shorten(vectors, dim)
-        if normalize:
-            vectors = unit(vectors)
-        vectors = quantise(vectors, precision)
+        vectors = quantise(unit(vectors) if normalize else vectors, precision)
         return vectors[0] if single else vectors
 
     encode_query = encode_document = encode

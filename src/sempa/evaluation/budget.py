@@ -25,8 +25,8 @@ from sempa.training.base_samples import BaseSample, base_samples
 def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tuple[float, list[dict[str, float]]]:
     """The scale of the adapter in `base.model` that a budget of KL(base ‖ policy) in nats per token allows.
 
-    Returns it with a curve: for some scales the `kl`, and the `score` of the model scaled so. A budget of 0 sets no
-    limit. Warns where the divergence does not grow with the scale, as bisection takes it to do.
+    Returns it with a curve: the `kl` and the `score` at several scales. A budget of 0 sets no limit. Warns where the
+    divergence does not grow with the scale, which bisection assumes. Raises `SempaError` as `largest_scale` does.
     """
     samples = base_samples(base, held_out=True)
     # The curve repeats scales that bisection has measured already.
@@ -43,7 +43,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
 
 
 def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
-    """The largest scale up to 1, to 1/1024, whose divergence is within `budget`: it is taken to grow with the scale.
+    """The largest scale in (0, 1], to 1/1024, whose divergence, assumed to grow with it, is within `budget`.
 
     Raises `SempaError` where there is none.
     """

@@ -82,8 +82,8 @@ def read_prompts(path: Path, limit: int | None = None) -> list[str]:
 def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalText], window: int) -> list[ScoredTokens]:
     """Token ids of texts, cut into windows of at most `window` tokens that overlap by half.
 
-    All tokens of a passage but the first count. A question goes through the chat template, and the tokens of its answer
-    count. A token counts once, in the first window that holds it.
+    All tokens of a passage but the first are scored. A question goes through the chat template, and only the answer's
+    tokens are scored. Each token is scored once, in the first window that contains it.
     """
     sequences = []
     for text in texts:

@@ -40,8 +40,8 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> d
 
     Returns the `difference` a − b, its 95 % `interval`, and `p` = (1 + #{a* ≤ b*}) / (1 + resamples), the one-sided
     paired bootstrap test (Koehn 2004, *Statistical Significance Tests for Machine Translation Evaluation*, § 4): how
-    often A does not beat B when the pairs are drawn anew. The added 1s keep p at or above the least value that so many
-    draws can show.
+    often A does not beat B when the pairs are drawn anew. Draws with a NaN do not count; the added 1s keep p at or
+    above the least value that so many draws can show.
     """
     differences = a_values - b_values
     p = (1 + np.count_nonzero(differences <= 0)) / (1 + np.count_nonzero(~np.isnan(differences)))
@@ -54,10 +54,10 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """Which of the same n questions are answered correctly, boolean `[n]`, by `base` and by `aligned`.
+    """Compare the accuracies of `base` and `aligned` on the same n questions; booleans `[n]`, true where correct.
 
-    Each has its accuracy and standard error. `change_stderr` is that of the mean of the n differences −1, 0 or 1, and
-    `p` McNemar's exact two-sided test (1947): among the questions that only one side answers, does one have more?
+    Returns each side's accuracy and their `change`, each with its standard error (paired for the change), and `p` of
+    McNemar's exact two-sided test (1947) on the questions that only one side answers correctly.
     """
     before, after = before.astype(float), after.astype(float)
     figures = {}

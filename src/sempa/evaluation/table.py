@@ -93,7 +93,7 @@ def stored(file: Path, measure: Callable[[], object]) -> object:
 
 
 def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
-    """A fingerprint of all that each method's figures on `data` depend on; `SempaError` for an unusable adapter."""
+    """Fingerprints of all that the methods' figures on `data` depend on; `SempaError` for a bad readout or adapter."""
     machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
     common = fingerprint(weights_fingerprint(base), machine, data)
     keys = {}

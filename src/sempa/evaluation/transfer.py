@@ -1,8 +1,8 @@
 """Transfer tasks by SentEval's protocol: how well does a linear classifier do on the frozen embeddings?
 
-Logistic regression with an L2 penalty. Its strength C is chosen by accuracy on data that is not judged: inner folds of
-the training examples, or the development set where there is one. MR, CR, SUBJ and MPQA are judged in ten outer folds,
-the others on their test sets. A pair (MRPC) is given as |u − v| and u · v, element by element.
+Logistic regression with an L2 penalty. C, the inverse of its strength, is chosen by accuracy on inner folds of the
+training examples, or on the development set where there is one. MR, CR, SUBJ and MPQA are scored by ten outer folds,
+the others on their test sets. The features of a pair (MRPC) are |u − v| and u · v, element by element.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ MOST_STEPS = 2000
 def measure_transfer(
     base: BaseModel, methods: Sequence[Method], tasks: Sequence[TransferTask], folder: Path, seed: int = 0
 ) -> dict[Method, list[np.ndarray]]:
-    """The class that each method's embeddings predict for every judged example, `[n]` for each task.
+    """The class that each method's embeddings predict for every scored example, int `[n]` per task.
 
-    `base` holds no adapter, before and after. Predictions are kept in `folder` task by task, as `measure_rows` keeps
-    cosines. `seed` draws the folds. Raises `SempaError` without scikit-learn, and as `row_keys` and `embed` do.
+    `base` holds no adapter before or after. `folder` keeps predictions as `measure_rows` keeps cosines. `seed` draws
+    the folds. Raises `SempaError` without scikit-learn, for a class too rare for them, and as `row_keys` and `embed`.
     """
     try:
         from sklearn import __version__ as version

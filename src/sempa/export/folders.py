@@ -1,6 +1,6 @@
 """An adapter and its base as one folder for other people's tools: transformers, sentence-transformers, llama.cpp.
 
-The adapter itself needs no export, it is in PEFT's layout; its base may, as a folder that PEFT can open.
+The adapter itself is in PEFT's layout and needs no export; its base may, as a folder that PEFT can open.
 """
 
 import shutil
@@ -59,7 +59,7 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
         base.model.to(merged_dtype)
 
     if kind == "sentence-transformers":
-        # It batches, and so needs a padding token with an embedding. Any will do: padding on the right is never seen.
+        # sentence-transformers batches, so it needs a padding token with an embedding: any, as padding is on the right.
         pad, rows = base.tokenizer.pad_token_id, len(base.model.get_input_embeddings().weight)
         if pad is None or pad >= rows:
             base.tokenizer.pad_token = base.tokenizer.eos_token

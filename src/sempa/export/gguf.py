@@ -1,7 +1,7 @@
 """GGUF files for llama.cpp: the merged model, or the adapter alone for a base that is a GGUF file already.
 
-Plain Llamas only (SmolLM2, Llama 3 and their like); llama.cpp's own converter, which takes the other exports, knows
-every architecture.
+Plain Llamas only (SmolLM2, Llama 3 and their like). For other architectures llama.cpp's own converter reads the merged
+or the base export.
 """
 
 import json
@@ -56,9 +56,9 @@ def check_llama(model: str, config: PreTrainedConfig, kind: str) -> None:
 def write_gguf(path: Path, base: BaseModel, name: str, kind: str) -> None:
     """Write the base's weights with tokenizer, chat template and pooling by the last token, or its adapter alone.
 
-    Matrices are of the type `kind`, `f32`, `f16` or `q8_0`; `lora` is the adapter, in float32. The file is read back.
-    Raises `SempaError` when a weight is not what it was by then and, with the converter's command, for a tokenizer that
-    sempa cannot write.
+    Matrices are of the type `kind`, `f32`, `f16` or `q8_0`; `lora` is the adapter, in float32. The file is read back:
+    raises `SempaError` when a weight differs by more than rounding and, with the converter's command, for a tokenizer
+    that sempa cannot write.
     """
     writer = gguf.GGUFWriter(path, "llama")
     if kind == "lora":

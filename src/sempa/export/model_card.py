@@ -42,7 +42,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
     machine, context = report.get("machine") or {}, context_length(base.model)
     # A change that was no finite number is null in the report.
     drifts = [row for row in report.get("drift") or [] if row.get("change") is not None]
-    # What is no hub id is a path, of which the card shows the last part alone.
+    # Anything but a hub id is a path; the card shows only its last part.
     on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).exists()
     return TEMPLATES.get_template("base.md" if kind == "base" else "model.md").render(
         name=name,

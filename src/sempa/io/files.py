@@ -79,7 +79,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically; `finite` of it."""
+    """Write `value` as indented JSON, atomically; NaN and infinity become null."""
     write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -94,7 +94,10 @@ def finite(value: object) -> object:
 
 def read_json(path: Path) -> object:
     """The value of a JSON file; raises `OSError`, or `ValueError` for what is not JSON."""
-    return json.loads(path.read_bytes())
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
@@ -138,7 +141,7 @@ def user_path(path: str | Path) -> Path:
 def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     """Raise `SempaError` unless a file, or a `folder`, can be written at `path`: before the work, not after it.
 
-    A file must not be one of the `inputs`, or of those in an input folder, by another name either: it would be lost.
+    A file must not be one of `inputs` or a data file of an input folder, even by another name: it would be overwritten.
     """
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise SempaError(f"{path}: is not a {'folder' if folder else 'regular file'}, so it cannot be the output")

@@ -32,10 +32,10 @@ Record = tuple[int, tuple[str, ...]]
 
 
 def read_records(path: Path, layouts: Sequence[Names]) -> tuple[Names, Iterator[Record]]:
-    """Which of `layouts` the data has, by its columns, header or first record, and its rows, streamed.
+    """The first of `layouts` that the columns, header or first record of the data match, and its rows, streamed.
 
-    Text is read once, front to back, so it may come from a pipe. Raises `SempaError` when the data has none of the
-    layouts and, while the rows are drawn, for a row that does not fit and when the file cannot be read on.
+    Text is read once, front to back, so it may come from a pipe. Raises `SempaError` when no layout matches and, while
+    the rows are drawn, for a row that does not fit or a file that can no longer be read.
     """
     if is_columnar(path):
         names = _match(str(path), _column_names(path), layouts)
@@ -64,12 +64,12 @@ def line_records(
 
 
 def json_object(place: str, text: str) -> dict:
-    """The object in a line; a `SempaError` says what else it is."""
+    """The JSON object in a line; raises `SempaError` that says what was found instead."""
     try:
-        # Without its end, or the parser would speak of the line after.
+        # Without the line end: otherwise the parser's error would point to the next line.
         value = json.loads(text.rstrip())
     except (ValueError, RecursionError) as error:
-        # A number of five thousand digits is another error than the parser's own.
+        # A number of five thousand digits raises a plain `ValueError`, without `msg` and `colno`.
         found = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
         raise SempaError(f"{place}: not valid JSON: {found}, expected one object per line") from error
     if not isinstance(value, dict):
@@ -142,13 +142,13 @@ def _field_records(path: Path, rows: Iterator[tuple[int, dict]], names: Names) -
         for name in names:
             if name not in row:
                 raise SempaError(f"{path}:{number}: no field {name}")
-            # What pandas writes for a cell without a value, NaN, is not itself.
+            # NaN, which pandas writes for a cell without a value, does not equal itself.
             value = "" if row[name] is None or row[name] != row[name] else row[name]
             if not isinstance(value, str | int | float):
                 raise SempaError(f"{path}:{number}: {name} is a {type(value).__name__}, expected text")
             values.append(str(value))
         try:
-            # Half a surrogate pair passes the JSON parser, but no tokenizer.
+            # A lone surrogate passes the JSON parser, but no tokenizer.
             "".join(values).encode()
         except UnicodeEncodeError as error:
             raise SempaError(f"{path}:{number}: {error}") from error
@@ -176,7 +176,7 @@ def _table_rows(
 def _table_records(
     path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str], names: Names
 ) -> Iterator[Record]:
-    """Records of a table's rows, which may stop short of columns that nobody asks for: SNLI's do."""
+    """Records of a table's rows; a row may lack trailing columns that are not wanted, as some of SNLI's do."""
     places = [header.index(name) for name in names]
     for number, row in rows:
         if not max(places) < len(row) <= len(header):

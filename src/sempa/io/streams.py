@@ -10,7 +10,7 @@ from sempa.errors import SempaError
 
 
 class LastingStream:
-    """A text stream that goes nowhere once it cannot be written; `error` then says why, unless its reader left.
+    """A text stream that drops its text once writing fails; `error` then holds the reason, unless its reader left.
 
     Characters that its encoding lacks (an ASCII or Windows terminal) are escaped with a backslash.
     """

@@ -64,9 +64,9 @@ def adapter_folder(path: Path) -> Path:
 
 
 def adapter_readout(source: str | Path) -> str:
-    """The readout that an adapter's folder, or a merged model (a folder or a hub id), was trained at.
+    """The readout that an adapter (a folder) or a merged model (a folder or a hub id) was trained with.
 
-    `prompteol` where nothing is said; raises `SempaError` when the file that says it is damaged.
+    `prompteol` without a `readout.json`; raises `SempaError` when that file is damaged.
     """
     path = find_file(source, READOUT_FILE)
     try:
@@ -114,7 +114,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     if list(ranks) != [rank] or not isinstance(rank, int):
         raise SempaError(f"{place}: r is {rank!r}, but the tensors have rank {', '.join(map(str, sorted(ranks)))}")
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise SempaError(f"{folder / WEIGHTS_FILE}: {name} holds numbers that are not finite")
     return config, tensors
 

@@ -1,4 +1,4 @@
-"""Base models of any architecture: loaded, checked by a few tokens, and known by a fingerprint."""
+"""Decoder-only base models: loaded, checked on a few tokens, and identified by a fingerprint."""
 
 import hashlib
 from dataclasses import dataclass
@@ -99,9 +99,9 @@ def check_vocabulary(base: BaseModel) -> None:
 def check_forward(model: PreTrainedModel) -> bool:
     """Run nine tokens in three ways; returns whether a packed row gives what separate sequences give.
 
-    Equal means to the square root of the dtype's precision: rounding stays far below it, a token that sees what it
-    should not far above. Raises `SempaError` when hidden states depend on later tokens, when logits are not what
-    `head_logits` makes of them, or when they are not finite.
+    Equal means within the square root of the dtype's epsilon: rounding stays far below it, a token that sees what it
+    should not lands far above it. Raises `SempaError` when hidden states depend on later tokens, when logits are not
+    what `head_logits` makes of them, or when they are not finite.
     """
     name = f"{model.name_or_path}: {type(model).__name__}"
     ids = [(7 + 13 * i) % model.get_input_embeddings().weight.shape[0] for i in range(9)]
@@ -134,7 +134,7 @@ def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 
 
 def open_config(name: str, source: str) -> PreTrainedConfig:
-    """The config of a decoder-only attention model; a `SempaError` says what else it is."""
+    """The config of a decoder-only attention model; raises `SempaError` that says what it is instead."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         architectures = config.architectures or [config.model_type]
@@ -158,7 +158,7 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
 
 
 def attention_kind(config: PreTrainedConfig) -> str | None:
-    """Our attention where the architecture leaves it open; None for the few that have it built in."""
+    """The attention to load: sempa's, or transformers' `eager`; None for the few architectures that fix their own."""
     architecture = AutoModelForCausalLM._model_mapping[type(config)]
     if not architecture._supports_attention_backend:
         return None

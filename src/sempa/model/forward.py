@@ -53,8 +53,8 @@ def row_states(model: PreTrainedModel, row: PackedRow, layer: int | None = None)
 def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object], Tensor]:
     """What `hidden_states` takes for a row, and where its tokens lie in the flattened output: `[length]`, int64.
 
-    The row's sequences run in rows of their own where the architecture takes no block mask (`load_base` looks), or one
-    is longer than its attention's window: slower, the same result. A warning says so.
+    Each sequence runs in a row of its own where the architecture takes no block mask (`load_base` checks that) or where
+    a sequence is longer than the attention window: slower, with the same result. A warning says so.
     """
     takes_block_mask, window = getattr(model, "takes_block_mask", True), attention_window(model)
     if takes_block_mask and max(row.positions) < window:

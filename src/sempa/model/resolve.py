@@ -23,10 +23,10 @@ _PORTABLE_GGUF = re.compile(rf"([^/\\]+)\.gguf@([0-9a-f]{{{_DIGEST}}})")
 
 
 def portable_name(name: str) -> str:
-    """The name by which an adapter knows its base, and which `resolve_model` takes on any machine.
+    """The name under which an adapter records its base, for `resolve_model`.
 
-    The embedded model's and a hub model's name are that already. A GGUF file that sempa has read before is known as
-    `FILE.gguf@b179c9523d0e`, by its name and its SHA-256. A folder keeps its absolute path.
+    The embedded model and hub ids keep their names. A GGUF file becomes `FILE.gguf@b179c9523d0e`, its name and SHA-256,
+    which resolves on every machine where sempa has converted that file. A folder becomes its absolute path.
     """
     path = user_path(name)
     if name == DEFAULT_MODEL or not path.exists():

@@ -112,7 +112,7 @@ def stream_answer(
             decoder = DecodeStream(skip_special_tokens=True)
             return "\N{REPLACEMENT CHARACTER}" + (decoder.step(inner, token) or "")
 
-    # An end of turn may be no special token.
+    # An end-of-turn token need not be a special one, so the decoder would show it.
     return ((token, "" if token in stop_ids else text(token)) for _, (token,), _ in steps)
 
 
@@ -151,7 +151,7 @@ def _grow(
 ) -> Iterator[tuple[list[int], list[int], list[float]]]:
     """Grow one answer to each prompt. After each step: the rows that grew, their tokens and log-probabilities.
 
-    `draws` `[rows, max_new_tokens]` in [0, 1) are the prompts' own; one of `ends` is an answer's last token.
+    Row i of `draws` `[prompts, max_new_tokens]` in [0, 1) belongs to prompt i; a token of `ends` ends an answer.
     """
     model, device = base.model.eval(), base.model.device
     sequences = [torch.tensor(ids, dtype=torch.int64, device=device) for ids in prompts]
@@ -190,7 +190,7 @@ def choose(logprobs: Tensor, draws: Tensor, temperature: float, top_p: float) ->
         return logprobs.argmax(1)
     # Metal has no float64.
     wide = (logprobs.cpu() if logprobs.device.type == "mps" else logprobs).double()
-    # Less the largest: then no temperature, however low, makes the likeliest token's score infinite.
+    # Subtract the largest first: then no temperature, however low, makes the likeliest token's score infinite.
     probabilities = ((wide - wide.amax(1, keepdim=True)) / temperature).softmax(1)
     if top_p < 1:
         falling, order = probabilities.sort(dim=1, descending=True, stable=True)

@@ -21,7 +21,7 @@ _making_a_pool = threading.Lock()
 
 
 def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """`run` of each item, in their order; side by side where the model computes in bfloat16 on a processor.
+    """Yield `run(item)` for each item, in order; the calls run in parallel for a bfloat16 model on a CPU.
 
     Each pass then has its share of the threads. It sees the caller's gradient mode and context variables, so that
     `adapter_disabled` holds inside. The first exception is raised, and passes that have not begun are dropped.
@@ -49,11 +49,11 @@ def passes_at_once(model: PreTrainedModel) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that live on, each with its share of the `threads` that an operation may use; of few pools at a time."""
+    """A lasting pool of `workers` threads that divide `threads` compute threads; at most eight pools are kept."""
 
     def begin() -> None:
         torch.set_num_threads(max(1, threads // workers))
-        # A thread's number is its own once it has been asked for.
+        # Reading the thread count makes it this thread's own.
         torch.get_num_threads()
 
     pool = ThreadPoolExecutor(workers, "sempa", initializer=begin)
@@ -61,7 +61,7 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     for _ in range(workers):
         pool.submit(all_started.wait)
     all_started.wait()
-    # Until then it is the number that was set last, whichever thread set it.
+    # A thread that has not read its count uses the one set last, whichever thread set it.
     torch.set_num_threads(threads)
     return pool
 

@@ -48,8 +48,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
 def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows under a header of all their names; a cell that a row does not have is empty.
 
-    What is nested gets columns of its own: `STS12 versus p`, and of an interval `low` and `high`. A score goes by the
-    name of its set alone.
+    Nested values get columns of their own, such as `STS12 versus p`; an interval gets `low` and `high`. A score's
+    column has the name of its set alone.
     """
     flat = [dict(_cells("", row)) for row in rows]
     stream = io.StringIO()

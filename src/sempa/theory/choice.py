@@ -16,7 +16,7 @@ _SAMPLES = 1_000_000
 
 
 def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    # −log(−log u) by an exponential variable, which is never 0 in the way that u may be.
+    # −log E of an exponential E has the law of −log(−log u); E is never 0, whereas a uniform u may be.
     return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
 
 

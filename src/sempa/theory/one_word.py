@@ -36,7 +36,7 @@ class Answers:
         return self.embeddings[self.chosen] - self.embeddings[self.rejected]
 
     def condition(self) -> float:
-        """Σ_d |h_d u_d| at its largest, + log V: the terms that a logit and its normaliser add up."""
+        """2 max Σ_d |h_d u_d| + V + log V: the terms that a logit and its normaliser add up."""
         return float((self.hidden.abs() @ self.embeddings.abs().T).max()) * 2 + math.log(_WORDS) + _WORDS
 
 

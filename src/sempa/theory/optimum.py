@@ -1,4 +1,4 @@
-"""A finite response set: what the population loss is minimised by, and when nothing else minimises it."""
+"""A finite response set: the minimiser of the population loss, and when it is unique."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -105,7 +105,7 @@ def optimum_is_unique(sets: Claim, generator: torch.Generator, trials: int) -> I
         reference, reward, beta = _problem(generator)
         loss = partial(population_loss, reference=reference, reward=reward, beta=beta, sets=sets())
         ends = [minimise(loss, _start(generator)) for _ in range(3)]
-        # What the complete set of comparisons would allow, so that a flat valley cannot excuse itself.
+        # The tolerance with all comparisons, so that a flat valley does not widen its own tolerance.
         hessian = torch.func.hessian(partial(loss, sets=_PAIRS))(ends[0][0])
         full = _distance(max(end[1] for end in ends), float(torch.linalg.eigvalsh(hessian)[1]))
         for other in ends[1:]:
@@ -135,7 +135,7 @@ def regularised_reward(divergence: Claim, generator: torch.Generator, trials: in
         value = (policy.exp() * reward).sum() - beta * (policy.exp() * (policy - reference)).sum()
         condition = (reward.abs() + beta * (policy.abs() + reference.abs())).sum() + beta * best.abs().sum()
         yield compare(beta * log_z - value, divergence(policy, best, beta), condition)
-        # β log Z(x) is what the reward and the implicit reward of the optimum differ by: a term of the prompt alone.
+        # The reward and the optimum's implicit reward differ by β log Z(x), a term of the prompt alone.
         yield compare(reward - beta * (best - reference), (beta * log_z).expand_as(reward), condition)
 
 

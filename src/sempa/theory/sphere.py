@@ -80,7 +80,7 @@ def log_potential(dimension: int, temperature: float) -> float:
 
 
 def scattered_points(generator: torch.Generator, temperature: float) -> Setting:
-    """Points on the sphere with unequal weights; a positive is drawn the more often the nearer it is."""
+    """Points on the sphere with unequal weights; nearer points are drawn as positives more often."""
     points = torch.randn(_POINTS, 3, generator=generator, dtype=torch.float64)
     points /= points.norm(dim=1, keepdim=True)
     weights = torch.rand(_POINTS, generator=generator, dtype=torch.float64).softmax(0)

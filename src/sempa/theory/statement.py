@@ -1,4 +1,4 @@
-"""A statement of the theory, the check that measures it, and the wrong neighbours that the same check must reject."""
+"""A statement of the theory, the check that measures it, and the wrong variants that the same check must reject."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +35,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim, its neighbours that are wrong by a little, and one check for them all."""
+    """A claim, slightly wrong variants of it (`controls`), and one check for them all."""
 
     name: str
     equation: str
@@ -104,7 +104,7 @@ def value_and_gradient(function: Claim, at: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def rounding(condition: torch.Tensor | float) -> float:
-    """The tolerance of a quantity that feels its inputs' roundings `condition` times: ROUNDINGS · ε · condition."""
+    """The tolerance of a quantity that amplifies its inputs' roundings `condition` times: ROUNDINGS · ε · condition."""
     return ROUNDINGS * UNIT * float(torch.as_tensor(condition).max())
 
 

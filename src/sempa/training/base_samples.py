@@ -1,7 +1,7 @@
 """Samples of the base model's own text, which the retention loss holds the policy to.
 
-A model's own samples show what it does well, and need no data file. They are drawn after questions of many kinds and
-behind short openings, so that both conversation and running text are there.
+A model's own samples show what it does well, and need no data file. They answer questions of many kinds and continue
+short openings, so that they cover both conversation and running text.
 """
 
 import warnings
@@ -27,7 +27,7 @@ QUESTIONS, OPENINGS = (
 )
 # Answers to a question (an opening has one continuation), and the longest of either, in tokens.
 ANSWERS, LONGEST = 2, 64
-# Of this many prompts the texts of one are kept from training, to measure the divergence on (`kl_budget`).
+# The texts of every fourth prompt are kept out of training, to measure the divergence on (`kl_budget`).
 HELD_OUT_EVERY = 4
 # Tokens of a packed row: one row is compared in each step.
 ROW_TOKENS = 128
@@ -44,7 +44,7 @@ class BaseSample:
 
 @torch.no_grad()
 def base_samples(base: BaseModel, held_out: bool = False) -> list[BaseSample]:
-    """`sample_texts` in some sixty packed rows, of which each step takes the next, with the base's hidden states."""
+    """`sample_texts` in some sixty packed rows with the base's hidden states; each training step takes the next row."""
     packed = pack_texts(sample_texts(base, held_out), ROW_TOKENS)
     # Packing sorts by length, which would put the long conversations first and running text last.
     rows = [packed[i] for i in torch.randperm(len(packed), generator=torch.Generator().manual_seed(SEED))]

@@ -37,8 +37,8 @@ def train(
     Returns the final state: `step`, `best_step`, `best_score` (ρ × 100), `seconds` of training, preparations included,
     and `data`, a fingerprint of the base and the triplets.
 
-    Raises `SempaError` for a loss that is not finite, a full disk, or a checkpoint of another base or other triplets,
-    and `KeyboardInterrupt` after Ctrl-C or SIGTERM, once the running step is saved.
+    Raises `SempaError` for a loss or development score that is not finite, a full disk, or a checkpoint of another base
+    or other triplets, and `KeyboardInterrupt` after Ctrl-C or SIGTERM, once the running step is saved.
     """
     started = time.perf_counter()
     model, is_first = base.model.eval(), process_rank() == 0

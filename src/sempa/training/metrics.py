@@ -1,4 +1,4 @@
-"""What a run says of its steps: `metrics.jsonl`, the lines of a log, and a warning of likelihood displacement."""
+"""The record of a run's steps: `metrics.jsonl`, the lines of the log, and a warning of likelihood displacement."""
 
 import contextlib
 import json

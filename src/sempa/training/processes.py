@@ -73,12 +73,12 @@ def sum_metrics(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def sum_number(value: float) -> float:
-    """The number summed over all processes; all go on when every process has come this far."""
+    """The number summed over all processes; also a barrier, since none returns before all have called it."""
     return sum_metrics({"value": value})["value"]
 
 
 def gather_rows(empty: Tensor, parts: Sequence[Tensor], places: Sequence[int], count: int) -> Tensor:
-    """All `[count, D]` rows, of which this process computed `parts` at `places`; only they carry a gradient here.
+    """All rows `[count, D]`; this process computed `parts` at `places`, and only these carry a gradient here.
 
     If every process takes the same function of the result, the sum of their gradients is that function's gradient.
     `empty` `[0, D]` gives the width where a process has no row.

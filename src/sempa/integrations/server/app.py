@@ -132,7 +132,7 @@ class ModelRoutes:
         self.most_tokens = min(limits.tokens, context_length(embedder.base.model))
 
     async def embeddings(self, request: Request) -> Response:
-        """Vectors of length 1; the one-word prompt is put around each text here."""
+        """Embed each text inside the readout's prompt; the vectors have length 1."""
         asked = EmbeddingRequest.model_validate_json(await request.body())
         self._check_model(asked.model)
         width = self.engine.width

@@ -24,7 +24,7 @@ from sempa.model.threads import passes_at_once
 Piece = tuple[str, str | None]
 # Seconds without a new request after which a batch begins.
 _PAUSE = 0.004
-# Sentences of a row, and tokens of a batch for each row side by side: a turn is short however many wait.
+# At most so many sentences per row, and tokens per parallel row of a batch: a turn stays short however many wait.
 _SENTENCES, _TOKENS = 32, 1024
 
 
@@ -51,7 +51,7 @@ class Engine:
         self._generated_tokens = Counter("sempa_generated_tokens", "Tokens written.", registry=registry)
 
     async def embed(self, prompts: Sequence[Prompt], is_gone: Callable[[], Awaitable[bool]]) -> np.ndarray:
-        """Float32 embeddings `[n, D]`. Between rows others are let in, and a request ends when its client `is_gone`."""
+        """Float32 embeddings `[n, D]`; others run between rows. Raises `ClientDisconnect` once `is_gone` says so."""
         vectors = np.empty((len(prompts), self.width), np.float32)
         rows = next_fit([len(prompt.tokens) for prompt in prompts], ROW_TOKENS, _SENTENCES)
         at_once = passes_at_once(self.base.model)
