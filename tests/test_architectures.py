@@ -51,7 +51,7 @@ from sempa.config import Config
 from sempa.data.triplets import Triplet
 from sempa.embedding.embed import embed
 from sempa.kernels import packed_attention
-from sempa.model.base import check_forward, load_base
+from sempa.model.base import _close, check_forward, load_base
 from sempa.model.forward import attention_window, row_states
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
@@ -261,6 +261,9 @@ def test_the_window_of_the_narrowest_layer_counts(name, window):
 def test_a_chunk_of_attention_is_a_window():
     config = Llama4TextConfig(attention_chunk_size=8, num_hidden_layers=4)
     assert attention_window(SimpleNamespace(config=config)) == 8
+    # Beside a wider window, and where no list says which layers have it.
+    config = LlamaConfig(sliding_window=9, attention_chunk_size=8)
+    assert attention_window(SimpleNamespace(config=config)) == 8
 
 
 def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tmp_path, tokenizer):
@@ -319,10 +322,26 @@ def test_a_model_that_sees_later_tokens_or_changes_its_logits_or_is_not_finite_i
         with pytest.raises(SempaError, match="needs a causal model with a plain head"):
             check_forward(model)
         handle.remove()
+
+    def spoil(module, inputs, output):
+        output.last_hidden_state[0, -3] = torch.nan
+
+    handle = model.model.register_forward_hook(spoil)
+    with pytest.raises(SempaError, match="not finite"):
+        check_forward(model)
+    handle.remove()
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(SempaError, match="not finite"):
         check_forward(model)
+
+
+def test_one_token_of_several_may_differ_but_not_most():
+    expected = torch.eye(5)
+    for wrong, same in ((1, True), (3, False)):
+        found = expected.clone()
+        found[:wrong] += 1
+        assert _close(found, expected, torch.float32) == same
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):

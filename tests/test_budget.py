@@ -1,6 +1,7 @@
 """The adapter's scale: the largest whose divergence from the base stays within the budget, whatever was trained."""
 
 import json
+import warnings
 from collections import Counter
 
 import pytest
@@ -34,6 +35,11 @@ def test_bisection_finds_the_largest_scale_within_the_budget(size, power, budget
         return
     assert size * found**power <= budget
     assert found == 1.0 or exact - SLACK <= found <= exact
+
+
+@pytest.mark.parametrize("exact", [1.0, 0.5])
+def test_a_budget_may_be_spent_to_the_last_digit(exact):
+    assert largest_scale(lambda scale: scale / exact, 1.0) == exact
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,11 @@ def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base,
     values = iter([0.0, 0.2, 0.1, 0.3, 0.4])
     monkeypatch.setattr("sempa.evaluation.budget.divergence", lambda *_: next(values))
     with pytest.warns(UserWarning, match="does not grow with the adapter's scale"):
+        fit_scale(adapted_base, 0.0, lambda: 50.0)
+    # One that stays where it is does not fall.
+    values = iter([0.0, 0.1, 0.1, 0.3, 0.4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         fit_scale(adapted_base, 0.0, lambda: 50.0)
 
 

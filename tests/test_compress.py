@@ -54,6 +54,7 @@ def test_int8_is_the_float_to_half_a_step_and_its_cosines_too():
     assert (np.abs(found * steps - VECTORS) <= steps * 0.5001).all()
     assert (np.abs(found).max(1) == 127).all()
     np.testing.assert_allclose(cosines(found, found), 1 - cdist(VECTORS, VECTORS, "cosine"), atol=0.01)
+    assert cosines(found, found).dtype == np.float32
     assert not quantise(np.zeros((1, 3), np.float32), "int8").any()
 
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import tracemalloc
@@ -67,7 +68,7 @@ def test_shards_hold_every_row_once_in_order_with_ranges_and_settings(embedder, 
     assert [(s["first_row"], s["rows"]) for s in manifest["shards"]] == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 3)]
     assert sorted(content(tmp_path / "out")) == [MANIFEST_FILE, *(f"shard-00000{i}.{shard_format}" for i in range(5))]
     assert manifest["settings"]["input"]["rows"] == 23
-    assert {"adapter", "weights", "readout", "layer", "dtype", "normalize"} <= manifest["settings"].keys()
+    assert {"adapter", "weights", "readout", "layer", "dtype", "device", "normalize"} <= manifest["settings"].keys()
     assert [first for first, _ in read_shards(tmp_path / "out")] == [0, 5, 10, 15, 20]
     assert stacked(tmp_path / "out").dtype == np.float32
     for begin in range(0, 23, 5):
@@ -168,6 +169,37 @@ def test_another_model_adapter_layer_readout_or_input_is_refused(
         embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
 
 
+def test_a_model_is_known_by_its_weights_wherever_it_lies(embedder, source, tiny_folder, tmp_path, counted):
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    before = content(tmp_path / "out")
+    moved = Embedder(shutil.copytree(tiny_folder, tmp_path / "moved"), dtype="float32", device="cpu")
+    embed_corpus(moved, source, tmp_path / "out", shard_rows=5)
+    assert content(tmp_path / "out") == before
+    moved.base.model.model.norm.weight.data[0] += 1
+    with pytest.raises(SempaError, match=r"was begun with weights = "):
+        embed_corpus(moved, source, tmp_path / "out", shard_rows=5)
+
+
+def test_sentences_are_embedded_as_the_settings_say(embedder, source, tmp_path, monkeypatch):
+    asked, real = [], Embedder.encode
+
+    def encode(self, texts, batch_size=64, **options):
+        asked.append(batch_size)
+        return real(self, texts, batch_size, **options)
+
+    monkeypatch.setattr(Embedder, "encode", encode)
+    embed_corpus(embedder, source, tmp_path / "out", batch_size=3, normalize=True)
+    assert asked == [3]
+    np.testing.assert_allclose(np.linalg.norm(stacked(tmp_path / "out"), axis=1), 1, rtol=1e-5)
+
+
+def test_a_format_that_does_not_exist_is_refused_before_anything_is_embedded(embedder, source, tmp_path, counted):
+    with pytest.raises(SempaError, match=r"shard\.npz: expected a name that ends in \.npy"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_format="npz")
+    assert not counted
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_characters_cut_elsewhere_are_other_sentences(embedder, source, tmp_path, counted):
     source.write_text("ab\nc\n")
     embed_corpus(embedder, source, tmp_path / "out")
@@ -178,10 +210,11 @@ def test_the_same_characters_cut_elsewhere_are_other_sentences(embedder, source,
 
 def test_a_sentence_that_a_prompt_holds_twice_is_located_when_it_is_too_long(tiny_folder, tmp_path):
     embedder = Embedder(str(tiny_folder), readout="echo", dtype="float32", device="cpu")
-    # 1,500 bytes, none of which the tokenizer merges.
-    long = "".join(chr(0x4E00 + i) for i in range(500))
-    with pytest.raises(SempaError, match=r"in\.txt:7: has "):
-        list(check_lengths(embedder, tmp_path / "in.txt", [(7, long)]))
+    # 1,500 and 1,020 bytes, none of which the tokenizer merges: the shorter is too long with the words around it.
+    for count in (500, 340):
+        long = "".join(chr(0x4E00 + i) for i in range(count))
+        with pytest.raises(SempaError, match=r"in\.txt:7: has "):
+            list(check_lengths(embedder, tmp_path / "in.txt", [(7, long)]))
 
 
 def test_the_same_sentences_from_another_file_are_the_same_input(embedder, source, tmp_path, counted):
@@ -251,7 +284,7 @@ def test_an_unfinished_or_a_foreign_folder_is_not_taken_for_a_corpus(embedder, s
 
 
 def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
-    texts = ["A man.", "Zwei Hunde, “wirklich”", "  { not JSON", "tab\tbed"]
+    texts = ["A man.", "Zwei Hunde, “wirklich”", "  { not JSON", "tab\tbed", "a blank "]
     plain = tmp_path / "a.txt"
     plain.write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
     assert [text for _, text in read_sentences(plain)] == texts
@@ -261,6 +294,12 @@ def test_sentences_come_from_text_and_json_lines_plain_or_gzip(tmp_path):
     zipped = tmp_path / "a.jsonl.gz"
     zipped.write_bytes(gzip.compress(lines.read_bytes()))
     assert [text for _, text in read_sentences(zipped, "sentence")] == [*texts, "two\nlines"]
+
+
+def test_empty_sentences_that_are_left_out_are_counted_and_the_first_is_located(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n \n")
+    with pytest.warns(UserWarning, match=r"a\.txt: 2 empty sentences left out, first in line 2"):
+        assert list(read_sentences(tmp_path / "a.txt", skip_empty=True)) == [(1, "one"), (3, "two")]
 
 
 @pytest.mark.parametrize(

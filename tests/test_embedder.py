@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SHARED
 from scipy.stats import spearmanr
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import sempa
 from sempa import Embedder, SempaError
@@ -21,11 +21,13 @@ from sempa.batching.prompts import clean_sentence
 from sempa.commands.common import base_name
 from sempa.embedding import embed as embedding
 from sempa.embedding.corpus import describe
-from sempa.embedding.embed import embed
+from sempa.embedding.embed import check_length, embed
 from sempa.embedding.readouts import READOUTS, make_prompts
+from sempa.embedding.readouts.plain import Prompt
 from sempa.evaluation.table import parse_methods
+from sempa.model import base as models
 from sempa.model.adapter_files import adapter_readout, save_adapter
-from sempa.model.base import load_base
+from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import adapter_disabled, add_lora, lora_layers, lora_parameters, merge_adapter
 from sempa.model.sampling import sample
 
@@ -158,6 +160,25 @@ def test_one_string_is_a_sentence_for_encode_and_no_sequence_for_embed(embedder)
         embed(embedder.base, "Hello")
 
 
+def test_a_prompt_as_long_as_the_models_context_can_be_read():
+    check_length(Prompt([1] * 2048), 2048, "sentence 0")
+    with pytest.raises(SempaError, match="sentence 0: has 2,049 tokens in its prompt"):
+        check_length(Prompt([1] * 2049), 2048, "sentence 0")
+
+
+def test_a_model_left_in_training_mode_is_read_without_dropout(tokenizer):
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=32, n_layer=2, n_head=4)
+    base = BaseModel(GPT2LMHeadModel(config).eval(), tokenizer, "gpt2")
+    expected = embed(base, SENTENCES)
+    base.model.train()
+    np.testing.assert_array_equal(embed(base, SENTENCES), expected)
+
+
+def test_an_embedder_computes_in_bfloat16_unless_told_otherwise(tiny_folder, monkeypatch):
+    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
+    assert Embedder(tiny_folder, device="cpu").base.model.dtype == torch.bfloat16
+
+
 def test_a_lone_surrogate_is_refused(embedder):
     with pytest.raises(SempaError, match="text: is not UTF-8 text"):
         embedder.encode(["A dog.", "A \ud83d dog."])
@@ -192,17 +213,18 @@ def test_threads_embed_and_generate_with_one_model_as_each_would_alone(tiny_fold
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=str(job))
 
 
-def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path):
+def test_a_run_folder_gives_its_adapter(tiny_folder, tmp_path, monkeypatch):
     base = load_base(str(tiny_folder), "float32", "cpu")
     add_lora(base.model, 2, 4)
     for parameter in lora_parameters(base.model).values():
         parameter.data.fill_(0.1)
     save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
-    ours, run = (
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours, *others = (
         Embedder(str(tiny_folder), folder, dtype="float32", device="cpu").encode(SENTENCES)
-        for folder in (tmp_path / "run" / "adapter", str(tmp_path / "run"))
+        for folder in (tmp_path / "run" / "adapter", str(tmp_path / "run"), "~/run")
     )
-    assert np.array_equal(ours, run)
+    assert all(np.array_equal(ours, other) for other in others)
     # On the command line its base is found there, too.
     assert base_name("", tmp_path / "run") == str(tiny_folder)
     described = tmp_path / "run" / "adapter" / "adapter_config.json"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_bfloat16_is_one_rounding_of_the_float32_sum(run, tiny_folder, tmp_path)
         assert torch.equal(rounded[name], tensor.bfloat16()), name
 
 
-def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_path, tokenizer):
+def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_path, tokenizer, monkeypatch):
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -141,6 +142,13 @@ def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_pa
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     a, b = (tensors[f"base_model.model.model.layers.1.mlp.up_proj.lora_{letter}.weight"] for letter in "AB")
     torch.testing.assert_close(merged, base.model.get_parameter(name).float() + 4.0 * b @ a, rtol=1e-6, atol=1e-6)
+    # Its own folder holds it as it is, also from a machine that can only emulate bfloat16.
+    monkeypatch.setattr("sempa.model.base.computes_bfloat16", lambda device: False)
+    export_folder(str(tmp_path / "base"), run, tmp_path / "alone", "base")
+    stored = load_file(tmp_path / "alone" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    # It is no encoder yet.
+    assert not (tmp_path / "alone" / "prompteol.jinja").exists()
 
 
 def test_a_transposed_layer_is_merged_and_a_large_model_is_cut_into_files(tmp_path, tokenizer, monkeypatch):
@@ -326,10 +334,12 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
 def test_a_folder_that_looks_like_a_hub_id_is_no_hub_id_in_the_card(run, tiny_folder, tmp_path, monkeypatch):
     shutil.copytree(tiny_folder, tmp_path / "models" / "tiny")
     monkeypatch.chdir(tmp_path)
-    export_folder("models/tiny", run / "adapter", tmp_path / "out", "merged")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model:" not in card
-    assert "models/tiny" not in card
+    monkeypatch.setenv("HOME", str(tmp_path / "models"))
+    for name, output in (("models/tiny", "out"), ("~/tiny", "home")):
+        export_folder(name, run / "adapter", tmp_path / output, "merged")
+        card = (tmp_path / output / "README.md").read_text()
+        assert "base_model:" not in card
+        assert name not in card
 
 
 def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, tmp_path):
@@ -384,6 +394,15 @@ def test_an_adapter_of_another_readout_is_exported_with_a_note(kind, run, tiny_f
         assert embedder.readout == "attention-sum"
         expected = Embedder(str(tiny_folder), adapter, dtype="float32").encode(["A man plays."])
         assert Embedder.similarity(embedder.encode(["A man plays."]), expected).item() > 0.9999
+
+
+def test_an_output_that_cannot_be_made_is_found_before_the_work(run, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load_base", lambda *_, **__: pytest.fail("the work began"))
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").write_text("")
+    for output, message in ((tmp_path / "link", "exists already"), (tmp_path / "file" / "out", "cannot be written")):
+        with pytest.raises(SempaError, match=f"{output}: {message}"):
+            export_folder(str(tiny_folder), run, output, "merged")
 
 
 def test_a_failure_on_the_way_leaves_nothing(run, tiny_folder, tmp_path, monkeypatch):
@@ -445,6 +464,20 @@ def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_pa
     export_folder(base, tmp_path / "adapter", tmp_path / "out", "sentence-transformers", "float32")
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert encoder.encode(["a", "a longer sentence here"]).shape == (2, 32)
+
+
+def test_a_card_leaves_out_what_is_not_known(run, tiny_folder, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    report["drift"].append(report["drift"][0] | {"text": "conversations", "change": None})
+    report["config"]["sts"] = ""
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    monkeypatch.setattr("sempa.export.model_card.context_length", lambda model: sys.maxsize)
+    export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "perplexity on passages by -2.0 %" in card
+    assert "| beta |" in card and "| sts |" not in card
+    assert "may have" not in card
 
 
 def test_the_card_tells_the_text_whose_perplexity_rose_most(run, tiny_folder, tmp_path):

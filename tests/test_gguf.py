@@ -8,7 +8,7 @@ import pytest
 from conftest import load_script, make_llama, make_tokenizer
 from safetensors.torch import load_file
 from test_export import make_adapter
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -119,7 +119,16 @@ def test_the_file_holds_the_merged_weights_and_what_a_reader_must_know(exported)
     assert fields["llama.pooling_type"] == gguf.PoolingType.LAST
     assert fields["tokenizer.chat_template"] == make_tokenizer().chat_template
     assert fields["tokenizer.ggml.pre"] == "gpt-2"
-    assert fields["tokenizer.ggml.eos_token_id"] == make_tokenizer().eos_token_id
+    tokenizer = make_tokenizer()
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    assert not fields["tokenizer.ggml.add_space_prefix"]
+    assert (fields["general.name"], fields["llama.context_length"]) == ("f32", 2048)
+    assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(make_llama().config.rms_norm_eps)
+    types = gguf.LlamaFileType
+    for kind, wanted in (("f32", types.ALL_F32), ("f16", types.MOSTLY_F16), ("q8_0", types.MOSTLY_Q8_0)):
+        file = exported / kind / f"{kind}-{kind}.gguf"
+        assert gguf.GGUFReader(file).fields["general.file_type"].contents() == wanted
     stored = {tensor.name: tensor.data for tensor in reader.tensors}
     assert np.array_equal(stored["blk.1.ffn_up.weight"], merged["model.layers.1.mlp.up_proj.weight"])
     # Neighbouring rows of a head in the file are the rows of its two halves.
@@ -203,6 +212,7 @@ def test_another_architecture_is_sent_to_the_converter(tmp_path):
     "changes",
     [
         {"attention_bias": True},
+        {"mlp_bias": True},
         {"hidden_act": "gelu"},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
     ],
@@ -229,6 +239,13 @@ def test_another_tokenizer_is_sent_to_the_converter(tmp_path, cut, ignore_merges
         export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
 
 
+def test_a_tokenizer_that_changes_a_text_is_sent_to_the_converter(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(SempaError, match=r"gguf: the base's tokenizer .*convert_hf_to_gguf.py FOLDER"):
+        write_gguf(tmp_path / "a.gguf", BaseModel(make_llama(), tokenizer, "tiny"), "tiny", "f16")
+
+
 def test_a_matrix_whose_rows_are_no_whole_blocks_is_f16_in_a_q8_0_file(tmp_path):
     # Blocks of a q8_0 matrix have 32 numbers.
     base = write_base(tmp_path / "base")
@@ -241,13 +258,14 @@ def test_a_matrix_whose_rows_are_no_whole_blocks_is_f16_in_a_q8_0_file(tmp_path)
     assert types["blk.0.ffn_up.weight"] == "Q8_0"
 
 
-def test_a_file_that_came_out_wrong_is_not_left_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "factor"), [("f16", 1.01), ("q8_0", 1.05)])
+def test_a_file_that_came_out_wrong_is_not_left_there(kind, factor, tmp_path, monkeypatch):
     base = write_base(tmp_path / "base")
     make_adapter(load_base(base, "float32", "cpu").model, tmp_path / "adapter", base)
     right = gguf.quantize
-    monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(1.01 * data, kind))
-    with pytest.raises(SempaError, match="could not be written as f16: read back, it is not what it was"):
-        export_folder(base, tmp_path / "adapter", tmp_path / "out", "f16")
+    monkeypatch.setattr(gguf, "quantize", lambda data, kind: right(factor * data, kind))
+    with pytest.raises(SempaError, match=f"could not be written as {kind}: read back, it is not what it was"):
+        export_folder(base, tmp_path / "adapter", tmp_path / "out", kind)
     assert not (tmp_path / "out").exists()
 
 

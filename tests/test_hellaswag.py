@@ -16,7 +16,7 @@ from conftest import SHARED
 from sempa import SempaError
 from sempa.cli import main
 from sempa.evaluation import hellaswag
-from sempa.evaluation.hellaswag import HellaSwagTask, measure_hellaswag, read_hellaswag
+from sempa.evaluation.hellaswag import HellaSwagTask, encode_tasks, measure_hellaswag, read_hellaswag
 from sempa.evaluation.statistics import compare_accuracies
 from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import adapter_disabled
@@ -238,8 +238,21 @@ def test_the_real_file_has_its_ten_thousand_tasks():
 
 
 def test_an_ending_counts_its_own_characters_without_the_blank_before_it(adapted_base, monkeypatch):
-    # Per character −2, −1.95, −3, −3; with a blank the first would win.
+    # Per character −2, −1.95, −3, −3; with a blank, or per byte, the first would win.
     logprobs = torch.tensor([[-4.0, -7.8, -9.0, -9.0]] * 2)
     monkeypatch.setattr(hellaswag, "response_logprobs", lambda *_: logprobs)
-    tasks = [HellaSwagTask("It", ("is", "runs", "was", "may"), 1)] * 2
+    tasks = [HellaSwagTask("It", ("éé", "runs", "was", "may"), 1)] * 2
     assert measure_hellaswag(adapted_base, tasks)["base"] == 1.0
+
+
+def test_a_task_may_fill_the_models_context(adapted_base, tmp_path, monkeypatch):
+    path = tmp_path / "h.jsonl"
+    # Blank lines are passed over.
+    path.write_text("\n\n".join(map(json.dumps, lines(2))) + "\n\n")
+    tasks = read_hellaswag(path)
+    longest = max(len(one.prompt) + max(map(len, one.responses)) for one in encode_tasks(adapted_base, tasks))
+    monkeypatch.setattr(hellaswag, "context_length", lambda model: longest)
+    assert len(encode_tasks(adapted_base, tasks)) == 2
+    monkeypatch.setattr(hellaswag, "context_length", lambda model: longest - 1)
+    with pytest.raises(SempaError, match=f"has {longest} tokens, expected at most {longest - 1}"):
+        encode_tasks(adapted_base, tasks)

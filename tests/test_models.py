@@ -5,16 +5,21 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+import transformers
 from conftest import make_tokenizer, write_gguf
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError
 from sempa.model import base as models
+from sempa.model import resolve
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, load_base, resolve_model, weights_fingerprint
 from sempa.model.forward import hidden_states
@@ -88,6 +93,49 @@ def test_a_gguf_file_is_read_through_a_cached_folder(tmp_path, monkeypatch, tiny
     assert "Converting" in capsys.readouterr().err
     assert load_base(str(path), "float32", "cpu").source == base.source
     assert "Converting" not in capsys.readouterr().err
+
+
+def test_a_gguf_file_that_another_process_converted_meanwhile_is_read_from_there(tmp_path, monkeypatch, tiny_llama):
+    monkeypatch.setenv("SEMPA_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", tiny_llama)
+    real = resolve.write_folder
+
+    def late(folder, write):
+        real(folder, write)
+        real(folder, write)
+
+    monkeypatch.setattr(resolve, "write_folder", late)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Path(resolve_model(str(tmp_path / "tiny.gguf"))).is_relative_to(tmp_path / "cache")
+
+
+def test_loading_leaves_transformers_as_loud_as_it_was(tiny_folder):
+    before = transformers.logging.get_verbosity()
+    try:
+        transformers.logging.set_verbosity_info()
+        load_base(str(tiny_folder), "float32", "cpu")
+        assert transformers.logging.get_verbosity() == transformers.logging.INFO
+        assert transformers.logging.is_progress_bar_enabled()
+    finally:
+        transformers.logging.set_verbosity(before)
+    with warnings.catch_warnings(record=True) as told, resolve.quiet():
+        warnings.warn("from within", stacklevel=1)
+    assert not told
+
+
+def test_a_file_of_a_hub_that_is_out_of_reach_is_not_there(monkeypatch):
+    def busy(*_, **__):
+        raise HfHubHTTPError("busy", response=httpx.Response(503, request=httpx.Request("GET", "https://hub.example")))
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", busy)
+    assert resolve.find_file("nobody/nothing", "readout.json") is None
+
+
+def test_a_folder_whose_name_begins_like_a_portable_one_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.gguf@0123456789ab.old").mkdir()
+    assert resolve_model("x.gguf@0123456789ab.old") == str(tmp_path / "x.gguf@0123456789ab.old")
 
 
 def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_folder):
@@ -194,6 +242,14 @@ def test_the_fingerprint_knows_template_and_vocabulary_and_no_adapter(tiny_llama
     assert len(set(found)) == 3
     add_lora(tiny_llama, 2, 4)
     assert weights_fingerprint(BaseModel(tiny_llama, tokenizers[0], "tiny")) == found[0]
+
+
+def test_the_fingerprint_knows_no_name_no_version_and_no_switch_of_the_cache(tiny_llama, tokenizer, monkeypatch):
+    base = BaseModel(tiny_llama, tokenizer, "tiny")
+    before = weights_fingerprint(base)
+    base.model.config.name_or_path, base.model.config.use_cache = "elsewhere", not base.model.config.use_cache
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "6.0")
+    assert weights_fingerprint(base) == before
 
 
 def test_hidden_states_end_in_the_normed_last_layer(tiny_llama):

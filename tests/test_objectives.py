@@ -378,6 +378,7 @@ def test_a_few_steps_against_the_regularisers_spread_a_narrow_cone(loss):
     [
         (lambda x: uniformity_loss(x[:1]), "at least 2 embeddings and t > 0, found 1 and 2.0"),
         (lambda x: uniformity_loss(x, 0.0), "found 4 and 0.0"),
+        (lambda x: uniformity_loss(x, math.inf), "found 4 and inf"),
         (lambda x: uniformity_loss(x[0]), r"floating embeddings \[n, D\], found torch.float32 \(3,\)"),
         (lambda x: uniformity_loss(x.long()), "found torch.int64"),
         (lambda x: uniformity_loss(x * torch.tensor([1.0, 0, 1, 1])[:, None]), "found one of length 0 in row 1"),
@@ -472,3 +473,8 @@ def test_ches_of_narrow_states_is_summed_in_float32():
     owner, lengths = torch.arange(2).repeat_interleave(511), torch.tensor([[511, 511]])
     # A sum of 511 has one bit too many for bfloat16.
     assert ches_score(states, owner, lengths).item() == (255.5 - 511) * 511
+
+
+def test_ches_is_a_monitor_and_has_no_gradient():
+    states = torch.ones(2, 3, requires_grad=True)
+    assert not ches_score(states, torch.arange(2), torch.ones(1, 2, dtype=torch.int64)).requires_grad

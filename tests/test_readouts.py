@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -32,7 +34,7 @@ from transformers import (
 from sempa.batching.packing import PackedRow, pack_sentence_rows
 from sempa.cli import main
 from sempa.embedding.embed import embed
-from sempa.embedding.readouts import READOUTS, make_prompts, read
+from sempa.embedding.readouts import READOUTS, check_readout, make_prompts, read
 from sempa.embedding.readouts.plain import Prompt, encode_spans
 from sempa.errors import SempaError
 from sempa.model.adapter_files import load_adapter, save_adapter
@@ -481,8 +483,9 @@ def test_an_architecture_without_a_place_to_hook_is_named(made):
         block.self_attn.mixer = block.self_attn.o_proj
         del block.self_attn.o_proj
     for readout in ("contrastive-prompting", "attention-sum"):
-        with pytest.raises(SempaError, match=r"LlamaForCausalLM: found no output projections .*; take another readout"):
-            embed(base, SENTENCES, readout=readout)
+        for use in (partial(check_readout, readout, base.model), partial(embed, base, SENTENCES, readout=readout)):
+            with pytest.raises(SempaError, match=r"LlamaForCausalLM: found no output projections .*; take another"):
+                use()
     base.model.model.layers = base.model.model.layers[:-1]
     with pytest.raises(SempaError, match="LlamaForCausalLM: no list of 5 decoder blocks found"):
         blocks(base.model)
@@ -491,6 +494,17 @@ def test_an_architecture_without_a_place_to_hook_is_named(made):
 def test_the_attention_sum_has_no_layer_to_choose(made):
     with pytest.raises(SempaError, match="layer: found 3, expected none: attention-sum adds up the outputs of all"):
         embed(made("Llama").base, SENTENCES, readout="attention-sum", layer=3)
+
+
+def test_a_norm_behind_the_attention_is_part_of_what_glm_4_adds(tmp_path):
+    save_model(Glm4Config(**SMALL, num_hidden_layers=2, head_dim=8, pad_token_id=0), tmp_path)
+    oracle, added = oracle_of(tmp_path), []
+    for block in oracle.stack:
+        block.post_self_attn_layernorm.register_forward_hook(lambda _, __, output: added.append(output[0, -1]))
+    states(oracle.plain, ids_of(oracle.tokenizer, eol(CLEAN[0])), -1)
+    wanted = sum(added).numpy()
+    found = embed(oracle.base, SENTENCES[:1], readout="attention-sum")[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
 def packed_row(base, texts):
@@ -615,4 +629,12 @@ def test_the_attention_sum_of_a_bfloat16_model_is_added_up_in_float32(tiny_llama
     found = attention_sum(tiny_llama.bfloat16(), row, torch.tensor([2]))
     assert found.dtype == torch.float32
     # A sum of two blocks' outputs has more digits than bfloat16.
+    assert not torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.parametrize("readout", ["mean", "weighted-mean", "echo"])
+def test_a_mean_of_a_bfloat16_models_states_is_taken_in_float32(tiny_folder, readout):
+    base = load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
+    found = torch.from_numpy(embed(base, SENTENCES[:1], readout=readout))
+    # It has more digits than bfloat16.
     assert not torch.equal(found, found.bfloat16().float())

@@ -12,7 +12,7 @@ from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
-from sempa.model.sampling import choose, end_tokens, sample
+from sempa.model.sampling import choose, encode_prompts, end_tokens, sample, stream_answer
 
 PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
 
@@ -139,6 +139,18 @@ def test_a_text_goes_through_the_chat_template(base):
     assert text.text == base.tokenizer.decode(text.tokens, skip_special_tokens=True).strip()
 
 
+def test_the_text_of_an_answer_has_no_special_token_no_end_and_no_blanks_around_it(base, monkeypatch):
+    ids = base.tokenizer(" A<|im_start|> dog .", add_special_tokens=False)["input_ids"]
+    drawn = iter(ids)
+    monkeypatch.setattr("sempa.model.sampling.choose", lambda *_: torch.tensor([next(drawn)]))
+    monkeypatch.setattr("sempa.model.sampling.end_tokens", lambda base: ids[-1:])
+    ((answer,),) = sample(base, PROMPTS[:1], 1, 20)
+    assert (answer.tokens, answer.text, answer.ended) == (ids, "A dog", True)
+    drawn = iter(ids)
+    streamed = list(stream_answer(base, PROMPTS[0], 20, 1.0, 1.0, 0, ids[-1:]))
+    assert ([token for token, _ in streamed], "".join(text for _, text in streamed)) == (ids, " A dog ")
+
+
 def test_sampling_runs_without_dropout_and_leaves_gradients_alone(base):
     base.model.train()
     for module in base.model.modules():
@@ -181,12 +193,25 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
     assert choose(torch.tensor([[-3.0, -1.0, -2.0]]), draws[:1], 1e-320, 1.0).tolist() == [1]
 
 
+def test_a_nucleus_that_is_reached_exactly_takes_no_further_token():
+    draws = torch.tensor([0.9], dtype=torch.float64)
+    assert choose(torch.zeros(1, 2), draws, 1.0, 0.5).tolist() == [0]
+
+
+def test_a_prompt_may_fill_the_context_up_to_the_answer(tiny_llama, tokenizer):
+    base = BaseModel(tiny_llama, tokenizer, "tiny")
+    assert encode_prompts(base, [[1] * 2040], 8) == [[1] * 2040]
+    with pytest.raises(SempaError, match="prompt 0: found 2,041 tokens"):
+        encode_prompts(base, [[1] * 2041], 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
         ({"temperature": -1}, "temperature: found -1"),
         ({"temperature": float("nan")}, "temperature: found nan"),
+        ({"temperature": float("inf")}, "temperature: found inf"),
         ({"top_p": 0.0}, "top_p: found 0.0"),
         ({"top_p": 1.5}, "top_p: found 1.5"),
         ({"prompts": [[3], []]}, "prompt 1: found 0 tokens"),

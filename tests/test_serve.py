@@ -680,3 +680,43 @@ def test_a_batch_is_one_row_where_rows_do_not_run_side_by_side(embedder, address
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert post(address, EMBED, {"input": [f"Dog {i}." for i in range(20)]}).is_success
     assert sizes == [20]
+
+
+def test_a_conversation_that_leaves_no_room_for_an_answer_is_too_long(embedder):
+    prompt, _ = answer(embedder, MESSAGES, 1)
+    with serving(embedder, tokens=len(prompt)) as address:
+        found = post(address, CHAT, {"messages": MESSAGES})
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_stream_says_that_it_is_done(address):
+    found = post(address, CHAT, {"messages": MESSAGES, "max_tokens": 3, "stream": True})
+    assert found.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_model_without_a_chat_template_embeds_but_does_not_chat(tiny_folder):
+    plain = Embedder(str(tiny_folder), dtype="float32", device="cpu")
+    plain.base.tokenizer.chat_template = None
+    with serving(plain) as address:
+        found = post(address, CHAT, {"messages": MESSAGES})
+        assert found.status_code == 400
+        assert "no chat template" in found.json()["error"]["message"]
+        assert post(address, EMBED, {"input": "a"}).is_success
+
+
+def test_an_answer_names_the_model_that_gave_it(address):
+    for path, body in ((EMBED, {"input": "a"}), (CHAT, {"messages": MESSAGES, "max_tokens": 2})):
+        assert post(address, path, body).json()["model"] == "tiny"
+
+
+def test_a_requests_seconds_are_those_from_its_beginning_to_its_end(monkeypatch):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr("sempa.integrations.server.app.time.perf_counter", lambda: next(ticks))
+    registry = prometheus.CollectorRegistry()
+    scope = {"type": "http", "path": "/health", "headers": []}
+    asyncio.run(Gate(app, registry, Limits(), "")(scope, None, lambda message: asyncio.sleep(0)))
+    labels = {"path": "other", "status": "200"}
+    assert registry.get_sample_value("sempa_request_seconds_sum", labels) == 2.5

@@ -195,3 +195,12 @@ def test_embeddings_and_codes_that_do_not_fit_are_refused():
         spod_loss(torch.tensor([[1.0, 0], [0, 0]]), torch.eye(2), 1)
     with pytest.raises(ValueError, match=r"values and indices \[n, k\], found \(2, 1\) \(2, 2\)"):
         decode(torch.ones(2, 1), torch.tensor([[0, 1], [2, 4]]), token_directions(torch.eye(9)))
+
+
+def test_what_a_code_leaves_out_can_be_differentiated_once_not_twice():
+    embedding, head = problem()
+    embedding.requires_grad_()
+    rest = sparse_code(embedding, token_directions(head), 3).rest
+    (gradient,) = torch.autograd.grad(rest.square().sum(), embedding, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -167,7 +167,7 @@ def test_a_files_split_column_selects_its_rows(tmp_path):
     assert read_sts(path, ["dev"]) == [StsTask("stsbenchmark dev", pairs("dev"))]
     assert read_sts(path) == [StsTask(f"stsbenchmark {split}", pairs(split)) for split in ("dev", "test")]
     assert development_task(path) == StsTask("stsbenchmark dev", pairs("dev"))
-    renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", "validation\t") for line in lines))
+    renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", " Validation\t") for line in lines))
     assert [task.name for task in read_sts(renamed, ["dev", "trial"])] == ["renamed dev"]
     without = write(tmp_path / "without.tsv", header, *(line for line in lines if not line.startswith("dev")))
     with pytest.raises(SempaError, match=r"without\.tsv: found the splits train, test, asked for dev, trial"):
@@ -179,8 +179,17 @@ def test_a_split_column_is_found_in_every_format_and_with_any_columns(tmp_path, 
     rows = [{"a": f"{split} {i}", "b": "x", "gold": i, "split": split} for split in ("test", "dev") for i in range(2)]
     csv_lines = ["a,b,gold,split", *(",".join(map(str, row.values())) for row in rows)]
     path = write(tmp_path / f"mine.{suffix}", *(csv_lines if suffix == "csv" else map(json.dumps, rows)))
-    (task,) = read_sts(path, ["dev"], ("a", "b", "gold"))
+    (task,) = read_sts(path, [" dev"], ("a", "b", "gold"))
     assert task == StsTask("mine dev", [ScoredPair("dev 0", "x", 0.0), ScoredPair("dev 1", "x", 1.0)])
+
+
+def test_of_two_copies_of_a_benchmark_the_nearer_is_read(tmp_path):
+    found = read_sts(benchmark(tmp_path))
+    far = shutil.copytree(tmp_path, tmp_path / "zzz")
+    for file in far.rglob("*.*"):
+        if file.is_file():
+            file.write_text(file.read_text().replace("sings", "dances").replace("\tb", "\tz"))
+    assert read_sts(tmp_path) == found
 
 
 def test_a_folders_tasks_are_selected_by_the_names_of_the_table(tmp_path):
@@ -269,6 +278,9 @@ def test_training_looks_at_the_development_split_alone(tmp_path):
     task = development_task(benchmark(tmp_path))
     assert task.name == "STS-B dev"
     assert task.notes == [f"{tmp_path}: only STS-B dev is used here, not STS12, STS16, SICK trial"]
+    with (tmp_path / "STSBenchmark" / "sts-dev.csv").open("a") as stream:
+        stream.write(STSB.format(i=99, score="") + "\n")
+    assert development_task(tmp_path).notes == ["STS-B dev: 1 pair without a gold score left out", *task.notes]
     assert development_task(tmp_path / "SICK").name == "SICK trial"
     assert development_task(tmp_path / "STS12").name == "STS12"
     (tmp_path / "rest").mkdir()

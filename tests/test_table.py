@@ -20,10 +20,11 @@ from sempa.cli import main
 from sempa.data.sts import SETS, ScoredPair, StsTask, read_sts
 from sempa.embedding.embed import embed
 from sempa.embedding.embedder import Embedder
+from sempa.evaluation import table
 from sempa.evaluation.measure import measure_sts
 from sempa.evaluation.statistics import bootstrap, compare, interval
 from sempa.evaluation.sts import evaluate_sts, score_sts
-from sempa.evaluation.table import BASELINE, Method, measure_rows, parse_methods, summarise
+from sempa.evaluation.table import BASELINE, Method, measure_rows, parse_methods, row_keys, summarise
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import load_base
 from sempa.model.lora import adapter_disabled, add_lora
@@ -156,11 +157,15 @@ def test_a_row_is_what_the_readout_scores_and_each_distinct_sentence_is_embedded
     assert len({round(average, 3) for average in averages}) == len(methods)
 
 
-def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, tmp_path):
+def test_the_base_is_bare_again_after_rows_with_adapters(base, tasks, adapters, tmp_path, monkeypatch):
     before = embed(base, ["A man runs."])
     measure_rows(base, [Method("prompteol", adapter=adapter) for adapter in adapters], tasks[:1], tmp_path)
     assert not [name for name, _ in base.model.named_parameters() if "lora" in name]
     np.testing.assert_array_equal(embed(base, ["A man runs."]), before)
+    counted(monkeypatch, stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        measure_rows(base, [Method("prompteol", adapter=adapters[0])], tasks[:1], tmp_path / "stopped")
+    assert not [name for name, _ in base.model.named_parameters() if "lora" in name]
 
 
 # Finished rows are stored
@@ -217,6 +222,19 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
     assert again([BASELINE]) == whole
     base.model.model.norm.weight.data[:1] += 1e-3
     assert again([BASELINE]) == whole
+
+
+def test_a_rows_key_knows_versions_and_the_kind_of_device(base, monkeypatch):
+    keys = set(row_keys(base, [BASELINE], 0).values())
+    for target, name, value in (
+        (torch, "__version__", "0"),
+        (table, "__version__", "0"),
+        (type(base.model), "device", torch.device("meta")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            keys |= set(row_keys(base, [BASELINE], 0).values())
+    assert len(keys) == 4
 
 
 def test_a_row_without_an_order_is_refused(base, tasks, tmp_path):

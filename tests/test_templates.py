@@ -142,6 +142,7 @@ PARTS += "{{ '<|im_end|>' }}{% endfor %}"
         (TURNS.replace("for m in messages", "for m in messages if m.role != 'assistant'"), "assistant"),
         (TURNS.replace("m.content", "m.content[:20]"), "user"),
         (TURNS.replace("m.content", "m.content | upper"), "user"),
+        (TURNS.replace("in messages", "in messages if m.role == 'system' or messages[0].role != 'system'"), "user"),
     ],
 )
 def test_a_template_that_drops_or_changes_a_content_is_refused(template, role):
@@ -318,11 +319,31 @@ def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too()
     tokenizer = chat(TURNS + OPENING)
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<m>", lstrip=True, rstrip=True), "☃"]})
     for text in ("a <m> b", " <m>", "a☃b", "☃", "<m><m>"):
+        assert _encode_broken(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert encode_plain(tokenizer, [text]) == [text_ids(tokenizer, text)]
         rendered = f"<|im_start|>{text} <m> {as_text(tokenizer, text)}<|im_end|>"
         expected = tokenizer(f"<|im_start|>{text} <m> x<|im_end|>", add_special_tokens=False)["input_ids"]
         (ids,) = encode_texts(tokenizer, [rendered])
         assert [i for i in ids if i in control_ids(tokenizer)] == [i for i in expected if i in control_ids(tokenizer)]
+
+
+def test_a_control_token_that_another_begins_with_is_not_taken_for_it():
+    tokenizer = chat(TURNS + OPENING, ("<|im", *CHATML))
+    rendered = render_conversation(tokenizer, "A man pets a dog.", "A dog is petted.")
+    assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_a_control_token_that_a_tokenizer_gets_later_is_broken_too():
+    tokenizer = chat(TURNS + OPENING)
+    assert as_text(tokenizer, "a <m> b") == "a <m> b"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<m>"]})
+    assert as_text(tokenizer, "a <m> b") != "a <m> b"
+
+
+def test_an_added_token_of_blanks_is_text():
+    tokenizer = chat(TURNS + OPENING)
+    tokenizer.add_tokens(["\n"])
+    assert as_text(tokenizer, "a\nb") == "a\nb"
 
 
 def test_a_control_token_in_a_sentence_is_embedded_as_the_characters_it_has(tiny_folder):

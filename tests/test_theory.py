@@ -14,7 +14,7 @@ import torch
 from sempa import losses, theory, verify_theory
 from sempa.losses import infonce, plackett_luce
 from sempa.theory import log_sum, sphere
-from sempa.theory.statement import Measurement, Statement, verify
+from sempa.theory.statement import Measurement, Statement, compare, exceeds, rounding, verify
 
 BY_NAME = {statement.name: statement for statement in theory.ALL}
 
@@ -70,11 +70,19 @@ def test_a_check_that_finds_no_number_or_nothing_does_not_pass():
         return Statement("s", "e", "t", None, {"c": None}, lambda *_: measurements)
 
     assert not verify(statement([Measurement(math.nan, 1.0)]), 0, 1).passed
+    nothing, zero = torch.tensor([math.nan, 0.0]), torch.zeros(2)
+    assert rounding(torch.tensor([1.0, 3.0])) == rounding(3.0)
+    for found in (Measurement(math.nan, 1.0), exceeds(nothing, zero, 1.0), compare(nothing, zero, 1.0)):
+        assert not found.holds
     # A control that is not rejected is a failure too.
     blind = verify(statement([Measurement(0.0, 1.0)]), 0, 1)
     assert blind.worst.holds
     assert not blind.passed
     assert not blind.as_dict()["control_rejected"]
+    # So is one of several.
+    seeing = Statement("s", "e", "t", 0, {"seen": 1, "unseen": 0}, lambda claim, *_: [Measurement(float(claim), 0.5)])
+    assert verify(seeing, 0, 1).controls_rejected == {"seen": True, "unseen": False}
+    assert not verify(seeing, 0, 1).as_dict()["control_rejected"]
     with pytest.raises(ValueError, match="empty"):
         verify(statement([]), 0, 1)
     # A small error beyond its tolerance is worse than a large one within.
@@ -159,8 +167,10 @@ def test_json_holds_every_verdict(capsys, tmp_path):
     assert verify_theory.main(["--statement", "regularised-reward", "--json", str(path)]) == 0
     assert json.loads(path.read_text())["statements"] == report["statements"]
     # Other instances, other rounding errors.
-    assert verify_theory.main(["--statement", "regularised-reward", "--seed", "5", "--json", str(path)]) == 0
+    other = ["--seed", "5", "--trials", "3"]
+    assert verify_theory.main(["--statement", "regularised-reward", *other, "--json", str(path)]) == 0
     (other,) = json.loads(path.read_text())["statements"]
+    assert other["measurements"] == 2 * 3
     assert (other["max_error"], other["tolerance"]) != (statement["max_error"], statement["tolerance"])
 
 

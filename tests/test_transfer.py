@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import SHARED
 from test_table import adapters, base  # noqa: F401
 
@@ -15,7 +16,7 @@ from sempa.cli import main
 from sempa.data.transfer import TASKS, Examples, TransferTask, read_transfer
 from sempa.embedding.embedder import Embedder
 from sempa.evaluation import transfer
-from sempa.evaluation.table import Method
+from sempa.evaluation.table import BASELINE, Method
 from sempa.evaluation.transfer import measure_transfer, predict, summarise_transfer
 
 pytest.importorskip("sklearn")
@@ -168,6 +169,13 @@ def test_a_missing_file_and_a_line_of_another_layout_are_named(folder, tmp_path,
     assert [task.name for task in read_transfer(tmp_path, others)] == others
 
 
+def test_a_film_review_is_utf_8(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    (copied / "stsa.binary.dev").write_text("1 a  café .\n0 a bore .\n", encoding="utf-8")
+    (task,) = read_transfer(copied, ["SST2"])
+    assert task.splits["dev"].texts == [("a café .",), ("a bore .",)]
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real transfer tasks are not beside the project")
 def test_the_real_tasks_have_their_published_sizes():
     sizes = {t.name: [len(part.texts) for part in t.splits.values()] for t in read_transfer(SHARED / "transfer")}
@@ -217,9 +225,20 @@ def test_pairs_are_told_apart_by_difference_and_product():
     expected = grid(0).fit(x["train"], task.splits["train"].labels).predict(x["test"])
     assert predict(task, vectors).tolist() == expected.tolist()
     labels = task.splits["test"].labels
-    (row,) = summarise_transfer({Method("mean"): [expected]}, [task])["rows"]
-    assert row["tasks"]["MRPC"]["accuracy"] == pytest.approx(100 * accuracy_score(labels, expected))
-    assert row["tasks"]["MRPC"]["f1"] == pytest.approx(100 * f1_score(labels, expected))
+    for predicted in (expected, np.ones_like(labels)):
+        (row,) = summarise_transfer({Method("mean"): [predicted]}, [task])["rows"]
+        assert row["tasks"]["MRPC"]["accuracy"] == pytest.approx(100 * accuracy_score(labels, predicted))
+        assert row["tasks"]["MRPC"]["f1"] == pytest.approx(100 * f1_score(labels, predicted))
+
+
+def test_an_accuracy_has_its_own_error_and_a_change_the_paired_one():
+    task, _ = synthetic("CR", {"all": 60}, 2, 0.4)
+    labels, places = task.splits["all"].labels, np.arange(60)
+    before, after = np.where(places < 20, 1 - labels, labels), np.where(places % 6 == 0, 1 - labels, labels)
+    _, row = summarise_transfer({BASELINE: [before], Method("mean"): [after]}, [task])["rows"]
+    found, right = row["tasks"]["CR"], [(side == labels).astype(float) for side in (before, after)]
+    assert found["stderr"] == pytest.approx(100 * scipy.stats.sem(right[1]))
+    assert found["versus"]["stderr"] == pytest.approx(100 * scipy.stats.sem(right[1] - right[0]))
 
 
 def test_classes_far_apart_are_all_found_and_shuffled_ones_by_chance_alone():
@@ -231,6 +250,11 @@ def test_classes_far_apart_are_all_found_and_shuffled_ones_by_chance_alone():
         predict(TransferTask("MR", {"all": Examples(task.splits["all"].texts, shuffled)}), vectors) == shuffled
     ).mean()
     assert abs(chance - 0.5) < 0.15
+
+
+def test_embeddings_that_are_all_the_same_are_no_error():
+    task, vectors = synthetic("CR", {"all": 60}, 2, 0.4)
+    assert predict(task, dict.fromkeys(vectors, np.ones(6, np.float32))).shape == (60,)
 
 
 def test_the_scale_of_an_embedding_does_not_matter():
@@ -262,6 +286,13 @@ def test_rows_are_kept_task_by_task_and_the_base_is_bare_again(folder, base, ada
     assert asked[2:] == ["CR"]
     measure_transfer(base, methods[:1], tasks[:1], tmp_path, seed=1)
     assert asked[3:] == ["CR"]
+    whole = tasks[0].splits["all"]
+    turned = TransferTask("CR", {"all": Examples(whole.texts, 1 - whole.labels)})
+    measure_transfer(base, methods[:1], [turned], tmp_path)
+    assert asked[4:] == ["CR"]
+    monkeypatch.setattr("sklearn.__version__", "0")
+    measure_transfer(base, methods[:1], tasks[:1], tmp_path)
+    assert asked[5:] == ["CR"]
 
 
 def test_the_command_writes_the_same_figures_in_every_form(folder, tiny_folder, adapters, tmp_path, capsys):  # noqa: F811

@@ -438,3 +438,14 @@ def test_a_limit_counts_what_is_trained_on_and_a_seed_holds_out_its_own_triplets
         assert (len(data.train), len(data.held_out)) == (8, 3)
         held_out.append({preference.line for preference in data.held_out})
     assert held_out[0] != held_out[1]
+
+
+def test_an_incomplete_premise_is_found_in_its_first_line(tmp_path):
+    rows = ("A,b,entailment", "A,c,entailment", "B,d,entailment", "B,e,contradiction")
+    (tmp_path / "nli.csv").write_text("\n".join(("premise,hypothesis,label", *rows)))
+    assert read_triplets(tmp_path / "nli.csv")[1] == f"1 triplet; {INCOMPLETE}: 1, first in line 2"
+
+
+def test_sentences_that_differ_in_a_capital_differ(tmp_path):
+    (tmp_path / "t.csv").write_text("sent0,sent1,hard_neg\nA polish man.,He is Polish.,He is polish.\n")
+    assert read_triplets(tmp_path / "t.csv")[1] == "1 triplet"

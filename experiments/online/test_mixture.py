@@ -6,7 +6,7 @@ from mixture import sample_mixture
 
 from sempa import SempaError
 from sempa.model.lora import adapter_disabled
-from sempa.model.sampling import choose, sample
+from sempa.model.sampling import choose, end_tokens, sample
 
 PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
 
@@ -52,3 +52,11 @@ def test_the_ends_of_the_mixture_are_policy_and_reference(adapted_base):
 def test_a_weight_that_is_none_is_refused(adapted_base, fraction):
     with pytest.raises(SempaError, match=r"reference_fraction: found .*, expected 0 \(policy\) to 1 \(reference\)"):
         sample_mixture(adapted_base, PROMPTS, reference_fraction=fraction)
+
+
+def test_an_answer_may_end_with_its_last_token(adapted_base, monkeypatch):
+    end = end_tokens(adapted_base)[0]
+    drawn = iter([7, end])
+    monkeypatch.setattr("mixture.choose", lambda *_, **__: torch.tensor([next(drawn)]))
+    ((answer,),) = sample_mixture(adapted_base, PROMPTS[:1], 1, 2)
+    assert (answer.tokens, answer.ended) == ([7, end], True)

@@ -17,7 +17,7 @@ from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora
-from sempa.model.sampling import end_tokens
+from sempa.model.sampling import Sample, end_tokens
 
 
 def longest(sentences, candidates):
@@ -89,7 +89,40 @@ def test_sampled_preferences_are_the_judges_and_follow_from_the_seed(base, prefe
         best, worst = (tokenizer.decode(ids, skip_special_tokens=True) for ids in answers)
         assert len(best.strip()) > len(worst.strip())
         assert preference.prompt in [other.prompt for other in preferences]
+        assert max(map(len, preference.responses)) <= 6
     assert sample_preferences(base, preferences[:4], lambda s, _: np.ones((len(s), 2)), 3, fraction, 6) == []
+
+
+def test_a_pair_is_of_two_texts_and_knows_whether_the_better_one_ended(base, preferences, monkeypatch):
+    def answer(tokens, text, ended=False):
+        return Sample(tokens, torch.zeros(len(tokens)), text, ended)
+
+    drawn = [
+        [answer([5, 9, 1], "a dog", True), answer([7], "c")],
+        [answer([5, 9], "a dog"), answer([7, 1], "c", True)],
+        [answer([1], "", True), answer([7], "c")],
+        [answer([7], "c"), answer([7, 1], "c", True)],
+    ]
+    monkeypatch.setattr("online.sample", lambda *_, **__: drawn)
+    made = sample_preferences(base, preferences[:4], longest, 0)
+    assert [one.prompt for one in made] == [one.prompt for one in preferences[:2]]
+    assert [(one.responses, one.closing) for one in made] == [(([5, 9, 1], [7]), 1), (([5, 9], [7, 1]), 0)]
+
+
+def test_every_step_asks_for_its_share_of_the_batch_by_a_seed_of_its_own(
+    base, config, preferences, monkeypatch, few_samples
+):
+    asked = []
+
+    def none_made(base, preferences, judge, seed, *_):
+        asked.append((len(preferences), seed))
+        return []
+
+    monkeypatch.setattr("online.sample_preferences", none_made)
+    changed = dataclasses.replace(config, seed=2, epochs=2.0, preference_fraction=0.5, retention=1.0)
+    steps = train_online(changed, base, preferences)
+    assert asked == [(8, 2_000_006), (8, 2_000_007)]
+    assert all("neutral_kl" in step for step in steps)
 
 
 def test_a_step_without_a_preference_leaves_the_policy_alone(base, config, preferences):

@@ -12,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sempa import SempaError
 from sempa.batching.packing import pack_preferences
-from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.batching.prompts import Preference, encode_texts, render_prompt
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
-from sempa.model.lora import add_lora, block_linears
+from sempa.model.lora import add_lora, block_linears, lora_parameters
 from sempa.model.sampling import Sample, sample
 
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 200))
@@ -192,9 +192,36 @@ def test_alignment_starts_at_the_cost_of_rounding_and_brings_the_answers_back(mo
     assert steps[0]["rewards/margins"] == pytest.approx(0.1 * sum(margins) / len(margins), abs=1e-4)
     losses = [math.log1p(math.exp(-0.1 * margin)) for margin in margins]
     assert steps[0]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+    assert steps[0]["rewards/accuracies"] == sum(margin > 0 for margin in margins) / len(margins)
     assert steps[0]["rewards/margins"] < 0 < steps[-1]["rewards/margins"]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert flip_rate(rounded.model, prompts, answers) < before
+
+
+def test_pairs_come_shuffled_and_the_rate_of_adamw_warms_up_and_falls_under_a_clipped_gradient(models, monkeypatch):
+    full, rounded = models
+    add_lora(rounded.model, 4, 16)
+    pairs = [Preference([5, 9, 200, 31], ([8, 77 + i], [12 + i, 14]), line=i) for i in range(6)]
+    taken, taken_by_adamw = [], []
+    monkeypatch.setattr("quantised.pack_preferences", lambda few, _: taken.extend(few) or pack_preferences(few, 512))
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            (group,) = self.param_groups
+            norm = torch.cat([parameter.grad.flatten() for parameter in group["params"]]).norm().item()
+            taken_by_adamw.append((group["lr"], group["weight_decay"], norm))
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    steps = align_quantised(rounded.model, full.model, pairs, beta=100.0, learning_rate=1e-3, batch_size=1, epochs=2.1)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0)).tolist()
+    assert [pair.line for pair in taken] == [*order, *order, order[0]]
+    assert len(steps) == 13
+    rates, decays, norms = zip(*taken_by_adamw)
+    assert rates == pytest.approx([1e-3, *(1e-3 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12))])
+    assert set(decays) == {0.0}
+    assert max(norms) == pytest.approx(1.0, rel=1e-3)
+    assert not [name for name, parameter in lora_parameters(rounded.model).items() if parameter.grad is not None]
 
 
 def test_models_with_the_same_answers_leave_nothing_to_align(models):

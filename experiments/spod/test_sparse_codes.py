@@ -48,6 +48,11 @@ def test_the_least_squares_scale_makes_the_error_orthogonal_to_the_code():
     assert np.linalg.norm(error, axis=1).mean() < np.linalg.norm(vectors.numpy(), axis=1).mean()
 
 
+def test_a_vector_that_no_token_points_along_has_an_empty_code():
+    _, head = problem(8, 12, 60)
+    assert sparse_embeddings(torch.zeros(1, 12), head, 9).nnz == 0
+
+
 def test_sentences_become_codes_of_their_own_embeddings(tiny_folder):
     base = load_base(str(tiny_folder), "float32", "cpu")
     sentences = ["A man pets a dog.", "A woman ignores the cat.", "The horse is petted by a girl."]
@@ -91,3 +96,16 @@ def test_the_script_writes_the_codes_of_a_files_sentences(tiny_folder, tmp_path,
             main([*model, "--tokens", tokens, str(tmp_path / "in.txt"), str(tmp_path / name)])
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_script_reads_a_field_and_does_not_write_over_its_input(tiny_folder, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "A dog.", "other": "A man runs."}\n')
+    (tmp_path / "in.npz").write_text("A man runs.\n")
+    model = ["--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu", "--tokens", "5"]
+    main([*model, "--field", "other", str(tmp_path / "in.jsonl"), str(tmp_path / "out.npz")])
+    base = load_base(str(tiny_folder), "float32", "cpu")
+    expected = encode_sparse(base, ["A man runs."], 5).toarray()
+    np.testing.assert_allclose(load_npz(tmp_path / "out.npz").toarray(), expected, rtol=1e-5)
+    with pytest.raises(SystemExit):
+        main([*model, str(tmp_path / "in.npz"), str(tmp_path / "in.npz")])
+    assert "is the input itself, which would be lost" in capsys.readouterr().err

@@ -56,6 +56,8 @@ def test_both_losses_and_their_gradients_are_those_of_separate_forward_passes(ti
         for mine, other in zip(*(torch.autograd.grad(x, parameters, retain_graph=True) for x in (found, expected))):
             assert (mine - other).norm() <= 1e-3 * other.norm() + 1e-6
     assert len(last_states(config, base, prompts)) == 4
+    # Two prompts are too few to be spread.
+    assert spread_loss(config, chosen, base, prompts[:2])[0] == 0
 
 
 def test_the_codes_become_more_faithful_and_the_prompts_spread(start):
@@ -76,6 +78,26 @@ def test_without_additional_losses_it_is_the_packages_loop(start, tmp_path):
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_is_active_and_follows_the_seed(start):
+    trained = []
+    for dropout in (0.3, 0.3, 0.0):
+        config, base, preferences = start(lora_dropout=dropout)
+        train_spod(config, Weights(tokens=4), base, preferences)
+        trained.append(weights(base))
+    first, again, without = trained
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], without[name]) for name in first)
+
+
+def test_the_samples_of_the_base_are_taken_in_turn(start, monkeypatch):
+    seen = []
+    monkeypatch.setattr("spod_train.base_samples", lambda base: ["first", "second", "third"])
+    monkeypatch.setattr("spod_train.spod_step", lambda *arguments: seen.append(arguments[-1]))
+    config, base, preferences = start(retention=1.0)
+    train_spod(config, Weights(tokens=4), base, preferences)
+    assert seen == ["first", "second", "third", "first"]
+
+
 def test_the_script_saves_an_adapter(start, tmp_path, triplets_file, capsys):
     config, _, _ = start()
     values = dataclasses.asdict(config) | {"triplets": str(triplets_file), "output": str(tmp_path / "run")}
@@ -86,6 +108,13 @@ def test_the_script_saves_an_adapter(start, tmp_path, triplets_file, capsys):
     assert described["lora_alpha"] == config.lora_alpha
     assert adapter_readout(tmp_path / "run" / "adapter") == config.readout
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+    main([str(tmp_path / "config.yaml"), "held_out=0", "--tokens", "4", "epochs=0.25", "learning_rate=1e-12", "seed=5"])
+    fresh = load_base(config.model, "float32", "cpu")
+    add_lora(fresh.model, config.lora_rank, config.lora_alpha, seed=5)
+    _, tensors = read_adapter(tmp_path / "run" / "adapter")
+    for name, parameter in lora_parameters(fresh.model).items():
+        torch.testing.assert_close(tensors[name], parameter.detach(), rtol=1e-6, atol=1e-8)
+    capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "config.yaml"), "--tokens", "321"])
     assert caught.value.code == 2

@@ -135,6 +135,12 @@ def test_the_map_is_fitted_to_sampled_uncertainty_and_needs_no_answer_afterwards
     np.testing.assert_allclose(again.predict(embedder.base, PROMPTS), bias + states @ weights, rtol=1e-4, atol=1e-6)
 
 
+def test_a_map_knows_the_readout_and_layer_of_its_answers(tiny_folder):
+    embedder = Embedder(str(tiny_folder), readout="mean", layer=1, dtype="float32", device="cpu")
+    fitted, _, _ = amortise(embedder, PROMPTS, 3, max_new_tokens=4)
+    assert (fitted.readout, fitted.layer) == ("mean", 1)
+
+
 def test_another_model_precision_or_adapter_is_refused(embedder, tiny_folder):
     fitted, _, _ = amortise(embedder, PROMPTS, 3, max_new_tokens=4)
     other = Embedder(str(tiny_folder), dtype="float32", device="cpu").base

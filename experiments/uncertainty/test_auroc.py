@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import scipy.stats
-from auroc import HERE, SCORES, auroc, bootstrap_auroc, is_right
+from auroc import HERE, SCORES, auroc, bootstrap_auroc, is_right, measure, without_sums
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -63,6 +63,7 @@ def test_draws_of_one_kind_have_no_auroc_and_the_same_seed_draws_the_same():
     assert np.nanmin(values) == np.nanmax(values) == 1
     assert not math.isnan(interval(values)[0])
     np.testing.assert_array_equal(values, bootstrap_auroc([0.1, 0.7, 0.4], [False, True, False], seed=3))
+    assert not np.array_equal(values, bootstrap_auroc([0.1, 0.7, 0.4], [False, True, False], seed=4), equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,19 @@ def test_the_stored_figures_follow_from_the_stored_scores(name):
         assert stored["auroc"][score]["auroc"] == pytest.approx(expected, abs=1e-12)
         low, high = stored["auroc"][score]["interval"]
         assert low < expected < high
+
+
+def test_the_figures_say_how_far_the_semantic_score_is_ahead_and_leave_sums_out():
+    questions = ["What is 2 and 2?", "What is half of ten?", "Which is the square root of nine?", *["Who?"] * 6]
+    rows = [
+        {"question": question, "wrong": place % 2 == 1}
+        | dict.fromkeys(SCORES, -(place % 2))
+        | {"semantic": place % 2, "entropy": 0}
+        for place, question in enumerate(questions)
+    ]
+    table = measure(rows)
+    assert [table[name]["auroc"] for name in SCORES] == [1, 0, 0, 0.5]
+    assert [table[name]["semantic_ahead_by"] for name in SCORES[1:]] == [1, 1, 0.5]
+    assert table["amortised"]["semantic_ahead_interval"] == (1, 1)
+    found = without_sums(rows)
+    assert (found["questions"], found["wrong"]) == (6, 3)
