@@ -117,8 +117,12 @@ def test_loading_leaves_transformers_as_loud_as_it_was(tiny_folder):
         load_base(str(tiny_folder), "float32", "cpu")
         assert transformers.logging.get_verbosity() == transformers.logging.INFO
         assert transformers.logging.is_progress_bar_enabled()
+        transformers.logging.disable_progress_bar()
+        load_base(str(tiny_folder), "float32", "cpu")
+        assert not transformers.logging.is_progress_bar_enabled()
     finally:
         transformers.logging.set_verbosity(before)
+        transformers.logging.enable_progress_bar()
     with warnings.catch_warnings(record=True) as told, resolve.quiet():
         warnings.warn("from within", stacklevel=1)
     assert not told
