@@ -149,10 +149,10 @@ def test_an_architecture_is_packed_trained_saved_and_embeds_as_in_transformers_a
     peft = pytest.importorskip("peft")
     base = saved_model(ARCHITECTURES[name], tmp_path / "base", tokenizer)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         packed_equals_separate(base.model, plain, example_preferences())
-    assert any("run in separate rows" in str(warning.message) for warning in told) == (name in SEPARATE)
+    assert any("run in separate rows" in str(warning.message) for warning in caught) == (name in SEPARATE)
 
     add_lora(base.model, 4, 16)
     triplets = [Triplet(*texts) for texts in tiny_texts()[:4]]
@@ -270,10 +270,10 @@ def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tm
     model = saved_model(ARCHITECTURES["Mistral, window"], tmp_path, tokenizer).model
     for tokens, separate in ((6, False), (7, True)):
         (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], 60)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             row_states(model, packed.packed)
-        assert bool(told) == separate
+        assert bool(caught) == separate
 
 
 def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path, tokenizer, monkeypatch):

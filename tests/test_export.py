@@ -315,7 +315,7 @@ def test_the_template_begins_where_the_tokenizer_begins_a_text():
 def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, tiny_folder, tmp_path):
     export_folder(str(tiny_folder), run, tmp_path / "mine", "merged")
     card = (tmp_path / "mine" / "README.md").read_text()
-    for told in (
+    for line in (
         "library_name: transformers",
         "# mine",
         "| STS-B dev | 1,500 | 73.84 | 77.31 | +3.47 |",
@@ -326,7 +326,7 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
         "in float16 on a processor",
         "may have 2,048 tokens",
     ):
-        assert told in card
+        assert line in card
     assert "/home" not in card
     assert str(tiny_folder.parent) not in card
 
@@ -359,7 +359,7 @@ def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path,
     for name, dtype in (("out", torch.bfloat16), ("exact", torch.float32)):
         assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {dtype}
     assert not list(tmp_path.glob(".*"))
-    for arguments, told in (
+    for arguments, message in (
         (["--merge", str(run), str(tmp_path / "out")], "exists already; give a folder that does not"),
         (["--merge", str(tmp_path / "none"), str(tmp_path / "b")], "holds no adapter_config.json"),
         (["--merge", str(run), str(tmp_path / "b"), "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
@@ -368,7 +368,7 @@ def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path,
         capsys.readouterr()
         assert main(["export", *arguments]) == 2
         error = capsys.readouterr().err.strip()
-        assert told in error
+        assert message in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "b").exists()
 

@@ -123,9 +123,9 @@ def test_loading_leaves_transformers_as_loud_as_it_was(tiny_folder):
     finally:
         transformers.logging.set_verbosity(before)
         transformers.logging.enable_progress_bar()
-    with warnings.catch_warnings(record=True) as told, resolve.quiet():
+    with warnings.catch_warnings(record=True) as caught, resolve.quiet():
         warnings.warn("from within", stacklevel=1)
-    assert not told
+    assert not caught
 
 
 def test_a_file_of_a_hub_that_is_out_of_reach_is_not_there(monkeypatch):

@@ -406,7 +406,7 @@ def test_an_answer_without_a_limit_of_its_own_ends_at_the_servers(embedder, endl
 
 
 def test_what_fails_inside_is_not_told_to_clients(address, monkeypatch):
-    async def broken(self, prompts):
+    async def broken(self, *_):
         raise RuntimeError("/home/somebody/secret")
 
     monkeypatch.setattr(Engine, "embed", broken)

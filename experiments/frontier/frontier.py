@@ -232,6 +232,9 @@ def plot(result: dict) -> str:
             for point in (point for point in measured if point.name == name):
                 across, up = getattr(point, key), point.average
                 places.append((statistics.mean(across), statistics.mean(up)))
+                if point.share < 1:
+                    share, below = f"scale {point.share:g}", {"xytext": (4, -8), "textcoords": "offset points"}
+                    axis.annotate(share, places[-1], **below, fontsize=7, color=colour)
                 for ends in (
                     [(min(across), max(across)), [places[-1][1]] * 2],
                     [[places[-1][0]] * 2, (min(up), max(up))],
@@ -243,8 +246,6 @@ def plot(result: dict) -> str:
             # Neighbours' numbers above and below in turn.
             offset = (3, 5 if number % 2 else -11)
             axis.annotate(str(number), places[0], fontsize=8, xytext=offset, textcoords="offset points", color=INK)
-            for place in places[1:]:
-                axis.annotate("half scale", place, fontsize=7, xytext=(4, -8), textcoords="offset points", color=colour)
         axis.axhline(base, color=INK, linewidth=0.7, linestyle=":")
         axis.text(
             0.99, base, "base", color=INK, fontsize=8, ha="right", va="bottom", transform=axis.get_yaxis_transform()

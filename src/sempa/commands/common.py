@@ -43,10 +43,11 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def model_files(arguments: argparse.Namespace) -> list[Path]:
-    """The files of the base, of the adapter and of its run's report: what no output may replace."""
+    """What no output may replace: base, adapter and its run's report; `arguments.model` then holds the base's name."""
     from sempa.model.adapter_files import adapter_folder
 
-    base = user_path(base_name(arguments.model, arguments.adapter))
+    arguments.model = base_name(arguments.model, arguments.adapter)
+    base = user_path(arguments.model)
     files = [base, base / "config.json", *base.glob("*.safetensors")]
     if arguments.adapter:
         adapter = adapter_folder(arguments.adapter)

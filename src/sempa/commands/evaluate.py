@@ -57,8 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise SempaError("report: give --hellaswag FILE and --adapter RUN, the folder of a finished run")
         place, history = run / "report.json", read_metrics(run / "metrics.jsonl")
         try:
-            filed = read_json(place)
-            write_report(run, filed, history)
+            write_report(run, filed := read_json(place), history)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SempaError(f"report: {place} is not one of this version's runs ({error!r})") from error
     tasks = [builtin_task(arguments.builtin_pairs)] if arguments.builtin_pairs else []
