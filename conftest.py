@@ -242,11 +242,16 @@ def weights(base):
 
 def adapt(model, size):
     """Sharpen a tiny model and give it an adapter of `size`, so that base and policy are decided and differ."""
-    from sempa.model.lora import add_lora, lora_parameters
-
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)
+    return with_adapter(model, size)
+
+
+def with_adapter(model, size):
+    """The model with a random adapter of `size`, the same one every time."""
+    from sempa.model.lora import add_lora, lora_parameters
+
     add_lora(model, 2, 4)
     with torch.no_grad():
         for parameter in lora_parameters(model).values():
@@ -271,6 +276,33 @@ def adapted_base(tiny_llama, tokenizer):
     from sempa.model.base import BaseModel
 
     return BaseModel(adapt(tiny_llama, 1.0), tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapted_embedder(tiny_folder):
+    """An embedder of the tiny Llama with an adapter."""
+    from sempa import Embedder
+
+    embedder = Embedder(str(tiny_folder), dtype="float32", device="cpu")
+    with_adapter(embedder.base.model, 0.3)
+    return embedder
+
+
+@pytest.fixture(scope="session")
+def address(adapted_embedder):
+    """Where a server on that embedder answers."""
+    from serving import serving
+
+    with serving(adapted_embedder) as address:
+        yield address
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """No token ends an answer of a server that starts now."""
+    from sempa.integrations.server import engine
+
+    monkeypatch.setattr(engine, "end_tokens", lambda base: [])
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_semantic_search_prints_the_nearest_sentence_of_each_query(notes, tiny_f
 
 def test_retrieve_and_answer_asks_one_server_with_what_it_found(notes, embedder, capsys, monkeypatch):
     pytest.importorskip("uvicorn", reason="uvicorn is not installed")
-    from test_serve import serving
+    from serving import serving
 
     asked = []
     real = retrieve_and_answer.make_prompt

@@ -1,0 +1,145 @@
+"""Clients without the key, too many, too long, too late, and hanging up."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import prometheus_client as prometheus
+import pytest
+from serving import CHAT, EMBED, MESSAGES, answer, client, metric, post, serving, until
+
+from sempa.integrations.server.app import Gate
+from sempa.integrations.server.requests import Limits
+
+
+def test_the_key_is_asked_for_below_v1(adapted_embedder):
+    with serving(adapted_embedder, api_key="s3cret-ü") as address:
+        for key in ("x", "s3cret", "S3CRET-ü"):
+            header = {"authorization": f"Bearer {key}".encode()}
+            found = post(address, EMBED, {"input": "a"}, headers=header)
+            assert (found.status_code, found.json()["error"]["code"]) == (401, "invalid_api_key")
+        with pytest.raises(openai.AuthenticationError):
+            client(address).models.list()
+        assert post(address, EMBED, {"input": "a"}, headers={"authorization": "Bearer s3cret-ü".encode()}).is_success
+        assert httpx.get(f"{address}/health").is_success and httpx.get(f"{address}/metrics").is_success
+
+
+def test_a_large_body_is_413_told_by_its_length_or_not(adapted_embedder):
+    with serving(adapted_embedder, body_bytes=1000) as address:
+        body = json.dumps({"input": "a" * 2000}).encode()
+        assert post(address, EMBED, body).status_code == 413
+        parts = (body[i : i + 500] for i in range(0, len(body), 500))
+        assert httpx.post(f"{address}{EMBED}", content=parts).status_code == 413
+        assert post(address, EMBED, {"input": "a"}).is_success
+
+
+def test_a_sentence_longer_than_the_servers_limit(adapted_embedder):
+    with serving(adapted_embedder, tokens=40) as address:
+        found = post(address, EMBED, {"input": ["a", "dog " * 40]}).json()["error"]
+        assert found["message"].startswith("input.1: found") and found["code"] == "context_length_exceeded"
+
+
+def test_an_answer_without_a_limit_of_its_own_ends_at_the_servers(adapted_embedder, endless):
+    with serving(adapted_embedder, tokens=64) as address:
+        found = post(address, CHAT, {"messages": MESSAGES}).json()
+    assert (found["usage"]["total_tokens"], found["choices"][0]["finish_reason"]) == (64, "length")
+
+
+def test_a_conversation_that_leaves_no_room_for_an_answer_is_too_long(adapted_embedder):
+    prompt, _ = answer(adapted_embedder, MESSAGES, 1)
+    with serving(adapted_embedder, tokens=len(prompt)) as address:
+        found = post(address, CHAT, {"messages": MESSAGES})
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_full_queue_is_429_and_its_clients_come_in_later(adapted_embedder, endless):
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 400}
+    with serving(adapted_embedder, requests=2, answers=1) as address, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client(address).chat.completions.create, **ask)
+        until(lambda: metric(address, "sempa_answers_running") == 1)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match="1 answers are being written") as raised:
+                client(address).chat.completions.create(**ask, stream=stream)
+            assert raised.value.response.headers["retry-after"] == "1"
+        assert running.result().usage.completion_tokens == 400
+        until(lambda: metric(address, "sempa_requests_running") == 1)
+        assert client(address).chat.completions.create(**ask | {"max_tokens": 3})
+    with serving(adapted_embedder, requests=1) as address, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client(address).chat.completions.create, **ask)
+        until(lambda: metric(address, "sempa_answers_running") == 1)
+        with pytest.raises(openai.RateLimitError, match="1 requests are under way"):
+            client(address).embeddings.create(model="tiny", input="a")
+        assert client(address, max_retries=9).embeddings.create(model="tiny", input="a").data
+        assert running.result()
+
+
+def test_streams_that_begin_at_once_count_as_answers_at_once(adapted_embedder, endless):
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 400, "stream": True}
+    with serving(adapted_embedder, answers=2) as address, ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda _: post(address, CHAT, body).status_code, range(24)))
+        assert (found.count(200), found.count(429)) == (2, 22)
+        until(lambda: metric(address, "sempa_answers_running") == 0)
+
+
+def test_what_takes_too_long_is_504_and_stops(adapted_embedder, endless):
+    ask = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2000}
+    with serving(adapted_embedder, seconds=0.3) as address:
+        assert post(address, CHAT, ask).status_code == 504
+        with pytest.raises(openai.APIError, match=r"took more than 0\.3 seconds"):
+            list(client(address).chat.completions.create(**ask, stream=True))
+        assert post(address, EMBED, {"input": ["a dog " * 100] * 2000}).status_code == 504
+        until(lambda: metric(address, "sempa_answers_running") == 0)
+        # The queue is empty again.
+        until(lambda: post(address, EMBED, {"input": "a"}).is_success)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_ends_its_answer(adapted_embedder, endless, stream):
+    body = {"messages": MESSAGES, "max_tokens": 2000, "stream": stream}
+    with serving(adapted_embedder) as address:
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=0.5) as response,
+        ):
+            # The first event, an empty line, the first text.
+            assert len(list(itertools.islice(response.iter_lines(), 3))) == 3
+        until(lambda: metric(address, "sempa_answers_running") == 0)
+        written = metric(address, "sempa_generated_tokens_total")
+        assert 0 < written < 1900
+        time.sleep(0.2)
+        assert metric(address, "sempa_generated_tokens_total") == written
+        assert metric(address, f'sempa_request_seconds_count{{path="{CHAT}",status="200"}}') == 1
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_place():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await asyncio.sleep(600)
+
+    async def run():
+        registry = prometheus.CollectorRegistry()
+        gate = Gate(app, registry, Limits(requests=1, seconds=0.05), "")
+        scope = {"type": "http", "path": "/v1/embeddings", "headers": []}
+        await asyncio.wait_for(gate(scope, None, lambda message: asyncio.sleep(600 * ("body" in message))), 30)
+        return gate.requests, prometheus.generate_latest(registry).decode()
+
+    requests, text = asyncio.run(run())
+    assert requests == 0 and 'sempa_request_seconds_count{path="other",status="200"} 1.0' in text
+
+
+def test_a_requests_seconds_are_those_from_its_beginning_to_its_end(monkeypatch):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr("sempa.integrations.server.app.time.perf_counter", lambda: next(ticks))
+    registry = prometheus.CollectorRegistry()
+    scope = {"type": "http", "path": "/health", "headers": []}
+    asyncio.run(Gate(app, registry, Limits(), "")(scope, None, lambda message: asyncio.sleep(0)))
+    labels = {"path": "other", "status": "200"}
+    assert registry.get_sample_value("sempa_request_seconds_sum", labels) == 2.5
