@@ -48,12 +48,12 @@ def token_directions(head: Tensor) -> TokenDirections:
         raise ValueError(f"token_directions needs a floating head [V, D], found {head.dtype} {tuple(head.shape)}")
     head = head.detach()
     mean = head.mean(0, dtype=torch.promote_types(head.dtype, torch.float32))
-    chunks = _chunks(len(head), max(1, CHUNK_ELEMENTS // head.shape[1]))
-    lengths = torch.cat([(head[rows] - mean).norm(dim=1) for rows in chunks])
+    chunks = head.split(max(1, CHUNK_ELEMENTS // head.shape[1]))
+    lengths = torch.cat([(rows - mean).norm(dim=1) for rows in chunks])
     return TokenDirections(head, mean, torch.where(lengths > 0, 1 / lengths, 0))
 
 
-def sparse_code(embedding: Tensor, tokens: TokenDirections, k: int, *, chunk_rows: int | None = None) -> SparseCode:
+def sparse_code(embedding: Tensor, tokens: TokenDirections, k: int) -> SparseCode:
     """The k tokens whose directions have the largest inner products with each embedding.
 
     The choice of tokens is a step function without a gradient of its own: the gradient goes straight through it to the
@@ -65,7 +65,6 @@ def sparse_code(embedding: Tensor, tokens: TokenDirections, k: int, *, chunk_row
         tokens: the vocabulary's directions. Tokens are chosen by products in the head's dtype, as in the model's own
             head; values are products in float32 or better.
         k: tokens per code, 1 ≤ k ≤ V.
-        chunk_rows: rows whose scores are held at one time; by default as many as make `CHUNK_ELEMENTS` scores.
 
     Returns:
         values and rest in float32 (float64 for float64 embeddings), differentiable once in `embedding`; int64 indices.
@@ -80,11 +79,9 @@ def sparse_code(embedding: Tensor, tokens: TokenDirections, k: int, *, chunk_row
         )
     if not 1 <= k <= vocabulary:
         raise ValueError(f"sparse_code needs k from 1 to the vocabulary's {vocabulary}, found {k}")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"sparse_code needs chunk_rows >= 1, found {chunk_rows}")
     embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-    indices, rest = _Choose.apply(embedding, tokens, k, chunk_rows or max(1, CHUNK_ELEMENTS // vocabulary))
-    products = [torch.einsum("nd,nkd->nk", embedding[rows], u) for rows, u in _chosen_rows(indices, tokens, embedding)]
+    indices, rest = _Choose.apply(embedding, tokens, k)
+    products = [torch.einsum("nd,nkd->nk", h, u) for h, u in _with_output_embeddings(embedding, indices, tokens)]
     above_average = torch.cat(products) - (embedding @ tokens.mean.to(embedding.dtype))[:, None]
     return SparseCode((above_average * tokens.scale.to(embedding.dtype)[indices]).relu(), indices, rest)
 
@@ -97,20 +94,22 @@ def decode(values: Tensor, indices: Tensor, tokens: TokenDirections) -> Tensor:
     if values.shape != indices.shape or values.ndim != 2:
         raise ValueError(f"decode needs values and indices [n, k], found {tuple(values.shape)} {tuple(indices.shape)}")
     weights = values * tokens.scale.to(values.dtype)[indices]
-    sums = [torch.einsum("nk,nkd->nd", weights[rows], u) for rows, u in _chosen_rows(indices, tokens, values)]
+    sums = [torch.einsum("nk,nkd->nd", w, u) for w, u in _with_output_embeddings(weights, indices, tokens)]
     return torch.cat(sums) - weights.sum(1, keepdim=True) * tokens.mean.to(values.dtype)
 
 
 class _Choose(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, embedding: Tensor, tokens: TokenDirections, k: int, chunk_rows: int
+        ctx: torch.autograd.function.FunctionCtx, embedding: Tensor, tokens: TokenDirections, k: int
     ) -> tuple[Tensor, Tensor]:
         head, scale = tokens.head, tokens.scale.to(embedding.dtype)
         indices = torch.empty(len(embedding), k, dtype=torch.int64, device=embedding.device)
         rest = embedding.new_empty(len(embedding))
         direction = torch.empty_like(embedding) if ctx.needs_input_grad[0] else None
-        for rows in _chunks(len(embedding), chunk_rows):
+        chunk_rows = max(1, CHUNK_ELEMENTS // len(head))
+        for start in range(0, len(embedding), chunk_rows):
+            rows = slice(start, start + chunk_rows)
             scores = (embedding[rows].to(head.dtype) @ head.T).to(embedding.dtype)
             scores.sub_(scores.mean(1, keepdim=True)).mul_(scale)
             indices[rows] = scores.topk(k, 1).indices
@@ -128,14 +127,11 @@ class _Choose(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (direction,) = ctx.saved_tensors
-        return direction * upstream[:, None], None, None, None
+        return direction * upstream[:, None], None, None
 
 
-def _chosen_rows(indices: Tensor, tokens: TokenDirections, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of codes with their tokens' output embeddings `[rows, k, D]`, at least one (empty) slice."""
-    for rows in _chunks(len(indices), max(1, CHUNK_ELEMENTS // (indices.shape[1] * tokens.head.shape[1]))):
-        yield rows, tokens.head[indices[rows]].to(like.dtype)
-
-
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, max(1, count), size))
+def _with_output_embeddings(x: Tensor, indices: Tensor, tokens: TokenDirections) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of the rows of `x` `[n, …]`, each with its codes' output embeddings `[rows, k, D]` in the same dtype."""
+    chunk_rows = max(1, CHUNK_ELEMENTS // (indices.shape[1] * tokens.head.shape[1]))
+    for rows, chosen in zip(x.split(chunk_rows), indices.split(chunk_rows), strict=True):
+        yield rows, tokens.head[chosen].to(x.dtype)

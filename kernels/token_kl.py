@@ -15,10 +15,10 @@ from torch import Tensor
 from sempa.kernels.token_logprobs import (
     CHUNK_ROWS,
     LOG2_E,
-    _chunks,
-    _pass_rows,
     check_head,
+    even_chunks,
     in_autocast_dtype,
+    rows_per_pass,
     shift_logits_,
 )
 
@@ -71,7 +71,7 @@ class _TokenKl(torch.autograd.Function):
         softcap: float | None,
         chunk_rows: int,
     ) -> Tensor:
-        chunks = _chunks(len(hidden), chunk_rows)
+        chunks = even_chunks(len(hidden), chunk_rows)
         # Every chunk writes into the same memory: on a CPU, fresh pages cost more than what is computed in them.
         scratch = min(chunk_rows, len(hidden)), len(weight)
         policy, reference = (hidden.new_empty(scratch) for _ in range(2))
@@ -99,7 +99,7 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
 
     As in `token_logprobs`, a few rows at a time, so that they stay in the cache, and in powers of two.
     """
-    rows = _pass_rows(policy)
+    rows = rows_per_pass(policy)
     block = policy.new_empty(3, rows, policy.shape[1], dtype=torch.promote_types(policy.dtype, torch.float32))
     divergences = []
     for raw, base in zip(policy.split(rows), reference.split(rows), strict=True):

@@ -83,7 +83,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities `[N]`, directions `[N, D]` (or empty) and the residuals `[≤ kept_rows, V]` of the first."""
         _check_range(targets, len(weight))
-        chunks = _chunks(len(hidden), chunk_rows)
+        chunks = even_chunks(len(hidden), chunk_rows)
         # All chunks write into the same memory: on a CPU, the first touch of a fresh page costs more than the passes.
         kept = [chunk for chunk in chunks if chunk.stop <= kept_rows]
         residuals = hidden.new_empty(kept[-1].stop if kept else 0, len(weight))
@@ -145,14 +145,15 @@ class _TokenLogprobs(torch.autograd.Function):
         )
 
 
-def _chunks(rows: int, at_most: int) -> list[slice]:
+def even_chunks(rows: int, at_most: int) -> list[slice]:
     """Cut rows into as few chunks as possible, of nearly equal size: a short last one is an inefficient product."""
     count = -(-rows // at_most)
     edges = [rows * i // max(1, count) for i in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def _pass_rows(logits: Tensor) -> int:
+def rows_per_pass(logits: Tensor) -> int:
+    """How many rows of logits the passes between the products handle at one time."""
     # A processor's tensors lie on device −1.
     elements = PASS_ELEMENTS if logits.get_device() < 0 else GPU_PASS_ELEMENTS
     return min(len(logits), max(1, elements // logits.shape[1]))
@@ -168,7 +169,7 @@ def _log_and_residual_(
     keeps its digits in bfloat16 too.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    rows = _pass_rows(logits)
+    rows = rows_per_pass(logits)
     wide = logits.new_empty(0 if logits.dtype == dtype else rows, logits.shape[1], dtype=dtype)
     logprobs = []
     for raw, target in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
@@ -213,7 +214,7 @@ def _residuals(
     done = len(kept)
     yield slice(0, done), kept
     scratch = kept.new_empty(min(chunk_rows, len(hidden) - done), len(weight))
-    for chunk in _chunks(len(hidden) - done, chunk_rows):
+    for chunk in even_chunks(len(hidden) - done, chunk_rows):
         rows = slice(done + chunk.start, done + chunk.stop)
         with torch.no_grad():
             logits = torch.mm(hidden[rows], weight.T, out=scratch[: rows.stop - rows.start])

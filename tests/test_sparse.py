@@ -1,5 +1,8 @@
 """Sparse codes and their loss against dense arithmetic over the whole vocabulary, in values and gradients."""
 
+from importlib import import_module
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,11 @@ from hypothesis import strategies as st
 
 from sempa.kernels import decode, sparse_code, token_directions
 from sempa.losses import spod_loss
+
+
+def chunks_of(rows, head):
+    """Inside, so many rows of scores are held at one time."""
+    return mock.patch.object(import_module("sempa.kernels.sparse_code"), "CHUNK_ELEMENTS", rows * len(head))
 
 
 def problem(rows=6, width=5, vocabulary=23, dtype=torch.float64, seed=0):
@@ -42,13 +50,14 @@ def dense(embedding, head, k):
 def test_the_code_is_the_largest_centred_products_at_any_shape(rows, width, vocabulary, chunk_rows, share, seed):
     embedding, head = problem(rows, width, vocabulary, seed=seed)
     k = 1 + round(share * (vocabulary - 1))
-    code = sparse_code(embedding, token_directions(head), k, chunk_rows=chunk_rows)
+    with chunks_of(chunk_rows, head):
+        code = sparse_code(embedding, token_directions(head), k)
+        decoded = decode(code.values, code.indices, token_directions(head))
     chosen, rest = dense(embedding, head, k)
     assert code.indices.shape == code.values.shape == (rows, k)
     scattered = torch.zeros_like(chosen).scatter(1, code.indices, code.values)
     torch.testing.assert_close(scattered, chosen, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(code.rest, rest.square().sum(1), rtol=1e-12, atol=1e-12)
-    decoded = decode(code.values, code.indices, token_directions(head))
     torch.testing.assert_close(decoded, chosen @ directions(head), rtol=1e-10, atol=1e-10)
 
 
@@ -57,8 +66,9 @@ def test_gradients_are_those_of_the_dense_formula_with_the_choice_held(k):
     embedding, head = problem()
 
     def ours(h):
-        values, indices, rest = sparse_code(h, token_directions(head), k, chunk_rows=4)
-        return torch.cat([decode(values, indices, token_directions(head)), rest[:, None]], 1)
+        with chunks_of(4, head):
+            values, indices, rest = sparse_code(h, token_directions(head), k)
+            return torch.cat([decode(values, indices, token_directions(head)), rest[:, None]], 1)
 
     def theirs(h):
         chosen, rest = dense(h, head, k)
@@ -178,7 +188,6 @@ def test_token_directions_are_centred_and_of_length_one_and_the_mean_itself_has_
         ({"embedding": torch.zeros(2, 3, dtype=torch.int64)}, "found torch.int64"),
         ({"k": 0}, "k from 1 to the vocabulary's 4, found 0"),
         ({"k": 5}, "found 5"),
-        ({"chunk_rows": 0}, "chunk_rows >= 1, found 0"),
     ],
 )
 def test_bad_arguments_are_named_with_what_was_found(change, message):

@@ -50,12 +50,15 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
     if lacking := len(train) + len(held_out) - sum(map(len, parts)):
         found = f"left out {many(lacking, 'triplet')} without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
-    encoded, skipped = [], []
-    for part in parts:
-        made = [encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0) for triplet in part]
-        sizes = [len(preference.prompt) + max(map(len, preference.responses)) for preference in made]
-        encoded.append([preference for preference, size in zip(made, sizes, strict=True) if size <= longest])
-        skipped += [f"on line {p.line} ({n:,} tokens)" for p, n in zip(made, sizes, strict=True) if n > longest]
+    encoded, skipped = ([], []), []
+    for part, kept in zip(parts, encoded, strict=True):
+        for triplet in part:
+            preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
+            size = len(preference.prompt) + max(map(len, preference.responses))
+            if size <= longest:
+                kept.append(preference)
+            else:
+                skipped.append(f"on line {triplet.line} ({size:,} tokens)")
     if skipped:
         notes.append(f"skipped {many(len(skipped), 'triplet')} of more than {longest:,} tokens, first {skipped[0]}")
     if not encoded[0]:

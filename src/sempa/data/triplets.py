@@ -117,9 +117,7 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: dict
 def _paired(rows: Iterator[Record], left_out: dict, combinations: bool) -> Iterator[Triplet]:
     """Triplets of each premise with a neutral hypothesis, if any; a premise's rows need not stand together."""
     premises: dict[str, dict[str, list[tuple[int, str]]]] = {}
-    first_lines: dict[str, int] = {}
     for line, (premise, hypothesis, label) in rows:
-        first_lines.setdefault(premise, line)
         of_label = premises.setdefault(premise, {name: [] for name in LABELS})[label]
         # Without `combinations` only the first of each label is used, so no other is kept in memory.
         if combinations or not of_label:
@@ -127,7 +125,7 @@ def _paired(rows: Iterator[Record], left_out: dict, combinations: bool) -> Itera
     for premise, hypotheses in premises.items():
         entailments, contradictions = hypotheses["entailment"], hypotheses["contradiction"]
         if not (entailments and contradictions):
-            _leave_out(left_out, INCOMPLETE, first_lines[premise])
+            _leave_out(left_out, INCOMPLETE, min(line for of_label in hypotheses.values() for line, _ in of_label))
         neutrals = itertools.cycle([text for _, text in hypotheses["neutral"]] or [""])
         for (line, entailment), (_, contradiction) in itertools.product(entailments, contradictions):
             yield Triplet(premise, entailment, contradiction, line, next(neutrals))

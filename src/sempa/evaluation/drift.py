@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from sempa.batching.prompts import common_prefix
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens, encode_eval_texts
-from sempa.evaluation.statistics import mean_and_error
+from sempa.evaluation.statistics import standard_error
 from sempa.io.progress import bar
 from sempa.model.base import BaseModel
 from sempa.model.forward import context_length, hidden_states
@@ -59,7 +59,7 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     nll_change = aligned_nll - base_nll
     # A ratio estimator's (Cochran 1977, § 2.11): the tokens of a sequence are no independent draws.
     residuals = sums[:, 1] - sums[:, 0] - nll_change * sizes
-    error = mean_and_error(residuals.numpy())[1] * len(sequences) / count
+    error = standard_error(residuals.numpy()) * len(sequences) / count
     changes = {"change": math.expm1(nll_change), "change_stderr": math.exp(nll_change) * error}
     return {"text": text, "tokens": count, **perplexities, **changes, "kl": kl, "agreement": agreement}
 

@@ -48,9 +48,9 @@ def compare(a: float, b: float, a_values: np.ndarray, b_values: np.ndarray) -> d
     return {"difference": a - b, "interval": interval(differences), "p": float(p)}
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean of values `[n]` and its standard error, NaN for one value."""
-    return float(np.mean(values)), float(sem(values)) if len(values) > 1 else math.nan
+def standard_error(values: np.ndarray) -> float:
+    """The standard error of the mean of values `[n]`, NaN for one value."""
+    return float(sem(values)) if len(values) > 1 else math.nan
 
 
 def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
@@ -62,6 +62,6 @@ def compare_accuracies(before: np.ndarray, after: np.ndarray) -> dict[str, float
     before, after = before.astype(float), after.astype(float)
     figures = {}
     for name, values in {"base": before, "aligned": after, "change": after - before}.items():
-        figures[name], figures[f"{name}_stderr"] = mean_and_error(values)
+        figures[name], figures[f"{name}_stderr"] = float(values.mean()), standard_error(values)
     gained, lost = int((after > before).sum()), int((after < before).sum())
     return {**figures, "p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0}

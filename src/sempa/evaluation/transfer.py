@@ -13,7 +13,7 @@ import numpy as np
 
 from sempa.data.transfer import Examples, TransferTask
 from sempa.errors import SempaError
-from sempa.evaluation.statistics import compare_accuracies, mean_and_error
+from sempa.evaluation.statistics import compare_accuracies, standard_error
 from sempa.evaluation.table import BASELINE, Method, embed_as, row_keys, stored
 from sempa.io.files import fingerprint
 from sempa.model.base import BaseModel
@@ -94,12 +94,13 @@ def summarise_transfer(predictions: Mapping[Method, Sequence[np.ndarray]], tasks
         figures: dict[str, dict] = {}
         for place, (task, predicted) in enumerate(zip(tasks, each)):
             truth = task.splits["test" if "test" in task.splits else "all"].labels
-            accuracy, error = mean_and_error(predicted == truth)
+            correct = predicted == truth
+            accuracy, error = float(correct.mean()), standard_error(correct)
             figure = figures[task.name] = {"accuracy": 100 * accuracy, "stderr": 100 * error}
             if task.name == "MRPC":
                 figure["f1"] = 200 * float((truth & predicted).sum() / (truth.sum() + predicted.sum()))
             if BASELINE in predictions and method != BASELINE:
-                test = compare_accuracies(predictions[BASELINE][place] == truth, predicted == truth)
+                test = compare_accuracies(predictions[BASELINE][place] == truth, correct)
                 change, error = 100 * test["change"], 100 * test["change_stderr"]
                 figure["versus"] = {"change": change, "stderr": error, "p": test["p"]}
         average = {"accuracy": float(np.mean([figure["accuracy"] for figure in figures.values()]))}

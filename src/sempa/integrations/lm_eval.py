@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa.errors import SempaError
-from sempa.evaluation.statistics import mean_and_error
+from sempa.evaluation.statistics import standard_error
 from sempa.io.files import write_json
 from sempa.model.base import BaseModel
 from sempa.model.lora import adapter_disabled
@@ -114,4 +114,4 @@ def _paired_error(before: dict, after: dict, task: str, metric: str, filtered: s
         if not math.isclose(sum(values) / len(values), results["results"][task][f"{metric},{filtered}"], abs_tol=1e-9):
             return None
         sides.append(np.array(values))
-    return mean_and_error(sides[1] - sides[0])[1]
+    return standard_error(sides[1] - sides[0])

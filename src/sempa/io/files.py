@@ -148,8 +148,9 @@ def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     files = (file for source in inputs for file in column_files(source))
     if path.is_file() and any(file.exists() and path.samefile(file) for file in files):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
-    places = (path.absolute(), *path.absolute().parents)[not folder :]
-    place = next(place for place in places if place.exists())
+    place = path.absolute() if folder else path.absolute().parent
+    while not place.exists():
+        place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise SempaError(f"{path}: cannot be written, because {place} is not a folder you can write to")
 

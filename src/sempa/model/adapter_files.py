@@ -123,7 +123,7 @@ def set_lora(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None
     """Copy saved tensors into the adapter; raises `SempaError` when names or shapes differ."""
     parameters = lora_parameters(model)
     if parameters.keys() != tensors.keys():
-        odd = sorted(parameters.keys() ^ tensors.keys())[0]
+        odd = min(parameters.keys() ^ tensors.keys())
         raise SempaError(f"{source}: adapter and model differ in their layers, first in {odd!r}")
     with torch.no_grad():
         for name, parameter in parameters.items():

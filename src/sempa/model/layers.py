@@ -24,7 +24,7 @@ _REGISTRATION = threading.Lock()
 
 def scaled(index: int, depth: int) -> int:
     """A block or layer published for LLaMA2-7B's 32 blocks, at the same fraction of `depth`, rounded half up."""
-    return (2 * index * depth + 32) // 64
+    return int(index * depth / 32 + 0.5)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PreferenceRow, pack_preferences
 from sempa.batching.prompts import Preference
-from sempa.kernels import token_logprobs
+from sempa.kernels import token_kl, token_logprobs
 from sempa.model.forward import row_states
 from sempa.model.threads import parallel_map
 
@@ -40,6 +40,11 @@ def response_token_logprobs(model: PreTrainedModel, hidden: Tensor, row: Prefere
     """
     states = scale_for_head(model, hidden[row.source.to(hidden.device)])
     return token_logprobs(states, targets=row.target.to(hidden.device), **head_parts(model))
+
+
+def kl_from_base(model: PreTrainedModel, hidden: Tensor, base_hidden: Tensor) -> Tensor:
+    """KL(base ‖ policy) of the next token, `[length]` float32 nats, from the hidden states `[length, D]` of both."""
+    return token_kl(scale_for_head(model, hidden), scale_for_head(model, base_hidden), **head_parts(model))
 
 
 def sum_by_response(values: Tensor, row: PreferenceRow) -> Tensor:

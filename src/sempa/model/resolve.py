@@ -110,14 +110,11 @@ def _converted(gguf: Path) -> Path:
     print(f"Converting {gguf.name} once to {cached} …", file=sys.stderr, flush=True)
     model, tokenizer = load_pretrained(str(gguf), gguf.parent, gguf.name, dtype=torch.float32)
     # The loaded model calls itself quantised and refuses to be saved, though its weights are plain floats by now.
-    del model.config.quantization_config
-    plain = type(model)(model.config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
+    model.hf_quantizer.remove_quantization_config(model)
 
     def write(folder: Path) -> None:
         with quiet():
-            plain.save_pretrained(folder)
+            model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
     try:

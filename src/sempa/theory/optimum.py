@@ -133,7 +133,7 @@ def regularised_reward(divergence: Claim, generator: torch.Generator, trials: in
         log_z = (reference + reward / beta).logsumexp(0)
         best = reference + reward / beta - log_z
         value = (policy.exp() * reward).sum() - beta * (policy.exp() * (policy - reference)).sum()
-        condition = (reward.abs() + beta * (policy.abs() + reference.abs())).sum() + beta * best.abs().sum()
+        condition = float((reward.abs() + beta * (policy.abs() + reference.abs() + best.abs())).sum())
         yield compare(beta * log_z - value, divergence(policy, best, beta), condition)
         # The reward and the optimum's implicit reward differ by β log Z(x), a term of the prompt alone.
         yield compare(reward - beta * (best - reference), (beta * log_z).expand_as(reward), condition)

@@ -103,17 +103,17 @@ def value_and_gradient(function: Claim, at: torch.Tensor) -> tuple[torch.Tensor,
     return values.detach(), gradient
 
 
-def rounding(condition: torch.Tensor | float) -> float:
+def rounding(condition: float) -> float:
     """The tolerance of a quantity that amplifies its inputs' roundings `condition` times: ROUNDINGS · ε · condition."""
-    return ROUNDINGS * UNIT * float(torch.as_tensor(condition).max())
+    return ROUNDINGS * UNIT * condition
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor, condition: torch.Tensor | float) -> Measurement:
+def compare(found: torch.Tensor, expected: torch.Tensor, condition: float) -> Measurement:
     """Largest absolute difference, against the roundings of a quantity of this condition number."""
     return Measurement(float((found.detach() - expected.detach()).abs().max()), rounding(condition))
 
 
-def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: torch.Tensor | float) -> Measurement:
+def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: float) -> Measurement:
     """How far `smaller ≤ larger` is violated, against the roundings of a quantity of this condition number."""
     # A NaN stays a NaN.
     excess = (smaller - larger).detach().clamp_min(0).max()

@@ -19,7 +19,6 @@ from sempa.batching.batches import Batch
 from sempa.batching.packing import PreferenceRow, SentenceRow
 from sempa.config import Config
 from sempa.errors import SempaError
-from sempa.kernels import token_kl
 from sempa.losses import (
     all_pairs_infonce_loss,
     ches_score,
@@ -31,7 +30,7 @@ from sempa.losses import (
 )
 from sempa.model.forward import row_states
 from sempa.model.layers import attention_sum, state_width
-from sempa.model.logprobs import head_parts, response_token_logprobs, scale_for_head, sequence_logprobs, sum_by_response
+from sempa.model.logprobs import kl_from_base, response_token_logprobs, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
 from sempa.training.base_samples import BaseSample
@@ -178,9 +177,7 @@ def contrast_loss(
 
 def retention_loss(config: Config, model: PreTrainedModel, sample: BaseSample) -> tuple[Tensor, Metrics]:
     """KL(base ‖ policy) of the next token, mean over a packed row of the base's samples, in nats per token."""
-    policy = scale_for_head(model, row_states(model, sample.packed))  # [length, D]
-    base = scale_for_head(model, sample.hidden)
-    divergence = token_kl(policy, base, **head_parts(model)).mean()
+    divergence = kl_from_base(model, row_states(model, sample.packed), sample.hidden).mean()
     loss = config.retention * divergence
     return loss, {"loss": loss.item(), "neutral_kl": divergence.item()}
 
