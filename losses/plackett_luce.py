@@ -14,8 +14,8 @@ def plackett_luce_loss(
     ℓ = Σ_{k < top} [ log Σ_{j ≥ k} exp(s_j) − s_k ]   with s_0 the best candidate's score
 
     Plackett 1975 and Luce 1959; with the implicit rewards s_j = β log π(y_j|x)/π_ref(y_j|x) it is DPO's ranking form
-    (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3), and with K = 1 the DPO loss itself. Computed from score
-    differences: a common offset costs no precision.
+    (Rafailov et al. 2023, arXiv 2305.18290, appendix A.3), and with K = 1 the DPO loss itself. A common offset of the
+    scores costs no precision.
 
     Args:
         scores: `[batch, K + 1]` candidates in preference order, best first, unless `ranks` says otherwise.
@@ -47,13 +47,13 @@ def plackett_luce_loss(
     scores, ranks, present = (x.gather(1, order) for x in (scores.masked_fill(~mask, 0), ranks, mask))
     _refuse_ties(ranks, present, places)
 
-    chosen = scores[:, :places]
     # [batch, places, K + 1]: when place k is filled, the candidates from k on are still there.
     there = torch.ones(places, scores.shape[1], dtype=torch.bool, device=scores.device).triu() & present[:, None]
-    advantage = (scores[:, None] - chosen[:, :, None]).masked_fill(~there, -torch.inf)
+    candidates = scores[:, None].masked_fill(~there, -torch.inf)
     # A place that no candidate is left to fill counts nothing.
-    advantage = advantage.masked_fill(~present[:, :places, None], 0)
-    return advantage.logsumexp(2).masked_fill(~present[:, :places], 0).sum(1)
+    candidates = candidates.masked_fill(~present[:, :places, None], 0)
+    choices = candidates.log_softmax(2).diagonal(dim1=1, dim2=2)  # [batch, places]
+    return -choices.masked_fill(~present[:, :places], 0).sum(1)
 
 
 def _refuse_ties(ranks: Tensor, present: Tensor, places: int) -> None:

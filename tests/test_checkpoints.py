@@ -109,6 +109,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_a_way_out(run, leng
     assert same(weights(model), saved[3])
 
 
+@pytest.mark.parametrize("place", [0, 0.4, 0.8, 1])
+def test_one_flipped_bit_is_found_by_the_checksum(run, place):
+    folder, _ = run
+    content = bytearray(newest(folder).read_bytes())
+    body = 8 + int.from_bytes(content[:8], "little")
+    content[body + int(place * (len(content) - 1 - body))] ^= 1
+    newest(folder).write_bytes(content)
+    with pytest.raises(SempaError, match=r"is damaged \(its content does not have its checksum\); remove it to resume"):
+        load_checkpoint(folder, *learner(1))
+
+
 def test_a_file_of_other_tensors_is_no_checkpoint(run):
     folder, _ = run
     tensors = read_tensors(newest(folder))

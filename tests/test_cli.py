@@ -382,6 +382,8 @@ def test_texts_without_drift_to_measure_are_refused(tiny_folder, tmp_path, capsy
     for option in ("--texts", "--gsm8k"):
         options = ["--no-drift", option, tmp_path / "texts.txt"]
         assert "no-drift: --gsm8k and --texts name" in fails(capsys, "evaluate", "--model", tiny_folder, *options)
+    options = ["--no-drift", "--builtin-pairs", "0", "--geometry"]
+    assert "nothing is left to measure" in fails(capsys, "evaluate", "--model", tiny_folder, *options)
 
 
 def test_a_prompt_that_does_not_fit_is_found_before_anything_is_measured(tiny_folder, tmp_path, capsys, monkeypatch):

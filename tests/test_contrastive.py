@@ -190,6 +190,16 @@ def test_scores_of_ten_thousand_neither_overflow_nor_lose_their_gradient(dtype):
         torch.testing.assert_close(pull, scale * torch.tensor([[-1, 1, 0], [0, 0, 0]], dtype=dtype))
 
 
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4])
+def test_equal_candidates_share_a_rankings_gradient_exactly_however_large_the_scores(size):
+    scores = torch.tensor([[-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]) * size
+    pulls = []
+    for dtype in (torch.float32, torch.float64):
+        row = scores.to(dtype).requires_grad_()
+        pulls.append(torch.autograd.grad(plackett_luce_loss(row).sum(), row)[0].double())
+    torch.testing.assert_close(*pulls, rtol=1e-6, atol=1e-6)
+
+
 def test_a_lone_candidate_costs_nothing():
     for loss in (plackett_luce_loss, lambda s: infonce_loss(s, 0.1)):
         scores = torch.tensor([[3.0], [-4.0]], requires_grad=True)

@@ -301,7 +301,7 @@ def test_a_model_that_projects_behind_its_blocks_has_the_width_of_what_is_read(t
         assert describe(embedder)["dimensions"] == width
 
 
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, None])
 def test_a_batch_size_that_is_no_count_is_named(embedder, size):
     with pytest.raises(SempaError, match=f"batch_size: found {size}, expected at least 1"):
         embedder.encode(["a"], batch_size=size)

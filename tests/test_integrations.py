@@ -1,14 +1,13 @@
 """Other people's tools get the embedder's vectors, and mteb its result files."""
 
 import asyncio
-import importlib.util
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
 
 from sempa import Embedder, SempaError
 from sempa.data.sts import StsTask, caption_pairs
@@ -45,7 +44,6 @@ def test_options_of_encode_reach_the_vectors_of_a_store(embedder):
 
 
 def test_the_same_from_an_event_loop(embedder):
-    pytest.importorskip("langchain_core.embeddings", reason="langchain-core is not installed")
     embeddings = DocumentEmbeddings(embedder)
 
     async def both():
@@ -61,30 +59,15 @@ def test_a_single_string_is_no_list_of_documents(embedder):
         DocumentEmbeddings(embedder).embed_documents("Hello")
 
 
-def test_it_is_langchains_own_class_where_langchain_is_installed(embedder):
-    langchain = pytest.importorskip("langchain_core.embeddings", reason="langchain-core is not installed")
-    from langchain_core.vectorstores import InMemoryVectorStore
-
+def test_a_store_of_langchain_finds_by_it(embedder):
     embeddings = DocumentEmbeddings(embedder)
-    assert isinstance(embeddings, langchain.Embeddings)
+    assert isinstance(embeddings, Embeddings)
     store = InMemoryVectorStore(embeddings)
     store.add_texts(SENTENCES)
     (found,) = store.similarity_search(SENTENCES[1], k=1)
     assert found.page_content == SENTENCES[1]
     (found,) = asyncio.run(store.asimilarity_search(SENTENCES[2], k=1))
     assert found.page_content == SENTENCES[2]
-
-
-def test_langchains_class_is_a_parent_when_it_can_be_imported(monkeypatch):
-    class Embeddings:
-        pass
-
-    monkeypatch.setitem(sys.modules, "langchain_core", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "langchain_core.embeddings", SimpleNamespace(Embeddings=Embeddings))
-    spec = importlib.util.find_spec("sempa.integrations.documents")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert issubclass(module.DocumentEmbeddings, Embeddings)
 
 
 def test_llama_index_gets_the_same_vectors(embedder):

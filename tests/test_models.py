@@ -67,7 +67,7 @@ def test_a_gguf_file_whose_weights_are_not_all_there_is_refused(tmp_path, monkey
     blocks = b"block_count\4\0\0\0"
     assert blocks + b"\2" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(blocks + b"\2", blocks + b"\3"))
-    with pytest.raises(SempaError, match=r"lacks 9 of its weights, the first is 'model\.layers\.2"):
+    with pytest.raises(SempaError, match=r"lacks 9 weights, first 'model\.layers\.2"):
         load_base(str(path))
 
 
@@ -76,7 +76,7 @@ def test_a_folder_that_lacks_a_weight_is_refused(tmp_path, tiny_folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(SempaError, match=r"lacks 1 of its weights, the first is 'model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(SempaError, match=r"lacks 1 weights, first 'model\.layers\.1\.mlp\.up_proj"):
         load_base(str(folder), "float32", "cpu")
 
 
@@ -148,7 +148,7 @@ def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_fo
     model = load_base(str(folder), "float32", "cpu").model
     add_lora(model, 2, 4)
     save_adapter(model, folder, str(tiny_folder))
-    with pytest.raises(SempaError, match=r"holds a model and an adapter_config\.json.*remove adapter_config\.json"):
+    with pytest.raises(SempaError, match=r"weights and an adapter_config\.json; remove the latter if they are merged"):
         load_base(str(folder), "float32", "cpu")
     (folder / "adapter_config.json").unlink()
     load_base(str(folder), "float32", "cpu")

@@ -113,5 +113,5 @@ def test_a_stray_world_size_is_named(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SempaError, match=r"WORLD_SIZE is set .*RANK expected, but not set.*with torchrun"):
+    with pytest.raises(SempaError, match=r"WORLD_SIZE is set, but .*RANK expected, but not set.*with torchrun"):
         join_processes()

@@ -10,6 +10,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_openai import OpenAIEmbeddings
 from prometheus_client.parser import text_string_to_metric_families
 from serving import CHAT, EMBED, MESSAGES, SENTENCES, answer, client, metric, post, reference, until
 
@@ -71,8 +72,7 @@ def test_a_long_list_lets_others_in_and_comes_back_in_order(adapted_embedder, ad
 
 
 def test_langchain_embeds_and_its_token_ids_are_refused_with_the_remedy(adapted_embedder, address):
-    langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
-    embeddings = langchain.OpenAIEmbeddings(
+    embeddings = OpenAIEmbeddings(
         base_url=f"{address}/v1", api_key="any", model="tiny", check_embedding_ctx_length=False, dimensions=8
     )
     expected = adapted_embedder.encode(SENTENCES, normalize=True, dim=8)

@@ -113,4 +113,4 @@ def test_a_server_listens_on_an_address_of_version_6(limits_of):
 def test_without_the_extra_it_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
-    assert "uvicorn is missing; install sempa with its extra `serve`" in capsys.readouterr().err
+    assert "uvicorn is missing; in a checkout: pip install '.[serve]'" in capsys.readouterr().err

@@ -129,9 +129,13 @@ def longest(sentences, candidates):
     return np.array([[len(text) for text in few] for few in candidates], dtype=float)
 
 
-def test_a_development_score_that_is_no_number_is_refused(setting):
-    with pytest.raises(SempaError, match="step 1: the development score is nan, expected a finite number"):
-        setting(score=[math.nan], eval_every=1)
+def test_embeddings_that_a_step_made_infinite_are_refused_with_the_step_and_a_remedy(setting):
+    def scores():
+        yield 1.0
+        raise SempaError("the encoder returned a zero or non-finite vector for 'a'")
+
+    with pytest.raises(SempaError, match=r"step 2: the encoder returned .* checkpoints are intact: lower"):
+        setting(score=scores(), eval_every=1)
 
 
 @pytest.mark.parametrize(

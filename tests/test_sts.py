@@ -267,11 +267,19 @@ def test_a_missing_task_is_refused_with_what_the_folder_has(tmp_path):
     write_year(tmp_path / "STS12", x=[("a", "b", 1), ("c", "d", 2)])
     there = "found STS12, STS-B dev, SICK train"
     assert error(["STS12", "STS-B"], ["test"]) == (
-        f"{tmp_path}: 0 tasks for STS-B (splits: test; {there}), expected one"
+        f"{tmp_path}: 0 tasks for STS-B (splits: test; {there}), expected one, in sts-test.csv"
     )
+    assert error(["SICK"], ["test"]).endswith("expected one, in SICK_test_annotated.txt")
+    assert error(["STS99"], ["test"]).endswith("expected one of STS12, STS13, STS14, STS15, STS16, STS-B, SICK")
     assert f"0 tasks for STS13 (splits: dev; {there})" in error(["STS12", "STS13"], ["dev"])
     write(tmp_path / "STSBenchmark" / "sts-test.csv", *rows(STSB))
     assert "2 tasks for STS-B (splits: dev, test; found" in error(["STS-B"], ["dev", "test"])
+
+
+def test_a_sick_file_without_its_header_keeps_its_first_pair(tmp_path):
+    write(tmp_path / "SICK_trial.txt", *rows(SICK))
+    (task,) = read_sts(tmp_path, ["trial"])
+    assert len(task.pairs) == len(rows(SICK)) and not task.notes
 
 
 def test_training_looks_at_the_development_split_alone(tmp_path):

@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -444,6 +445,14 @@ def test_an_incomplete_premise_is_found_in_its_first_line(tmp_path):
     rows = ("A,b,entailment", "A,c,entailment", "B,d,entailment", "B,e,contradiction")
     (tmp_path / "nli.csv").write_text("\n".join(("premise,hypothesis,label", *rows)))
     assert read_triplets(tmp_path / "nli.csv")[1] == f"1 triplet; {INCOMPLETE}: 1, first in line 2"
+
+
+def test_a_template_that_ends_no_answer_is_noted(triplets_file):
+    config = Config(triplets=str(triplets_file))
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    for tokenizer, noted in ((make_tokenizer(template=template), True), (make_tokenizer(template=None), False)):
+        notes = load_dataset(config, tokenizer).notes
+        assert ("the chat template ends no answer, so training does not teach where to stop" in notes) == noted
 
 
 def test_sentences_that_differ_in_a_capital_differ(tmp_path):

@@ -59,16 +59,18 @@ def _run(argv: Sequence[str], output: LastingStream) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse with one sentence for wrong arguments."""
+
     def error(self, message: str) -> NoReturn:
-        """Raise `SempaError`: wrong arguments get one sentence like other bad input, not argparse's usage text."""
+        """Raise `SempaError` instead of printing the usage."""
         raise SempaError(f"{message} (see {self.prog} --help)")
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; with `only`, just that command's module is imported and its arguments added."""
     lines = {group: "".join(f"  {name:12}{text}\n" for name, text in own.items()) for group, own in COMMANDS.items()}
-    parser = _Parser(
+    parser = Parser(
         prog="sempa",
         usage="sempa COMMAND ...",
         description="Sentence-level preference alignment: a chat LLM learns to embed and still chats.",

@@ -3,7 +3,8 @@
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -47,15 +48,11 @@ def start_run(config: Config, command: str) -> dict:
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
     run = Path(config.output)
-    _check_unfinished(run)
-    join_processes()
-    with folder_lock(run) if process_rank() == 0 else nullcontext():
+    with _unfinished(run):
         if process_rank() == 0:
             if checkpoint_files(run) or (run / "adapter").exists():
-                raise SempaError(
-                    f"output {config.output}: already holds a run; resume it by `sempa train --resume "
-                    f"{quote(config.output)}` or give another output=…"
-                )
+                remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
+                raise SempaError(f"output {config.output}: already holds a run; {remedy}")
             write_atomic(run / "config.yaml", dump_config(config))
         return _run(config, run, command)
 
@@ -64,16 +61,19 @@ def resume_run(run: Path, command: str) -> dict:
     """Resume a run bit-exactly from its last checkpoint, or from step 0; `SempaError` unless `run` is unfinished."""
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
-    _check_unfinished(run)
-    join_processes()
-    with folder_lock(run) if process_rank() == 0 else nullcontext():
+    with _unfinished(run):
         return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
 
 
-def _check_unfinished(run: Path) -> None:
+@contextmanager
+def _unfinished(run: Path) -> Iterator[None]:
+    """Inside, all processes work on `run`, and nobody else does; raises `SempaError` when it is finished."""
     # A second report would lack what `sempa evaluate --report` has put into the first.
     if (run / "report.json").is_file():
         raise SempaError(f"{run}: holds a finished run, see {run / 'report.html'}")
+    join_processes()
+    with folder_lock(run) if process_rank() == 0 else nullcontext():
+        yield
 
 
 def _run(config: Config, run: Path, command: str) -> dict:
@@ -160,9 +160,7 @@ def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
     task = tasks[0] if tasks else StsTask(f"{BUILTIN} dev", caption_pairs("dev", config.dev_pairs))
     drawn = sample_task(task, config.dev_pairs, config.seed)
     if len(set(drawn.gold)) < 2:
-        raise SempaError(
-            f"{task.name}: {len(drawn.pairs)} development pairs all have the score {drawn.gold[0]:g}; raise dev_pairs"
-        )
+        raise SempaError(f"{task.name}: {len(drawn.pairs)} pairs all have the score {drawn.gold[0]:g}; raise dev_pairs")
     return drawn
 
 

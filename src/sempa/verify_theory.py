@@ -7,8 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from sempa.cli import Parser
+from sempa.commands.common import at_least
 from sempa.errors import SempaError
-from sempa.io.files import finite, write_json
+from sempa.io.files import check_output, finite, write_json
 from sempa.io.streams import lasting_streams
 
 _WIDTH = 100
@@ -16,7 +18,7 @@ _WIDTH = 100
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sempa.verify_theory",
         description="Check by computation that sentence-level DPO under a Plackett-Luce model is contrastive learning: "
         "every statement in float64 on random instances, beside slightly wrong variants (controls) that must fail.",
@@ -25,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--statement", action="append", metavar="NAME", help="check this statement only; repeatable")
     parser.add_argument("--list", action="store_true", help="print the names and equations, check nothing")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random instances (default %(default)s)")
-    parser.add_argument("--trials", type=int, default=64, help="random instances per size (default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the instances (default %(default)s)")
+    parser.add_argument("--trials", type=at_least(1), default=64, help="instances per size (default %(default)s)")
     parser.add_argument("--model", help="also check finite K with this model: smollm2-135m, a folder, .gguf or hub id")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
@@ -43,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from sempa.theory.statement import verify
 
-    if arguments.trials < 1:
-        raise SempaError(f"--trials: found {arguments.trials}, expected at least 1")
+    if arguments.json not in (None, "-"):
+        check_output(Path(arguments.json))
+    if arguments.plot is not None:
+        check_output(arguments.plot, folder=True)
     statements = _statements(arguments)
     if arguments.list:
         print("\n".join(f"{statement.name}: {statement.equation}" for statement in statements))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.packing import PreferenceRow, SentenceRow, pack_preferences, pack_sentence_rows
-from sempa.batching.prompts import Preference, encode_triplet
+from sempa.batching.prompts import Preference, encode_triplet, end_of_turn
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.data.triplets import Triplet, caption_triplets, read_triplets
 from sempa.errors import SempaError
@@ -45,11 +45,13 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         train, held_out = hold_out(triplets, config.held_out, config.seed)
         train = train[: config.triplet_limit or None]
         notes = [note]
+    if end_of_turn(tokenizer) is None:
+        notes.append("the chat template ends no answer, so training does not teach where to stop")
     ranking = config.objective in RANKINGS
     parts = [[triplet for triplet in part if triplet.neutral or not ranking] for part in (train, held_out)]
     if lacking := len(train) + len(held_out) - sum(map(len, parts)):
         found = f"left out {many(lacking, 'triplet')} without a neutral sentence, which {config.objective} ranks"
-        notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label)")
+        notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label; objective=dpo needs none)")
     encoded, skipped = ([], []), []
     for part, kept in zip(parts, encoded, strict=True):
         for triplet in part:

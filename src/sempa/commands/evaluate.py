@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     texts = report_texts(arguments.gsm8k) | {str(path): read_texts(path, arguments.limit) for path in arguments.texts}
     prompts = read_prompts(arguments.prompts, arguments.limit) if arguments.prompts else []
     questions = read_hellaswag(arguments.hellaswag, arguments.hellaswag_tasks) if arguments.hellaswag else []
+    if arguments.no_drift and not (tasks or questions or prompts):
+        raise SempaError("evaluate: nothing is left to measure; give --sts, --hellaswag, --prompts or --builtin-pairs")
     embedder = load_embedder(arguments, merged=False)
     # What does not fit is found before hours of work.
     encode_prompts(embedder.base, prompts, arguments.max_new_tokens)

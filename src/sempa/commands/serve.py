@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         from sempa.integrations.server.app import make_app
         from sempa.integrations.server.requests import Limits
     except ImportError as error:
-        raise SempaError(f"serve: {error.name} is missing; install sempa with its extra `serve`") from error
+        raise SempaError(f"serve: {error.name} is missing; in a checkout: pip install '.[serve]'") from error
     if not 0 < arguments.timeout < float("inf"):
         raise SempaError(f"timeout: found {arguments.timeout}, expected more than 0")
     key = os.environ.get("SEMPA_API_KEY", "").strip()

@@ -1,6 +1,5 @@
 """Similarity benchmarks: sentence pairs with gold scores, read from the files in which they were published."""
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +81,9 @@ def read_sts(
     chosen = [name for name in in_splits if not sets or name.partition(" ")[0] in sets]
     for wanted in sets:
         if (count := sum(name.partition(" ")[0] == wanted for name in chosen)) != 1:
-            raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected one")
+            files = [file for file, name in _FILES.items() if name.split()[0] == wanted and name.split()[1] in splits]
+            expected = f"one, in {' or '.join(files)}" if files else f"one of {', '.join(SETS)}"
+            raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected {expected}")
     if not chosen:
         expected = f"folders STS12 to STS16 with STS.input.*.txt and STS.gs.*.txt, or some of {', '.join(_FILES)}"
         raise SempaError(f"{path}: no STS task ({there}), expected {expected}")
@@ -147,8 +148,8 @@ def _benchmark_rows(name: str, path: Path) -> Iterator[_Row]:
     if name.startswith("STS-B"):
         # Some rows name the sources of the two sentences in two more columns.
         return ((place, cells[5], cells[6], cells[4], "") for place, cells in _tab_rows(path, 7, 9))
-    # SICK begins with a header.
-    return ((place, *cells[1:4], "") for place, cells in itertools.islice(_tab_rows(path, 5, 5), 1, None))
+    # SICK as it was published begins with a header.
+    return ((place, *cells[1:4], "") for place, cells in _tab_rows(path, 5, 5) if cells[0] != "pair_ID")
 
 
 def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> list[StsTask]:

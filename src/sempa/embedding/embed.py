@@ -38,7 +38,7 @@ def embed(
     layer the model cannot give, `batch_size` < 1, and a sentence that is empty, no string, or too long for the model.
     """
     check_readout(readout, base.model, layer)
-    if batch_size < 1:
+    if batch_size is None or batch_size < 1:
         raise SempaError(f"batch_size: found {batch_size}, expected at least 1")
     return embed_prompts(base, sentence_prompts(base, readout, sentences), batch_size, layer, readout, progress)
 

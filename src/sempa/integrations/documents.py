@@ -1,13 +1,9 @@
 """Embeddings in the shape that LangChain asks for."""
 
+from langchain_core.embeddings import Embeddings
+
 from sempa.embedding.embedder import Embedder
 from sempa.errors import SempaError
-
-try:
-    from langchain_core.embeddings import Embeddings
-except ImportError:
-    # Without LangChain the class is used by its methods alone.
-    Embeddings = object
 
 
 class DocumentEmbeddings(Embeddings):

@@ -89,10 +89,8 @@ def check_vocabulary(base: BaseModel) -> None:
     unused -= {tokenizer.bos_token, tokenizer.eos_token}
     largest = max(number for token, number in tokenizer.get_vocab().items() if token not in unused)
     if largest >= rows:
-        raise SempaError(
-            f"{base.source}: the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings; "
-            "the two belong to different models, or the embeddings were not resized"
-        )
+        found = f"the tokenizer's largest id is {largest:,} and the model has {rows:,} token embeddings"
+        raise SempaError(f"{base.source}: {found}; they are of different models, or the embeddings were not resized")
 
 
 @torch.no_grad()
@@ -116,10 +114,7 @@ def check_forward(model: PreTrainedModel) -> bool:
     if not states.isfinite().all():
         raise SempaError(f"{name} has hidden states that are not finite; are the weights damaged?")
     if not _close(head_logits(model, states), logits, model.dtype):
-        raise SempaError(
-            f"{name} has logits that are not its head applied to the last hidden states of a causal pass; "
-            "sempa needs a causal model with a plain head"
-        )
+        raise SempaError(f"{name} has logits that are not its head's of causal hidden states, as sempa needs them")
     try:
         packed = hidden_states(model, **row.inputs(model.device))[0, -len(answer) :]
     except (AttributeError, TypeError, ValueError, RuntimeError):
@@ -146,14 +141,9 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
         raise SempaError(f"model {name!r}: cannot be opened{where}: {first_line(error)}") from error
     architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if architecture is None or (config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in architectures)):
-        raise SempaError(
-            f"model {name!r}: is {found}, not a decoder-only language model; "
-            "SemPA needs one that generates text (…ForCausalLM)"
-        )
+        raise SempaError(f"model {name!r}: is {found}, not a decoder-only language model (…ForCausalLM)")
     if architecture._is_stateful or "conv" in (getattr(config, "layer_types", None) or ()):
-        raise SempaError(
-            f"model {name!r}: is {found}, with recurrent or linear-attention layers; SemPA needs attention in each"
-        )
+        raise SempaError(f"model {name!r}: is {found}, with layers that are recurrent or have linear attention")
     return config
 
 

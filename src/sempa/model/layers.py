@@ -49,10 +49,8 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
                 found.append(module)
                 break
     if len(found) < depth(model):
-        raise SempaError(
-            f"{type(model).__name__}: found no output projections of its attention, which attention-sum and "
-            "contrastive-prompting need; take another readout"
-        )
+        found = f"{type(model).__name__}: found no output projections of its attention"
+        raise SempaError(f"{found}, which attention-sum and contrastive-prompting need; take another readout")
     return found
 
 

@@ -50,10 +50,8 @@ def resolve_model(name: str) -> str:
         return str(_converted(path))
     if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
         # PEFT may have merged it in place. Where PEFT is installed, transformers would add the adapter once more.
-        raise SempaError(
-            f"model {name!r}: holds a model and an adapter_config.json; remove adapter_config.json if the weights are "
-            "merged already, or give the base as the model and this folder as its adapter"
-        )
+        remedy = "remove the latter if they are merged, or give the base as the model and this folder as its adapter"
+        raise SempaError(f"model {name!r}: holds weights and an adapter_config.json; {remedy}")
     return str(path.resolve()) if path.exists() else name
 
 
@@ -75,9 +73,7 @@ def load_pretrained(
         raise SempaError(f"model {name!r}: cannot be loaded from {source}: {first_line(error)}") from error
     # transformers draws a weight that is missing at random.
     if missing := sorted(set(loading["missing_keys"]) & dict(model.named_parameters()).keys()):
-        raise SempaError(
-            f"model {name!r}: lacks {len(missing):,} of its weights, the first is {missing[0]!r}; is a file missing?"
-        )
+        raise SempaError(f"model {name!r}: lacks {len(missing):,} weights, first {missing[0]!r}; is a file missing?")
     return model, tokenizer
 
 

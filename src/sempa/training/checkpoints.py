@@ -1,6 +1,7 @@
 """Checkpoints: one file each, whole or absent, with all that the next step depends on."""
 
 import json
+import zlib
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: torch.opt
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
     # JSON as a tensor of bytes: what belongs together is in one file.
     tensors["state"] = torch.tensor(list(json.dumps({"step": step, **state}).encode()), dtype=torch.uint8)
+    tensors["checksum"] = torch.tensor(_checksum(tensors))
     path = run / "checkpoints" / f"step-{step:06d}.safetensors"
     write_tensors(path, tensors)
     for old in checkpoint_files(run)[:-2]:
@@ -39,27 +41,34 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     files = checkpoint_files(run)
     if not files:
         return {}
-    adapter, moments, state = read_checkpoint(files[-1])
-    set_lora(model, adapter, files[-1])
+    tensors, state = read_checkpoint(files[-1])
+    set_lora(model, {name: tensor for name, tensor in tensors.items() if "/" not in name}, files[-1])
     saved = {
-        number: {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        number: {key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         for number, name in enumerate(lora_parameters(model))
         # A parameter that has had no gradient yet has no moments.
-        if f"{name}/step" in moments
+        if f"{name}/step" in tensors
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
     return state
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    """A checkpoint's adapter, optimiser moments and state; raises `SempaError` for a damaged one."""
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """A checkpoint's tensors (adapter and optimiser moments) and its state; raises `SempaError` for a damaged one."""
     try:
         tensors = read_tensors(path)
-        state = json.loads(bytes(tensors.pop("state").tolist()))
+        if tensors.pop("checksum").item() != _checksum(tensors):
+            raise ValueError("its content does not have its checksum")
+        return tensors, json.loads(bytes(tensors.pop("state").tolist()))
     except (SempaError, KeyError, TypeError, ValueError) as error:
         raise SempaError(f"checkpoint {path} is damaged ({error}); remove it to resume from the one before") from error
-    adapter = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-    return adapter, {name: tensor for name, tensor in tensors.items() if "/" in name}, state
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].detach().cpu().numpy().tobytes(), checksum)
+    return checksum
 
 
 def checkpoint_files(run: Path) -> list[Path]:

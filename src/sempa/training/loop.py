@@ -54,9 +54,7 @@ def train(
     state["data"] = fingerprint(weights_fingerprint(base), model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
     if saved.get("data", state["data"]) != state["data"]:
-        raise SempaError(
-            f"{run}: its checkpoints belong to another base or other triplets; restore those, or give another output=…"
-        )
+        raise SempaError(f"{run}: its checkpoints have another base or other triplets; restore these or set output=…")
     state |= saved
     metrics_file, first, warned = run / "metrics.jsonl", state["step"], False
     if is_first:
@@ -84,9 +82,10 @@ def train(
 
             due = done % config.eval_every == 0 or done == total
             if due:
-                score = sum_number(score_dev() if is_first else 0.0)
-                if not math.isfinite(score):
-                    raise SempaError(f"step {done}: the development score is {score}, expected a finite number")
+                try:
+                    score = sum_number(score_dev() if is_first else 0.0)
+                except SempaError as error:  # embeddings that are not finite have no score
+                    raise SempaError(f"step {done}: {error}; checkpoints are intact: lower learning_rate") from error
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": done}
                     if is_first:

@@ -29,9 +29,7 @@ def join_processes() -> None:
         # Tensors travel from where they are: gradients from the device, the rest from the host.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except ValueError as error:
-        raise SempaError(
-            f"WORLD_SIZE is set in the environment, but {error}: start several processes with torchrun, or unset it"
-        ) from error
+        raise SempaError(f"WORLD_SIZE is set, but {error}: start processes with torchrun, or unset it") from error
 
 
 def process_count() -> int:

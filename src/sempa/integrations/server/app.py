@@ -43,14 +43,13 @@ def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -
     card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sempa"}
     return Starlette(
         routes=[
-            Route("/v1/embeddings", model.embeddings, methods=["POST"]),
-            Route("/v1/chat/completions", model.chat, methods=["POST"]),
+            Route("/v1/embeddings", model.embeddings, methods=["POST"], max_body_size=limits.body_bytes),
+            Route("/v1/chat/completions", model.chat, methods=["POST"], max_body_size=limits.body_bytes),
             Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [card]})),
             Route(f"/v1/models/{name}", lambda _: JSONResponse(card)),
             Route("/health", lambda _: JSONResponse({"status": "ok"})),
             Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)),
         ],
-        max_body_size=limits.body_bytes,
         middleware=[Middleware(Gate, registry, limits, api_key)],
         exception_handlers=dict.fromkeys(handled, error_response),
     )
@@ -95,6 +94,8 @@ class Gate:
             status = message.get("status", status)
             await send(message)
 
+        # Of a body that is announced as too large Starlette would say so in its own form, not in OpenAI's.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"content-length"]
         self.requests += 1
         try:
             self._check(scope)
