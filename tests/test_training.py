@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_its_own_triplets_only(setting, triplets):
     setting(epochs=1.0)
     triplets[0], original = replace(triplets[0], rejected="A cloud drifts by."), triplets[0]
     try:
-        with pytest.raises(SempaError, match="other triplets; restore these"):
+        with pytest.raises(SempaError, match="other triplets; restore those"):
             setting(epochs=2.0)
     finally:
         triplets[0] = original
@@ -203,7 +203,7 @@ def test_a_run_goes_on_with_its_own_base_only(setting, monkeypatch):
     setting(epochs=1.0)
     with monkeypatch.context() as changed:
         changed.setattr("sempa.training.loop.make_optimizer", on_other_weights)
-        with pytest.raises(SempaError, match="its checkpoints have another base or other triplets"):
+        with pytest.raises(SempaError, match="its checkpoints belong to another base or other triplets"):
             setting(epochs=2.0)
     _, state = setting(epochs=2.0)
     assert state["step"] == 8

@@ -114,7 +114,8 @@ def check_forward(model: PreTrainedModel) -> bool:
     if not states.isfinite().all():
         raise SempaError(f"{name} has hidden states that are not finite; are the weights damaged?")
     if not _close(head_logits(model, states), logits, model.dtype):
-        raise SempaError(f"{name} has logits that are not its head's of causal hidden states, as sempa needs them")
+        found = f"{name} has logits that are not its head applied to the last hidden states of a causal pass"
+        raise SempaError(f"{found}; sempa needs a causal model with a plain head")
     try:
         packed = hidden_states(model, **row.inputs(model.device))[0, -len(answer) :]
     except (AttributeError, TypeError, ValueError, RuntimeError):
@@ -143,7 +144,8 @@ def open_config(name: str, source: str) -> PreTrainedConfig:
     if architecture is None or (config.architectures and not any(a.endswith(_CAUSAL_NAMES) for a in architectures)):
         raise SempaError(f"model {name!r}: is {found}, not a decoder-only language model (…ForCausalLM)")
     if architecture._is_stateful or "conv" in (getattr(config, "layer_types", None) or ()):
-        raise SempaError(f"model {name!r}: is {found}, with layers that are recurrent or have linear attention")
+        found = f"{found}, with recurrent or linear-attention layers"
+        raise SempaError(f"model {name!r}: is {found}; SemPA needs attention in each")
     return config
 
 

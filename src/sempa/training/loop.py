@@ -54,7 +54,8 @@ def train(
     state["data"] = fingerprint(weights_fingerprint(base), model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
     if saved.get("data", state["data"]) != state["data"]:
-        raise SempaError(f"{run}: its checkpoints have another base or other triplets; restore these or set output=…")
+        found = f"{run}: its checkpoints belong to another base or other triplets"
+        raise SempaError(f"{found}; restore those, or give another output=…")
     state |= saved
     metrics_file, first, warned = run / "metrics.jsonl", state["step"], False
     if is_first:
