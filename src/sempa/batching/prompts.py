@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sempa.data.triplets import Triplet
 from sempa.errors import SempaError
@@ -51,9 +51,7 @@ class Preference:
     sentence: str = ""
 
 
-def encode_triplet(
-    tokenizer: PreTrainedTokenizerBase, triplet: Triplet, *, ranking: bool = False, words: bool = False
-) -> Preference:
+def encode_triplet(tokenizer: Tokenizer, triplet: Triplet, *, ranking: bool = False, words: bool = False) -> Preference:
     """Token ids of a triplet's paraphrase prompt with its chosen and rejected answers.
 
     `ranking` puts the neutral sentence between the two; `words` adds the one-word prompts.
@@ -66,9 +64,7 @@ def encode_triplet(
     return preference
 
 
-def encode_responses(
-    tokenizer: PreTrainedTokenizerBase, sentence: str, responses: Sequence[str], line: int = 0
-) -> Preference:
+def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[str], line: int = 0) -> Preference:
     """Token ids of the paraphrase prompt and of its answers, best first (SemPA § 3, appendix prompt).
 
     The boundary is exact: an answer's ids are those of the whole conversation from the answer's text on, so the end of
@@ -85,26 +81,24 @@ def encode_responses(
     return Preference(array("i", whole_ids[0][:shared]), answers, line, min(ends), sentence=sentence)
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
     """The token by which the template ends an answer; None where it has none."""
     found = _control_tokens(tokenizer).search(around_answer(tokenizer, "Hello.")[1])
     return tokenizer.convert_tokens_to_ids(found[0].strip()) if found else None
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
+def render_prompt(tokenizer: Tokenizer, user: str) -> str:
     """The conversation up to where the assistant begins to answer (without a template: the text and a line feed)."""
     return _render_with_system(tokenizer, [{"role": "user", "content": user}], add_generation_prompt=True)
 
 
-def render_conversation(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str) -> str:
+def render_conversation(tokenizer: Tokenizer, user: str, assistant: str) -> str:
     """The whole conversation, end-of-turn token included."""
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return _render_with_system(tokenizer, messages, add_generation_prompt=False)
 
 
-def render_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool
-) -> str:
+def render_messages(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
     """Render turns (`role` and `content` each) with the tokenizer's chat template, for `encode_texts`.
 
     Thinking is off, the date is `TODAY`, and control tokens in a `content` are plain text. Raises `SempaError` when the
@@ -133,9 +127,7 @@ def render_messages(
     return rendered
 
 
-def _render_with_system(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool
-) -> str:
+def _render_with_system(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if tokenizer.chat_template is None:
         texts = "\n".join(as_text(tokenizer, message["content"]) for message in messages)
         return begin_of_text(tokenizer) + texts + ("\n" if add_generation_prompt else tokenizer.eos_token or "")
@@ -149,7 +141,7 @@ def _render_with_system(
     return render_messages(tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
 
-def around_answer(tokenizer: PreTrainedTokenizerBase, user: str) -> tuple[str, str]:
+def around_answer(tokenizer: Tokenizer, user: str) -> tuple[str, str]:
     """What the template writes before and after the assistant's answer, which may differ from `render_prompt`."""
     prompt, _, closing = render_conversation(tokenizer, user, _ANSWER).rpartition(_ANSWER)
     return prompt, closing
@@ -167,9 +159,7 @@ def clean_sentence(sentence: str) -> str:
     return sentence[:-1] + "." if sentence.endswith("?") else sentence
 
 
-def encode_one_word(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], prefix: str = EOL_PREFIX
-) -> list[list[int]]:
+def encode_one_word(tokenizer: Tokenizer, sentences: Sequence[str], prefix: str = EOL_PREFIX) -> list[list[int]]:
     """Token ids of the PromptEOL prompt `This sentence : "…" means in one word:"` around each cleaned sentence.
 
     `prefix` is what stands before the sentence, its opening quote included.
@@ -177,20 +167,20 @@ def encode_one_word(
     return encode_plain(tokenizer, [f"{prefix}{clean_sentence(s)}{EOL_SUFFIX}" for s in sentences])
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of plain texts, behind a begin-of-text token where this tokenizer puts one."""
     # As an id: behind a written `<s>` some tokenizers do not begin a word.
     begin = [tokenizer.bos_token_id] if begin_of_text(tokenizer) else []
     return [begin + ids for ids in encode_texts(tokenizer, [as_text(tokenizer, text) for text in texts])]
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that already contain their control tokens, such as the result of `render_prompt`."""
     ids = tokenizer([text.replace(_BREAK, "") for text in texts], add_special_tokens=False)["input_ids"]
     return [_encode_broken(tokenizer, text) if _BREAK in text else own for text, own in zip(texts, ids, strict=True)]
 
 
-def as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def as_text(tokenizer: Tokenizer, text: str) -> str:
     """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are.
 
     Raises `SempaError` for a lone surrogate, which in Python stands for a byte that is not UTF-8.
@@ -213,19 +203,19 @@ def common_prefix(first: Sequence, second: Sequence) -> int:
     return next((i for i in range(length) if first[i] != second[i]), length)
 
 
-def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
+def begin_of_text(tokenizer: Tokenizer) -> str:
     """The begin-of-text token where this tokenizer puts one before plain text, else nothing."""
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id else ""
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
     """Matches special tokens, other added tokens that the chat template writes, and the whitespace that they strip."""
     return _control_pattern(tokenizer, len(tokenizer), str(tokenizer.chat_template))
 
 
 @functools.lru_cache(maxsize=8)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase, _size: int, template: str) -> re.Pattern[str]:
+def _control_pattern(tokenizer: Tokenizer, _size: int, template: str) -> re.Pattern[str]:
     # `_size` is part of the cache's key alone: a tokenizer may get further tokens.
     patterns = []
     # A longer token is tried before another that it begins with.
@@ -236,7 +226,7 @@ def _control_pattern(tokenizer: PreTrainedTokenizerBase, _size: int, template: s
     return re.compile(f"(?<!{_BREAK})(?:{'|'.join(patterns) or '(?!)'})")
 
 
-def _encode_broken(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode_broken(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text in which genuine control tokens stand beside broken ones.
 
     The text between two genuine ones is tokenized whole, as if no token had been added to the vocabulary.
@@ -250,7 +240,7 @@ def _encode_broken(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids + _encode_characters(tokenizer, text[end:], begins=not end)
 
 
-def _encode_characters(tokenizer: PreTrainedTokenizerBase, text: str, begins: bool) -> list[int]:
+def _encode_characters(tokenizer: Tokenizer, text: str, begins: bool) -> list[int]:
     """Token ids of characters alone, at the beginning of a text or behind a control token."""
     # Step by step: `split_special_tokens` changes the tokenizer for all threads, and knows special tokens only.
     inner, text = tokenizer.backend_tokenizer, text.replace(_BREAK, "")

@@ -59,9 +59,7 @@ def measure_sts(
     return table, {"task": task.name, "gold": task.gold.tolist(), **cosines}, sides
 
 
-def measure_preference(
-    base: BaseModel, preferences: Sequence[Preference], row_tokens: int, beta: float
-) -> dict[str, float]:
+def measure_preference(base: BaseModel, preferences: Sequence[Preference], row_tokens: int, beta: float) -> dict:
     """How often the model prefers the chosen sentence to the rejected one, on triplets it was not trained on.
 
     `base_accuracy` and `aligned_accuracy` compare log π(y⁺|x) with log π(y⁻|x); `reward_accuracy` and `reward_margin`

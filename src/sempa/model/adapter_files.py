@@ -101,9 +101,8 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         in_range = 0 < config["lora_alpha"] < math.inf
         ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
     except (OSError, ValueError, LookupError, TypeError, SempaError) as error:
-        raise SempaError(
-            f"adapter {str(folder)!r}: cannot be read ({error}); expected {CONFIG_FILE} and {WEIGHTS_FILE}"
-        ) from error
+        expected = f"expected {CONFIG_FILE} and {WEIGHTS_FILE}"
+        raise SempaError(f"adapter {str(folder)!r}: cannot be read ({error}); {expected}") from error
     if not is_lora:
         raise SempaError(f"{place}: peft_type is not LORA")
     for key, value in config.items():
