@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sempa.evaluation.eval_texts import ScoredTokens
 from sempa.losses import all_pairs_infonce_loss, ches_score
 from sempa.model.adapter_files import read_adapter, set_lora
 from sempa.model.forward import row_states
+from sempa.model.layers import noisy_embeddings
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, lora_parameters
 from sempa.training import step as module
@@ -266,6 +268,34 @@ def test_accuracy_asks_which_chosen_sentence_a_sentence_finds(tiny_llama, monkey
 def test_the_optimiser_is_the_configs(adapted_base):
     (group,) = make_optimizer(Config(learning_rate=3e-4, beta2=0.95, weight_decay=0.1), adapted_base.model).param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.9, 0.95), 0.1)
+
+
+def test_noise_has_its_size_in_the_thread_that_asks_for_it_alone(tiny_llama):
+    tokens, embeddings = torch.arange(300)[None], tiny_llama.get_input_embeddings()
+    plain = embeddings(tokens)
+    with noisy_embeddings(tiny_llama, 0.5), ThreadPoolExecutor(1) as pool:
+        first, second = embeddings(tokens) - plain, embeddings(tokens) - plain
+        assert torch.equal(pool.submit(embeddings, tokens).result(), plain)
+    assert torch.equal(embeddings(tokens), plain)
+    unit = plain.square().mean().sqrt()
+    for noise in (first, second):
+        assert noise.std() / unit == pytest.approx(0.5, rel=0.05) and noise.mean().abs() < 0.02 * unit
+    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].abs() < 0.05
+
+
+@pytest.mark.parametrize("readout", ["prompteol", "attention-sum"])
+def test_the_contrast_alone_sees_the_noise_that_the_step_draws(adapted_base, triplets, readout):
+    model, tokenizer = adapted_base.model, adapted_base.tokenizer
+    batch = make_batch(Config(batch_size=4), [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+
+    def measured(noise, step):
+        config = Config(batch_size=4, noise=noise, readout=readout, learning_rate=1e-30)
+        return train_step(config, model, make_optimizer(config, model), batch, [], step, 8)
+
+    quiet, loud, again, later = measured(0.0, 0), measured(0.5, 0), measured(0.5, 0), measured(0.5, 1)
+    assert len({quiet["contrast_loss"], loud["contrast_loss"], later["contrast_loss"]}) == 3
+    assert again == loud
+    assert loud["rewards/margins"] == quiet["rewards/margins"]
 
 
 NOTHING = Batch([], [], [], torch.empty(3, 0))

@@ -47,9 +47,11 @@ class Config:
     anchor: float = 0.0
     # How the one-word prompt is read, by the contrast and by the evaluation: "attention-sum" or "prompteol".
     readout: str = "attention-sum"
-    # The weight of InfoNCE on embeddings, among all texts of a batch, and its temperature τ.
+    # The weight of InfoNCE on embeddings, among all texts of a batch, its temperature τ, and the standard deviation of
+    # noise on the token embeddings, in units of their root mean square.
     contrast: float = 1.0
     temperature: float = 0.02
+    noise: float = 0.0
     # The weight of KL(base ‖ policy) per token on samples of the base model.
     retention: float = 5.0
     # The largest KL(base ‖ policy) of the saved adapter, in nats per token of held-out samples of the base, prompts
@@ -77,14 +79,14 @@ class Config:
 _RANGES = {
     "at least 0": (
         lambda x: 0 <= x < math.inf,
-        ("triplet_limit", "held_out", "preference", "anchor", "contrast", "retention", "kl_budget", "weight_decay"),
+        ("preference", "anchor", "contrast", "noise", "retention", "kl_budget", "weight_decay"),
     ),
     "at least 1": (lambda x: x >= 1, ("batch_size", "row_tokens", "eval_every", "lora_rank")),
     "at least 2": (lambda x: x >= 2, ("dev_pairs",)),
     "above 0": (lambda x: 0 < x < math.inf, ("beta", "temperature", "lora_alpha", "learning_rate", "epochs")),
     "above 0, at most 1": (lambda x: 0 < x <= 1, ("preference_fraction",)),
     "from 0 to below 1": (lambda x: 0 <= x < 1, ("lora_dropout", "beta2")),
-    "from 0 to below 2,147,483,648": (lambda x: 0 <= x < 2**31, ("seed",)),
+    "from 0 to below 2,147,483,648": (lambda x: 0 <= x < 2**31, ("triplet_limit", "held_out", "seed")),
     "a name or a path": (bool, ("model", "triplets", "output")),
 }
 _CHOICES = {"objective": OBJECTIVES, "readout": ("prompteol", "attention-sum"), "dtype": DTYPES}

@@ -80,6 +80,18 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     return torch.stack(outputs).sum(0)
 
 
+def noisy_embeddings(model: PreTrainedModel, size: float) -> contextlib.AbstractContextManager[None]:
+    """Inside, and in this thread, normal noise is added to token embeddings, `size` times their root mean square.
+
+    After NEFTune (Jain et al. 2023, arXiv 2310.05914), § 2, which draws uniform noise of an absolute size.
+    """
+
+    def add_noise(_: nn.Module, __: tuple, embedded: Tensor) -> Tensor:
+        return embedded + size * embedded.square().mean().sqrt() * torch.randn_like(embedded)
+
+    return hooked((model.get_input_embeddings().register_forward_hook, add_noise))
+
+
 def state_width(model: PreTrainedModel, attention_outputs: bool) -> int:
     """How many numbers `attention_sum` or the last states have; some models project those before their head (OPT)."""
     head = model.get_output_embeddings().weight

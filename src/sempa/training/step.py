@@ -29,7 +29,7 @@ from sempa.losses import (
     plackett_luce_loss,
 )
 from sempa.model.forward import row_states
-from sempa.model.layers import attention_sum, state_width
+from sempa.model.layers import attention_sum, noisy_embeddings, state_width
 from sempa.model.logprobs import kl_from_base, response_token_logprobs, sequence_logprobs, sum_by_response
 from sempa.model.lora import adapter_disabled, adapter_dropout, lora_parameters
 from sempa.model.threads import parallel_map
@@ -66,7 +66,7 @@ def train_step(
         losses.append(partial(contrast_loss, config, model, batch.sentence_rows[own], batch.text_ids))
     if samples:
         losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
-    # Dropout follows from the step, so that a resumed run draws the same.
+    # Noise and dropout follow from the step, so that a resumed run draws the same.
     torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + process_rank())
     parameters = list(lora_parameters(model).values())
     try:
@@ -156,10 +156,11 @@ def contrast_loss(
     where two members are the same text. Each process embeds its own `rows`, and all compare the whole batch.
     """
     summed = config.readout == "attention-sum"
-    if summed:
-        ends = [attention_sum(model, row.packed, row.ends) for row in rows]
-    else:
-        ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in rows]
+    with noisy_embeddings(model, config.noise):
+        if summed:
+            ends = [attention_sum(model, row.packed, row.ends) for row in rows]
+        else:
+            ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in rows]
     members = [member for row in rows for member in row.members]
     empty = torch.empty(0, state_width(model, summed), device=model.device)
     embeddings = gather_rows(empty, ends, members, text_ids.numel())
