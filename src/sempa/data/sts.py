@@ -81,7 +81,7 @@ def read_sts(
     chosen = [name for name in in_splits if not sets or name.partition(" ")[0] in sets]
     for wanted in sets:
         if (count := sum(name.partition(" ")[0] == wanted for name in chosen)) != 1:
-            files = [file for file, name in _FILES.items() if name.split()[0] == wanted and name.split()[1] in splits]
+            files = [file for file, name in _FILES.items() if name in [f"{wanted} {split}" for split in splits]]
             expected = f"one, in {' or '.join(files)}" if files else f"one of {', '.join(SETS)}"
             raise SempaError(f"{path}: {many(count, 'task')} for {wanted} ({there}), expected {expected}")
     if not chosen:

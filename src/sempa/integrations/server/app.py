@@ -74,7 +74,7 @@ def error_response(_request: Request | None, error: Exception) -> JSONResponse:
 
 
 class Gate:
-    """ASGI middleware: the API key, how many requests are served at once and for how long, and their metrics."""
+    """ASGI middleware: API key, announced size, how many requests are served at once, how long, and their metrics."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
         self.app, self.limits, self.requests = app, limits, 0
@@ -94,8 +94,6 @@ class Gate:
             status = message.get("status", status)
             await send(message)
 
-        # Of a body that is announced as too large Starlette would say so in its own form, not in OpenAI's.
-        scope["headers"] = [header for header in scope["headers"] if header[0] != b"content-length"]
         self.requests += 1
         try:
             self._check(scope)
@@ -118,11 +116,14 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         if not scope["path"].startswith("/v1/"):
             return
-        shown = dict(scope["headers"]).get(b"authorization", b"")
+        headers = dict(scope["headers"])
+        shown = headers.get(b"authorization", b"")
         if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         if self.requests > self.limits.requests:
             raise ApiError(429, f"{self.limits.requests} requests are under way; try again later", code="queue_full")
+        if int(headers.get(b"content-length", 0)) > self.limits.body_bytes:
+            raise ApiError(413, "Content Too Large")
 
 
 class ModelRoutes:
