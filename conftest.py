@@ -1,6 +1,7 @@
 """Tiny models and tokenizers made on the spot: no test waits for a download."""
 
 import csv
+import functools
 import importlib
 import os
 import sys
@@ -81,6 +82,11 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def triplets():
     return [Triplet(*texts, line=i + 2) for i, texts in enumerate(tiny_texts())]
+
+
+def points(*shape, seed=0, dtype=torch.float64):
+    """Drawn from a normal distribution, the same for every `dtype`."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def make_llama(**changes):
@@ -169,6 +175,21 @@ def tiny_folder(tmp_path_factory, tokenizer):
     make_llama(initializer_range=0.2).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def oracles(tmp_path_factory):
+    """name → a tiny model of that architecture as sempa loads it, and as a plain float64 one."""
+    from readout_oracle import MODELS, oracle_of, save_model
+
+    @functools.cache
+    def make(name):
+        folder = tmp_path_factory.mktemp("model")
+        config, stack, projection = MODELS[name]
+        save_model(config, folder)
+        return oracle_of(folder, stack, projection)
+
+    return make
 
 
 @pytest.fixture
