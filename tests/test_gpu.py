@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,27 @@ def test_a_contestant_that_fails_is_skipped_with_its_reason(gpu, tmp_path):
     rows = load_script(SCRIPT.with_name("gpu_races.py"))._measure(gpu.tiny_setting("cpu", tmp_path), makers)
     assert rows[0] == {"contestant": "Liger", "skipped": "ModuleNotFoundError: No module named 'liger_kernel'"}
     assert rows[1]["ms"] >= 0
+
+
+def test_a_contestant_that_takes_too_long_is_ended_and_those_before_it_are_kept(gpu, tmp_path, monkeypatch):
+    makers = {"sempa": lambda: lambda: None, "TRL": lambda: lambda: time.sleep(60)}
+    measure = load_script(SCRIPT.with_name("gpu_races.py"))._measure
+    monkeypatch.setattr(gpu, "SECTIONS", {"race": lambda setting: measure(setting, makers)})
+    monkeypatch.setattr(gpu, "LAST", 1)
+    result = gpu.run_sections(gpu.tiny_setting("cpu", tmp_path), tmp_path / "result", "gpu.py")
+    ours, theirs = result["sections"][0]["rows"]
+    assert ours["ms"] >= 0
+    assert theirs["skipped"] == "TimeoutError: ended: its time is over"
+
+
+def test_a_package_index_that_does_not_answer_is_a_reason(gpu, tmp_path, monkeypatch):
+    def hang(command, timeout, **_):
+        raise subprocess.TimeoutExpired("pip", timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    rows = load_script(SCRIPT.with_name("gpu_races.py")).install_peers(gpu.tiny_setting("cuda", tmp_path))
+    assert [row["package"] for row in rows] == ["liger-kernel", "cut-cross-entropy"]
+    assert all("timed out after 40 seconds" in row["skipped"] for row in rows)
 
 
 def test_a_wrong_result_does_not_pass(gpu, checks, tmp_path, monkeypatch):

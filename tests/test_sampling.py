@@ -7,10 +7,11 @@ from conftest import make_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, TopPLogitsWarper
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
-from sempa.model.base import BaseModel
+from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.model.sampling import choose, encode_prompts, end_tokens, sample, stream_answer
 
@@ -70,6 +71,24 @@ def test_greedy_answers_and_their_logprobs_equal_full_forwards_token_by_token(ba
             assert token == expected.argmax().item()
             assert logprob == pytest.approx(expected[token].item(), abs=1e-4)
             ids.append(token)
+
+
+def test_nothing_is_attended_to_over_an_empty_row_of_the_mask(tiny_folder, monkeypatch):
+    """Padding stands on the left, where a causal mask alone shows it nothing; some kernels then return NaN."""
+    loaded, masks = load_base(str(tiny_folder), "float32", "cpu"), []
+
+    def attend(*arguments, **options):
+        masks.append(arguments[4])
+        return sdpa_attention_forward(*arguments, **options)
+
+    monkeypatch.setattr("sempa.model.forward.sdpa_attention_forward", attend)
+    together = sample(loaded, PROMPTS, 1, 4, temperature=0, batch_size=len(PROMPTS))
+    # Row 1, of one token, has its padding before it.
+    assert not masks[0][1, 0, -1, 0]
+    assert all(mask.any(-1).all() for mask in masks)
+    for prompt, (answer,) in zip(PROMPTS, together, strict=True):
+        ((alone,),) = sample(loaded, [prompt], 1, 4, temperature=0)
+        assert answer.tokens == alone.tokens
 
 
 def test_sampled_tokens_carry_the_untempered_logprobs_of_full_forwards(base):

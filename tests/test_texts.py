@@ -16,7 +16,6 @@ from sempa.evaluation.eval_texts import (
     EvalText,
     ScoredTokens,
     builtin_prompts,
-    builtin_texts,
     encode_eval_texts,
     read_prompts,
     read_texts,
@@ -25,7 +24,7 @@ from sempa.evaluation.eval_texts import (
 )
 from sempa.training.base_samples import QUESTIONS
 
-PASSAGES, CONVERSATIONS = builtin_texts().values()
+PASSAGES, CONVERSATIONS = report_texts().values()
 WHOLE = 10_000
 
 

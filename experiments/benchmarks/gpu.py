@@ -27,8 +27,9 @@ from gpu_setting import Setting, dtype_name, free_memory, full_setting, reason, 
 from sempa.io.files import write_atomic, write_json
 from sempa.report.plots import available
 
-# Seconds after which no section begins, that a section may take, and after which the program ends wherever it is.
-BUDGET, SECTION, END = 540, 150, 590
+# Seconds after which no section begins, that a section may take, after which its contestants are ended one by one, and
+# after which the program ends wherever it is.
+BUDGET, SECTION, LAST, END = 420, 150, 500, 580
 
 SECTIONS: dict[str, Callable[[Setting], list[dict]]] = {
     "packages": install_peers,
@@ -54,7 +55,7 @@ def run_sections(s: Setting, out: Path, command: str) -> dict:
             if started - began > BUDGET:
                 raise TimeoutError(f"not begun: {BUDGET} s are over")
             # Again and again, for each contestant that is left.
-            signal.setitimer(signal.ITIMER_REAL, SECTION, 15)
+            signal.setitimer(signal.ITIMER_REAL, min(SECTION, LAST - (started - began)), 15)
             entry["rows"] = section(s)
             _compare(entry["rows"])
         except Exception as error:
@@ -70,13 +71,13 @@ def run_sections(s: Setting, out: Path, command: str) -> dict:
         write_json(out.with_suffix(".json"), result)
         write_atomic(out.with_suffix(".md"), as_markdown(result))
         measured += [{"section": name, **row} for row in entry.get("rows", []) if "ms" in row]
-    if measured and available():
-        write_atomic(out.with_suffix(".svg"), bars(measured))
+        if measured and available():
+            write_atomic(out.with_suffix(".svg"), bars(measured))
     return result
 
 
 def _end_section(signum: int, frame: object) -> None:
-    raise TimeoutError(f"ended: {SECTION} s are over")
+    raise TimeoutError("ended: its time is over")
 
 
 def _compare(rows: list[dict]) -> None:

@@ -34,7 +34,7 @@ PEERS = ("liger-kernel", "cut-cross-entropy")
 
 def race_kernels(s: Setting) -> list[dict]:
     """Log-probabilities forward and backward beside the bare products and every peer that is there."""
-    ways = kernel.WAYS | {"Liger": kernel._liger, "cut-cross-entropy": kernel._cut}
+    ways = kernel.WAYS | kernel.CUDA_WAYS
     rows = []
     for n, d, v in s.kernel_sizes:
         inputs = kernel_inputs(s, s.dtype, n, d, v)
@@ -138,9 +138,13 @@ def install_peers(s: Setting) -> list[dict]:
         skipped = "it needs CUDA"
         if s.device.startswith("cuda"):
             # Beside the torch that is there.
-            command = ["pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "10", package]
-            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=40)
-            skipped = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
+            options = ["--quiet", "--no-deps", "--retries", "0", "--timeout", "10", "--disable-pip-version-check"]
+            command = [sys.executable, "-m", "pip", "install", *options, package]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=40)
+                skipped = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
+            except subprocess.TimeoutExpired as error:
+                skipped = reason(error)
         rows.append({"package": package, "skipped": skipped})
     importlib.invalidate_caches()
     return rows

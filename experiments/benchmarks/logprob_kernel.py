@@ -173,10 +173,13 @@ def _chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> T
     return -F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
 
 
-def _liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _liger(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
-    return -LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, None, None, -100, 0.0, 0.0, "none")[0]
+    # Summed, it finishes its gradients in the forward pass; with a number for each token it computes the logits again.
+    return -LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, None, None, -100, 0.0, 0.0, reduction)[
+        0
+    ]
 
 
 def _cut(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -192,8 +195,9 @@ WAYS = {
     "linear_cross_entropy": _linear_cross_entropy,
     "linear_cross_entropy, chunked": _chunked_cross_entropy,
 }
+CUDA_WAYS = {"Liger": _liger, "Liger, summed": partial(_liger, reduction="sum"), "cut-cross-entropy": _cut}
 if torch.cuda.is_available():
-    WAYS |= {"Liger": _liger, "cut-cross-entropy": _cut}
+    WAYS |= CUDA_WAYS
 
 
 CHUNKS = {f"sempa, {rows} rows": partial(token_logprobs, chunk_rows=rows) for rows in (64, 128, 256, 512, 1024, 2048)}

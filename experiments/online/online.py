@@ -26,7 +26,7 @@ from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embed import embed
 from sempa.evaluation.drift import measure_drift
-from sempa.evaluation.eval_texts import builtin_texts
+from sempa.evaluation.eval_texts import report_texts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
 from sempa.io.origin import origin
@@ -144,7 +144,7 @@ def main() -> None:
         began = time.perf_counter()
         train_online(config, base, preferences, reference_fraction)
         row = {"name": name, "seed": config.seed, "training_seconds": time.perf_counter() - began}
-        drift = measure_drift(base, builtin_texts())
+        drift = measure_drift(base, report_texts())
         row |= {**scores(base, tasks), "kl": {text["text"]: text["kl"] for text in drift}}
         row |= {"perplexity": {text["text"]: 100 * text["change"] for text in drift}}
         remove_adapter(base.model)

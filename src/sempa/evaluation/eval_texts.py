@@ -52,14 +52,9 @@ def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     return texts
 
 
-def builtin_texts() -> dict[str, list[EvalText]]:
-    """The built-in `passages` and `conversations`, written for this project and far from the training sentences."""
-    return {name: read_texts(_BUILTIN / f"{name}.jsonl") for name in ("passages", "conversations")}
-
-
 def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
-    """The built-in texts and, where a GSM8K file is named, its first problems without calculator marks `<<…>>`."""
-    texts = builtin_texts()
+    """The built-in texts, far from the training sentences, and a GSM8K file's first problems, without their `<<…>>`."""
+    texts = {name: read_texts(_BUILTIN / f"{name}.jsonl") for name in ("passages", "conversations")}
     if gsm8k:
         # A sample gives a perplexity to three digits, and a report should not take longer than the training.
         problems = read_texts(Path(gsm8k), 40)

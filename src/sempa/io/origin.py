@@ -1,9 +1,9 @@
 """Where a figure comes from: the date, the versions of the packages and the machine that it was computed with."""
 
 import datetime
-import importlib.metadata
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ def origin(device: str | None = None) -> dict:
     The machine's entries are processor, cores, threads, memory in GiB, and `device`, CUDA where there is one.
     """
     names = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-    packages = {name: importlib.metadata.version(name) for name in names}
-    versions = {"python": platform.python_version(), "sempa": __version__, **packages}
+    versions = {"python": platform.python_version(), "sempa": __version__} | {name: version(name) for name in names}
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

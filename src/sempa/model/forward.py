@@ -104,5 +104,11 @@ def _attend(
     return packed_attention(*rows, prefix_groups, scale)[None], None
 
 
+def _mask(*arguments: object, **options: object) -> Tensor | None:
+    """transformers' mask, in which padding on the left sees all: where it sees nothing, cuDNN's softmax may be NaN."""
+    mask = sdpa_mask(*arguments, **options)
+    return mask if mask is None else mask | ~mask.any(-1, keepdim=True)
+
+
 AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)
