@@ -27,7 +27,7 @@ def texts(picture):
     [
         *("training-bfloat16", "training-avx512"),
         *("embedding-bfloat16", "embedding-avx512", "embedding-epyc"),
-        *("logprob-kernel-bfloat16", "logprob-kernel-trained"),
+        *("logprob-kernel-bfloat16", "logprob-kernel-avx512", "logprob-kernel-trained"),
     ],
 )
 def test_a_bar_for_every_contestant_with_its_ratio_and_the_stored_picture_is_of_the_stored_figures(name):
