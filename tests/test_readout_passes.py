@@ -113,10 +113,10 @@ def test_a_thread_that_generates_does_not_meet_the_hooks_of_one_that_embeds(orac
             found.append(pool.submit(hidden_states, model, tokens).result())
         return hidden_states(model, **inputs)
 
-    expected = embed(base, SENTENCES, layer=-1 if readout == "attention-sum" else DEPTH, readout=readout)
+    layer = -1 if readout == "attention-sum" else DEPTH
+    expected = embed(base, SENTENCES, layer=layer, readout=readout)
     for module in ("model.forward", "model.layers", "embedding.readouts.steered"):
         monkeypatch.setattr(f"sempa.{module}.hidden_states", meanwhile)
-    layer = -1 if readout == "attention-sum" else DEPTH
     np.testing.assert_array_equal(embed(base, SENTENCES, layer=layer, readout=readout), expected)
     assert found
     assert all(torch.equal(states, plain) for states in found)

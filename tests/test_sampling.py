@@ -74,7 +74,7 @@ def test_greedy_answers_and_their_logprobs_equal_full_forwards_token_by_token(ba
 
 
 def test_nothing_is_attended_to_over_an_empty_row_of_the_mask(tiny_folder, monkeypatch):
-    """Padding stands on the left, where a causal mask alone shows it nothing; some kernels then return NaN."""
+    """Padding stands on the left, where a causal mask alone shows it nothing; some kernels may then return NaN."""
     loaded, masks = load_base(str(tiny_folder), "float32", "cpu"), []
 
     def attend(*arguments, **options):

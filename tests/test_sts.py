@@ -5,18 +5,14 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sts_files import write_year
+from test_sts_files import DATA, needs_sts, write_year
 
 from sempa import SempaError
 from sempa.data.sts import ScoredPair, StsTask, distinct_sentences, read_sts
 from sempa.evaluation.statistics import spearman
 from sempa.evaluation.sts import evaluate_sts, pair_cosines, score_sts
-
-DATA = SHARED / "sts"
-needs_sts = pytest.mark.skipif(not DATA.is_dir(), reason="the STS benchmarks are not beside the repository")
 
 
 class Encoder:
@@ -138,6 +134,12 @@ def test_a_year_is_scored_over_all_pairs_and_by_sub_task(tmp_path):
     assert math.isnan(result.subtasks["d"])
 
 
+def test_cosines_that_differ_by_rounding_alone_are_refused():
+    task = StsTask("task", [ScoredPair("a", "b", i) for i in range(8)])
+    with pytest.raises(SempaError, match="all 8 cosines are 1, so the pairs have no order"):
+        score_sts(task, 1 - 1e-15 * np.arange(8))
+
+
 # Another evaluator
 
 
@@ -174,9 +176,3 @@ def test_mteb_finds_the_same_scores_for_the_same_embeddings():
     assert 20 < result.score < 99
     assert result.score == pytest.approx(100 * found["cosine_spearman"], abs=0.01)
     assert result.pearson == pytest.approx(100 * found["cosine_pearson"], abs=0.01)
-
-
-def test_cosines_that_differ_by_rounding_alone_are_refused():
-    task = StsTask("task", [ScoredPair("a", "b", i) for i in range(8)])
-    with pytest.raises(SempaError, match="all 8 cosines are 1, so the pairs have no order"):
-        score_sts(task, 1 - 1e-15 * np.arange(8))

@@ -27,7 +27,7 @@ from gpu_setting import Setting, dtype_name, free_memory, full_setting, reason, 
 from sempa.io.files import write_atomic, write_json
 from sempa.report.plots import available
 
-# Seconds after which no section begins, that a section may take, after which its contestants are ended one by one, and
+# Seconds after which no section begins, that a section may take, after which the last one's contestants are ended, and
 # after which the program ends wherever it is.
 BUDGET, SECTION, LAST, END = 420, 150, 500, 580
 

@@ -177,9 +177,9 @@ def _liger(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str = "no
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
     # Summed, it finishes its gradients in the forward pass; with a number for each token it computes the logits again.
-    return -LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, None, None, -100, 0.0, 0.0, reduction)[
-        0
-    ]
+    options = (None, None, -100, 0.0, 0.0, reduction)
+    loss, *_ = LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, *options)
+    return -loss
 
 
 def _cut(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
