@@ -255,7 +255,9 @@ def test_what_killed_processes_left_is_swept_away(run):
     folder, _ = run
     (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp").mkdir()
     (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp" / "half").write_text("x")
-    (folder / ".metrics.jsonl.0123456789abcdef.tmp").write_text("x")
+    (folder / "adapter").mkdir()
+    for name in (".metrics.jsonl", "adapter/.adapter_model.safetensors"):
+        (folder / f"{name}.0123456789abcdef.tmp").write_text("x")
     # Somebody else's.
     others = [folder / "kept.tmp", folder / ".draft.tmp", folder / ".my.notes.tmp"]
     for path in others:

@@ -88,7 +88,7 @@ def run(tmp_path_factory, tiny_folder):
             "used": 1280,
             "held_out": 20,
             "steps": 40,
-            "best_step": 20,
+            "best_step": 30,
             "source": "/home/somebody/nli.csv",
         },
         "machine": {"cpu": "a processor", "device": "cpu", "dtype": "float16"},
@@ -319,7 +319,8 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
         "library_name: transformers",
         "# mine",
         "| STS-B dev | 1,500 | 73.84 | 77.31 | +3.47 |",
-        "1,280 preference triplets (sentence, entailment, contradiction) from nli.csv",
+        "1,280 preference triplets (sentence, entailment, contradiction) from nli.csv, 20 held out,",
+        "40 steps, the adapter of step 30 kept.",
         "| beta | 0.1 |",
         "perplexity on passages by -2.0 %",
         # As the run computed, whatever its config asked for.
@@ -329,6 +330,8 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
         assert line in card
     assert "/home" not in card
     assert str(tiny_folder.parent) not in card
+    # A sentence for readouts that other tools do not have.
+    assert "was trained and measured at the readout" not in card
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_no_hub_id_in_the_card(run, tiny_folder, tmp_path, monkeypatch):
@@ -383,11 +386,12 @@ def test_a_base_that_cannot_be_opened_is_one_sentence(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [["--merge"], ["--sentence-transformers"], ["--gguf", "f16"]])
 def test_an_adapter_of_another_readout_is_exported_with_a_note(kind, run, tiny_folder, tmp_path, capsys):
-    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    adapter = shutil.copytree(run, tmp_path / "run") / "adapter"
     (adapter / "readout.json").write_text('{"readout": "attention-sum"}')
     merged = tmp_path / "out"
     assert main(["export", *kind, str(adapter), str(merged)]) == 0
     assert "other tools read the last hidden state" in capsys.readouterr().out
+    assert "was trained and measured at the readout `attention-sum`" in (merged / "README.md").read_text()
     if kind != ["--gguf", "f16"]:
         # sempa itself reads the merged folder as it was trained.
         embedder = Embedder(str(merged), dtype="float32")

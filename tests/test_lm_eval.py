@@ -146,6 +146,24 @@ def test_the_papers_tasks_get_the_papers_examples(base, choice_task, tmp_path, m
     assert context.count("The dog of a") == 3
 
 
+def test_each_figure_is_printed_below_its_side(base, tiny_folder, tmp_path, monkeypatch, capsys):
+    save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
+    row = {"task": "drop", "shots": 3, "metric": "f1", "base": 0.5, "aligned": 0.25, "change": -0.25}
+    row |= {"base_stderr": 0.125, "aligned_stderr": 0.0625, "change_stderr": None}
+    monkeypatch.setattr(lm_eval_harness, "run_harness", lambda *_, **__: [row])
+    assert main(["lm-eval", "--adapter", str(tmp_path / "run"), "--tasks", "drop"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "drop 3 f1 0.5000 ± 0.1250 0.2500 ± 0.0625 -0.2500 ± n/a" in shown
+
+
+def test_a_task_that_is_named_twice_is_run_once(base, tiny_folder, tmp_path, monkeypatch):
+    save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
+    run = []
+    monkeypatch.setattr(lm_eval_harness, "run_harness", lambda *given, **_: run.append(given[3]) or [])
+    assert main(["lm-eval", "--adapter", str(tmp_path / "run"), "--tasks", "drop, mmlu,,drop"]) == 0
+    assert run == [["drop", "mmlu"]]
+
+
 def test_the_papers_tasks_are_the_harness_s_own():
     folder = Path(lm_eval.__file__).parent / "tasks"
     files = {

@@ -168,12 +168,15 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
     row = next(line for line in table.splitlines() if "STS-B dev" in line)
     assert row.split() == ["STS-B", "dev", "1,500", "73.84", "77.42", "+3.58", "+1.0", "–", "+5.0", "0.001"]
     assert "reward margin (nats)" in table
+    rows = {line.split("  ")[1]: line.split()[1:] for line in table.splitlines() if line.startswith("  ")}
+    assert rows["preference accuracy"] == ["accuracy", "82.4", "%", "93.1", "%"]
+    assert rows["reward accuracy"] == ["accuracy", "91.7", "%"]
+    assert " ".join(rows["passages"]) == "5,234 6.281 6.302 +0.3 % ± 0.2 % 0.0123 94.3 %"
     # Answers that are identical are one of two.
     assert re.search(r"identical.*\n *2 +62\.5 % +50\.0 %", table)
     assert "84 (best at 63)" in table
     # Minutes in all, of training and of evaluation.
     assert "8.5 (5.0, 2.5)" in table
-    assert " +0.3 % ± 0.2 % " in table
     # One text alone has no error, and a report of version 0.1 says none.
     (row,) = example()["drift"]
     del row["change_stderr"]
@@ -181,9 +184,16 @@ def test_the_terminal_table_fits_a_hundred_columns_and_holds_the_figures():
         assert " +0.3 %  " in terminal_table({**example(), "drift": [alone]})
 
 
+def test_hellaswag_stands_below_its_side():
+    measured = {"base": 0.41, "aligned": 0.4, "change": -0.01, "p": 0.25}
+    errors = {"base_stderr": 0.011, "aligned_stderr": 0.012, "change_stderr": 0.003}
+    row = terminal_table({"hellaswag": {"tasks": 2000, **measured, **errors}}).splitlines()[-1]
+    assert " ".join(row.split()) == "accuracy (acc_norm) 2,000 41.0 % ± 1.1 % 40.0 % ± 1.2 % -1.00 % ± 0.30 % 0.250"
+
+
 def test_one_scale_alone_is_the_saved_one():
     (line,) = (line for line in terminal_table({**example(), "budget": BUDGET}).splitlines() if "(saved)" in line)
-    assert line.split()[0] == "0.500"
+    assert line.split() == ["0.500", "(saved)", "0.0500", "70.00"]
 
 
 def test_a_bar_in_a_cell_ends_no_cell():
@@ -228,6 +238,22 @@ def test_each_spectrum_has_its_own_effective_rank(axes):
     labels = [call.kwargs["label"] for call in axis.loglog.call_args_list]
     assert labels == ["base: effective rank 12", "aligned: effective rank 34"]
     assert [call.args for call in axis.axvline.call_args_list] == [(12.0,), (34.0,)]
+    for call in axis.loglog.call_args_list:
+        places, fractions = call.args
+        assert places.tolist() == [1, 2, 3]
+        assert fractions.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 6])
+
+
+def test_a_curve_is_drawn_over_the_steps_that_have_its_figure(axes):
+    losses = [{"step": step, "loss": 6.0 - step, "nll_loss": 1.0 / step} for step in (1, 2, 4)]
+    scores = [{"step": 2, "eval/sts": 70.0}, {"step": 4, "eval/sts": 75.0}]
+    plots.curves([*losses[:2], scores[0], losses[2], scores[1]])
+    drawn = {call.kwargs["label"]: call.args for axis in axes for call in axis.plot.call_args_list}
+    assert drawn == {
+        "loss": ([1, 2, 4], [5.0, 4.0, 2.0]),
+        "nll_loss": ([1, 2, 4], [1.0, 0.5, 0.25]),
+        "sts": ([2, 4], [70.0, 75.0]),
+    }
 
 
 @pytest.mark.parametrize("missing", ["sts", "preference", "drift", "generations", "scatter", "seconds"])
@@ -257,5 +283,8 @@ def test_without_matplotlib_the_page_says_how_to_get_pictures(monkeypatch):
     assert "pip install matplotlib" in html
 
 
-def test_the_page_begins_with_the_drift():
-    assert "Perplexity on passages: +0.3" in page(example(), HISTORY)
+def test_the_page_begins_with_score_drift_and_time_and_shows_each_answer_on_its_side():
+    html = page(example(), HISTORY)
+    for text in ("STS-B dev: 73.8 → 77.4.", "Perplexity on passages: +0.3", "84 steps, 8.5 minutes in all."):
+        assert text in html
+    assert "<b>base</b>&lt;script&gt;alert(1)&lt;/script&gt;</div><div><b>aligned</b>fine" in html

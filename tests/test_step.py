@@ -257,11 +257,11 @@ def test_the_monitor_compares_the_best_response_with_the_worst(setting, tmp_path
 
 
 def test_accuracy_asks_which_chosen_sentence_a_sentence_finds(tiny_llama, monkeypatch):
-    sentences, chosen = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.9, 0.4]]
+    sentences, chosen = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [9.0, 4.0]]
     embeddings = torch.tensor([*sentences, *chosen, [-1.0, 0.0], [0.0, -1.0]])
     monkeypatch.setattr(module, "gather_rows", lambda *_: embeddings)
     _, metrics = contrast_loss(Config(), tiny_llama, [], torch.arange(6).view(3, 2))
-    # The second chosen one lies nearer to the first sentence than to its own.
+    # The second chosen one lies nearer to the first sentence than to its own, and is longer than the first's.
     assert metrics["contrast_accuracy"] == 1.0
 
 

@@ -155,6 +155,15 @@ def test_the_page_needs_nothing_else_and_names_are_escaped(report, tmp_path):
     assert "### tiny <b>|model" in marked
 
 
+def test_the_details_of_a_set_stand_below_their_names(report):
+    first = report["rows"][0]
+    figure = {"spearman": 70.0, "pearson": 60.0, "subtasks": {}, "spearman_interval": (65.0, 75.0)}
+    row = {**first, "average": figure, "tasks": dict.fromkeys(first["tasks"], figure)}
+    _, (details, *_), _ = similarity_content({**report, "rows": [row]})
+    shown = dict(zip(details.columns[:4], details.rows[0]))
+    assert shown == {"method": "prompteol", "Spearman": "70.00", "95 %": "65.0 – 75.0", "Pearson": "60.00"}
+
+
 def test_sub_tasks_have_their_scores_and_mean(report, tmp_path):
     cells = cells_of(written(report, tmp_path)[1])
     place = cells.index(["method", "forum", "news", "mean"])

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from sempa import losses, theory, verify_theory
 from sempa.losses import infonce, plackett_luce
-from sempa.theory import log_sum, sphere
+from sempa.theory import log_sum, pictures, sphere
 from sempa.theory.statement import Measurement, Statement, compare, exceeds, verify
 
 BY_NAME = {statement.name: statement for statement in theory.ALL}
@@ -69,7 +70,8 @@ def test_a_check_that_finds_no_number_or_nothing_does_not_pass():
     def statement(measurements):
         return Statement("s", "e", "t", None, {"c": None}, lambda *_: measurements)
 
-    assert not verify(statement([Measurement(math.nan, 1.0)]), 0, 1).passed
+    for errors in ([math.nan], [0.1, math.nan, 0.2]):
+        assert not verify(statement([Measurement(error, 1.0) for error in errors]), 0, 1).worst.holds
     nothing, zero = torch.tensor([math.nan, 0.0]), torch.zeros(2)
     for found in (Measurement(math.nan, 1.0), exceeds(nothing, zero, 1.0), compare(nothing, zero, 1.0)):
         assert not found.holds
@@ -211,6 +213,14 @@ def test_the_program_outlasts_its_reader_and_shows_any_text():
     assert rb"bradley-terry: K = 1:  \u2212log \u03c3(r" in shown.stdout
 
 
+def test_a_seed_draws_its_own_instances(capsys):
+    def error(seed):
+        assert verify_theory.main(["--statement", "bradley-terry", "--seed", seed, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["statements"][0]["max_error"]
+
+    assert error("0") == error("0") != error("1")
+
+
 def test_pictures_that_cannot_be_drawn_lose_no_verdict(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sempa.report.plots.available", lambda: False)
     written = tmp_path / "theory.json"
@@ -226,6 +236,25 @@ def test_pictures_are_drawn(tmp_path, capsys):
     drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert drawn == ["gradient_weights.png", "information.png", "many_negatives.png", "rounding.png"]
     assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_the_picture_of_gradients_shows_the_softmax_weight_of_the_negatives():
+    axis = MagicMock()
+    pictures._gradient_weights(axis, torch.Generator())
+    for call, negatives in zip(axis.plot.call_args_list, (1, 4, 16, 64), strict=True):
+        margins, weight = call.args
+        torch.testing.assert_close(weight, negatives / (negatives + margins.exp()))
+
+
+def test_the_curves_of_the_picture_of_information_end_at_their_lines():
+    axis = MagicMock()
+    pictures._information(axis, torch.Generator().manual_seed(0))
+    ends = {call.kwargs["label"]: call.args[1][-1] for call in axis.semilogx.call_args_list}
+    lines = {call.kwargs["label"]: call.args[0] for call in axis.axhline.call_args_list}
+    information, divergence = lines["I(x; y)"], lines["E KL(p(y|x) ‖ q(y|x))"]
+    assert information < divergence
+    assert ends["best critic"] == pytest.approx(information, rel=0.01)
+    assert ends["hard negatives, their best critic"] == pytest.approx(divergence, rel=0.01)
 
 
 def test_the_statements_hold_on_a_models_own_sentences_and_adapter(tiny_folder, capsys):

@@ -23,7 +23,7 @@ from sempa.config import Config
 from sempa.model.adapter_files import read_adapter
 from sempa.training import loop
 from sempa.training.checkpoints import checkpoint_files, read_checkpoint
-from sempa.training.metrics import read_metrics
+from sempa.training.metrics import print_step, read_metrics
 from sempa.training.step import learning_rate, make_optimizer
 
 
@@ -282,6 +282,19 @@ def test_displacement_is_warned_of_once(setting, monkeypatch):
     assert asked == [1, 2, 3]
 
 
+def test_a_steps_line_has_losses_rate_and_minutes_left(capsys):
+    record = {
+        "loss": 0.5,
+        "rewards/margins": 1.25,
+        "rewards/accuracies": 0.75,
+        "contrast_loss": 2.0,
+        "neutral_kl": 0.01,
+    }
+    print_step(10, 84, record, 12.34, 5.67)
+    losses = "loss 0.500  margin 1.250  accuracy 0.750  contrast 2.000  KL 0.010"
+    assert capsys.readouterr().out == f"step 10/84  {losses}  12.3 triplets/s  5.7 min left\n"
+
+
 def test_rate_and_time_left_are_those_of_the_clock(setting, monkeypatch):
     clock, shown, real = [100.0], [], loop.train_step
 
@@ -295,3 +308,7 @@ def test_rate_and_time_left_are_those_of_the_clock(setting, monkeypatch):
     setting()
     # Steps of half a minute on batches of 4.
     assert shown == [(1, pytest.approx(4 / 30), pytest.approx(3.5)), (8, pytest.approx(4 / 30), 0.0)]
+    shown.clear()
+    setting(epochs=3.0)
+    # Resumed: of steps 9 to 12, two are left after the tenth.
+    assert shown == [(10, pytest.approx(4 / 30), pytest.approx(1.0)), (12, pytest.approx(4 / 30), 0.0)]
