@@ -16,6 +16,7 @@ from openai import OpenAI, OpenAIError
 from semantic_search import Passage, read_passages, show
 
 from sempa import SempaError
+from sempa.commands.common import at_least
 
 PROMPT = """\
 Here are some notes:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--question", required=True, help="what to answer")
     parser.add_argument("--server", default="http://127.0.0.1:8000/v1", help="the server (default %(default)s)")
     parser.add_argument("--key", default="none", help="the server's API key")
-    parser.add_argument("--top", type=int, default=3, help="sentences to answer from (default %(default)s)")
+    parser.add_argument("--top", type=at_least(1), default=3, help="sentences to answer from (default %(default)s)")
     arguments = parser.parse_args(argv)
     try:
         passages = read_passages(arguments.paths)

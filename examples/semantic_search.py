@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sempa import Embedder, SempaError
-from sempa.commands.common import base_name
+from sempa.commands.common import at_least, base_name
 from sempa.embedding.corpus import describe
 from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 
@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="the base model (default: the adapter's, or smollm2-135m)")
     parser.add_argument("--adapter", type=Path, help="LoRA adapter, such as RUN/adapter")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
-    parser.add_argument("--top", type=int, default=5, help="sentences to find (default %(default)s)")
+    parser.add_argument("--top", type=at_least(1), default=5, help="sentences to find (default %(default)s)")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "search", help="folder that keeps the vectors")
 
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = base_name(arguments.model, arguments.adapter)
         embedder = Embedder(model, arguments.adapter, dtype=arguments.dtype)
         vectors = encode_cached(embedder, [passage.text for passage in passages], arguments.cache)
-        for query in arguments.query or map(str.strip, sys.stdin):
+        for query in map(str.strip, arguments.query or sys.stdin):
             if query:
                 print(query)
                 show(passages, search(embedder, vectors, query, arguments.top))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,10 +121,22 @@ def test_a_run_folder_holds_adapter_checkpoints_config_metrics_and_reports(run, 
     assert [row["text"] for row in report["drift"]] == ["passages", "conversations"]
     assert report["sts"][0]["task"] == "built-in"
     assert report["geometry"][0]["task"] == "built-in"
-    assert report["peak_memory_gib"] > 0.1
+    total = int(re.search(r"MemTotal: *(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20
+    assert report["machine"]["memory_gib"] == pytest.approx(total, rel=0.01)
+    assert 0.1 < report["peak_memory_gib"] < total
     saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tiny_folder)
     assert yaml.safe_load((run / "config.yaml").read_text())["batch_size"] == 4
+
+
+def test_a_warning_is_one_line_and_those_for_developers_are_not_shown(monkeypatch, capsys):
+    def warn(_):
+        warnings.warn("half of the file is empty", stacklevel=2)
+        warnings.warn("this argument is deprecated", FutureWarning, stacklevel=2)
+
+    monkeypatch.setattr("sempa.commands.similarity.run", warn)
+    assert main(["similarity", "A dog.", "A cat."]) == 0
+    assert capsys.readouterr().err == "sempa: warning: half of the file is empty\n"
 
 
 def test_a_finished_run_is_not_overwritten(run, config, capsys):
@@ -212,8 +225,15 @@ def test_bad_settings_end_with_one_sentence_and_code_2(config, capsys, change, m
 
 def test_development_pairs_of_one_score_are_found_before_training(config, tmp_path, capsys):
     pairs = tmp_path / "pairs.csv"
-    pairs.write_text("sentence1,sentence2,score\nA dog.,A cat.,3\nA man.,A boy.,3\n")
-    assert "all have the score 3" in fails(capsys, "train", config, f"sts_dir={pairs}")
+    rows = "sentence1,sentence2,score\nA dog.,A cat.,3\nA man.,A boy.,3\n"
+    pairs.write_text(rows)
+    message = f"{pairs}: all 2 gold scores are 3, so the pairs have no order"
+    assert message in fails(capsys, "train", config, f"sts_dir={pairs}")
+    assert message in fails(capsys, "evaluate", "--sts", pairs)
+    # Of ten pairs, the two that are drawn.
+    pairs.write_text(rows + "A car.,A bus.,3\n" * 7 + "A car.,A bus.,1\n")
+    message = "pairs: 2 pairs all have the score 3; raise dev_pairs"
+    assert message in fails(capsys, "train", config, f"sts_dir={pairs}", "dev_pairs=2")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

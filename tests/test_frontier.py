@@ -1,6 +1,8 @@
 """The frontier's script: what it keeps, and the table and picture that it makes of its points."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,10 @@ def test_the_curve_of_preference_alone_draws_every_run_at_both_readouts():
     texts = re.findall(r">([^<]*)</text>", drawn)
     assert {*preference.RUNS, "DPO + retention, 4 times"} < set(texts)
     assert sum("STS-B dev at" in text for text in texts) == 2
+
+
+def test_a_missing_file_is_one_sentence_and_exit_code_2():
+    command = [sys.executable, str(SCRIPT), "--triplets", "nowhere.jsonl", "--sts", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "frontier.py: nowhere: no such file\n"

@@ -1,6 +1,5 @@
 """Standard output and error outlast their reader, and show any text."""
 
-import errno
 import io
 import os
 import subprocess
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sempa.io.streams import lasting_streams
+from sempa import SempaError
+from sempa.io.streams import exit_code
 
 
 def run(code, **options):
-    code = f"import sys\nfrom sempa.io.streams import lasting_streams\n{code}"
+    code = f"import sys\nfrom sempa.io.streams import exit_code\n{code}\nsys.exit(exit_code('program', work))"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, timeout=60, **options)
 
 
@@ -21,11 +21,10 @@ def test_work_goes_on_when_the_reader_of_standard_output_leaves(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     code = f"""
-with lasting_streams() as output:
+def work():
     for line in range(10_000):
         print(line, flush=line % 100 == 0)
-    assert output.error is None
-open({str(tmp_path / "done")!r}, "w").write("done")
+    open({str(tmp_path / "done")!r}, "w").write("done")
 """
     done = run(code, stdout=writer)
     os.close(writer)
@@ -35,24 +34,14 @@ open({str(tmp_path / "done")!r}, "w").write("done")
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_standard_output_is_an_error_at_the_end(tmp_path):
-    code = "from sempa.cli import main\nsys.exit(main(['--version']))"
     with Path("/dev/full").open("w") as full:
-        done = run("with lasting_streams() as output: print(1)\nsys.exit(output.error.errno)", stdout=full)
-        assert done.returncode == errno.ENOSPC
-        done = run(code.replace("sys.exit(main(['--version']))", FAILS_LATE), stdout=full)
+        done = run("def work(): print(1, flush=True); print(2, file=sys.stderr)", stdout=full)
     assert done.returncode == 2
-    assert done.stderr.decode() == "sempa: standard output cannot be written: No space left on device\n"
-
-
-FAILS_LATE = """
-import sempa.commands.train
-sempa.commands.train.run = lambda arguments: print("result")
-sys.exit(main(["train"]))
-"""
+    assert done.stderr.decode() == "2\nprogram: standard output cannot be written: No space left on device\n"
 
 
 def test_closed_streams_are_no_obstacle():
-    code = "with lasting_streams(): print(1); print(2, file=sys.stderr); assert not sys.stderr.isatty()"
+    code = "def work(): print(1); print(2, file=sys.stderr); assert not sys.stderr.isatty()"
     for preexec in (lambda: os.close(1), lambda: os.close(2)):
         assert run(code, stdout=subprocess.PIPE, preexec_fn=preexec).returncode == 0
 
@@ -62,8 +51,35 @@ def test_a_terminal_of_any_encoding_shows_any_text(encoding, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     before = sys.stdout
-    with lasting_streams():
-        print("ρ é 我们 \udcff")
+    assert exit_code("program", lambda: print("ρ é 我们 \udcff")) == 0
     assert sys.stdout is before
     expected = {"ascii": r"\u03c1 \xe9 \u6211\u4eec", "cp1252": r"\u03c1 é \u6211\u4eec", "utf-8": "ρ é 我们"}
     assert raw.getvalue().decode(encoding) == expected[encoding] + " \\udcff\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (SempaError("file:3: found 1, expected 2"), 2, "program: file:3: found 1, expected 2\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "here"),
+            2,
+            "program: [Errno 2] No such file or directory: 'here'\n",
+        ),
+        (KeyboardInterrupt(), 130, "program: interrupted\n"),
+        (KeyboardInterrupt("stopped and saved"), 130, "program: stopped and saved\n"),
+    ],
+)
+def test_bad_input_and_an_interrupt_are_one_line_and_a_code(error, code, line, capsys):
+    def work():
+        print("so far")
+        raise error
+
+    assert exit_code("program", work) == code
+    assert capsys.readouterr() == ("so far\n", line)
+
+
+def test_the_code_is_what_the_program_returns_and_its_own_faults_are_not_hidden():
+    assert [exit_code("program", lambda found=found: found) for found in (None, 0, 1)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        exit_code("program", lambda: 1 / 0)

@@ -90,7 +90,7 @@ def test_each_benchmarks_folder_and_file_can_be_given_itself(tmp_path):
 
 def test_subtasks_are_taken_in_the_order_of_their_names_not_of_the_disk(tmp_path):
     for name in "dbhfaceg":
-        write_year(tmp_path / "STS15", **{name: [(name, "x", 1)]})
+        write_year(tmp_path / "STS15", **{name: [(name, "x", ord(name))]})
     assert "".join(pair.first for pair in read_sts(tmp_path)[0].pairs) == "abcdefgh"
 
 

@@ -217,15 +217,22 @@ def test_a_row_that_cannot_be_stored_ends_in_a_sentence(base, tasks, tmp_path):
         measure_rows(base, [BASELINE], tasks, tmp_path / "rows")
 
 
-def test_mistakes_are_found_before_the_first_row(base, tasks, tmp_path, monkeypatch):
+def test_mistakes_are_found_before_the_first_row(base, tasks, adapters, tmp_path, monkeypatch):
     seen = counted(monkeypatch)
+    wider = shutil.copytree(adapters[0], tmp_path / "wider")
+    weights = load_file(wider / "adapter_model.safetensors")
+    save_file(
+        {name: torch.cat([tensor, tensor], 1) for name, tensor in weights.items()}, wider / "adapter_model.safetensors"
+    )
     for methods, message in (
         ([BASELINE, Method("mean", 9)], "layer: found 9, expected -3 to 2 for this model"),
         ([BASELINE, Method("mean", adapter=str(tmp_path / "none"))], "adapter '.*none': cannot be read"),
+        ([BASELINE, Method("mean", adapter=str(wider))], "wider.*has shape .*, expected"),
     ):
         with pytest.raises(SempaError, match=message):
             measure_rows(base, methods, tasks, tmp_path)
     assert not seen
+    assert not [name for name, _ in base.model.named_parameters() if "lora" in name]
 
 
 # A run's report

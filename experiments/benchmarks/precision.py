@@ -3,16 +3,18 @@
 python experiments/benchmarks/precision.py --sts STS [--adapter RUN]
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sempa import Embedder
+from sempa.cli import Parser
 from sempa.data.sts import StsTask, distinct_sentences, read_sts
 from sempa.embedding.compress import PRECISIONS, quantise
 from sempa.evaluation.sts import pair_cosines, score_sts
+from sempa.io.streams import exit_code
 from sempa.report.render import text_table
 
 
@@ -24,7 +26,7 @@ def score(task: StsTask, sentences: Sequence[str], vectors: np.ndarray) -> float
 
 def main() -> None:
     """Embed once, and print a row for each number of dimensions and each precision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="base model (default %(default)s)")
     parser.add_argument("--adapter", type=Path, help="run folder, or LoRA adapter folder")
     parser.add_argument("--sts", type=Path, required=True, help="SentEval STS folder")
@@ -47,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("precision.py", main))

@@ -6,15 +6,18 @@ Without arguments the files in `src/sempa/data/` are written anew, byte for byte
 and `--triplets` a larger or another training set is made, which `sempa train CONFIG.yaml triplets=FILE` reads.
 """
 
-import argparse
 import csv
 import io
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caption_grammar.make import make_pairs, make_triplets
 
+from sempa.cli import Parser
+from sempa.commands.common import at_least
 from sempa.io.files import write_atomic
+from sempa.io.streams import exit_code
 
 PACKAGE_DATA = Path(__file__).resolve().parents[2] / "src" / "sempa" / "data"
 TRAIN, HELD_OUT = 960, 200
@@ -22,10 +25,10 @@ DEV, TEST = 300, 600
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=PACKAGE_DATA, help="folder of the files (default: the package)")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other sentences (default %(default)s)")
-    parser.add_argument("--triplets", type=int, default=TRAIN, help="triplets to train on (default %(default)s)")
+    parser.add_argument("--triplets", type=at_least(1), default=TRAIN, help="for training (default %(default)s)")
     given = parser.parse_args(arguments)
     for split, count in {"train": given.triplets, "heldout": HELD_OUT}.items():
         rows = [(made.sentence, made.chosen, made.rejected) for made in make_triplets(count, given.seed, split)]
@@ -44,4 +47,4 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | f
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("make_captions.py", main))

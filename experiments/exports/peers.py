@@ -19,9 +19,11 @@ import numpy as np
 
 from sempa import Embedder
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence
+from sempa.cli import Parser
 from sempa.commands.common import base_name
 from sempa.export.folders import adapter_folder, export_folder
 from sempa.export.gguf import KINDS
+from sempa.io.streams import exit_code
 
 SENTENCES = [
     "A man plays a guitar",
@@ -101,7 +103,7 @@ def smallest_cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run or adapter folder")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
     parser.add_argument("--gguf", type=Path, help="the base as a GGUF file, for the adapter alone")
@@ -129,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("peers.py", main))

@@ -8,10 +8,10 @@ SICK trial, and measures KL and perplexity on text that no training saw; some ad
 where the first stopped. Writes the figures as JSON, the table as Markdown, the plot as SVG.
 """
 
-import argparse
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa.batching.batches import load_dataset
+from sempa.cli import Parser
 from sempa.config import load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embed import embed
@@ -29,6 +30,7 @@ from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, interpolated, remove_adapter
 from sempa.report.plots import INK, make_figure, standalone, svg
@@ -69,7 +71,7 @@ DEVELOPMENT = ("STS-B dev", "SICK trial")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--triplets", required=True, help="labelled NLI, for rankings need neutral sentences")
     parser.add_argument("--sts", required=True, help="folder with STS12 to STS16, STSBenchmark and SICK")
     parser.add_argument("--gsm8k", default="", help="GSM8K file: perplexity of its conversations too")
@@ -267,4 +269,4 @@ def plot(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("frontier.py", main))

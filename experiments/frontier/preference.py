@@ -4,12 +4,13 @@
     # experiments/results/preference.json and .svg (or --out); a run that is there already is not repeated
 """
 
-import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from sempa.batching.batches import load_dataset
+from sempa.cli import Parser
 from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, development_task
 from sempa.embedding.embed import embed
@@ -17,6 +18,7 @@ from sempa.evaluation.budget import divergence
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, remove_adapter
 from sempa.report.plots import INK, make_figure, standalone, svg
@@ -42,7 +44,7 @@ STRIDE, LOOKS = 20, (1, 4, 9, 18, 27, 36)
 
 def main() -> None:
     """Train what is missing, measure it on the way, and draw everything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--triplets", required=True, help="labelled NLI: full rankings need neutral sentences")
     parser.add_argument("--sts", required=True, help="folder of STS-B")
     parser.add_argument("--epochs", type=float, default=1.0, help="(default %(default)s)")
@@ -140,4 +142,4 @@ def plot(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("preference.py", main))

@@ -8,9 +8,9 @@ python experiments/key_tokens/key_tokens.py --adapter RUN/adapter "A man is play
 python experiments/key_tokens/key_tokens.py --adapter RUN/adapter --sts STS/STSBenchmark --splits dev
 """
 
-import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sempa import SempaError
 from sempa.batching.prompts import as_text, encode_texts
+from sempa.cli import Parser
 from sempa.commands.common import add_model_arguments, load_embedder
 from sempa.data.sts import distinct_sentences, read_sts
 from sempa.embedding.embed import embed
 from sempa.evaluation.measure import embed_sides
+from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel
 from sempa.model.logprobs import head_logits
 from sempa.report.render import number, text_table
@@ -137,22 +139,14 @@ def summary_table(base: BaseModel, name: str, sentences: Sequence[str], sides: d
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table for each sentence, or one for each similarity task; bad input ends with one sentence and code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print a table for each sentence, or one for each similarity task."""
+    parser = Parser(description=__doc__.splitlines()[0])
     add_model_arguments(parser)
     parser.add_argument("--sts", type=Path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
     parser.add_argument("--splits", default="dev,trial,test", help="splits of STS-B and SICK (default %(default)s)")
     parser.add_argument("sentences", nargs="*", metavar="sentence", help="sentences, in quotes")
     parser.add_argument("--top", type=int, default=TOP, help="tokens to print (default %(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        run(arguments)
-    except SempaError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the arguments say."""
     tasks = read_sts(arguments.sts, arguments.splits.split(",")) if arguments.sts else []
     if not (tasks or arguments.sentences):
         raise SempaError("give sentences, or --sts PATH")
@@ -175,4 +169,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("key_tokens.py", main))

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from sempa import SempaError
+from sempa.io.streams import exit_code
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
 
@@ -193,9 +194,7 @@ def test_the_program_prints_sentences_and_tasks(tiny_folder, tmp_path, capsys):
         ([" "], "sentence 0: is empty"),
         (["a", "--top", "0"], "top: found 0"),
     ):
-        with pytest.raises(SystemExit) as left:
-            main([*model, *arguments])
-        assert left.value.code == 2
+        assert exit_code("program", lambda arguments=arguments: main([*model, *arguments])) == 2
         assert message in capsys.readouterr().err
 
 

@@ -7,9 +7,9 @@ arXiv 2403.08635). The judge is the frozen base: it prefers the paraphrase whose
 The script trains both and writes similarity, KL and perplexity as JSON.
 """
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from sempa import SempaError
 from sempa.batching.batches import load_dataset, make_batch, rounded_up, steps_per_epoch
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import Preference
+from sempa.cli import Parser
 from sempa.config import Config, load_config
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embed import embed
@@ -30,6 +31,7 @@ from sempa.evaluation.eval_texts import report_texts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import adapter_disabled, add_lora, remove_adapter
 from sempa.model.sampling import sample
@@ -126,7 +128,7 @@ def train_online(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--triplets", required=True, help="labelled NLI or a file of triplets")
     parser.add_argument("--sts", required=True, help="folder with STS12 to STS16, STSBenchmark and SICK")
     parser.add_argument("--pairs", type=int, default=200, help="pairs of each set (default %(default)s)")
@@ -160,4 +162,4 @@ def scores(base: BaseModel, tasks: Sequence[StsTask]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("online.py", main))

@@ -6,8 +6,8 @@ Parameters and saved activations are counted on a model without storage (PyTorch
 adapter and the packed row of the real run. No weights are loaded.
 """
 
-import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,9 @@ from transformers import PreTrainedModel
 
 from sempa import SempaError
 from sempa.batching.batches import rounded_up
+from sempa.cli import Parser
 from sempa.config import CAPTIONS, RANKINGS, Config, load_config
+from sempa.io.streams import exit_code
 from sempa.model.forward import row_states
 from sempa.model.lora import adapter_dropout, add_lora, block_linears, lora_parameters
 from sempa.training.base_samples import ROW_TOKENS
@@ -219,8 +221,8 @@ def _saved_bytes(model: PreTrainedModel, row_tokens: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the plan; bad input ends with one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the plan."""
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="flat YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument(
@@ -235,19 +237,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="measure the efficiency here: a packed row through two blocks of the model's width, random weights",
     )
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        if not 0 < arguments.efficiency <= 1:
-            raise SempaError(f"--efficiency: found {arguments.efficiency}, expected a fraction above 0, at most 1")
-        config, efficiency = load_config(arguments.config, arguments.overrides), arguments.efficiency
-        plan = make_plan(config)
-        if arguments.measure:
-            measured = measure_efficiency(config)
-            efficiency = measured.fraction
-            print(describe_efficiency(measured))
-        print(describe_plan(plan, efficiency))
-    except SempaError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    if not 0 < arguments.efficiency <= 1:
+        raise SempaError(f"--efficiency: found {arguments.efficiency}, expected a fraction above 0, at most 1")
+    config, efficiency = load_config(arguments.config, arguments.overrides), arguments.efficiency
+    plan = make_plan(config)
+    if arguments.measure:
+        measured = measure_efficiency(config)
+        efficiency = measured.fraction
+        print(describe_efficiency(measured))
+    print(describe_plan(plan, efficiency))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("plan.py", main))

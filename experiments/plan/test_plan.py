@@ -14,6 +14,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from sempa import SempaError
 from sempa.config import Config, load_config
+from sempa.io.streams import exit_code
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, lora_parameters
 
@@ -237,10 +238,9 @@ def test_every_experiment_can_be_planned(name, capsys):
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([str(EXPERIMENTS / "smollm2_nli.yaml"), *arguments])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert exit_code("program", lambda: main([str(EXPERIMENTS / "smollm2_nli.yaml"), *arguments])) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_settings_may_stand_on_both_sides_of_an_option(tiny_folder, triplets_file, capsys):

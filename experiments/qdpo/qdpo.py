@@ -6,9 +6,9 @@ The pairs of answers come from the built-in questions, the figures from prompts 
 written after every model, so an interrupt loses nothing that was measured.
 """
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from quantised import align_quantised, diverging_pairs, flip_rate, quantise_model
 
 from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.cli import Parser
 from sempa.config import DEFAULT_MODEL
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embed import embed
@@ -26,6 +27,7 @@ from sempa.evaluation.measure import builtin_task
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
 from sempa.model.sampling import Sample, sample
@@ -39,7 +41,7 @@ SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--new-tokens", type=int, default=32, help="longest greedy answer (default %(default)s)")
     parser.add_argument("--epochs", type=float, default=2.0, help="over the pairs (default %(default)s)")
     parser.add_argument("--sts", default="", help="folder of STS sets (default: the built-in pairs)")
@@ -113,4 +115,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("qdpo.py", main))

@@ -8,7 +8,7 @@ are fitted to the same sentences, which flatters them. They are free of the sent
 embedding are measured, too. Writes the figures as JSON and the plot as SVG.
 """
 
-import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,13 +17,16 @@ import torch
 from scipy.sparse import csr_matrix
 from sparse_codes import sparse_cosines, stored_bytes, to_csr
 
+from sempa import SempaError
+from sempa.cli import Parser
 from sempa.data.sts import StsTask, read_sts
 from sempa.embedding.embed import embed
 from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.io.files import write_atomic, write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.kernels import sparse_code, token_directions
-from sempa.model.adapter_files import load_adapter
+from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import load_base
 from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
 
@@ -32,16 +35,18 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--adapter", type=Path, help="folder of an adapter; without one the base model is measured")
+    parser.add_argument("--adapter", type=Path, help="run or adapter; without one the base model is measured")
     parser.add_argument("--sts", required=True, help="file of scored pairs, such as sts-dev.csv")
     parser.add_argument("--out", type=Path, default=HERE / "spod", help="where .json and .svg go")
     given = parser.parse_args()
     base = load_base(given.model)
     if given.adapter is not None:
-        load_adapter(base.model, given.adapter)
-    (task,) = read_sts(given.sts)
+        load_adapter(base.model, adapter_folder(given.adapter))
+    task, *others = read_sts(given.sts)
+    if others:
+        raise SempaError(f"{given.sts}: holds {1 + len(others)} tasks, expected one, such as sts-dev.csv")
     sentences = list(dict.fromkeys(text for pair in task.pairs for text in (pair.first, pair.second)))
     vectors = embed(base, sentences, progress="embedding")
     result = {
@@ -133,4 +138,4 @@ def plot(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("spod_curve.py", main))

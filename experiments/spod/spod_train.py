@@ -5,7 +5,7 @@
 The adapter of the last step is saved as `output/adapter`.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,17 @@ from sempa import SempaError
 from sempa.batching.batches import Batch, load_dataset, make_batch, rounded_up, steps_per_epoch
 from sempa.batching.packing import pack_sentence_rows
 from sempa.batching.prompts import Preference, encode_one_word
+from sempa.cli import Parser
 from sempa.config import Config, load_config
+from sempa.io.files import check_output
+from sempa.io.streams import exit_code
 from sempa.kernels import TokenDirections, token_directions
 from sempa.losses import isotropy_loss, spod_loss, uniformity_loss
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel, load_base
 from sempa.model.forward import row_states
 from sempa.model.lora import adapter_dropout, add_lora, lora_parameters
+from sempa.model.resolve import portable_name
 from sempa.training.base_samples import BaseSample, base_samples
 from sempa.training.step import (
     MAX_GRAD_NORM,
@@ -136,8 +140,8 @@ def last_states(config: Config, base: BaseModel, prompts: Sequence[Sequence[int]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train and save; bad input ends with one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Train and save."""
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="flat YAML file of settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     parser.add_argument("--sparse", type=float, default=0.1, help="weight of the codes' loss (default %(default)s)")
@@ -146,17 +150,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--isotropy", type=float, default=0.0, help="its weight (default %(default)s)")
     arguments = parser.parse_intermixed_args(argv)
     weights = Weights(arguments.sparse, arguments.tokens, arguments.uniformity, arguments.isotropy)
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        base = load_base(config.model, config.dtype, config.device or None)
-        dataset = load_dataset(config, base.tokenizer)
-        add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        for number, metrics in enumerate(train_spod(config, weights, base, dataset.train), 1):
-            print(f"step {number}", *(f"{name} {value:.4f}" for name, value in metrics.items()))
-        save_adapter(base.model, Path(config.output) / "adapter", base.source, config.readout)
-    except SempaError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    config = load_config(arguments.config, arguments.overrides)
+    adapter = Path(config.output) / "adapter"
+    if adapter.exists():
+        raise SempaError(f"{adapter}: exists already; give another output=…")
+    check_output(adapter, folder=True)
+    base = load_base(config.model, config.dtype, config.device or None)
+    dataset = load_dataset(config, base.tokenizer)
+    add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+    for number, metrics in enumerate(train_spod(config, weights, base, dataset.train), 1):
+        print(f"step {number}", *(f"{name} {value:.4f}" for name, value in metrics.items()))
+    save_adapter(base.model, adapter, portable_name(config.model), config.readout)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("spod_train.py", main))

@@ -11,6 +11,7 @@ from spod_train import Weights, last_states, main, sparse_loss, spread_loss, tra
 from sempa import SempaError
 from sempa.batching.prompts import encode_one_word, encode_triplet
 from sempa.config import Config
+from sempa.io.streams import exit_code
 from sempa.kernels import token_directions
 from sempa.losses import isotropy_loss, spod_loss, uniformity_loss
 from sempa.model.adapter_files import adapter_readout, read_adapter
@@ -108,16 +109,19 @@ def test_the_script_saves_an_adapter(start, tmp_path, triplets_file, capsys):
     assert described["lora_alpha"] == config.lora_alpha
     assert adapter_readout(tmp_path / "run" / "adapter") == config.readout
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
-    main([str(tmp_path / "config.yaml"), "held_out=0", "--tokens", "4", "epochs=0.25", "learning_rate=1e-12", "seed=5"])
+    assert described["base_model_name_or_path"] == config.model
+    again = [str(tmp_path / "config.yaml"), "held_out=0", "--tokens", "4", "epochs=0.25", "seed=5"]
+    assert exit_code("program", lambda: main(again)) == 2
+    assert "adapter: exists already; give another output=…" in capsys.readouterr().err
+    main([*again, "learning_rate=1e-12", f"output={tmp_path / 'again'}"])
     fresh = load_base(config.model, "float32", "cpu")
     add_lora(fresh.model, config.lora_rank, config.lora_alpha, seed=5)
-    _, tensors = read_adapter(tmp_path / "run" / "adapter")
+    _, tensors = read_adapter(tmp_path / "again" / "adapter")
     for name, parameter in lora_parameters(fresh.model).items():
         torch.testing.assert_close(tensors[name], parameter.detach(), rtol=1e-6, atol=1e-8)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path / "config.yaml"), "--tokens", "321"])
-    assert caught.value.code == 2
+    wrong = [str(tmp_path / "config.yaml"), "--tokens", "321", f"output={tmp_path / 'wrong'}"]
+    assert exit_code("program", lambda: main(wrong)) == 2
     assert "tokens: found 321, expected 1 to the vocabulary's 320" in capsys.readouterr().err
     with pytest.raises(SempaError):
         train_spod(config, Weights(tokens=0), load_base(config.model, "float32", "cpu"), [])

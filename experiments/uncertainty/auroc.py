@@ -7,10 +7,10 @@ sampled answers; the greedy answer is not among them. `amortised` is the predict
 all the others. Writes figures, settings and answers as JSON.
 """
 
-import argparse
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,12 @@ from amortised import leave_one_out, prompt_states
 from semantic_uncertainty import uncertainties
 
 from sempa import Embedder, SempaError
+from sempa.cli import Parser
 from sempa.config import DEFAULT_MODEL
 from sempa.evaluation.statistics import compare, interval, spearman
 from sempa.io.files import write_json
 from sempa.io.origin import origin
+from sempa.io.streams import exit_code
 from sempa.model.sampling import sample
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +35,7 @@ SCORES = ("semantic", "amortised", "length_normalised", "entropy")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=64, help="the first so many")
     parser.add_argument("--answers", type=int, default=10, help="sampled answers per question")
     parser.add_argument("--max-new-tokens", type=int, default=24)
@@ -150,4 +152,4 @@ def bootstrap_auroc(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("auroc.py", main))

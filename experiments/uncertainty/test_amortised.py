@@ -17,6 +17,7 @@ from uncertainty import main
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.evaluation.statistics import spearman
+from sempa.io.streams import exit_code
 from sempa.model.base import load_base
 from sempa.model.lora import add_lora, interpolated, lora_parameters
 
@@ -234,7 +235,12 @@ def test_the_commands_fit_a_map_and_ask_it(tiny_folder, embedder, tmp_path, caps
     assert f"rho x 100 = {spearman(left_out, sampled):.1f}\nmap: {path}\n" in out
     main(["ask", *model, "--map", path, PROMPTS[1]])
     assert float(capsys.readouterr().out) == pytest.approx(fitted.predict(embedder.base, PROMPTS[1:2])[0], abs=1e-4)
-    with pytest.raises(SystemExit) as caught:
-        main(["fit", *model, *prompts, str(tmp_path)])
-    assert caught.value.code == 2
-    assert "is a folder, expected a file to write the map to" in capsys.readouterr().err
+    before = (tmp_path / "prompts.jsonl").read_bytes()
+    for arguments, message in (
+        (["fit", *model, *prompts, str(tmp_path)], "is not a regular file, so it cannot be the output"),
+        (["fit", *model, *prompts, prompts[0]], "is the input itself, which would be lost"),
+        (["ask", *model, "--map", path, "--readout", "mean", "Hi"], "readout: found mean, expected prompteol, as the"),
+    ):
+        assert exit_code("uncertainty.py", lambda arguments=arguments: main(arguments)) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "prompts.jsonl").read_bytes() == before

@@ -14,6 +14,7 @@ from uncertainty import main
 
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.io.streams import exit_code
 from sempa.model.sampling import Sample, sample
 
 PROMPTS = ["What is a dog?", "Who pets the cat?"]
@@ -136,9 +137,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tiny_folder, capsys):
     model = ["--model", str(tiny_folder), "--dtype", "float32"]
     for options, message in (
         (["--answers", "1"], "n: found 1, expected at least 2 answers to compare\n"),
-        (["--seed", "-1"], "expected a whole number from 0 to 2,147,483,647\n"),
+        (["--seed", "-1"], "argument --seed: found -1, expected a whole number from 0 to 2,147,483,647 (see "),
     ):
-        with pytest.raises(SystemExit) as caught:
-            main(["ask", *model, *options, PROMPTS[0]])
-        assert caught.value.code == 2
-        assert capsys.readouterr().err.endswith(message)
+        assert exit_code("program", lambda options=options: main(["ask", *model, *options, PROMPTS[0]])) == 2
+        (line,) = capsys.readouterr().err.splitlines(keepends=True)
+        assert line.startswith(f"program: {message}")

@@ -6,6 +6,7 @@ python experiments/uncertainty/uncertainty.py ask --map map.json "Who wrote Haml
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +14,18 @@ from amortised import amortise, load_map, save_map
 from semantic_uncertainty import uncertainties
 
 from sempa import SempaError
+from sempa.cli import Parser
 from sempa.commands.common import add_model_arguments, add_readout_arguments, at_least, load_embedder
 from sempa.data.sentences import read_sentences
 from sempa.evaluation.statistics import spearman
+from sempa.io.files import check_output
+from sempa.io.streams import exit_code
 from sempa.report.render import text_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one of the two commands; bad input ends with one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run one of the two commands."""
+    parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     asking = commands.add_parser("ask", help="print sampled answers to a prompt and three scores of uncertainty")
     asking.add_argument("prompt", help="what the user says, in quotes")
@@ -40,16 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--temperature", type=float, default=1.0, help="above 0 (default %(default)s)")
         command.add_argument("--seed", type=at_least(0), default=0, help="of the samples (default %(default)s)")
     arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except SempaError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    arguments.run(arguments)
 
 
 def ask(arguments: argparse.Namespace) -> None:
     """Print the answers and their three scores, or the predicted score alone."""
     if arguments.map:
         fitted = load_map(arguments.map)
+        if arguments.readout not in (None, fitted.readout):
+            raise SempaError(f"readout: found {arguments.readout}, expected {fitted.readout}, as the map was fitted")
         print(f"{fitted.predict(load_embedder(arguments).base, [arguments.prompt])[0]:.4f}")
         return
     (found,) = uncertainties(load_embedder(arguments), [arguments.prompt], arguments.answers, **_sampling(arguments))
@@ -66,8 +69,7 @@ def ask(arguments: argparse.Namespace) -> None:
 def fit(arguments: argparse.Namespace) -> None:
     """Fit a map, write it, and print how well each prompt is predicted from the others."""
     prompts = [prompt for _, prompt in read_sentences(arguments.prompts, arguments.field)]
-    if arguments.map.is_dir():
-        raise SempaError(f"{arguments.map}: is a folder, expected a file to write the map to")
+    check_output(arguments.map, arguments.prompts)
     fitted, sampled, predicted = amortise(load_embedder(arguments), prompts, arguments.answers, **_sampling(arguments))
     save_map(arguments.map, fitted)
     rank = spearman(predicted, sampled)
@@ -83,4 +85,4 @@ def _sampling(arguments: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("uncertainty.py", main))

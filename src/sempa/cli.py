@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from sempa import __version__
 from sempa.errors import SempaError
-from sempa.io.streams import LastingStream, lasting_streams
+from sempa.io.streams import exit_code
 
 # Each command is a module of `sempa.commands`, which is imported when the command is asked for.
 COMMANDS = {
@@ -37,26 +37,15 @@ exit code 2; Ctrl-C while training saves a checkpoint and exits with code 130.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 for an interrupt."""
-    with lasting_streams() as output:
-        return _run(sys.argv[1:] if argv is None else argv, output)
+    return exit_code("sempa", lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-def _run(argv: Sequence[str], output: LastingStream) -> int:
+def _run(argv: Sequence[str]) -> None:
     asked = next((word for word in argv if not word.startswith("-")), "")
-    try:
-        arguments = make_parser(only=asked).parse_args(argv)
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            arguments.run(arguments)
-        output.check()
-    # `OSError`: a path that is too long or forbidden, wherever in the code it is first touched.
-    except (SempaError, OSError) as error:
-        print(f"sempa: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"sempa: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
+    arguments = make_parser(only=asked).parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        arguments.run(arguments)
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from sempa.cli import Parser
 from sempa.commands.common import at_least
 from sempa.errors import SempaError
 from sempa.io.files import check_output, finite, write_json
-from sempa.io.streams import lasting_streams
+from sempa.io.streams import exit_code
 
 _WIDTH = 100
 
@@ -32,14 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="also check finite K with this model: smollm2-135m, a folder, .gguf or hub id")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
-    try:
-        with lasting_streams() as output:
-            code = _run(parser.parse_args(argv))
-            output.check()
-            return code
-    except (SempaError, OSError) as error:
-        print(f"verify_theory: {error}", file=sys.stderr)
-        return 2
+    return exit_code("verify_theory", lambda: _run(parser.parse_args(argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -188,6 +188,8 @@ def _make_task(name: str, source: Path, rows: Iterable[_Row]) -> StsTask:
         pairs.append(ScoredPair(first.strip(), second.strip(), score, subtask))
     if len(pairs) < 2:
         raise SempaError(f"{source}: {many(len(pairs), 'scored pair')}, expected at least 2")
+    if len({pair.score for pair in pairs}) < 2:
+        raise SempaError(f"{source}: all {len(pairs):,} gold scores are {score:g}, so the pairs have no order")
     notes = [f"{name}: {many(unscored, 'pair')} without a gold score left out"] if unscored else []
     return StsTask(name, pairs, notes)
 

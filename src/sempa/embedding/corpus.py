@@ -148,7 +148,7 @@ def _begin(folder: Path, manifest: dict) -> None:
     begun = _read_manifest(folder)["settings"]
     for key, value in manifest["settings"].items():
         if (before := begun.get(key)) != value:
-            other = "other sentences" if key == "input" else f"{key} = {before}, now {value}"
+            other = "other sentences" if key == "input" else f"{key} = {before!r}, now {value!r}"
             raise SempaError(f"output {folder}: was begun with {other}; give another folder")
     remove_leftovers(folder)
 

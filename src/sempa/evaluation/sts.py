@@ -57,12 +57,12 @@ def score_sts(task: StsTask, cosines: np.ndarray) -> StsResult:
 
     Raises `SempaError` naming the task when all cosines are the same, or all gold scores are.
     """
-    if np.ptp(cosines) < _SAME_COSINE:
-        found = f"all {len(cosines):,} cosines are {cosines[0]:.6g}, so the pairs have no order"
-        raise SempaError(f"{task.name}: {found}; does the encoder give every sentence the same embedding?")
     gold = task.gold
     if np.ptp(gold) == 0:
         raise SempaError(f"{task.name}: all {len(gold):,} gold scores are {gold[0]:g}, so the pairs have no order")
+    if np.ptp(cosines) < _SAME_COSINE:
+        found = f"all {len(cosines):,} cosines are {cosines[0]:.6g}, so the pairs have no order"
+        raise SempaError(f"{task.name}: {found}; does the encoder give every sentence the same embedding?")
     parts = np.array([pair.subtask for pair in task.pairs])
     names = dict.fromkeys(pair.subtask for pair in task.pairs if pair.subtask)
     subtasks = {name: spearman(cosines[parts == name], gold[parts == name]) for name in names}

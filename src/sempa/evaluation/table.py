@@ -1,7 +1,7 @@
 """The paper's main table for any model: readouts and adapters down the side, similarity sets across."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from sempa.evaluation.statistics import compare, interval
 from sempa.evaluation.sts import StsResult, bootstrap_scores, pair_cosines, score_sts
 from sempa.io.files import fingerprint, read_json, sha256, write_json
 from sempa.io.progress import bar
-from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
+from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.lora import remove_adapter
 
@@ -98,24 +98,29 @@ def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[M
     common = fingerprint(weights_fingerprint(base), machine, data)
     keys = {}
     for method in methods:
-        check_readout(method.readout, base.model, method.layer)
-        files = []
-        if method.adapter:
-            read_adapter(Path(method.adapter))
-            files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        with _loaded(base, method.adapter):
+            check_readout(method.readout, base.model, method.layer)
+        names = (CONFIG_FILE, WEIGHTS_FILE) if method.adapter else ()
+        files = [sha256(Path(method.adapter) / name) for name in names]
         keys[method] = fingerprint(common, method.readout, method.layer, files)
     return keys
 
 
 def embed_as(base: BaseModel, method: Method, sentences: Sequence[str], label: str) -> dict[str, np.ndarray]:
     """The method's embedding of each sentence; `base` holds no adapter, before and after."""
-    try:
-        if method.adapter:
-            load_adapter(base.model, Path(method.adapter))
+    with _loaded(base, method.adapter):
         found = embed(base, sentences, layer=method.layer, readout=method.readout, progress=label)
+    return dict(zip(sentences, found))
+
+
+@contextlib.contextmanager
+def _loaded(base: BaseModel, adapter: str) -> Iterator[None]:
+    try:
+        if adapter:
+            load_adapter(base.model, Path(adapter))
+        yield
     finally:
         remove_adapter(base.model)
-    return dict(zip(sentences, found))
 
 
 def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000, seed: int = 0) -> dict:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from sempa.errors import SempaError
@@ -53,13 +53,24 @@ class LastingStream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
-@contextlib.contextmanager
-def lasting_streams() -> Iterator[LastingStream]:
-    """Inside, `sys.stdout` (which is handed out) and `sys.stderr` are `LastingStream`s."""
+def exit_code(program: str, run: Callable[[], int | None]) -> int:
+    """Run a program; returns what it returns, else 0, or 2 for bad input and 130 for an interrupt, in one line each.
+
+    Meanwhile `sys.stdout` and `sys.stderr` are `LastingStream`s.
+    """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(LastingStream, before)
     try:
-        yield sys.stdout
+        code = run() or 0
+        sys.stdout.check()
+        return code
+    # `OSError`: a path that is too long or forbidden, wherever in the code it is first touched.
+    except (SempaError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 130
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
