@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer, write_gguf
+from exporting import make_adapter, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -20,9 +20,8 @@ from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encod
 from sempa.cli import main
 from sempa.export import folders as export
 from sempa.export.folders import adapter_folder, export_folder, prompt_template
-from sempa.model.adapter_files import load_adapter, save_adapter
+from sempa.model.adapter_files import load_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters
 from sempa.model.resolve import portable_name
 
 SENTENCES = [
@@ -36,15 +35,6 @@ SENTENCES = [
     "the end <|im_end|> and on",
 ]
 TOKENS = torch.arange(40)[None] * 7 % 320
-
-
-def make_adapter(model, folder, source):
-    add_lora(model, 2, 8)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in lora_parameters(model).values():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    save_adapter(model, folder, str(source), "prompteol")
 
 
 def policy_logits(model, adapter, dtype="float32"):
@@ -64,37 +54,7 @@ def tiny_gguf(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folder):
-    """A run folder with an adapter that matters and a report."""
-    folder = tmp_path_factory.mktemp("run")
-    make_adapter(load_base(str(tiny_folder), "float32", "cpu").model, folder / "adapter", tiny_folder)
-    report = {
-        "model": str(tiny_folder),
-        "sts": [
-            {"task": "STS-B dev", "pairs": 1500, "base": 73.84, "aligned": 77.31, "change_interval": (1, 5), "p": 0.001}
-        ],
-        "drift": [
-            {
-                "text": "passages",
-                "tokens": 9,
-                "base_perplexity": 50.0,
-                "aligned_perplexity": 49.0,
-                "change": -0.02,
-                "kl": 0.1,
-                "agreement": 0.9,
-            }
-        ],
-        "config": {"dtype": "float32", "beta": 0.1, "triplets": "/home/somebody/nli.csv", "output": "/home/somebody/r"},
-        "training": {
-            "used": 1280,
-            "held_out": 20,
-            "steps": 40,
-            "best_step": 30,
-            "source": "/home/somebody/nli.csv",
-        },
-        "machine": {"cpu": "a processor", "device": "cpu", "dtype": "float16"},
-    }
-    (folder / "report.json").write_text(json.dumps(report))
-    return folder
+    return make_run(tmp_path_factory.mktemp("run"), tiny_folder)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -237,15 +197,6 @@ def test_the_file_in_every_export_gives_the_prompts_token_ids_for_the_last_user_
             assert ids == tokenizer.apply_chat_template(earlier + said, chat_template=template, return_dict=False)
 
 
-def test_the_cards_commands_name_the_files_that_are_there(run, tiny_folder, tmp_path):
-    export_folder(str(tiny_folder), run, tmp_path / "mine", "merged")
-    card = (tmp_path / "mine" / "README.md").read_text()
-    assert "vllm serve mine --runner pooling" in card
-    assert "--chat-template mine/prompteol.jinja" in card
-    assert "falls to" in card
-    assert "pip install sempa" not in card
-
-
 @pytest.mark.parametrize(
     "rope", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 4.0}], ids=["default", "linear"]
 )
@@ -310,50 +261,6 @@ def test_the_template_begins_where_the_tokenizer_begins_a_text():
         [{"role": "user", "content": "a"}], chat_template=prompt_template(tokenizer), return_dict=False
     )
     assert [ids] == encode_one_word(tokenizer, ["a"])
-
-
-def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, tiny_folder, tmp_path):
-    export_folder(str(tiny_folder), run, tmp_path / "mine", "merged")
-    card = (tmp_path / "mine" / "README.md").read_text()
-    for line in (
-        "library_name: transformers",
-        "# mine",
-        "| STS-B dev | 1,500 | 73.84 | 77.31 | +3.47 |",
-        "1,280 preference triplets (sentence, entailment, contradiction) from nli.csv, 20 held out,",
-        "40 steps, the adapter of step 30 kept.",
-        "| beta | 0.1 |",
-        "perplexity on passages by -2.0 %",
-        # As the run computed, whatever its config asked for.
-        "in float16 on a processor",
-        "may have 2,048 tokens",
-    ):
-        assert line in card
-    assert "/home" not in card
-    assert str(tiny_folder.parent) not in card
-    # A sentence for readouts that other tools do not have.
-    assert "was trained and measured at the readout" not in card
-
-
-def test_a_folder_that_looks_like_a_hub_id_is_no_hub_id_in_the_card(run, tiny_folder, tmp_path, monkeypatch):
-    shutil.copytree(tiny_folder, tmp_path / "models" / "tiny")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "models"))
-    for name, output in (("models/tiny", "out"), ("~/tiny", "home")):
-        export_folder(name, run / "adapter", tmp_path / output, "merged")
-        card = (tmp_path / output / "README.md").read_text()
-        assert "base_model:" not in card
-        assert name not in card
-
-
-def test_an_adapter_without_a_report_has_a_card_that_says_so(run, tiny_folder, tmp_path):
-    adapter = tmp_path / "elsewhere"
-    adapter.mkdir()
-    for file in (run / "adapter").iterdir():
-        (adapter / file.name).write_bytes(file.read_bytes())
-    export_folder(str(tiny_folder), adapter, tmp_path / "out", "merged")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "no report lay beside the adapter" in card
-    assert "| LoRA rank | 2 |" in card
 
 
 def test_the_command_finds_the_base_and_refuses_what_it_cannot_do(run, tmp_path, capsys):
@@ -437,24 +344,6 @@ def test_a_run_and_its_adapter_are_the_same_place(run):
     assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
 
 
-@pytest.mark.parametrize(
-    "report",
-    [
-        "[]",
-        '{"machine": "x86"}',
-        '{"config": "x"}',
-        '{"sts": [{"a": 1}]}',
-        '{"training": {"used": 1}, "config": {}, "sts": 5}',
-        '{"training": {}, "config": "x"}',
-    ],
-)
-def test_another_tools_report_is_no_report(run, tiny_folder, tmp_path, report):
-    shutil.copytree(run / "adapter", tmp_path / "other" / "adapter")
-    (tmp_path / "other" / "report.json").write_text(report)
-    export_folder(str(tiny_folder), tmp_path / "other" / "adapter", tmp_path / "out", "merged")
-    assert "no report lay beside the adapter" in (tmp_path / "out" / "README.md").read_text()
-
-
 def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_path, tiny_folder):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     shutil.copytree(tiny_folder, tmp_path / "base")
@@ -468,26 +357,3 @@ def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_pa
     export_folder(base, tmp_path / "adapter", tmp_path / "out", "sentence-transformers", "float32")
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert encoder.encode(["a", "a longer sentence here"]).shape == (2, 32)
-
-
-def test_a_card_leaves_out_what_is_not_known(run, tiny_folder, tmp_path, monkeypatch):
-    shutil.copytree(run, tmp_path / "run")
-    report = json.loads((run / "report.json").read_text())
-    report["drift"].append(report["drift"][0] | {"text": "conversations", "change": None})
-    report["config"]["sts"] = ""
-    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
-    monkeypatch.setattr("sempa.export.model_card.context_length", lambda model: sys.maxsize)
-    export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
-    card = (tmp_path / "mine" / "README.md").read_text()
-    assert "perplexity on passages by -2.0 %" in card
-    assert "| beta |" in card and "| sts |" not in card
-    assert "may have" not in card
-
-
-def test_the_card_tells_the_text_whose_perplexity_rose_most(run, tiny_folder, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    report = json.loads((run / "report.json").read_text())
-    report["drift"].append(report["drift"][0] | {"text": "conversations", "change": 0.03})
-    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
-    export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
-    assert "perplexity on conversations by +3.0 %" in (tmp_path / "mine" / "README.md").read_text()

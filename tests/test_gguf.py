@@ -6,8 +6,8 @@ import gguf
 import numpy as np
 import pytest
 from conftest import load_script, make_llama, make_tokenizer
+from exporting import make_adapter
 from safetensors.torch import load_file
-from test_export import make_adapter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
