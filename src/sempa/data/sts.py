@@ -68,7 +68,7 @@ def read_sts(
     without a gold score are left out; the task's `notes` count them.
 
     Raises `SempaError` for an unknown split, nothing found, one of `sets` not found exactly once, rows of the wrong
-    width, scores that are not numbers, gold scores of another length, empty sentences, and fewer than two scored pairs.
+    width, scores that are not numbers, gold scores of another length, empty sentences, and scores all alike.
     """
     path, splits = Path(path), [split.strip() for split in splits]
     if unknown := set(splits) - set(SPLITS):

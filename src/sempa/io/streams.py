@@ -1,4 +1,4 @@
-"""Standard output and error as long work needs them: they outlast their reader and show any text."""
+"""A program's streams, which outlast their reader and show any text, and its exit code."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ class LastingStream:
 
 
 def exit_code(program: str, run: Callable[[], int | None]) -> int:
-    """Run a program; returns what it returns, else 0, or 2 for bad input and 130 for an interrupt, in one line each.
+    """Run a program and return its exit code: its own, else 0; after a line of error, 2 for bad input, 130 for Ctrl-C.
 
     Meanwhile `sys.stdout` and `sys.stderr` are `LastingStream`s.
     """
