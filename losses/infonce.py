@@ -31,7 +31,7 @@ def infonce_loss(scores: Tensor, temperature: float, *, mask: Tensor | None = No
         raise ValueError(f"infonce_loss needs a finite temperature > 0, found {temperature}")
     if not mask[:, 0].all():
         raise ValueError(f"infonce_loss needs every positive, it is masked in row {int((~mask[:, 0]).nonzero()[0])}")
-    positive, negatives = scores[:, :1], scores[:, 1:].masked_fill(~mask[:, 1:], 0)
+    positive, negatives = scores[:, :1], scores[:, 1:]
     # The lowest finite number, not −∞: a row without negatives then has loss 0 and gradient 0 instead of NaN.
     lowest = torch.finfo(scores.dtype).min
     margins = ((negatives - positive) / temperature).masked_fill(~mask[:, 1:], lowest)

@@ -44,7 +44,7 @@ def plackett_luce_loss(
 
     # Best first, absent candidates last.
     order = ranks.long().masked_fill(~mask, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-    scores, ranks, present = (x.gather(1, order) for x in (scores.masked_fill(~mask, 0), ranks, mask))
+    scores, ranks, present = (x.gather(1, order) for x in (scores, ranks, mask))
     _refuse_ties(ranks, present, places)
 
     # [batch, places, K + 1]: when place k is filled, the candidates from k on are still there.

@@ -1,6 +1,7 @@
 """The adapter's scale: the largest whose divergence from the base stays within the budget, whatever was trained."""
 
 import json
+import math
 import warnings
 from collections import Counter
 
@@ -40,6 +41,10 @@ def test_bisection_finds_the_largest_scale_within_the_budget(size, power, budget
 @pytest.mark.parametrize("exact", [1.0, 0.5])
 def test_a_budget_may_be_spent_to_the_last_digit(exact):
     assert largest_scale(lambda scale: scale / exact, 1.0) == exact
+
+
+def test_a_divergence_that_is_no_number_is_beyond_any_budget():
+    assert largest_scale(lambda scale: math.nan if scale > 0.5 else scale, 1.0) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,7 @@ def test_responses_and_prompts_that_are_too_long_are_skipped_counted_and_told_ap
     long.write_text("\n".join(lines) + "\n")
     assert main(["train", str(config), f"triplets={long}", "held_out=0"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"skipped 2 triplets of more than 1,024 tokens, first on line 1[45] \(", out)
+    assert re.search(r"skipped 2 triplets of more than 1,024 tokens, first on line 14 \(", out)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["training"]["skipped_too_long"] == 2
     assert "skipped 2 triplets" in " ".join(report["notes"])

@@ -18,6 +18,11 @@ def embedder(tiny_folder):
     return Embedder(str(tiny_folder), dtype="float32", device="cpu")
 
 
+def test_of_directions_equally_near_the_middle_the_lower_is_first():
+    found = middle_directions(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])))
+    assert found.tolist() == np.eye(4)[:, [2, 1, 3, 0]].tolist()
+
+
 @pytest.mark.parametrize("width", [24, 25])
 def test_the_directions_are_the_heads_right_singular_vectors_from_the_middle_outwards(width, monkeypatch):
     monkeypatch.setattr("sempa.embedding.compress._ROWS", 64)

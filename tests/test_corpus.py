@@ -394,6 +394,19 @@ def test_a_source_that_changes_between_its_two_readings_leaves_no_last_shard(emb
     assert not (tmp_path / "out" / "shard-000004.safetensors").exists()
 
 
+def test_a_change_is_noticed_when_an_earlier_shard_alone_is_missing(embedder, source, tmp_path):
+    def swapped(chunks):
+        source.write_text("\n".join(reversed(SENTENCES)) + "\n", encoding="utf-8")
+        yield from map(embedder.encode, chunks)
+
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
+    first = tmp_path / "out" / "shard-000000.safetensors"
+    first.unlink()
+    with pytest.raises(SempaError, match="changed while it was being embedded"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=5, encode=swapped)
+    assert not first.exists()
+
+
 @pytest.mark.parametrize("manifest", ["[1]", "null", '{"name": "app"}', '{"settings": {}}'])
 def test_another_programs_manifest_is_one_sentence(embedder, source, tmp_path, manifest):
     (tmp_path / "out").mkdir()

@@ -101,8 +101,10 @@ def test_an_adapter_changes_the_embeddings_as_it_changes_the_model(tiny_folder, 
 def test_wrong_arguments_are_named(tiny_folder, embedder):
     with pytest.raises(SempaError, match="readout: found 'median', expected one of mean, weighted-mean"):
         Embedder(str(tiny_folder), readout="median")
-    with pytest.raises(SempaError, match="layer: found 7, expected -3 to 2"):
-        Embedder(str(tiny_folder), layer=7)
+    with pytest.raises(SempaError, match="layer: found 3, expected -3 to 2"):
+        Embedder(str(tiny_folder), layer=3)
+    with pytest.raises(SempaError, match="layer: found -4, expected -3 to 2"):
+        Embedder(str(tiny_folder), layer=-4)
     with pytest.raises(SempaError, match="sentence 1: found int, expected a string"):
         embedder.encode(["a", 3])
     with pytest.raises(SempaError, match="sentence 1: is empty"):

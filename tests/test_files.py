@@ -145,9 +145,10 @@ def test_a_path_that_is_too_long_is_one_sentence(tmp_path, capsys):
     assert line.startswith("sempa: ") and "File name too long" in line
 
 
-def test_json_has_no_nan(tmp_path):
-    files.write_json(tmp_path / "a.json", {"a": [math.nan, 1.5], "b": {"c": -math.inf}})
-    assert files.read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": {"c": None}}
+def test_json_has_no_nan_and_its_text_is_legible(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [math.nan, 1.5], "b": {"ρ": -math.inf}})
+    assert files.read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": {"ρ": None}}
+    assert "ρ" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
 def test_the_command_line_expands_a_tilde(tmp_path, monkeypatch, source, tiny_folder):
@@ -173,6 +174,10 @@ def test_the_cache_is_where_the_desktop_says(tmp_path, monkeypatch):
     monkeypatch.delenv("SEMPA_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "sempa"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # An empty variable counts as none (XDG Base Directory Specification).
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == tmp_path / ".cache" / "sempa"
 
 
 def test_a_temporary_folder_ends_with_its_process():

@@ -320,7 +320,7 @@ def test_positives_are_the_pairs_above_four_on_a_scale_from_0_to_5():
 
 def test_a_vector_without_a_direction_is_told_in_a_sentence():
     with pytest.raises(SempaError, match="vector 1: is zero or not finite"):
-        unit_vectors(np.array([[1.0, 2.0], [0.0, 0.0]]))
+        unit_vectors(np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]))
     with pytest.raises(SempaError, match="vector 0: is zero or not finite"):
         mean_cosine(np.array([[math.nan, 2.0], [1.0, 0.0]]))
 

@@ -308,6 +308,14 @@ def test_a_padding_token_without_an_embedding_is_left_out(tmp_path):
     assert "tokenizer.ggml.padding_token_id" not in fields
 
 
+def test_rows_without_a_token_are_unused(tmp_path):
+    model, tokenizer = make_llama(), make_tokenizer()
+    model.resize_token_embeddings(len(tokenizer) + 3)
+    write_gguf(tmp_path / "a.gguf", BaseModel(model, tokenizer, "tiny"), "tiny", "f16")
+    types = gguf.GGUFReader(tmp_path / "a.gguf").fields["tokenizer.ggml.token_type"].contents()
+    assert types[-3:] == [gguf.TokenType.UNUSED] * 3
+
+
 def test_an_added_token_that_is_no_control_token_is_the_users(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["Q"])

@@ -130,9 +130,8 @@ def test_a_sample_is_drawn_from_the_whole_file_the_same_each_time(tmp_path):
     every, drawn = read_hellaswag(path), read_hellaswag(path, 6)
     assert drawn == read_hellaswag(path, 6)
     places = [every.index(task) for task in drawn]
-    assert len(places) == 6
-    assert places == sorted(places)
-    assert max(places) > 12
+    # Another draw would be another figure.
+    assert places == [2, 4, 10, 11, 18, 21]
     assert read_hellaswag(path, 100) == every
 
 

@@ -1,5 +1,6 @@
 """One writer a run folder: a second one learns who the first is, and a dead one's lock is no obstacle."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -60,3 +61,12 @@ def test_the_lock_is_free_again_afterwards_and_names_its_latest_holder_alone(tmp
     for _ in range(2):
         with folder_lock(tmp_path):
             assert (tmp_path / ".lock").read_text().count("process ") == 1
+
+
+def test_where_the_file_system_has_no_locks_the_work_goes_on(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("sempa.io.lock.fcntl.flock", no_locks)
+    with folder_lock(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()

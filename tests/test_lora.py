@@ -1,6 +1,7 @@
 """LoRA against PEFT in both directions, its gradients in float64, and the reference as the adapter switched off."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -204,6 +205,7 @@ def saved(tmp_path):
         ("use_something_new", {"a": 1}, "use_something_new is "),
         ("r", 0, "r is 0, but the tensors have rank 4"),
         ("lora_alpha", 0, "expected lora_alpha above 0"),
+        ("lora_alpha", math.inf, "expected lora_alpha above 0"),
         ("r", 8, "r is 8, but the tensors have rank 4"),
         ("r", 4.0, "r is 4.0, but the tensors have rank 4"),
     ],
@@ -246,9 +248,32 @@ def test_an_adapter_with_dropout_gives_the_same_twice(tmp_path):
     add_lora(trained, 4, 16, dropout=0.5)
     randomise(trained)
     save_adapter(trained, tmp_path, "base-model")
+    assert read_adapter(tmp_path)[0]["lora_dropout"] == 0.5
     model = build("Llama")
     load_adapter(model, tmp_path)
     assert torch.equal(logits(model), logits(model))
+
+
+def test_an_adapter_with_numbers_that_are_not_finite_is_refused(saved):
+    tensors = read_tensors(saved / "adapter_model.safetensors")
+    first = min(tensors)
+    for number in (math.nan, math.inf):
+        tensors[first][0, 0] = number
+        write_tensors(saved / "adapter_model.safetensors", tensors)
+        with pytest.raises(SempaError, match=f"{first} holds numbers that are not finite"):
+            read_adapter(saved)
+
+
+def test_an_adapter_has_no_config_before_its_weights(tmp_path, monkeypatch):
+    def full(*_):
+        raise SempaError("No space left on device")
+
+    monkeypatch.setattr("sempa.model.adapter_files.write_tensors", full)
+    model = build("Llama")
+    add_lora(model, 4, 16)
+    with pytest.raises(SempaError, match="No space left"):
+        save_adapter(model, tmp_path, "base-model")
+    assert not (tmp_path / "adapter_config.json").exists()
 
 
 def test_an_adapter_of_other_layers_or_shapes_is_refused(saved):

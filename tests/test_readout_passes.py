@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from readout_oracle import BARE, CLEAN, DEPTH, SENTENCES, TEXTS, eol, ids_of
 
-from sempa.embedding.embed import embed
+from sempa.embedding.embed import ROW_TOKENS, embed
 from sempa.embedding.readouts import READOUTS, make_prompts, read
 from sempa.embedding.readouts.plain import Prompt
 from sempa.model.forward import hidden_states
@@ -158,3 +158,12 @@ def test_a_row_of_long_sentences_is_cut_before_it_grows_large(oracles):
     assert len(lengths) > 1
     assert max(lengths) <= 2048
     assert len(prompt.tokens) * 8 > 2048
+
+
+def test_a_row_holds_both_prompts_of_its_sentences_within_its_limit(oracles):
+    base, lengths = oracles("Llama").base, []
+    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    embed(base, [f"{i} " + "a bird sings and " * 20 for i in range(8)], readout="contrastive-prompting")
+    hook.remove()
+    assert len(lengths) > 1
+    assert max(lengths) <= ROW_TOKENS

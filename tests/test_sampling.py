@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
+from sempa.model import sampling
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.model.sampling import choose, encode_prompts, end_tokens, sample, stream_answer
@@ -210,6 +211,18 @@ def test_choose_never_leaves_the_vocabulary_nor_takes_the_impossible():
     assert choose(logits, draws, 1.0, 1.0).tolist() == [1, 1, 3, 3]
     # No temperature is too low to divide by.
     assert choose(torch.tensor([[-3.0, -1.0, -2.0]]), draws[:1], 1e-320, 1.0).tolist() == [1]
+
+
+def test_the_longest_prompts_are_answered_first(tiny_llama, tokenizer, monkeypatch):
+    lengths, grow = [], sampling._grow
+
+    def watched(base, prompts, *rest):
+        lengths.append([len(prompt) for prompt in prompts])
+        return grow(base, prompts, *rest)
+
+    monkeypatch.setattr(sampling, "_grow", watched)
+    sample(BaseModel(tiny_llama, tokenizer, "tiny"), [[5], [5, 6, 7], [5, 6], [5, 6, 7]], 1, 2, batch_size=2)
+    assert lengths == [[3, 3], [2, 1]]
 
 
 def test_a_nucleus_that_is_reached_exactly_takes_no_further_token():

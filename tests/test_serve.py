@@ -154,9 +154,17 @@ def test_metrics_count_sentences_and_tokens_and_name_no_path_of_a_clients_own(ad
     assert "of-my-own" not in httpx.get(f"{address}/metrics").text
 
 
+def test_a_metric_counts_the_tokens_of_answers(address):
+    before = metric(address, "sempa_generated_tokens_total")
+    usage = post(address, CHAT, {"messages": MESSAGES, "max_tokens": 3}).json()["usage"]
+    assert metric(address, "sempa_generated_tokens_total") - before == usage["completion_tokens"]
+
+
 def test_a_stream_says_that_it_is_done(address):
     found = post(address, CHAT, {"messages": MESSAGES, "max_tokens": 3, "stream": True})
     assert found.text.endswith("data: [DONE]\n\n")
+    assert found.text.count('"object": "chat.completion.chunk"') == found.text.count("data: ") - 1
+    assert found.headers["cache-control"] == "no-cache"
 
 
 def test_an_answer_names_the_model_that_gave_it(address):

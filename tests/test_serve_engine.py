@@ -103,3 +103,38 @@ def test_a_batch_is_one_row_where_rows_do_not_run_side_by_side(adapted_embedder,
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert post(address, EMBED, {"input": [f"Dog {i}." for i in range(20)]}).is_success
     assert sizes == [20]
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """When each batch began, and how many sentences it had; a batch takes a tenth of a second."""
+    found = []
+
+    def embed_prompts(_, prompts, *__):
+        found.append((time.perf_counter(), len(prompts)))
+        time.sleep(0.1)
+        return np.zeros((len(prompts), 32), np.float32)
+
+    monkeypatch.setattr(engines, "embed_prompts", embed_prompts)
+    return found
+
+
+def test_a_batch_leaves_an_answer_as_much_time_as_the_last_one_took(adapted_embedder, batches):
+    async def ask():
+        engine = Engine(adapted_embedder, prometheus.CollectorRegistry())
+        engine.answers = 1
+        for _ in range(2):
+            await engine.embed([engines.Prompt([5, 9])], stays)
+
+    asyncio.run(ask())
+    (first, _), (second, _) = batches
+    assert second - first >= 0.2
+
+
+def test_a_full_batch_takes_no_further_sentences(adapted_embedder, batches):
+    async def ask():
+        engine = Engine(adapted_embedder, prometheus.CollectorRegistry())
+        await asyncio.gather(*(engine.embed([engines.Prompt([5] * 400)], stays) for _ in range(9)))
+
+    asyncio.run(ask())
+    assert [size for _, size in batches] == [3, 3, 3]

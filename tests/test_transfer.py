@@ -153,6 +153,12 @@ def test_every_task_is_read_as_it_was_published(folder):
             "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n2\t2\t3\ta\tb\n",
             "test.txt:2: found the class '2', expected one of 0, 1",
         ),
+        (
+            "msr_paraphrase_test.txt",
+            "MRPC",
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n",
+            "test.txt: no examples",
+        ),
     ],
 )
 def test_a_missing_file_and_a_line_of_another_layout_are_named(folder, tmp_path, file, task, content, message):

@@ -442,7 +442,7 @@ def test_a_limit_counts_what_is_trained_on_and_a_seed_holds_out_its_own_triplets
 
 
 def test_an_incomplete_premise_is_found_in_its_first_line(tmp_path):
-    rows = ("A,b,entailment", "A,c,entailment", "B,d,entailment", "B,e,contradiction")
+    rows = ("A,b,entailment", "A,c,neutral", "B,d,entailment", "B,e,contradiction")
     (tmp_path / "nli.csv").write_text("\n".join(("premise,hypothesis,label", *rows)))
     assert read_triplets(tmp_path / "nli.csv")[1] == f"1 triplet; {INCOMPLETE}: 1, first in line 2"
 

@@ -52,7 +52,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
     if lacking := len(train) + len(held_out) - sum(map(len, parts)):
         found = f"left out {many(lacking, 'triplet')} without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label; objective=dpo needs none)")
-    encoded, skipped = ([], []), []
+    encoded, longer = ([], []), []
     for part, kept in zip(parts, encoded, strict=True):
         for triplet in part:
             preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
@@ -60,12 +60,12 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
             if size <= longest:
                 kept.append(preference)
             else:
-                skipped.append(f"on line {triplet.line} ({size:,} tokens)")
-    if skipped:
-        notes.append(f"skipped {many(len(skipped), 'triplet')} of more than {longest:,} tokens, first {skipped[0]}")
+                longer.append((triplet.line, f"on line {triplet.line} ({size:,} tokens)"))
+    if longer:
+        notes.append(f"skipped {many(len(longer), 'triplet')} of more than {longest:,} tokens, first {min(longer)[1]}")
     if not encoded[0]:
         raise SempaError(f"triplets {config.triplets}: none is left to train on: {'; '.join(notes)}")
-    return Dataset(*encoded, len(skipped), notes)
+    return Dataset(*encoded, len(longer), notes)
 
 
 def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:

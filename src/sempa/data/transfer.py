@@ -93,4 +93,6 @@ def _read_split(file: Path, name: str) -> Examples:
             raise SempaError(f"{file}:{number}: found the class {label!r:.40}, expected {expected}")
         texts.append(tuple(" ".join(sentence.split()) for sentence in sentences))
         labels.append(classes.index(label))
+    if not texts:
+        raise SempaError(f"{file}: no examples")
     return Examples(texts, np.array(labels))

@@ -100,8 +100,7 @@ def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[M
     for method in methods:
         with _loaded(base, method.adapter):
             check_readout(method.readout, base.model, method.layer)
-        names = (CONFIG_FILE, WEIGHTS_FILE) if method.adapter else ()
-        files = [sha256(Path(method.adapter) / name) for name in names]
+        files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE) if method.adapter]
         keys[method] = fingerprint(common, method.readout, method.layer, files)
     return keys
 

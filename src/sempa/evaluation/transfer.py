@@ -41,7 +41,7 @@ def measure_transfer(
         return predict(task, embed_as(base, method, task.sentences, f"{task.name} {method.label}"), seed).tolist()
 
     for task in tasks:
-        rarest = min(np.bincount(task.splits["all" if "all" in task.splits else "train"].labels), default=0)
+        rarest = np.bincount(task.splits["all" if "all" in task.splits else "train"].labels).min()
         if "dev" not in task.splits and rarest < FOLDS + 2:
             raise SempaError(f"{task.name}: found a class of {rarest} examples, expected {FOLDS + 2} for {FOLDS} folds")
     predictions: dict[Method, list[np.ndarray]] = {}

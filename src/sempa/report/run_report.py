@@ -95,8 +95,7 @@ def _hellaswag_table(measured: dict) -> Table:
     row = ["accuracy (acc_norm)", f"{measured['tasks']:,}"]
     for name, form in (("base", ".1%"), ("aligned", ".1%"), ("change", "+.2%")):
         row.append(f"{number(measured[name], form)} ± {number(measured[f'{name}_stderr'], form.lstrip('+'))}")
-    row.append(number(measured["p"], ".3f"))
-    return Table("Tasks, ± standard error", columns, [row])
+    return Table("Tasks, ± standard error", columns, [[*row, number(measured["p"], ".3f")]])
 
 
 def _answers_table(answers: Sequence[dict]) -> Table:
