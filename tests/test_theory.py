@@ -213,12 +213,14 @@ def test_the_program_outlasts_its_reader_and_shows_any_text():
     assert rb"bradley-terry: K = 1:  \u2212log \u03c3(r" in shown.stdout
 
 
-def test_a_seed_draws_its_own_instances(capsys):
+def test_seeds_draw_instances_of_their_own(capsys):
     def error(seed):
         assert verify_theory.main(["--statement", "bradley-terry", "--seed", seed, "--json"]) == 0
         return json.loads(capsys.readouterr().out)["statements"][0]["max_error"]
 
-    assert error("0") == error("0") != error("1")
+    # Two seeds may have the same largest error by chance.
+    assert len({error(seed) for seed in "012345"}) > 1
+    assert error("0") == error("0")
 
 
 def test_pictures_that_cannot_be_drawn_lose_no_verdict(tmp_path, capsys, monkeypatch):
