@@ -384,21 +384,24 @@ def test_a_name_in_capitals_is_read_as_in_small_letters(tmp_path):
         assert [text for _, text in read_sentences(tmp_path / name)] == ["a b"]
 
 
-def test_a_source_that_changes_between_its_two_readings_leaves_no_last_shard(embedder, source, tmp_path):
-    def swapped(chunks):
+@pytest.fixture
+def swapped(embedder, source):
+    """An `encode` under which the source changes."""
+
+    def encode(chunks):
         source.write_text("\n".join(reversed(SENTENCES)) + "\n", encoding="utf-8")
         yield from map(embedder.encode, chunks)
 
+    return encode
+
+
+def test_a_source_that_changes_between_its_two_readings_leaves_no_last_shard(embedder, source, swapped, tmp_path):
     with pytest.raises(SempaError, match="changed while it was being embedded; embed it again, into another"):
         embed_corpus(embedder, source, tmp_path / "out", shard_rows=5, encode=swapped)
     assert not (tmp_path / "out" / "shard-000004.safetensors").exists()
 
 
-def test_a_change_is_noticed_when_an_earlier_shard_alone_is_missing(embedder, source, tmp_path):
-    def swapped(chunks):
-        source.write_text("\n".join(reversed(SENTENCES)) + "\n", encoding="utf-8")
-        yield from map(embedder.encode, chunks)
-
+def test_a_change_is_noticed_when_an_earlier_shard_alone_is_missing(embedder, source, swapped, tmp_path):
     embed_corpus(embedder, source, tmp_path / "out", shard_rows=5)
     first = tmp_path / "out" / "shard-000000.safetensors"
     first.unlink()

@@ -147,23 +147,27 @@ def test_a_shared_prefix_runs_once_a_batch_and_nothing_is_padded(oracles):
         assert counts == [sum(lengths) - prefix * (len(lengths) - batches)] * DEPTH
 
 
+def row_lengths(base, run):
+    """How many tokens each row has that goes through the model while `run` runs."""
+    lengths = []
+    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    run()
+    hook.remove()
+    return lengths
+
+
 def test_a_row_of_long_sentences_is_cut_before_it_grows_large(oracles):
     base = oracles("Llama").base
     sentences = ["a bird sings and " * 40] * 8
     (prompt, *_) = make_prompts("prompteol", base.tokenizer, sentences)
-    lengths = []
-    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    embed(base, sentences, batch_size=8)
-    hook.remove()
+    lengths = row_lengths(base, lambda: embed(base, sentences, batch_size=8))
     assert len(lengths) > 1
     assert max(lengths) <= 2048
     assert len(prompt.tokens) * 8 > 2048
 
 
 def test_a_row_holds_both_prompts_of_its_sentences_within_its_limit(oracles):
-    base, lengths = oracles("Llama").base, []
-    hook = blocks(base.model)[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    embed(base, [f"{i} " + "a bird sings and " * 20 for i in range(8)], readout="contrastive-prompting")
-    hook.remove()
+    base, sentences = oracles("Llama").base, [f"{i} " + "a bird sings and " * 20 for i in range(8)]
+    lengths = row_lengths(base, lambda: embed(base, sentences, readout="contrastive-prompting"))
     assert len(lengths) > 1
     assert max(lengths) <= ROW_TOKENS

@@ -19,7 +19,7 @@ from sparse_codes import sparse_cosines, stored_bytes, to_csr
 
 from sempa import SempaError
 from sempa.cli import Parser
-from sempa.data.sts import StsTask, read_sts
+from sempa.data.sts import StsTask, distinct_sentences, read_sts
 from sempa.embedding.embed import embed
 from sempa.evaluation.sts import evaluate_sts, score_sts
 from sempa.io.files import write_atomic, write_json
@@ -47,7 +47,7 @@ def main() -> None:
     task, *others = read_sts(given.sts)
     if others:
         raise SempaError(f"{given.sts}: holds {1 + len(others)} tasks, expected one, such as sts-dev.csv")
-    sentences = list(dict.fromkeys(text for pair in task.pairs for text in (pair.first, pair.second)))
+    sentences = distinct_sentences(task.pairs)
     vectors = embed(base, sentences, progress="embedding")
     result = {
         "task": task.name,
