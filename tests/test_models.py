@@ -38,12 +38,32 @@ def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
         assert base.source == str(tiny_folder)
 
 
-def test_a_cpu_that_can_only_emulate_bfloat16_computes_in_float32(tiny_folder, monkeypatch):
+def test_a_cpu_where_bfloat16_is_slower_computes_in_float32(tiny_folder, monkeypatch):
     monkeypatch.setattr(models, "computes_bfloat16", lambda device: device.type != "cpu")
     assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.float32
     assert load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True).model.dtype == torch.bfloat16
     monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
     assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("processor", "amx", "bfloat16", "onednn", "faster"),
+    [
+        ("AMD EPYC", False, True, True, True),
+        ("Intel(R) Xeon(R) Processor", True, True, True, True),
+        # A virtual machine that hides AMX.
+        ("Intel(R) Xeon(R) Processor", False, True, True, False),
+        ("AMD EPYC 7B12", False, False, True, False),
+        ("arm", False, True, False, False),
+    ],
+)
+def test_bfloat16_is_faster_with_amx_or_outside_of_intel(monkeypatch, processor, amx, bfloat16, onednn, faster):
+    monkeypatch.setattr(models, "processor", lambda: processor)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: onednn)
+    assert models.computes_bfloat16(torch.device("cpu")) is faster
+    assert models.computes_bfloat16(torch.device("cuda"))
 
 
 def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_transformers():

@@ -19,6 +19,7 @@ import torch
 from draw import bars
 
 from sempa.io.files import write_atomic
+from sempa.io.origin import processor
 from sempa.model.base import computes_bfloat16
 from sempa.report.plots import available
 
@@ -32,7 +33,7 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="fewer sizes and rounds, for `make bench`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 5, short: 3)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is no emulation")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is the faster")
     parser.add_argument("--lock", help="hold this file's lock in each round, so that several benchmarks take turns")
     parser.add_argument("--keep", metavar="NAME", help="name of the result's files (default: the benchmark's)")
     for name, keywords in options.items():
@@ -43,7 +44,7 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
 
 
 def dtype(given: argparse.Namespace) -> str:
-    """The dtype that every contestant computes in: the one asked for, else bfloat16 unless the device emulates it."""
+    """The dtype that every contestant computes in: the one asked for, else bfloat16 where it is the faster."""
     return given.dtype or ("bfloat16" if computes_bfloat16(torch.device(given.device)) else "float32")
 
 
@@ -124,10 +125,6 @@ def in_fresh_process(script: str, *arguments: object) -> dict:
 
 def machine(device: str) -> dict[str, object]:
     """Processor, threads, packages and date: what makes a figure comparable."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     versions = {}
     for name in _PACKAGES:
         try:
@@ -136,7 +133,7 @@ def machine(device: str) -> dict[str, object]:
             continue
     return {
         "date": date.today().isoformat(),
-        "processor": torch.cuda.get_device_name() if device.startswith("cuda") else model,
+        "processor": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

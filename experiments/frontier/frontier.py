@@ -29,7 +29,7 @@ from sempa.evaluation.eval_texts import EvalText, report_texts
 from sempa.evaluation.geometry import isoscore, uniformity, unit_vectors
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
-from sempa.io.origin import origin
+from sempa.io.origin import origin, processor
 from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, interpolated, remove_adapter
@@ -88,7 +88,7 @@ def main() -> None:
     config = load_config(RECIPE)
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
     # Processors round differently, which moves a score by tenths of a point.
-    settings["cpu"] = origin()["machine"]["cpu"]
+    settings["cpu"] = processor()
     settings["recipe"] = {key: getattr(config, key) for key in SHARED}
     result = _kept(given.out.with_suffix(".json"), settings)
     # A point that has changed since is measured anew.
@@ -105,7 +105,7 @@ def main() -> None:
             values = {**shared, "noise": 0.0, **changes, "seed": seed}
             measured = _measure(base, tasks, texts, name, values)
             result["rows"] += [{**row, "changes": changes} for row in measured]
-            write_json(given.out.with_suffix(".json"), result)
+            write_json(given.out.with_suffix(".json"), {**result, **origin(base.model)})
             write_atomic(given.out.with_suffix(".svg"), plot(result))
     write_atomic(given.out.with_suffix(".md"), f"{table(result)}\n")
     print(table(result))
@@ -114,7 +114,7 @@ def main() -> None:
 def _kept(path: Path, settings: dict) -> dict:
     """What an earlier call with the same settings has measured."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {"rows": [], **(kept if kept.get("settings") == settings else {"settings": settings}), **origin()}
+    return {"rows": [], **(kept if kept.get("settings") == settings else {"settings": settings})}
 
 
 def _measure(

@@ -17,7 +17,7 @@ from sempa.embedding.embed import embed
 from sempa.evaluation.budget import divergence
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
-from sempa.io.origin import origin
+from sempa.io.origin import origin, processor
 from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, remove_adapter
@@ -55,7 +55,7 @@ def main() -> None:
     file = given.out.with_suffix(".json")
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     # Processors round differently: another one's runs are not mixed in.
-    result = kept if kept.get("machine", {}).get("cpu") == origin()["machine"]["cpu"] else {"runs": []}
+    result = kept if kept.get("machine", {}).get("cpu") == processor() else {"runs": []}
     base = load_base("smollm2-135m", "bfloat16")
     task = development_task(given.sts)
     if "base" not in result:
@@ -70,7 +70,7 @@ def main() -> None:
             config = load_config(RECIPE, [f"{key}={value}" for key, value in values.items()])
             points = train_and_measure(config, base, task)
             result["runs"].append({**kind, "changes": changes, "points": points})
-            write_json(file, {**result, **origin()})
+            write_json(file, {**result, **origin(base.model)})
     write_atomic(given.out.with_suffix(".svg"), plot(result))
 
 

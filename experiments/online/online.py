@@ -140,7 +140,7 @@ def main() -> None:
     base = load_base(config.model, config.dtype)
     preferences = load_dataset(config, base.tokenizer).train
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
-    result = {**origin(), "settings": settings, "base": scores(base, tasks), "rows": []}
+    result = {**origin(base.model), "settings": settings, "base": scores(base, tasks), "rows": []}
     for name, reference_fraction in METHODS.items():
         add_lora(base.model, config.lora_rank, config.lora_alpha)
         began = time.perf_counter()

@@ -70,7 +70,7 @@ def main() -> None:
     def keep(name: str, base: BaseModel) -> None:
         result["models"][name] = row = measure(base, held_out, answers, given.new_tokens, tasks)
         result["cpu_seconds"] = time.process_time()
-        write_json(RESULTS, {**origin(), **result})
+        write_json(RESULTS, {**origin(base.model), **result})
         print(name, json.dumps(row), flush=True)
 
     keep("full precision", full)

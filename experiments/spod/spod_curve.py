@@ -53,7 +53,7 @@ def main() -> None:
         "task": task.name,
         "model": given.model,
         "adapter": str(given.adapter or ""),
-        **origin(),
+        **origin(base.model),
         **measure(task, sentences, vectors, base.model.get_output_embeddings().weight),
     }
     write_json(given.out.with_suffix(".json"), result)

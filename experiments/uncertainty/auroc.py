@@ -81,7 +81,7 @@ def main() -> None:
         "without_sums": without_sums(rows),
     }
     name = "uncertainty-aligned.json" if given.adapter else "uncertainty.json"
-    write_json(HERE / name, {**origin(), **result, "rows": rows})
+    write_json(HERE / name, {**origin(embedder.base.model), **result, "rows": rows})
     print(json.dumps(result, indent=1))
 
 

@@ -23,7 +23,7 @@ class Config:
     """Everything that decides a run's result. The defaults are the default recipe; a file holds what differs."""
 
     # The base model: an alias, a folder, a .gguf file or a hub id; the dtype of its frozen weights (bfloat16 becomes
-    # float32 on a CPU without bfloat16 arithmetic); "" picks the device.
+    # float32 on a CPU where that is faster); "" picks the device.
     model: str = DEFAULT_MODEL
     dtype: str = "bfloat16"
     device: str = ""

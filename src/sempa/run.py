@@ -90,7 +90,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     scored_on = f"{len(dev.pairs):,} pairs of {dev.name}"
     notes = [*(note for task in tasks for note in task.notes), *dataset.notes, f"checkpoints are scored on {scored_on}"]
     if process_rank() == 0:
-        write_json(run / "environment.json", {"command": command, **origin(config.device)})
+        write_json(run / "environment.json", {"command": command, **origin(base.model)})
         print(*notes, sep="\n")
         print(f"training on {len(dataset.train):,}, {len(dataset.held_out):,} held out", flush=True)
     add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
@@ -119,7 +119,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "config": asdict(config),
         "notes": notes,
         "command": command,
-        **origin(config.device),
+        **origin(base.model),
         "seconds": {"total": finished - began + spent, "training": state["seconds"], "evaluation": finished - trained},
         "peak_memory_gib": _peak_memory(),
         "training": {
@@ -132,7 +132,6 @@ def _run(config: Config, run: Path, command: str) -> dict:
             "source": "built-in captions" if config.triplets == CAPTIONS else config.triplets,
         },
     }
-    report["machine"]["dtype"] = str(base.model.dtype).removeprefix("torch.")
     write_report(run, report, read_metrics(run / "metrics.jsonl"))
     print(terminal_table(report), flush=True)
     print(f"adapter: {run / 'adapter'}   report: {run / 'report.html'}", flush=True)

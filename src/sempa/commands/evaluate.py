@@ -72,10 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     # What does not fit is found before hours of work.
     encode_prompts(embedder.base, prompts, arguments.max_new_tokens)
     encode_tasks(embedder.base, questions)
+    report = {**origin(embedder.base.model), "model": arguments.model, "adapter": str(arguments.adapter or "")}
     notes = [note for task in tasks for note in task.notes]
-    report = {**origin(arguments.device), "model": arguments.model, "adapter": str(arguments.adapter or "")}
     report |= {"readout": embedder.readout, "layer": embedder.layer, "notes": notes}
-    report["machine"]["dtype"] = str(embedder.base.model.dtype).removeprefix("torch.")
     if tasks:
         report["sts"], _, sides = measure_sts(embedder.base, tasks, embedder.readout, embedder.layer)
         if arguments.geometry:

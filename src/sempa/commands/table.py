@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SempaError(f"adapter: found adapters of {name} and {others[0]}, expected one base; or name it by --model")
     base = load_base(name, arguments.dtype, arguments.device)
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "run"}
-    report = {"model": name, "base_source": base.source, "settings": settings, **origin(arguments.device)}
+    report = {"model": name, "base_source": base.source, "settings": settings, **origin(base.model)}
     rows = arguments.output / "rows"
     if arguments.transfer:
         report |= summarise_transfer(measure_transfer(base, methods, tasks, rows, arguments.seed), tasks)

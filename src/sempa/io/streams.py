@@ -36,12 +36,6 @@ class LastingStream:
         with self._lasting():
             self.stream.flush()
 
-    def check(self) -> None:
-        """Flush; raises `SempaError` when something could not be written, but not when the reader left."""
-        self.flush()
-        if self.error is not None:
-            raise SempaError(f"standard output cannot be written: {self.error.strerror}")
-
     @contextlib.contextmanager
     def _lasting(self) -> Iterator[None]:
         try:
@@ -62,7 +56,9 @@ def exit_code(program: str, run: Callable[[], int | None]) -> int:
     sys.stdout, sys.stderr = map(LastingStream, before)
     try:
         code = run() or 0
-        sys.stdout.check()
+        sys.stdout.flush()
+        if sys.stdout.error is not None:
+            raise SempaError(f"standard output cannot be written: {sys.stdout.error.strerror}")
         return code
     # `OSError`: a path that is too long or forbidden, wherever in the code it is first touched.
     except (SempaError, OSError) as error:

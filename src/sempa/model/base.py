@@ -12,6 +12,7 @@ from sempa.batching.packing import PackedRow
 from sempa.config import DTYPES
 from sempa.errors import SempaError
 from sempa.io.files import fingerprint
+from sempa.io.origin import processor
 from sempa.model.forward import ATTENTION, hidden_states
 from sempa.model.logprobs import head_logits
 from sempa.model.resolve import first_line, load_pretrained, resolve_model
@@ -34,8 +35,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     """Load a causal language model for evaluation, with every parameter frozen.
 
     `name` is `smollm2-135m` (embedded), a folder, a `.gguf` file or a hub id; `device` is by default CUDA when there is
-    one, else the CPU. On a CPU that can only emulate bfloat16 both dtypes are float32, unless `emulate` is set: that
-    takes half the memory, but many times the seconds.
+    one, else the CPU. A CPU that is slower in bfloat16 computes in float32 with both dtypes, unless `emulate` is set.
 
     Raises `SempaError` for a missing package, path or weights, a model that sempa cannot run (encoder-only, recurrent,
     with code of its own), a tokenizer of another model or without a fast form, and an unknown dtype or device.
@@ -47,7 +47,6 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     attention = attention_kind(open_config(name, source))
     precision = getattr(torch, dtype)
     if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
-        # Emulated products take 8 (forward) to 60 times (backward) as long as those of float32, which rounds less.
         precision = torch.float32
     model, tokenizer = load_pretrained(name, source, dtype=precision, attn_implementation=attention)
     if not tokenizer.is_fast:
@@ -60,10 +59,12 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices itself; a CPU needs AVX-512, AMX or ARM's BF16 for it."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Whether bfloat16 is faster than float32; a CPU needs oneDNN, and AMX, AMD's AVX-512 or ARM's BF16 for it."""
+    if device.type != "cpu":
         return True
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Intel's AVX-512 multiplies bfloat16 at half of float32's rate; AMX, which some virtual machines hide, does not.
+    slow = "Intel" in processor() and not torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() and not slow
 
 
 def weights_fingerprint(base: BaseModel) -> str:
