@@ -26,7 +26,7 @@ def texts(picture):
     "name",
     [
         *("training-bfloat16", "training-avx512"),
-        *("embedding-bfloat16", "embedding-avx512", "embedding-epyc"),
+        *("embedding-bfloat16", "embedding-xeon-float32", "embedding-xeon-bfloat16", "embedding-epyc"),
         *("logprob-kernel-bfloat16", "logprob-kernel-avx512", "logprob-kernel-trained"),
     ],
 )

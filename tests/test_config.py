@@ -148,7 +148,7 @@ def test_a_dumped_config_reads_back_equal(values, tmp_path_factory):
         ("beta: nan", "beta is nan, expected above 0"),
         ("learning_rate: inf", "learning_rate is inf"),
         ("anchor: -1", "anchor is -1.0, expected at least 0"),
-        ("dtype: float16", "dtype is 'float16', expected one of bfloat16, float32"),
+        ("dtype: float16", "dtype is 'float16', expected one of auto, bfloat16, float32"),
         ("kl_budget: -1", "kl_budget is -1.0, expected at least 0"),
         ("output: ''", "output is '', expected a name or a path"),
         ("beta2: 1", "beta2 is 1.0, expected from 0 to below 1"),

@@ -176,9 +176,11 @@ def test_a_model_left_in_training_mode_is_read_without_dropout(tokenizer):
     np.testing.assert_array_equal(embed(base, SENTENCES), expected)
 
 
-def test_an_embedder_computes_in_bfloat16_unless_told_otherwise(tiny_folder, monkeypatch):
-    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
-    assert Embedder(tiny_folder, device="cpu").base.model.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_embedder_computes_in_the_faster_dtype_unless_another_is_named(tiny_folder, monkeypatch, dtype):
+    monkeypatch.setattr(models, "faster_dtype", lambda device: dtype)
+    assert Embedder(tiny_folder, device="cpu").base.model.dtype == getattr(torch, dtype)
+    assert Embedder(tiny_folder, dtype="bfloat16", device="cpu").base.model.dtype == torch.bfloat16
 
 
 def test_a_lone_surrogate_is_refused(embedder):

@@ -103,7 +103,7 @@ def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_pa
     a, b = (tensors[f"base_model.model.model.layers.1.mlp.up_proj.lora_{letter}.weight"] for letter in "AB")
     torch.testing.assert_close(merged, base.model.get_parameter(name).float() + 4.0 * b @ a, rtol=1e-6, atol=1e-6)
     # Its own folder holds it as it is, also from a machine where bfloat16 is slow.
-    monkeypatch.setattr("sempa.model.base.computes_bfloat16", lambda device: False)
+    monkeypatch.setattr("sempa.model.base.faster_dtype", lambda device: "float32")
     export_folder(str(tmp_path / "base"), run, tmp_path / "alone", "base")
     stored = load_file(tmp_path / "alone" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

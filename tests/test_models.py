@@ -31,30 +31,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_folder_loads_frozen_in_the_dtype_asked_for(tiny_folder):
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        base = load_base(str(tiny_folder), name, "cpu", emulate=True)
+        base = load_base(str(tiny_folder), name, "cpu")
         assert {p.dtype for p in base.model.parameters()} == {dtype}
         assert not any(p.requires_grad for p in base.model.parameters())
         assert not base.model.training
         assert base.source == str(tiny_folder)
 
 
-def test_a_cpu_where_bfloat16_is_slower_computes_in_float32(tiny_folder, monkeypatch):
-    monkeypatch.setattr(models, "computes_bfloat16", lambda device: device.type != "cpu")
-    assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.float32
-    assert load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True).model.dtype == torch.bfloat16
-    monkeypatch.setattr(models, "computes_bfloat16", lambda device: True)
-    assert load_base(str(tiny_folder), "bfloat16", "cpu").model.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_computes_in_the_dtype_that_is_faster_on_its_device(tiny_folder, monkeypatch, dtype):
+    monkeypatch.setattr(models, "faster_dtype", lambda device: dtype if device.type == "cpu" else "bfloat16")
+    assert load_base(str(tiny_folder), device="cpu").model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(
     ("processor", "amx", "bfloat16", "onednn", "faster"),
     [
-        ("AMD EPYC", False, True, True, True),
-        ("Intel(R) Xeon(R) Processor", True, True, True, True),
+        ("AMD EPYC", False, True, True, "bfloat16"),
+        ("Intel(R) Xeon(R) Processor", True, True, True, "bfloat16"),
         # A virtual machine that hides AMX.
-        ("Intel(R) Xeon(R) Processor", False, True, True, False),
-        ("AMD EPYC 7B12", False, False, True, False),
-        ("arm", False, True, False, False),
+        ("Intel(R) Xeon(R) Processor", False, True, True, "float32"),
+        ("AMD EPYC 7B12", False, False, True, "float32"),
+        ("arm", False, True, False, "float32"),
     ],
 )
 def test_bfloat16_is_faster_with_amx_or_outside_of_intel(monkeypatch, processor, amx, bfloat16, onednn, faster):
@@ -62,8 +60,8 @@ def test_bfloat16_is_faster_with_amx_or_outside_of_intel(monkeypatch, processor,
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: onednn)
-    assert models.computes_bfloat16(torch.device("cpu")) is faster
-    assert models.computes_bfloat16(torch.device("cuda"))
+    assert models.faster_dtype(torch.device("cpu")) == faster
+    assert models.faster_dtype(torch.device("cuda")) == "bfloat16"
 
 
 def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_transformers():
@@ -214,7 +212,7 @@ def test_an_encoder_only_model_is_refused_by_name(tmp_path, tokenizer):
 
 
 def test_an_unknown_dtype_and_device_are_named(tiny_folder):
-    with pytest.raises(SempaError, match="dtype: found 'int3', expected one of bfloat16, float32"):
+    with pytest.raises(SempaError, match="dtype: found 'int3', expected one of auto, bfloat16, float32"):
         load_base(str(tiny_folder), "int3")
     with pytest.raises(SempaError, match="device: 'toaster' cannot be used here"):
         load_base(str(tiny_folder), device="toaster")

@@ -29,7 +29,7 @@ def eight_threads():
 
 @pytest.fixture
 def base(tiny_folder):
-    return load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True)
+    return load_base(str(tiny_folder), "bfloat16", "cpu")
 
 
 @pytest.mark.parametrize(("items", "share"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])

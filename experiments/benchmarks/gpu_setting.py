@@ -19,7 +19,7 @@ from sempa.batching.prompts import encode_triplet
 from sempa.config import Config
 from sempa.data.triplets import caption_triplets
 from sempa.errors import SempaError
-from sempa.model.base import computes_bfloat16
+from sempa.model.base import faster_dtype
 from sempa.model.resolve import first_line, resolve_model
 
 for neighbour in ("plan", "reliability"):
@@ -85,7 +85,7 @@ def tiny_setting(device: str, folder: Path) -> Setting:
         folder,
         make_tokenizer(),
         model=str(make_folder(folder / "model")),
-        dtype=torch.bfloat16 if computes_bfloat16(torch.device(device)) else torch.float32,
+        dtype=getattr(torch, faster_dtype(torch.device(device))),
         rounds=1,
         shapes={f"{size} B": LlamaConfig(**sizes, num_hidden_layers=depth) for size, depth in ((1, 2), (8, 3))},
         row_tokens=512,

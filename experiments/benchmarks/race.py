@@ -20,7 +20,7 @@ from draw import bars
 
 from sempa.io.files import write_atomic
 from sempa.io.origin import processor
-from sempa.model.base import computes_bfloat16
+from sempa.model.base import faster_dtype
 from sempa.report.plots import available
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -45,7 +45,7 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
 
 def dtype(given: argparse.Namespace) -> str:
     """The dtype that every contestant computes in: the one asked for, else bfloat16 where it is the faster."""
-    return given.dtype or ("bfloat16" if computes_bfloat16(torch.device(given.device)) else "float32")
+    return given.dtype or faster_dtype(torch.device(given.device))
 
 
 @contextlib.contextmanager

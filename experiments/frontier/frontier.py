@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=640, help="triplets of every run (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs per point (default %(default)s)")
     parser.add_argument("--only", default="", help="only points whose name holds this text")
-    parser.add_argument("--dtype", default="bfloat16", help="float32 goes on with a result of a CPU without bfloat16")
+    parser.add_argument("--dtype", default="auto", help="bfloat16, float32 or auto (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where .json, .md and .svg go")
     given = parser.parse_args()
     tasks = [sample_task(task, given.pairs) for task in read_sts(given.sts, ("dev", "trial"))]

@@ -56,7 +56,7 @@ def main() -> None:
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     # Processors round differently: another one's runs are not mixed in.
     result = kept if kept.get("machine", {}).get("cpu") == processor() else {"runs": []}
-    base = load_base("smollm2-135m", "bfloat16")
+    base = load_base("smollm2-135m")
     task = development_task(given.sts)
     if "base" not in result:
         result["base"] = measure(base, task)

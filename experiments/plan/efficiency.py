@@ -9,7 +9,7 @@ import torch
 from shapes import empty_model, example_row, explain_failures, model_config
 
 from sempa.config import Config
-from sempa.model.base import computes_bfloat16, pick_device
+from sempa.model.base import faster_dtype, pick_device
 from sempa.model.forward import row_states
 from sempa.model.lora import add_lora, block_linears, lora_parameters
 
@@ -38,7 +38,7 @@ def measure_efficiency(config: Config) -> Efficiency:
     Raises `SempaError` as `make_plan` does.
     """
     device = pick_device(config.device or None)
-    dtype = getattr(torch, config.dtype) if computes_bfloat16(device) else torch.float32
+    dtype = getattr(torch, faster_dtype(device) if config.dtype == "auto" else config.dtype)
     shape = model_config(config.model)
     text = shape.get_text_config()
     text.num_hidden_layers = depth = min(_BLOCKS, text.num_hidden_layers)

@@ -130,7 +130,7 @@ def make_plan(config: Config) -> Plan:
             shape = model.config.get_text_config()
             inputs = shape.num_hidden_layers * shape.hidden_size * 2 * kept[bound]
             saved = inputs + saved / shape.num_hidden_layers
-    bytes_per_weight = 2 if config.dtype == "bfloat16" else 4
+    bytes_per_weight = 4 if config.dtype == "float32" else 2
     return Plan(
         parameters=parameters,
         adapter_parameters=adapter,

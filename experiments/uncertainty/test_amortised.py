@@ -159,7 +159,7 @@ def test_another_model_precision_or_adapter_is_refused(embedder, tiny_folder):
     with refused:
         adapted.predict(other, PROMPTS)
     with refused:
-        fitted.predict(load_base(str(tiny_folder), "bfloat16", "cpu", emulate=True), PROMPTS)
+        fitted.predict(load_base(str(tiny_folder), "bfloat16", "cpu"), PROMPTS)
 
 
 def test_prompts_that_cannot_be_fitted_are_refused(embedder):

@@ -12,7 +12,7 @@ import yaml
 from sempa.errors import SempaError
 
 DEFAULT_MODEL = "smollm2-135m"
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32")
 CAPTIONS = "captions"
 RANKINGS = ("plackett-luce", "plackett-luce-top1")
 OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
@@ -22,10 +22,10 @@ OBJECTIVES = ("dpo", "conservative-dpo", "ipo", *RANKINGS, "none")
 class Config:
     """Everything that decides a run's result. The defaults are the default recipe; a file holds what differs."""
 
-    # The base model: an alias, a folder, a .gguf file or a hub id; the dtype of its frozen weights (bfloat16 becomes
-    # float32 on a CPU where that is faster); "" picks the device.
+    # The base model: an alias, a folder, a .gguf file or a hub id; the dtype of its frozen weights, where
+    # "auto" is the faster on the device; "" picks the device.
     model: str = DEFAULT_MODEL
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     device: str = ""
     # A triplet file, or "captions" (built in); whether labelled NLI gives every entailment × contradiction of a premise
     # or one triplet per premise; how many triplets at most (0: all); about how many to set aside for the report.

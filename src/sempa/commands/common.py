@@ -18,8 +18,8 @@ def add_base_arguments(parser: argparse.ArgumentParser, model: str = "--model", 
     """Add `--model`, `--dtype` and `--device`."""
     text = "smollm2-135m, a model folder, a .gguf file or a hub id (default: the adapter's base, else smollm2-135m)"
     parser.add_argument(model, default="", help=text, **options)
-    text = "bfloat16 or float32 (default %(default)s; float32 on a CPU where it is the faster)"
-    parser.add_argument("--dtype", default="bfloat16", help=text)
+    text = "bfloat16, float32 or auto, the faster of the two on the device (default %(default)s)"
+    parser.add_argument("--dtype", default="auto", help=text)
     parser.add_argument("--device", help="cpu, cuda, … (default: CUDA when there is one)")
 
 

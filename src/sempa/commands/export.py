@@ -5,7 +5,6 @@
 import argparse
 
 from sempa.commands.common import base_name
-from sempa.config import DTYPES
 from sempa.io.files import user_path
 
 
@@ -24,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=user_path, metavar="RUN_OR_ADAPTER", help="run folder, or LoRA adapter folder")
     parser.add_argument("output", type=user_path, metavar="OUTPUT", help="folder to write; it must not exist yet")
     parser.add_argument("--model", default="", help="the base model (default: the one the adapter names)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype when merging (default %(default)s)")
+    dtypes = ("bfloat16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="dtype when merging (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ class Embedder:
             after the final norm, −2 the one before. −1, the default, is the readout's own published layer: the last
             for all but `contrastive-prompting` and `token-prepending`, which read at 27/32 of the depth.
             `attention-sum` reads all layers and takes no other value.
-        dtype: `bfloat16` or `float32`.
+        dtype: `bfloat16`, `float32` or `auto`, the faster of the two on the device.
         device: a torch device; by default CUDA when there is one, else the CPU.
         merged: add the adapter to the weights, which is a quarter faster; False keeps it beside them, so that
             `sempa.model.lora.adapter_disabled` gives the base model back.
@@ -46,7 +46,7 @@ class Embedder:
         adapter: str | Path | None = None,
         readout: str | None = None,
         layer: int = -1,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         device: str | None = None,
         merged: bool = True,
     ) -> None:

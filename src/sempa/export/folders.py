@@ -50,7 +50,7 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
     if kind in KINDS:
         check_llama(model, config, kind)
     # In its stored precision, so that only one layer at a time is there in float32.
-    base = load_base(model, "bfloat16" if config.dtype == torch.bfloat16 else "float32", "cpu", emulate=True)
+    base = load_base(model, "bfloat16" if config.dtype == torch.bfloat16 else "float32", "cpu")
     if kind != "base":
         load_adapter(base.model, folder)
     if kind not in ("base", "lora"):

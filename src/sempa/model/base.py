@@ -31,11 +31,11 @@ class BaseModel:
     source: str
 
 
-def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, emulate: bool = False) -> BaseModel:
+def load_base(name: str, dtype: str = "auto", device: str | None = None) -> BaseModel:
     """Load a causal language model for evaluation, with every parameter frozen.
 
     `name` is `smollm2-135m` (embedded), a folder, a `.gguf` file or a hub id; `device` is by default CUDA when there is
-    one, else the CPU. A CPU that is slower in bfloat16 computes in float32 with both dtypes, unless `emulate` is set.
+    one, else the CPU; `dtype` is `bfloat16`, `float32` or `auto`, the faster of the two there (`faster_dtype`).
 
     Raises `SempaError` for a missing package, path or weights, a model that sempa cannot run (encoder-only, recurrent,
     with code of its own), a tokenizer of another model or without a fast form, and an unknown dtype or device.
@@ -45,9 +45,7 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     target = pick_device(device)
     source = resolve_model(name)
     attention = attention_kind(open_config(name, source))
-    precision = getattr(torch, dtype)
-    if precision == torch.bfloat16 and not (emulate or computes_bfloat16(target)):
-        precision = torch.float32
+    precision = getattr(torch, faster_dtype(target) if dtype == "auto" else dtype)
     model, tokenizer = load_pretrained(name, source, dtype=precision, attn_implementation=attention)
     if not tokenizer.is_fast:
         raise SempaError(f"model {name!r}: {type(tokenizer).__name__} has no fast form, which sempa needs")
@@ -58,13 +56,14 @@ def load_base(name: str, dtype: str = "bfloat16", device: str | None = None, *, 
     return base
 
 
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32; a CPU needs oneDNN, and AMX, AMD's AVX-512 or ARM's BF16 for it."""
+def faster_dtype(device: torch.device) -> str:
+    """`bfloat16`, or on a CPU without AMX, AMD's AVX-512 or ARM's BF16 `float32`, which is the faster there."""
     if device.type != "cpu":
-        return True
+        return "bfloat16"
     # Intel's AVX-512 multiplies bfloat16 at half of float32's rate; AMX, which some virtual machines hide, does not.
     slow = "Intel" in processor() and not torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() and not slow
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if native and not slow else "float32"
 
 
 def weights_fingerprint(base: BaseModel) -> str:
