@@ -7,11 +7,11 @@
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import tempfile
 import urllib.request
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +47,30 @@ with torch.no_grad():
         vectors.append(states[-1][0, -1].tolist())
 print(json.dumps({"transformers": transformers.__version__, "vectors": vectors}))
 """
+# The same for llama.cpp: model, template and adapter in, the server's address out.
+_SERVER = """
+import os, pathlib, socket, sys, xllamacpp
+model, template, lora = sys.argv[1:]
+parameters = xllamacpp.CommonParams()
+parameters.model.path = model
+parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads = 512, 1, 2
+parameters.verbosity = 0
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    parameters.port = free.getsockname()[1]
+if template:
+    parameters.embedding = True
+    parameters.use_jinja, parameters.chat_template = True, pathlib.Path(template).read_text(encoding="utf-8")
+if lora:
+    # The file of the merged model says so itself, a base does not.
+    parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
+server = xllamacpp.Server(parameters)
+print(server.listening_address, flush=True)
+# Until the caller ends or kills it.
+sys.stdin.read()
+os._exit(0)
+"""
 
 
 def by_transformers(python: str, folder: Path) -> tuple[str, np.ndarray]:
@@ -62,27 +86,15 @@ class LlamaCpp:
     """llama.cpp's server as the export's README starts it, until the object goes away."""
 
     def __init__(self, model: Path, template: Path | None, lora: Path | None = None) -> None:
-        import xllamacpp
-
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(model)
-        parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads = 512, 1, 2
-        parameters.verbosity = 0
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            parameters.port = free.getsockname()[1]
-        if template is not None:
-            parameters.embedding = True
-            parameters.use_jinja, parameters.chat_template = True, template.read_text(encoding="utf-8")
-        if lora is not None:
-            # The file of the merged model says so itself, a base does not.
-            parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
-            parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-        self._server = xllamacpp.Server(parameters)
+        command = [sys.executable, "-c", _SERVER, str(model), str(template or ""), str(lora or "")]
+        # A process of its own, to be killed: now and then a server never ends that is asked to.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._address = process.stdout.readline().strip()
+        weakref.finalize(self, process.kill)
 
     def post(self, path: str, body: dict) -> dict:
         """The server's answer to one request."""
-        address = f"{self._server.listening_address}{path}"
+        address = f"{self._address}{path}"
         request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
