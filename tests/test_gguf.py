@@ -23,6 +23,7 @@ from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.export.folders import export_folder
 from sempa.export.gguf import _LLAMA3, KINDS, write_gguf
+from sempa.io.files import read_json
 from sempa.model.adapter_files import load_adapter, save_adapter
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora
@@ -41,7 +42,7 @@ SCALED = {
 MODELS = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
-    "stretched": {"rope_parameters": SCALED, "head_dim": 16},
+    "stretched": {"rope_parameters": SCALED, "head_dim": 16, "rms_norm_eps": 1e-5},
 }
 # llama.cpp keeps keys and values in 16 bits, and multiplies an 8-bit matrix by 8-bit activations, whose rounding a
 # model of width 32 averages out less than a real one.
@@ -122,9 +123,27 @@ def test_the_file_holds_the_merged_weights_and_what_a_reader_must_know(exported)
     tokenizer = make_tokenizer()
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
-    assert not fields["tokenizer.ggml.add_space_prefix"]
-    assert (fields["general.name"], fields["llama.context_length"]) == ("f32", 2048)
-    assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(make_llama().config.rms_norm_eps)
+    assert fields["tokenizer.ggml.add_space_prefix"] is fields["tokenizer.ggml.add_bos_token"] is False
+    assert fields["general.name"] == "f32"
+    config = AutoConfig.from_pretrained(base)
+    written = {
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "llama.vocab_size": config.vocab_size,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.block_count": config.num_hidden_layers,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": config.rope_parameters["rope_theta"],
+    }
+    assert {name: fields[name] for name in written} == pytest.approx(written)
+    alone = gguf.GGUFReader(exported / "lora" / "lora-lora.gguf")
+    assert alone.fields["adapter.lora.alpha"].contents() == read_json(adapter / "adapter_config.json")["lora_alpha"]
     types = gguf.LlamaFileType
     for kind, wanted in (("f32", types.ALL_F32), ("f16", types.MOSTLY_F16), ("q8_0", types.MOSTLY_Q8_0)):
         file = exported / kind / f"{kind}-{kind}.gguf"
