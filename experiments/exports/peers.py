@@ -87,7 +87,7 @@ class LlamaCpp:
 
     def __init__(self, model: Path, template: Path | None, lora: Path | None = None) -> None:
         command = [sys.executable, "-c", _SERVER, str(model), str(template or ""), str(lora or "")]
-        # A process of its own, to be killed: now and then a server never ends that is asked to.
+        # In a process of its own, which is killed: a server's destructor sometimes waits for ever.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._address = process.stdout.readline().strip()
         weakref.finalize(self, process.kill)
