@@ -66,12 +66,14 @@ def test_the_picture_names_every_point_once(frontier, result):
     assert picture.startswith("<svg") and "prefers-color-scheme" in picture
 
 
-def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_path):
+def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_path, tiny_llama):
     file = tmp_path / "frontier.json"
-    assert frontier._kept(file, {"limit": 1})["rows"] == []
+    assert frontier._kept(file, {"limit": 1}, tiny_llama)["rows"] == []
     file.write_text('{"settings": {"limit": 1}, "rows": [1]}')
-    assert frontier._kept(file, {"limit": 1})["rows"] == [1]
-    assert frontier._kept(file, {"limit": 2})["rows"] == []
+    assert frontier._kept(file, {"limit": 1}, tiny_llama)["rows"] == [1]
+    # Of the versions and the machine that measured last.
+    assert frontier._kept(file, {"limit": 1}, tiny_llama)["date"] == frontier.origin(tiny_llama)["date"]
+    assert frontier._kept(file, {"limit": 2}, tiny_llama)["rows"] == []
 
 
 def test_the_curve_of_preference_alone_draws_every_run_at_both_readouts():

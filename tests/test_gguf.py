@@ -124,12 +124,11 @@ def test_the_file_holds_the_merged_weights_and_what_a_reader_must_know(exported)
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
     assert fields["tokenizer.ggml.add_space_prefix"] is fields["tokenizer.ggml.add_bos_token"] is False
-    assert fields["general.name"] == "f32"
+    assert (fields["general.name"], fields["llama.context_length"]) == ("f32", 2048)
     config = AutoConfig.from_pretrained(base)
     written = {
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.max_position_embeddings,
         "llama.embedding_length": config.hidden_size,
         "llama.block_count": config.num_hidden_layers,
         "llama.feed_forward_length": config.intermediate_size,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from sempa.batching.batches import load_dataset
 from sempa.cli import Parser
@@ -90,7 +91,7 @@ def main() -> None:
     # Processors round differently, which moves a score by tenths of a point.
     settings["cpu"] = processor()
     settings["recipe"] = {key: getattr(config, key) for key in SHARED}
-    result = _kept(given.out.with_suffix(".json"), settings)
+    result = _kept(given.out.with_suffix(".json"), settings, base.model)
     # A point that has changed since is measured anew.
     result["rows"] = [row for row in result["rows"] if row["changes"] == POINTS.get(row["name"])]
     if "base" not in result:
@@ -105,16 +106,16 @@ def main() -> None:
             values = {**shared, "noise": 0.0, **changes, "seed": seed}
             measured = _measure(base, tasks, texts, name, values)
             result["rows"] += [{**row, "changes": changes} for row in measured]
-            write_json(given.out.with_suffix(".json"), {**result, **origin(base.model)})
+            write_json(given.out.with_suffix(".json"), result)
             write_atomic(given.out.with_suffix(".svg"), plot(result))
     write_atomic(given.out.with_suffix(".md"), f"{table(result)}\n")
     print(table(result))
 
 
-def _kept(path: Path, settings: dict) -> dict:
+def _kept(path: Path, settings: dict, model: PreTrainedModel) -> dict:
     """What an earlier call with the same settings has measured."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {"rows": [], **(kept if kept.get("settings") == settings else {"settings": settings})}
+    return {"rows": [], **(kept if kept.get("settings") == settings else {"settings": settings}), **origin(model)}
 
 
 def _measure(
