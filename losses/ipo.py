@@ -16,9 +16,9 @@ def ipo_loss(
 
     ℓ = (h − 1/(2β))²   with h = log π(y⁺|x)/π_ref(y⁺|x) − log π(y⁻|x)/π_ref(y⁻|x)
 
-    Azar et al. 2023 (arXiv 2310.12036), Eq. 17, where β is called τ; with y⁺ and y⁻ sampled from the policy, or from a
-    mixture of policy and reference, it is Online IPO and IPO-MD (Calandriello et al. 2024, arXiv 2403.08635). Unlike
-    DPO's, its optimum is finite even for preferences without noise.
+    Azar et al. 2023 (arXiv 2310.12036), Eq. 17, where β is called τ; with y⁺ and y⁻ sampled from the policy, or from
+    its geometric mixture with the reference, it is Online IPO and IPO-MD (Calandriello et al. 2024, arXiv 2403.08635).
+    Unlike DPO's, its optimum is finite even for preferences without noise.
 
     Args:
         policy_chosen: `[batch]` sentence log-probabilities log π(y⁺|x) in nats. Sums over the response's tokens, as in

@@ -15,8 +15,8 @@ def isotropy_loss(embeddings: Tensor) -> Tensor:
 
     (tr C)² / tr C² = (Σ λ)² / Σ λ² is the participation ratio of the spectrum, the number of dimensions in use. It is
     what the IsoScore of Rudman et al. 2022 (arXiv 2108.07344, algorithm 1) comes to once its steps are put together,
-    (ratio − 1)/(D − 1), and Rudman & Eickhoff 2023 (arXiv 2305.19358) regularise with that score. The logarithm keeps
-    the gradient alive where n is far below D and the score near 0; no eigenvalue is computed.
+    (ratio − 1)/(D − 1). Rudman & Eickhoff 2023 (arXiv 2305.19358) regularise with a variant, IsoScore*, which they
+    lower. The logarithm keeps the gradient alive where n is far below D and the score near 0; no eigenvalue is needed.
 
     Args:
         embeddings: `[n, D]`, n ≥ 3, any floating dtype; computed in float32 or better.

@@ -14,7 +14,7 @@ def uniformity_loss(embeddings: Tensor, t: float = 2.0) -> Tensor:
     ℓ = log [ 2 / (n (n − 1)) Σ_{i<j} e^{−t ‖x_i − x_j‖²} ],   ‖x_i − x_j‖² = 2 − 2 cos(x_i, x_j)
 
     Wang & Isola 2020 (arXiv 2005.10242), § 4.1, where t = 2 is the usual choice. From 0, all directions equal, down to
-    about −2t for directions spread over a sphere of many dimensions.
+    −2t n/(n − 1), the corners of a regular simplex: about −2t for many directions.
 
     Args:
         embeddings: `[n, D]`, n ≥ 2, any floating dtype; computed in float32 or better.

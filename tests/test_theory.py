@@ -28,6 +28,19 @@ def test_the_statement_holds_and_its_check_has_power(name):
     assert verdict.has_power, verdict.controls_rejected
 
 
+@pytest.mark.parametrize("seed", [6, 31, 39, 41, 46])
+def test_negatives_so_hard_that_a_thousand_are_few_are_no_fault(seed):
+    """With χ² of hundreds, χ²/(2K) is most of the gap only far beyond K = 1,024."""
+    statement = BY_NAME["hard-negatives-bound-kl"]
+    assert all(one.holds for one in statement.check(statement.claim, torch.Generator().manual_seed(seed), 1))
+
+
+@pytest.mark.parametrize("sets", [[(0, 1), (0, 2), (0, 3), (0, 4), (0, 5)], [(0, 1, 2), (2, 3, 4), (4, 5, 0)]])
+def test_any_comparisons_that_connect_all_responses_have_one_optimum(sets):
+    statement = BY_NAME["optimum-is-unique"]
+    assert all(one.holds for one in statement.check(lambda: sets, torch.Generator().manual_seed(0), 1))
+
+
 # What is broken, in which file, and the statement that must notice.
 MUTANTS = [
     (infonce, "(negatives - positive)", "(positive - negatives)", "top1-is-infonce"),

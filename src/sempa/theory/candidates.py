@@ -26,7 +26,7 @@ class Candidates:
     def condition(self) -> float:
         """How many roundings a loss may be off by: twice the largest β(|log π| + |log π_ref|), plus K + 1.
 
-        A loss moves by at most twice what a reward moves, and its sum over K + 1 candidates rounds K + 1 times.
+        Each place of a ranking moves by at most twice what a reward moves, and its sum rounds at most K + 1 times.
         """
         size = self.beta * (self.policy.detach().abs() + self.reference.abs())
         return 2 * float(size.max()) + size.shape[1]

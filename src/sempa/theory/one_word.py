@@ -1,4 +1,4 @@
-"""A one-word answer: preferring a word moves the PromptEOL state along that word's output embedding."""
+"""A one-word answer: the preference gradient in the PromptEOL state is along u_w − u_l, of two output embeddings."""
 
 import math
 from collections.abc import Iterator

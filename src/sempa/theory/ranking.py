@@ -59,7 +59,7 @@ def _quotient_loss(drawn: Candidates, policy: Tensor, rewards: Claim) -> Tensor:
 @statement(
     name="bradley-terry",
     equation="K = 1:  −log σ(r₀ − r₁) = −log [e^{r₀}/(e^{r₀} + e^{r₁})],  r = β log π/π_ref",
-    tolerance=_ROUNDING + "; e^{|margin|} times that for the plain quotient",
+    tolerance=_ROUNDING,
     claim=Candidates.rewards,
     controls={
         "reference left out": lambda drawn, policy: drawn.beta * policy,
@@ -69,10 +69,8 @@ def _quotient_loss(drawn: Candidates, policy: Tensor, rewards: Claim) -> Tensor:
 )
 def bradley_terry(rewards: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     drawn = draw_candidates(generator, trials, 1)
-    # The quotient's exponentials are rounded at the size of the larger: its condition is e^{|margin|}.
-    stretch = float(drawn.rewards(drawn.policy).diff(dim=1).abs().max().exp())
-    for loss, times in ((top1_loss, 1.0), (ranking_loss, 1.0), (_quotient_loss, stretch)):
-        yield from _same_loss(partial(loss, rewards=rewards), pair_loss, drawn, generator, times * drawn.condition())
+    for loss in (top1_loss, ranking_loss, _quotient_loss):
+        yield from _same_loss(partial(loss, rewards=rewards), pair_loss, drawn, generator, drawn.condition())
 
 
 def _pairwise(drawn: Candidates, policy: Tensor) -> Tensor:
@@ -111,7 +109,7 @@ def _stages_of_all(scores: Tensor) -> Tensor:
 @statement(
     name="ranking-is-shrinking-infonce",
     equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
-    tolerance=_ROUNDING,
+    tolerance=_ROUNDING + ", and K + 1 places",
     claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
     controls={
         "candidates not taken away": lambda drawn, policy: _stages_of_all(drawn.rewards(policy)),
@@ -121,7 +119,7 @@ def _stages_of_all(scores: Tensor) -> Tensor:
 )
 def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trials: int) -> Iterator[Measurement]:
     for drawn in all_sizes(generator, trials):
-        yield from _same_loss(claim, ranking_loss, drawn, generator, drawn.condition())
+        yield from _same_loss(claim, ranking_loss, drawn, generator, drawn.condition() * drawn.policy.shape[1])
 
 
 @statement(

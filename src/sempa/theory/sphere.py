@@ -12,7 +12,7 @@ from torch import Tensor
 from sempa.theory.log_sum import expected_infonce
 from sempa.theory.statement import Claim, Measurement, compare, exceeds, falls, rounding, statement
 
-# K at which the limit is read off; each is followed by its double and its fourfold.
+# The least K at which the limit is read off; its double and its fourfold follow.
 _FAR = 1024
 _POINTS = 12
 _GRID = 48
@@ -155,6 +155,7 @@ def alignment_uniformity_rate(deviation: Claim, generator: torch.Generator, tria
     claim=lambda places: places >= 0,
     controls={
         "two opposite points": lambda places: places % (_GRID // 2) == 0,
+        "every other place": lambda places: places % 2 == 0,
         "one half of the circle": lambda places: places < _GRID // 2,
     },
 )
@@ -168,6 +169,6 @@ def uniform_is_most_uniform(best: Claim, generator: torch.Generator, trials: int
     taken = best(torch.arange(_GRID)).double()
     for temperature in (0.1, 0.5, 2.0):
         lowest = uniformity(taken / taken.sum(), temperature)
-        for spread in torch.linspace(0.1, 4, max(8, trials)):
+        for spread in torch.logspace(-6, 0.6, max(8, trials)):
             weights = (spread * torch.randn(_GRID, generator=generator, dtype=torch.float64)).softmax(0)
             yield exceeds(lowest, uniformity(weights, temperature), 1 / temperature + 1)
