@@ -20,7 +20,7 @@ def test_the_cards_commands_name_the_files_that_are_there(run, tiny_folder, tmp_
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "vllm serve mine --runner pooling" in card
     assert "--chat-template mine/prompteol.jinja" in card
-    assert "falls to" in card
+    assert "silently embeds something else" in card
     assert "pip install sempa" not in card
 
 
