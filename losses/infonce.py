@@ -34,7 +34,7 @@ def infonce_loss(scores: Tensor, temperature: float, *, mask: Tensor | None = No
     positive, negatives = scores[:, :1], scores[:, 1:]
     # The lowest finite number, not −∞: a row without negatives then has loss 0 and gradient 0 instead of NaN.
     lowest = torch.finfo(scores.dtype).min
-    margins = ((negatives - positive) / temperature).masked_fill(~mask[:, 1:], lowest)
+    margins = ((negatives - positive) / temperature).masked_fill(~mask[:, 1:], lowest).clamp_min(lowest)
     against = margins.logsumexp(1)
     return torch.logaddexp(against, torch.zeros_like(against))
 

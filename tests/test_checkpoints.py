@@ -77,18 +77,6 @@ def test_a_checkpoint_restores_adapter_and_moments_bit_for_bit(tmp_path):
             assert torch.equal(optimizer.state[a][key], restored.state[b][key])
 
 
-def test_a_parameter_without_a_gradient_so_far_has_no_moments_to_restore(tmp_path):
-    model, optimizer = learner()
-    first, *_ = lora_parameters(model).values()
-    del optimizer.state[first]
-    save_checkpoint(tmp_path, 1, model, optimizer, {})
-    other, fresh = learner(1)
-    fresh.state.clear()
-    assert load_checkpoint(tmp_path, other, fresh)["step"] == 1
-    assert same(weights(other), weights(model))
-    assert len(fresh.state) == len(lora_parameters(model)) - 1
-
-
 def test_the_latest_two_are_kept_in_the_order_of_their_steps(tmp_path):
     model, optimizer = learner()
     for step in (9, 999_999, 1_000_000):
@@ -253,8 +241,10 @@ def in_child(function):
 
 def test_what_killed_processes_left_is_swept_away(run):
     folder, _ = run
-    (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp").mkdir()
-    (folder / "checkpoints" / ".step-000009.0123456789abcdef.tmp" / "half").write_text("x")
+    # An export that is being written.
+    exported = folder / ".merged.0123456789abcdef.tmp"
+    exported.mkdir()
+    (exported / "half").write_text("x")
     (folder / "adapter").mkdir()
     for name in (".metrics.jsonl", "adapter/.adapter_model.safetensors"):
         (folder / f"{name}.0123456789abcdef.tmp").write_text("x")
@@ -263,7 +253,8 @@ def test_what_killed_processes_left_is_swept_away(run):
     for path in others:
         path.write_text("x")
     save_checkpoint(folder, 9, *learner(), {})
-    assert sorted(folder.rglob("*.tmp")) == sorted(others)
+    assert sorted(folder.rglob("*.tmp")) == sorted([*others, exported])
+    assert (exported / "half").read_text() == "x"
     remove_leftovers(folder / "nowhere")
 
 

@@ -172,6 +172,12 @@ def test_a_resumed_runs_total_holds_what_was_spent_before(config, tmp_path, monk
     assert seconds["training"] == 5000.0 <= seconds["total"] < 5500
 
 
+def test_the_peak_of_memory_is_that_of_the_models_own_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: (1 + device.index) * 2**30)
+    assert experiment._peak_memory(torch.device("cuda", 1)) == 2.0
+    assert 0.1 < experiment._peak_memory(torch.device("cpu")) < 1000
+
+
 def test_embed_similarity_and_generate_use_the_adapter_and_find_its_base(run, tmp_path, capsys):
     sentences = ["A man runs.", "Two dogs sleep.", 'He said "hi"']
     source = tmp_path / "sentences.txt"

@@ -190,6 +190,15 @@ def test_scores_of_ten_thousand_neither_overflow_nor_lose_their_gradient(dtype):
         torch.testing.assert_close(pull, scale * torch.tensor([[-1, 1, 0], [0, 0, 0]], dtype=dtype))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 700), (torch.float32, 1e38), (torch.float64, 1e308)])
+def test_a_margin_that_overflows_has_a_gradient_of_zero(dtype, size):
+    scores = torch.tensor([[size, -size, -size], [0, -size, 1]], dtype=dtype, requires_grad=True)
+    values = infonce_loss(scores, 0.01)
+    (pull,) = torch.autograd.grad(values[0], scores, retain_graph=True)
+    assert values[0] == 0 and not pull.any()
+    assert torch.autograd.grad(values[1], scores)[0][1].tolist() == pytest.approx([-100, 0, 100])
+
+
 @pytest.mark.parametrize("size", [1e2, 1e3, 1e4])
 def test_equal_candidates_share_a_rankings_gradient_exactly_however_large_the_scores(size):
     scores = torch.tensor([[-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]) * size

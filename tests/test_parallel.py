@@ -115,3 +115,22 @@ def test_a_stray_world_size_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SempaError, match=r"WORLD_SIZE is set, but .*RANK expected, but not set.*with torchrun"):
         join_processes()
+
+
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        there = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in there.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SempaError, match=r"WORLD_SIZE is set, but .*(EADDRINUSE|address already in use)"):
+            join_processes()
+
+
+def test_all_processes_refuse_a_folder_that_holds_a_run(tiny_folder, triplets_file, tmp_path):
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(f"model: {tiny_folder}\ntriplets: {triplets_file}\n{SETTINGS}")
+    (run / "adapter").mkdir(parents=True)
+    for process in start(config, run, tmp_path / "cache", 2):
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert "already holds a run; resume it by" in error and "Traceback" not in error

@@ -265,6 +265,16 @@ def test_accuracy_asks_which_chosen_sentence_a_sentence_finds(tiny_llama, monkey
     assert metrics["contrast_accuracy"] == 1.0
 
 
+@pytest.mark.parametrize(("text_ids", "found"), [([0, 1, 2, 3], 0.5), ([0, 1, 2, 2], 1.0)])
+def test_a_chosen_sentence_that_stands_twice_in_the_batch_is_found_at_either_place(
+    tiny_llama, monkeypatch, text_ids, found
+):
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    monkeypatch.setattr(module, "gather_rows", lambda *_: embeddings)
+    _, metrics = contrast_loss(Config(), tiny_llama, [], torch.tensor([*text_ids, 4, 5]).view(3, 2))
+    assert metrics["contrast_accuracy"] == found
+
+
 def test_the_optimiser_is_the_configs(adapted_base):
     (group,) = make_optimizer(Config(learning_rate=3e-4, beta2=0.95, weight_decay=0.1), adapted_base.model).param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.9, 0.95), 0.1)
@@ -301,12 +311,23 @@ def test_the_contrast_alone_sees_the_noise_that_the_step_draws(adapted_base, tri
 NOTHING = Batch([], [], [], torch.empty(3, 0))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_losses_that_draw_dropout_run_one_after_another(adapted_base, monkeypatch, dropout):
-    model, config, asked = adapted_base.model, Config(lora_dropout=dropout), []
+@pytest.mark.parametrize(
+    ("draws", "one_after_another"),
+    [
+        ({}, False),
+        ({"lora_dropout": 0.1}, True),
+        ({"noise": 0.5}, False),
+        ({"checkpoint_activations": True}, False),
+        ({"noise": 0.5, "checkpoint_activations": True}, True),
+    ],
+)
+def test_losses_that_disturb_each_others_draws_run_one_after_another(
+    adapted_base, monkeypatch, draws, one_after_another
+):
+    model, config, asked = adapted_base.model, Config(**draws), []
     monkeypatch.setattr(module, "backward", lambda *_, in_order: asked.append(in_order) or {"loss": 1.0})
     train_step(config, model, make_optimizer(config, model), NOTHING, [], 0, 8)
-    assert asked == [dropout > 0]
+    assert asked == [one_after_another]
 
 
 def test_a_large_gradient_is_clipped_to_length_one(adapted_base, tokenizer, triplets):

@@ -47,6 +47,14 @@ def test_metrics_bear_the_names_that_trl_made_known(setting, tmp_path):
     assert record["rewards/margins"] == pytest.approx(record["rewards/chosen"] - record["rewards/rejected"])
 
 
+def test_the_seconds_of_a_run_hold_those_after_its_last_checkpoint_and_those_of_a_resume(setting, tmp_path):
+    _, state = setting()
+    _, saved = read_checkpoint(checkpoint_files(tmp_path / "run")[-1])
+    # No step is left.
+    _, resumed = setting()
+    assert saved["seconds"] < state["seconds"] and saved["seconds"] < resumed["seconds"]
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 5, 7, 8])
 def test_an_interrupted_run_resumes_to_the_same_bits(setting, tmp_path, monkeypatch, stop_after):
     """Whatever the step of the interrupt: weights, metrics and the best adapter are those of the unbroken run."""

@@ -49,10 +49,10 @@ def start_run(config: Config, command: str) -> dict:
     """
     run = Path(config.output)
     with _unfinished(run):
+        if checkpoint_files(run) or (run / "adapter").exists():
+            remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
+            raise SempaError(f"output {config.output}: already holds a run; {remedy}")
         if process_rank() == 0:
-            if checkpoint_files(run) or (run / "adapter").exists():
-                remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
-                raise SempaError(f"output {config.output}: already holds a run; {remedy}")
             write_atomic(run / "config.yaml", dump_config(config))
         return _run(config, run, command)
 
@@ -121,7 +121,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "command": command,
         **origin(base.model),
         "seconds": {"total": finished - began + spent, "training": state["seconds"], "evaluation": finished - trained},
-        "peak_memory_gib": _peak_memory(),
+        "peak_memory_gib": _peak_memory(base.model.device),
         "training": {
             "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
             "used": len(dataset.train),
@@ -163,9 +163,9 @@ def development_sample(config: Config, tasks: list[StsTask]) -> StsTask:
     return drawn
 
 
-def _peak_memory() -> float:
+def _peak_memory(device: torch.device) -> float:
     """The process's largest resident memory, or on CUDA the device's, in GiB."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

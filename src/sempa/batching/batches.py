@@ -84,7 +84,7 @@ def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Tripl
 class Batch:
     """Some preferences in packed rows: paraphrase prompts with their responses, and one-word prompts to embed.
 
-    `preference_rows` is empty where no loss ranks responses, `sentence_rows` where `contrast` is 0. `text_ids`
+    `preference_rows` is empty where no loss reads responses, `sentence_rows` where `contrast` is 0. `text_ids`
     `[3, size]` int64 numbers the embedded texts (sentences, best and worst responses); equal texts share a number.
     """
 
@@ -95,7 +95,7 @@ class Batch:
 
     @property
     def ranked(self) -> int:
-        """How many examples the preference loss ranks."""
+        """How many examples have their responses read."""
         return sum(len(row.examples) for row in self.preference_rows)
 
 

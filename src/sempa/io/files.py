@@ -39,6 +39,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises `SempaError` when the disk is full or the folder cannot be written; `path` then still holds its old content.
     """
     with explain_os_errors(path):
+        path = path.resolve()  # a link stays, and its target is written
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -70,11 +71,9 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`; nobody else may be writing there."""
+    """Remove the files that killed processes left half-written in `folder`; nobody else may be writing files there."""
     for leftover in folder.glob(f".*.{'[0-9a-f]' * 16}.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
+        if leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
@@ -141,11 +140,11 @@ def user_path(path: str | Path) -> Path:
 def check_output(path: Path, *inputs: Path, folder: bool = False) -> None:
     """Raise `SempaError` unless a file, or a `folder`, can be written at `path`: before the work, not after it.
 
-    A file must not be one of `inputs` or a data file of an input folder, even by another name: it would be overwritten.
+    A file must not be one of `inputs` or a file of an input folder, even by another name: it would be overwritten.
     """
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise SempaError(f"{path}: is not a {'folder' if folder else 'regular file'}, so it cannot be the output")
-    files = (file for source in inputs for file in column_files(source))
+    files = (file for source in inputs for file in column_files(source) or source.rglob("*"))
     if path.is_file() and any(file.exists() and path.samefile(file) for file in files):
         raise SempaError(f"{path}: is the input itself, which would be lost; give another name for the output")
     place = path.absolute() if folder else path.absolute().parent

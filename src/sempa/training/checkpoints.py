@@ -46,8 +46,6 @@ def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimize
     saved = {
         number: {key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         for number, name in enumerate(lora_parameters(model))
-        # A parameter that has had no gradient yet has no moments.
-        if f"{name}/step" in tensors
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
     return state

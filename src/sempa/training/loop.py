@@ -106,7 +106,7 @@ def train(
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:
                 raise KeyboardInterrupt
-    return state
+    return state | {"seconds": time.perf_counter() - began}
 
 
 @contextlib.contextmanager

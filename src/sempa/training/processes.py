@@ -1,8 +1,8 @@
 """Data-parallel training under torchrun: each process runs its share of a batch's rows, and the gradients are summed.
 
-Batches, data order and learning rate are those of one process, so the number of processes changes a run by rounding
-and dropout masks alone; a checkpoint does not depend on it. Processes exchange the adapter's gradients, a few metrics,
-and the embeddings that the contrast compares.
+Batches, data order and learning rate are those of one process, so the number of processes changes a run by rounding,
+noise and dropout masks alone; a checkpoint does not depend on it. Processes exchange the adapter's gradients, a few
+metrics, and the embeddings that the contrast compares.
 """
 
 import os
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sempa.errors import SempaError
+from sempa.model.resolve import first_line
 
 
 def join_processes() -> None:
@@ -23,13 +24,13 @@ def join_processes() -> None:
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         return
-    if (device := local_device()) is not None:
-        torch.cuda.set_device(device)
     try:
+        if (device := local_device()) is not None:
+            torch.cuda.set_device(device)
         # Tensors travel from where they are: gradients from the device, the rest from the host.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    except ValueError as error:
-        raise SempaError(f"WORLD_SIZE is set, but {error}: start processes with torchrun, or unset it") from error
+    except (ValueError, RuntimeError) as error:
+        raise SempaError(f"WORLD_SIZE is set, but {first_line(error)}: start with torchrun, or unset it") from error
 
 
 def process_count() -> int:

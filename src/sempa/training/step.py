@@ -68,10 +68,12 @@ def train_step(
         losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
     # Noise and dropout follow from the step, so that a resumed run draws the same.
     torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + process_rank())
+    # A block that is recomputed for one loss sets back the generator that another loss draws its noise from.
+    in_order = config.lora_dropout > 0 or (config.noise > 0 and config.checkpoint_activations)
     parameters = list(lora_parameters(model).values())
     try:
         with adapter_dropout(model):
-            metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
+            metrics = backward(model, losses, parameters, in_order=in_order)
     except ValueError as error:  # the losses refuse NaN
         raise _diverged(config, batch, step, str(error)) from error
     metrics = sum_metrics(metrics)
@@ -99,17 +101,16 @@ def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequenc
     Losses may run side by side (`parallel_map`), unless they draw from one random generator and must run `in_order`.
     """
 
-    def gradient(loss: Loss) -> tuple[Sequence[Tensor | None], Metrics]:
+    def gradient(loss: Loss) -> tuple[Sequence[Tensor], Metrics]:
         value, metrics = loss()
-        return torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else (), metrics
+        return torch.autograd.grad(value, parameters, materialize_grads=True) if value.requires_grad else (), metrics
 
     total: Counter[str] = Counter(loss=0.0)
     for gradients, metrics in map(gradient, losses) if in_order else parallel_map(model, gradient, losses):
         total.update(metrics)
         # In the losses' order, whichever was ready first: equal runs give equal bits.
         for parameter, grad in zip(parameters, gradients):
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
     return dict(total)
 
 
@@ -170,7 +171,8 @@ def contrast_loss(
     loss = config.contrast * losses.mean()
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
-        found = cosines.argmax(1).cpu() == torch.arange(len(cosines))
+        entailments = text_ids[len(cosines) : 2 * len(cosines)]
+        found = entailments[cosines.argmax(1)] == entailments
     metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": found.double().mean()}
     # Every process has the metrics of the whole batch; their sum should count it once.
     return loss, {name: value.item() / process_count() for name, value in metrics.items()}
@@ -206,7 +208,7 @@ def _preference_metrics(
         "nll_loss": nll,
         "ches": ches,
     }
-    # One transfer: each waits for the device.
+    # One transfer for all of them: each waits for the device.
     parts = torch.stack([value.detach().float() for value in values.values()]).cpu().double().sum(1) / ranked
     return {"loss": loss.item(), **dict(zip(values, parts.tolist(), strict=True))}
 
