@@ -44,7 +44,7 @@ from transformers import (
 
 from sempa import SempaError
 from sempa.batching.batches import make_batch
-from sempa.batching.packing import pack_preferences
+from sempa.batching.packing import PackedRow, pack_preferences
 from sempa.batching.prompts import Preference, encode_one_word, encode_triplet
 from sempa.cli import main
 from sempa.config import Config
@@ -52,7 +52,7 @@ from sempa.data.triplets import Triplet
 from sempa.embedding.embed import embed
 from sempa.kernels import packed_attention
 from sempa.model.base import _close, check_forward, load_base
-from sempa.model.forward import attention_window, row_states
+from sempa.model.forward import attention_window, row_pass, row_states
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.base_samples import base_samples
@@ -269,11 +269,27 @@ def test_a_chunk_of_attention_is_a_window():
 def test_a_sequence_as_long_as_the_window_is_packed_and_one_token_more_is_not(tmp_path, tokenizer):
     model = saved_model(ARCHITECTURES["Mistral, window"], tmp_path, tokenizer).model
     for tokens, separate in ((6, False), (7, True)):
-        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6]))], 60)
+        (packed,) = pack_preferences([Preference([3] * (tokens - 2), ([4, 5, 8], [6, 7]))], 60)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             row_states(model, packed.packed)
         assert bool(caught) == separate
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral, window", "Gemma2", "Bloom"])
+def test_a_single_sequence_needs_neither_a_mask_nor_a_row_of_its_own(tmp_path, tokenizer, name):
+    model, ids = saved_model(ARCHITECTURES[name], tmp_path, tokenizer).model, [3, 4, 5, 8, 6, 9, 200, 31, 12]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for cut in (len(ids), 4):
+        row = PackedRow()
+        row.add(ids[cut:], row.add(ids[:cut]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            inputs, _ = row_pass(model, row)
+            found = row_states(model, row)
+        assert inputs.keys() == {"tokens"}
+        wanted = plain.base_model(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path, tokenizer, monkeypatch):

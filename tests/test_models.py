@@ -61,7 +61,9 @@ def test_bfloat16_is_faster_with_amx_or_outside_of_intel(monkeypatch, processor,
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: onednn)
     assert models.faster_dtype(torch.device("cpu")) == faster
-    assert models.faster_dtype(torch.device("cuda")) == "bfloat16"
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert models.faster_dtype(torch.device("cuda")) == ("bfloat16" if native else "float32")
 
 
 def test_the_embedded_model_is_converted_once_and_its_source_can_be_opened_by_transformers():

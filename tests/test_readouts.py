@@ -27,7 +27,7 @@ from readout_oracle import (
 )
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
-from transformers import Glm4Config, LlamaConfig
+from transformers import AfmoeConfig, Glm4Config, LlamaConfig
 
 from sempa.batching.packing import PackedRow, pack_sentence_rows
 from sempa.cli import main
@@ -156,11 +156,20 @@ def test_the_attention_sum_has_no_layer_to_choose(oracles):
         embed(oracles("Llama").base, SENTENCES, readout="attention-sum", layer=3)
 
 
-def test_a_norm_behind_the_attention_is_part_of_what_glm_4_adds(tmp_path):
-    save_model(Glm4Config(**SMALL, num_hidden_layers=2, head_dim=8, pad_token_id=0), tmp_path)
+@pytest.mark.parametrize(
+    ("architecture", "norm"),
+    [
+        (Glm4Config, "post_self_attn_layernorm"),
+        # Experts cannot be computed in float64.
+        (partial(AfmoeConfig, num_dense_layers=2), "post_attention_layernorm"),
+    ],
+    ids=["GLM-4", "AFMoE"],
+)
+def test_a_norm_behind_the_attention_is_part_of_what_a_block_adds(tmp_path, architecture, norm):
+    save_model(architecture(**SMALL, num_hidden_layers=2, head_dim=8, pad_token_id=0), tmp_path)
     oracle, added = oracle_of(tmp_path), []
     for block in oracle.stack:
-        block.post_self_attn_layernorm.register_forward_hook(lambda _, __, output: added.append(output[0, -1]))
+        getattr(block, norm).register_forward_hook(lambda _, __, output: added.append(output[0, -1]))
     states(oracle.plain, ids_of(oracle.tokenizer, eol(CLEAN[0])), -1)
     wanted = sum(added).numpy()
     found = embed(oracle.base, SENTENCES[:1], readout="attention-sum")[0]

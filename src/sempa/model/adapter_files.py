@@ -59,7 +59,7 @@ def adapter_folder(path: Path) -> Path:
     """The adapter in `path`, a run folder or an adapter folder itself; raises `SempaError` when it is neither."""
     for folder in (path / "adapter", path):
         if (folder / CONFIG_FILE).is_file():
-            return folder
+            return folder if folder.name else folder.absolute()  # `.` has neither a name nor a parent
     raise SempaError(f"adapter {str(path)!r}: holds no {CONFIG_FILE}, neither itself nor in its folder `adapter`")
 
 

@@ -57,9 +57,11 @@ def load_base(name: str, dtype: str = "auto", device: str | None = None) -> Base
 
 
 def faster_dtype(device: torch.device) -> str:
-    """`bfloat16`, or on a CPU without AMX, AMD's AVX-512 or ARM's BF16 `float32`, which is the faster there."""
+    """`bfloat16`, or `float32` on GPUs before Ampere, and CPUs without AMX, AMD's AVX-512 or ARM's BF16."""
     if device.type != "cpu":
-        return "bfloat16"
+        # GPUs before Ampere compute bfloat16 in float32.
+        emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        return "float32" if emulated else "bfloat16"
     # Intel's AVX-512 multiplies bfloat16 at half of float32's rate; AMX, which some virtual machines hide, does not.
     slow = "Intel" in processor() and not torch.cpu._is_amx_tile_supported()
     native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -166,6 +168,6 @@ def pick_device(device: str | None) -> torch.device:
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise SempaError(f"device: {device!r} cannot be used here: {first_line(error)}") from error
     return target

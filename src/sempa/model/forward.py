@@ -57,8 +57,12 @@ def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object],
     a sequence is longer than the attention window: slower, with the same result. A warning says so.
     """
     takes_block_mask, window = getattr(model, "takes_block_mask", True), attention_window(model)
-    if takes_block_mask and max(row.positions) < window:
-        return row.inputs(model.device), torch.arange(len(row.tokens), device=model.device)
+    longest, places = max(row.positions) + 1, torch.arange(len(row.tokens), device=model.device)
+    if longest == len(places):
+        # A single sequence takes a causal pass, which needs no mask of length x length.
+        return {"tokens": torch.tensor([row.tokens], device=model.device)}, places
+    if takes_block_mask and longest <= window:
+        return row.inputs(model.device), places
     reason = f"attends to {window:,} tokens at most" if takes_block_mask else "takes no block mask"
     message = f"{type(model).__name__} {reason}: sequences run in separate rows: slower, the same result"
     warnings.warn(message, stacklevel=3)

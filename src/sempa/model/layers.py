@@ -58,11 +58,11 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     """e = Σ_l o_l at the tokens `ends` `[m]` of a packed row: float32 `[m, D]`, differentiable.
 
     o_l is what the attention of block l adds to the residual: its output projection's output (AlignedWVA over all
-    layers, arXiv 2602.01572), past the norm that follows it in some blocks (Gemma 2 and 3, OLMo 2, GLM-4).
+    layers, arXiv 2602.01572), past the norm that follows it in some blocks (Gemma 2 and 3, OLMo 2, GLM-4, AFMoE).
     """
     added = []
     for block, projection in zip(blocks(model), output_projections(model), strict=True):
-        sandwiched = hasattr(block, "post_feedforward_layernorm")
+        sandwiched = hasattr(block, "post_feedforward_layernorm") or hasattr(block, "pre_mlp_layernorm")
         norm = getattr(block, "post_attention_layernorm" if sandwiched else "post_self_attn_layernorm", None)
         added.append(norm or projection)
     inputs, places = row_pass(model, row)

@@ -56,7 +56,7 @@ def sample(
         batch_size: answers that grow at one time: more fill the matrix products better, but take memory.
         progress: the name of a bar to show.
 
-    Raises `SempaError` for a number out of its range, and as `encode_prompts` does.
+    Raises `SempaError` as `check_sampling` and `encode_prompts` do.
     """
     check_sampling(max_new_tokens, temperature, top_p)
     sequences, ends = encode_prompts(base, prompts, max_new_tokens), end_tokens(base)

@@ -21,7 +21,7 @@ _making_a_pool = threading.Lock()
 
 
 def parallel_map(model: PreTrainedModel, run: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield `run(item)` for each item, in order; the calls run in parallel for a bfloat16 model on a CPU.
+    """Yield `run(item)` for each item, in order; in parallel for a model on a CPU that is not float32.
 
     Each pass then has its share of the threads. It sees the caller's gradient mode and context variables, so that
     `adapter_disabled` holds inside. The first exception is raised, and passes that have not begun are dropped.

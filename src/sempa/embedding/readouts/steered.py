@@ -1,23 +1,4 @@
-"""Readouts that change states on the way up: Contrastive Prompting and Token Prepending.
-
-Contrastive Prompting (Cheng et al., *Contrastive Prompting Enhances Sentence Embeddings in LLMs through Inference-Time
-Steering*, arXiv 2505.12831) runs, beside PromptEOL's, an auxiliary prompt that asks for irrelevant information, and
-subtracts its heads' outputs in one block. At block s, at the last position, with a the heads' outputs (concatenated,
-before the output projection) of PromptEOL and b those of the auxiliary prompt,
-
-    a ← c (a − b)
-
-At layers below s it equals PromptEOL.
-
-Token Prepending (Fu et al., *Token Prepending: A Training-Free Approach for Eliciting Better Sentence Embeddings from
-LLMs*, arXiv 2412.11556) puts before the sentence a placeholder that carries a summary of it, so that every token can
-attend to one. The prompt is `This sentence : <PST> "…" means in one word:"`. Before each block i with start ≤ i < exit,
-with hᵢ its input and N the last position,
-
-    hᵢ[PST] ← hᵢ[N]
-
-The placeholder's own embedding is random, and only the blocks before `start` see it.
-"""
+"""Readouts that change states on the way up: Contrastive Prompting and Token Prepending."""
 
 from array import array
 from collections.abc import Sequence
@@ -45,7 +26,11 @@ def contrastive_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[
 
 
 def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
-    """e = h at the prompt's last token, with a ← c (a − b) at block s; both prompts run in one row."""
+    """e = h at the prompt's last token, with a ← c (a − b) there in block s; both prompts run in one row.
+
+    a and b are the heads' outputs, before the output projection, of PromptEOL and the auxiliary prompt. Cheng et al.,
+    *Contrastive Prompting Enhances Sentence Embeddings in LLMs through Inference-Time Steering* (arXiv 2505.12831).
+    """
     inputs, places = row_pass(model, prompts.packed)
     ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
@@ -70,7 +55,7 @@ _SEED = 3407
 
 
 def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
-    """The PromptEOL prompt with a placeholder before the quoted sentence: id 0, its embedding replaced."""
+    """`This sentence : <PST> "…" means in one word:"`; the placeholder has id 0, its embedding is replaced."""
     tails = [f"{_TAIL}{clean_sentence(sentence)}{EOL_SUFFIX}" for sentence in sentences]
     begin_of_text, head, *tails = encode_plain(tokenizer, ["", _HEAD, *tails])
     own = (tail[len(begin_of_text) :] for tail in tails)
@@ -78,7 +63,11 @@ def prepending_prompts(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[s
 
 
 def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> Tensor:
-    """e = h at the prompt's last token, with hᵢ[PST] ← hᵢ[N] before the blocks from `start` to `exit` − 1."""
+    """e = h at the prompt's last token N, with hᵢ[PST] ← hᵢ[N] in the input of each block i, start ≤ i < exit.
+
+    So the placeholder PST before the sentence carries a summary of it, which every token can attend to. Fu et al.,
+    *Token Prepending: A Training-Free Approach for Eliciting Better Sentence Embeddings from LLMs* (arXiv 2412.11556).
+    """
     inputs, places = row_pass(model, prompts.packed)
     placeholders, ends = places[prompts.starts], places[prompts.ends]
     table = model.get_input_embeddings()
