@@ -165,7 +165,8 @@ def test_vectors_come_back_to_the_bit_from_every_format(suffix, rows, tmp_path):
     vectors[:1] = [0, -0.0, 1e-42, 3e38, -1, np.float32(1 / 3), 1e-30]
     path = tmp_path / f"v{suffix}"
     write_vectors(path, vectors)
-    if rows:
+    # A text without a line has no columns either.
+    if rows or suffix != ".csv":
         np.testing.assert_array_equal(read_vectors(path), vectors)
         assert read_vectors(path).dtype == np.float32
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

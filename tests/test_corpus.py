@@ -339,6 +339,13 @@ def test_vectors_may_come_from_elsewhere_in_pieces_but_not_too_few(embedder, sou
             embedder, source, tmp_path / "few", encode=lambda chunks: itertools.islice(pieces(chunks), 3), **options
         )
 
+    def long(chunks):
+        yield np.concatenate([embedder.encode(chunk) for chunk in chunks])
+
+    with pytest.raises(ValueError, match="a piece with vectors of two shards"):
+        embed_corpus(embedder, source, tmp_path / "long", encode=long, **options)
+    assert not list((tmp_path / "long").glob("shard-*"))
+
 
 def test_the_command_streams_resumes_and_tells(tiny_folder, source, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
@@ -408,7 +415,13 @@ def test_a_change_is_noticed_when_an_earlier_shard_alone_is_missing(embedder, so
     assert not first.exists()
 
 
-@pytest.mark.parametrize("manifest", ["[1]", "null", '{"name": "app"}', '{"settings": {}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("[1]", "null", '{"name": "app"}', '{"settings": {}}'),
+        *('{"settings": [3], "shards": []}', '{"settings": null, "shards": []}', '{"settings": {}, "shards": 3}'),
+    ],
+)
 def test_another_programs_manifest_is_one_sentence(embedder, source, tmp_path, manifest):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / MANIFEST_FILE).write_text(manifest)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from exporting import make_adapter, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from sempa import Embedder, SempaError
@@ -109,6 +111,23 @@ def test_a_base_stored_in_bfloat16_is_merged_in_float32(run, tiny_folder, tmp_pa
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     # It is no encoder yet.
     assert not (tmp_path / "alone" / "prompteol.jinja").exists()
+
+
+def test_what_a_model_holds_in_float32_beside_bfloat16_is_not_rounded_when_merged(tmp_path, tokenizer):
+    plain = AutoModelForCausalLM.from_config(ARCHITECTURES["DeepSeek-V3"])
+    biases = {name: bias for name, bias in plain.state_dict().items() if name.endswith("e_score_correction_bias")}
+    for bias in biases.values():
+        bias.copy_(3 - torch.rand(bias.shape) / 100)
+    plain.save_pretrained(tmp_path / "float32")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_adapter(load_base(str(tmp_path / "base"), "bfloat16", "cpu").model, tmp_path / "adapter", tmp_path / "base")
+    export_folder(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged", "merged")
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    assert biases
+    for name, bias in biases.items():
+        assert bias.dtype == torch.float32 and torch.equal(stored[name], bias)
+    assert stored["lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_a_transposed_layer_is_merged_and_a_large_model_is_cut_into_files(tmp_path, tokenizer, monkeypatch):
@@ -340,8 +359,12 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(run, tiny_folder, tmp_pat
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious.txt"]
 
 
-def test_a_run_and_its_adapter_are_the_same_place(run):
+def test_a_run_and_its_adapter_are_the_same_place(run, monkeypatch):
     assert adapter_folder(run) == adapter_folder(run / "adapter") == run / "adapter"
+    # A folder that has a name and a parent, wherever one stands.
+    monkeypatch.chdir(run / "adapter")
+    assert adapter_folder(Path()).samefile(run / "adapter")
+    assert (adapter_folder(Path()).name, adapter_folder(Path()).parent.name) == ("adapter", run.name)
 
 
 def test_sentence_transformers_gets_a_padding_token_that_has_an_embedding(tmp_path, tiny_folder):

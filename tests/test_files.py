@@ -112,14 +112,33 @@ def test_an_output_on_top_of_the_input_is_refused_by_any_name(source, tmp_path, 
     assert source.read_bytes() == before
 
 
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    (tmp_path / "link.txt").symlink_to("there/target.txt")
+    for content in ("new", "newer"):
+        write_atomic(tmp_path / "link.txt", content)
+        assert (tmp_path / "link.txt").is_symlink()
+        assert (tmp_path / "there" / "target.txt").read_text() == content
+        assert [path.name for path in (tmp_path / "there").iterdir()] == ["target.txt"]
+
+
+def test_no_output_replaces_a_file_of_a_benchmarks_folder(tmp_path, capsys):
+    (tmp_path / "STS" / "STS12").mkdir(parents=True)
+    files = [tmp_path / "STS" / "sts-dev.csv", tmp_path / "STS" / "STS12" / "STS.gs.a.txt"]
+    for path in files:
+        path.write_text("x")
+        assert main(["evaluate", "--model", "/nowhere", "--sts", str(tmp_path / "STS"), "--json", str(path)]) == 2
+        assert f"{path}: is the input itself, which would be lost" in capsys.readouterr().err
+        assert path.read_text() == "x"
+
+
 def test_no_output_replaces_the_model_the_adapter_or_its_report(tiny_folder, adapted_base, tmp_path, capsys, source):
     base = tmp_path / "base"
     shutil.copytree(tiny_folder, base)
     run, adapter = tmp_path / "run", tmp_path / "run" / "adapter"
     save_adapter(adapted_base.model, adapter, str(base))
     (run / "report.json").write_text("{}")
-    inputs = [*base.glob("*.safetensors"), base / "config.json", *adapter.iterdir(), run / "report.json"]
-    assert len(inputs) >= 5
+    inputs = [*base.iterdir(), *adapter.iterdir(), run / "report.json"]
+    assert len(inputs) >= 7 and base / "tokenizer.json" in inputs
     before = {path: path.read_bytes() for path in inputs}
     for path in inputs:
         assert main(["evaluate", "--adapter", str(run), "--json", str(path)]) == 2

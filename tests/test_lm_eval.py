@@ -231,6 +231,19 @@ def test_what_the_harness_cannot_do_is_said_in_a_sentence(base, tmp_path, questi
         assert message in capsys.readouterr().err
 
 
+def test_a_group_without_an_aggregate_is_shown_by_its_members():
+    def results(figures):
+        scored = {name: {"acc,none": figure, "acc_stderr,none": "N/A"} for name, figure in figures.items()}
+        groups = {"all": ["pair", "three"], "pair": ["one", "two"]}
+        return {"results": scored | {"all": {"alias": "all"}}, "group_subtasks": groups, "n-shot": {}, "samples": {}}
+
+    before, after = results({"one": 0.5, "two": 0.25, "three": 0.0}), results({"one": 0.5, "two": 0.5, "three": 1.0})
+    rows = lm_eval_harness._compare(before, after)
+    assert {row["task"]: row["change"] for row in rows} == {"one": 0.0, "two": 0.25, "three": 1.0}
+    before["results"]["pair"] = after["results"]["pair"] = {"acc,none": 0.4}
+    assert [row["task"] for row in lm_eval_harness._compare(before, after)] == ["three", "pair"]
+
+
 def test_a_metric_that_is_no_mean_of_the_problems_has_no_paired_error():
     def results(values, figure, order=(0, 1, 2)):
         answered = [{"filter": "none", "doc_id": i, "acc": values[i]} for i in order]

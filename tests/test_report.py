@@ -11,7 +11,7 @@ import pytest
 
 from sempa.io.files import finite
 from sempa.report import plots
-from sempa.report.render import markdown_table
+from sempa.report.render import interval_cell, markdown_table
 from sempa.report.run_report import page, terminal_table, write_report
 
 CHANGE = {"change_interval": (1.04, 5.0), "p": 0.001}
@@ -288,3 +288,8 @@ def test_the_page_begins_with_score_drift_and_time_and_shows_each_answer_on_its_
     for text in ("STS-B dev: 73.8 → 77.4.", "Perplexity on passages: +0.3", "84 steps, 8.5 minutes in all."):
         assert text in html
     assert "<b>base</b>&lt;script&gt;alert(1)&lt;/script&gt;</div><div><b>aligned</b>fine" in html
+
+
+def test_an_interval_without_ends_is_shown_as_such():
+    assert interval_cell([-0.04, 12.34], sign="+") == "-0.0 – +12.3"
+    assert interval_cell([math.nan, math.nan]) == interval_cell([None, None]) == "n/a – n/a"

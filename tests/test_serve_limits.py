@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import time
@@ -13,7 +14,9 @@ import prometheus_client as prometheus
 import pytest
 from serving import CHAT, EMBED, MESSAGES, answer, client, metric, post, serving, until
 
+from sempa.integrations.server import app as server
 from sempa.integrations.server.app import Gate
+from sempa.integrations.server.engine import Engine
 from sempa.integrations.server.requests import Limits
 
 
@@ -131,6 +134,32 @@ def test_a_client_that_does_not_read_its_answer_loses_its_place():
 
     requests, text = asyncio.run(run())
     assert requests == 0 and 'sempa_request_seconds_count{path="other",status="200"} 1.0' in text
+
+
+def test_a_stream_whose_client_stops_reading_ends_its_answer(adapted_embedder, endless, monkeypatch):
+    engines = []
+    monkeypatch.setattr(server, "Engine", lambda *given: engines.append(Engine(*given)) or engines[-1])
+    app = server.make_app(adapted_embedder, "tiny", Limits(seconds=0.5))
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 2000, "stream": True}).encode()
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
+    answering = []
+
+    async def receive():
+        return requests.pop() if requests else await asyncio.sleep(600)
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            answering.append(engines[0].answers)
+            await asyncio.sleep(600)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": []}
+    # What the answer holds must not wait for the garbage collector.
+    gc.disable()
+    try:
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), 60))
+        assert answering[0] == 1 and engines[0].answers == 0
+    finally:
+        gc.enable()
 
 
 def test_a_requests_seconds_are_those_from_its_beginning_to_its_end(monkeypatch):

@@ -36,7 +36,7 @@ LONG = "dog " * 3000
         (EMBED, {"input": {"text": "a"}}, "input", "input: Input should be a valid array"),
         (EMBED, {"input": ["a", " "]}, None, "sentence 1: is empty"),
         (EMBED, {"input": "half \ud83d"}, None, "body: Invalid JSON"),
-        (EMBED, {"input": ["a", LONG]}, None, "sentence 1: has .* tokens in its prompt"),
+        (EMBED, {"input": ["a", LONG]}, "input", r"input\.1: found .* tokens with its prompt, expected at most 2,048"),
         (
             EMBED,
             {"input": "a", "dimensions": 0},

@@ -290,6 +290,17 @@ def test_the_command_prints_and_writes_the_table_and_goes_on(
     assert len(list((tmp_path / "rows").iterdir())) == 4
 
 
+def test_a_file_may_be_called_average(tiny_folder, tmp_path, capsys):
+    pairs = tmp_path / "average.csv"
+    rows = (f"The cat {i}.,{sentence(random.Random(i))},{i % 4}\n" for i in range(9))
+    pairs.write_text("sentence1,sentence2,score\n" + "".join(rows))
+    options = ["--readouts", "prompteol,last", "--resamples", "20", "--output", str(tmp_path / "out")]
+    assert main(["table", "--model", str(tiny_folder), "--dtype", "float32", "--sts", str(pairs), *options]) == 0
+    assert "average, 9 pairs" in capsys.readouterr().out
+    for row in json.loads((tmp_path / "out" / "table.json").read_text())["rows"]:
+        assert row["average"]["spearman"] == row["tasks"]["average"]["spearman"]
+
+
 def test_the_command_scores_any_file_of_pairs(tiny_folder, tmp_path, capsys):
     pairs = tmp_path / "mine.tsv"
     pairs.write_text(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sempa.io.files import write_atomic
-from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, svg
 
 _FLOOR = "#999999"
 
@@ -36,7 +36,7 @@ def bars(rows: list[dict]) -> str:
         axis.margins(y=0.01)
     axes[0].set_yticks(places, labels)
     axes[0].axvline(1, color=INK, linewidth=0.6, linestyle=":")
-    return standalone(svg(figure, "bars", f"{axes[0].get_title()}, and {memory} of every contestant"))
+    return svg(figure, "bars", f"{axes[0].get_title()}, and {memory} of every contestant", alone=True)
 
 
 def _colour(contestant: str) -> str:

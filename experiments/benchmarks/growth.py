@@ -23,7 +23,7 @@ from sempa.embedding.embedder import Embedder
 from sempa.kernels import token_logprobs
 from sempa.model.base import open_config
 from sempa.model.resolve import quiet, resolve_model
-from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, svg
 
 # Each from small to large; of a model width and depth, in the default model's proportions and with its vocabulary.
 SIZES = {
@@ -124,7 +124,7 @@ def plot(rows: list[dict]) -> str:
             side.set_ylabel(key, color=colour)
             side.tick_params(axis="y", labelsize=8, colors=colour)
         axis.set(xlim=(0, None), xlabel=over)
-    return standalone(svg(figure, "growth", "Seconds and peak memory over what a run can have more of"))
+    return svg(figure, "growth", "Seconds and peak memory over what a run can have more of", alone=True)
 
 
 if __name__ == "__main__":

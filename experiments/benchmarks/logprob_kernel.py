@@ -13,7 +13,7 @@ from draw import bars
 from torch import Tensor
 
 from sempa.kernels import token_logprobs
-from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, svg
 
 # rows N, width D, vocabulary V
 _SIZES = (
@@ -241,9 +241,8 @@ def plot(rows: list[dict]) -> str:
         axis.minorticks_off()
         axis.set(xlabel=x, title=f"{y} over {x}")
     axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
-    return standalone(
-        svg(figure, "logprob-kernel-growth", "Time and memory of the fused kernel over rows and vocabulary")
-    )
+    title = "Time and memory of the fused kernel over rows and vocabulary"
+    return svg(figure, "logprob-kernel-growth", title, alone=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from sempa.io.origin import origin, processor
 from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, interpolated, remove_adapter
-from sempa.report.plots import INK, make_figure, standalone, svg
+from sempa.report.plots import INK, make_figure, svg
 from sempa.training.loop import train
 
 HERE = Path(__file__).resolve().parent
@@ -266,7 +266,7 @@ def plot(result: dict) -> str:
         axes[2].text(0.08, place, str(number), color=colour, fontsize=9, ha="right", va="center", weight="bold")
         axes[2].text(0.12, place, name, color=INK, fontsize=9, va="center")
     title = "Similarity against divergence from the base and against perplexity, by objective"
-    return standalone(svg(figure, "frontier", title))
+    return svg(figure, "frontier", title, alone=True)
 
 
 if __name__ == "__main__":

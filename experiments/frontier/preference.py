@@ -21,7 +21,7 @@ from sempa.io.origin import origin, processor
 from sempa.io.streams import exit_code
 from sempa.model.base import BaseModel, load_base
 from sempa.model.lora import add_lora, remove_adapter
-from sempa.report.plots import INK, make_figure, standalone, svg
+from sempa.report.plots import INK, make_figure, svg
 from sempa.training.base_samples import base_samples
 from sempa.training.loop import train
 
@@ -138,7 +138,7 @@ def plot(result: dict) -> str:
     axes[2].set_title("KL(base ‖ policy), nats per token")
     axes[2].legend(frameon=False, labelcolor=INK, fontsize=7, loc="upper left")
     title = "Similarity and divergence while preference alignment trains without contrast"
-    return standalone(svg(figure, "preference", title))
+    return svg(figure, "preference", title, alone=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tiny import make_folder, tiny_texts
 from sempa.embedding.corpus import read_shards
 from sempa.embedding.embedder import Embedder
 from sempa.io.files import write_atomic, write_json
-from sempa.report.plots import ALIGNED, INK, available, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, INK, available, make_figure, svg
 
 SHARD_ROWS, BATCH = 16_384, 256
 SECONDS_BETWEEN_SAMPLES, KEPT = 1.0, 200
@@ -124,7 +124,7 @@ def plot(result: dict) -> str:
     axes[1].set_title("sentences embedded, thousand")
     for axis in axes:
         axis.set_xlabel("seconds")
-    return standalone(svg(figure, "corpus", "Memory and sentences over the seconds of a resumed corpus"))
+    return svg(figure, "corpus", "Memory and sentences over the seconds of a resumed corpus", alone=True)
 
 
 def main() -> None:

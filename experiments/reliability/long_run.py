@@ -32,7 +32,7 @@ from sempa.embedding.embed import embed
 from sempa.io.files import write_atomic, write_json
 from sempa.model.base import BaseModel
 from sempa.model.lora import remove_adapter
-from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, svg
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MIB = 2**20
@@ -155,7 +155,7 @@ def plot(result: dict) -> str:
     axes[1].legend(frameon=False, labelcolor=INK)
     for axis in axes:
         axis.set_xlabel("minutes")
-    return standalone(svg(figure, "long-run", "Memory, file handles and threads over the minutes of a long run"))
+    return svg(figure, "long-run", "Memory, file handles and threads over the minutes of a long run", alone=True)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from sempa.io.streams import exit_code
 from sempa.kernels import sparse_code, token_directions
 from sempa.model.adapter_files import adapter_folder, load_adapter
 from sempa.model.base import load_base
-from sempa.report.plots import ALIGNED, BASE, INK, make_figure, standalone, svg
+from sempa.report.plots import ALIGNED, BASE, INK, make_figure, svg
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 HERE = Path(__file__).resolve().parent
@@ -134,7 +134,7 @@ def plot(result: dict) -> str:
     axes[1].set_xlabel("stored bytes a sentence")
     axes[0].set_ylabel(f"{result['task']}, ρ × 100")
     axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
-    return standalone(svg(figure, "spod", "Similarity scores of sparse codes against their size"))
+    return svg(figure, "spod", "Similarity scores of sparse codes against their size", alone=True)
 
 
 if __name__ == "__main__":

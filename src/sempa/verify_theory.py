@@ -5,12 +5,11 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from sempa.cli import Parser
 from sempa.commands.common import at_least
 from sempa.errors import SempaError
-from sempa.io.files import check_output, finite, write_json
+from sempa.io.files import check_output, finite, user_path, write_json
 from sempa.io.streams import exit_code
 
 _WIDTH = 100
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=at_least(1), default=64, help="instances per size (default %(default)s)")
     parser.add_argument("--model", help="also check finite K with this model: smollm2-135m, a folder, .gguf or hub id")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON instead, or write it to FILE")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
+    parser.add_argument("--plot", type=user_path, metavar="DIR", help="also draw four pictures (PNG) into this folder")
     return exit_code("verify_theory", lambda: _run(parser.parse_args(argv)))
 
 
@@ -39,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sempa.theory.statement import verify
 
     if arguments.json not in (None, "-"):
-        check_output(Path(arguments.json))
+        check_output(user_path(arguments.json))
     if arguments.plot is not None:
         check_output(arguments.plot, folder=True)
     statements = _statements(arguments)
@@ -58,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(finite(report), indent=2, ensure_ascii=False))
     else:
         if arguments.json is not None:
-            write_json(Path(arguments.json), report)
+            write_json(user_path(arguments.json), report)
         rejected = [one for verdict in verdicts for one in verdict.controls_rejected.values()]
         print(f"{sum(verdict.worst.holds for verdict in verdicts)} of {len(verdicts)} statements hold; ", end="")
         print(f"{sum(rejected)} of {len(rejected)} wrong variants were rejected by the same checks")

@@ -48,10 +48,10 @@ def model_files(arguments: argparse.Namespace) -> list[Path]:
 
     arguments.model = base_name(arguments.model, arguments.adapter)
     base = user_path(arguments.model)
-    files = [base, base / "config.json", *base.glob("*.safetensors")]
+    files = [base]
     if arguments.adapter:
         adapter = adapter_folder(arguments.adapter)
-        files += [*adapter.iterdir(), adapter.with_name("report.json")]
+        files += [adapter, adapter.with_name("report.json")]
     return files
 
 

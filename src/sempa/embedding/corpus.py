@@ -50,7 +50,7 @@ def embed_corpus(
     on with the shards that are missing, and ends with the same bytes.
 
     Vectors may come from elsewhere: `encode` gets chunks of sentences, none across two shards, and gives their vectors
-    `[n, D]` in the same order, in pieces of any length.
+    `[n, D]` in the same order, in pieces of any length, none across two shards either.
 
     Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
     pipe), a full disk, and a folder that was begun with other settings or input.
@@ -80,10 +80,8 @@ def embed_corpus(
     missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
     second_reading = sentences(again)
     chunks = _chunks(second_reading, missing)
-    if encode is None:
-        pieces = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
-    else:
-        pieces = iter(encode(chunks))
+    own = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
+    pieces = own if encode is None else iter(encode(chunks))
     changed = SempaError(f"{source}: changed while it was being embedded; embed it again, into another folder")
     with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
         for shard in missing:
@@ -93,6 +91,8 @@ def embed_corpus(
                     raise changed
                 found.append(piece)
                 progress.update(len(piece))
+            if sum(map(len, found)) > shard["rows"]:
+                raise ValueError("encode: found a piece with vectors of two shards")
             if shard is missing[-1]:
                 collections.deque(second_reading, maxlen=0)
                 if again.digest() != digest.digest():
@@ -156,7 +156,7 @@ def _begin(folder: Path, manifest: dict) -> None:
 def _read_manifest(folder: Path) -> dict:
     try:
         manifest = read_json(folder / MANIFEST_FILE)
-        return {key: manifest[key] for key in ("model", "dimensions", "settings", "shards")}
+        return {"settings": dict(manifest["settings"]), "shards": list(manifest["shards"])}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SempaError(f"{folder / MANIFEST_FILE}: cannot be read: {error}") from error
 

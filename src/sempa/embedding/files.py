@@ -58,7 +58,7 @@ def read_vectors(path: Path) -> np.ndarray:
             case ".csv":
                 return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
             case _:
-                column = import_pyarrow().parquet.read_table(path, columns=[COLUMN])[COLUMN]
-                return np.array(column.to_pylist(), dtype=np.float32)
+                column = import_pyarrow().parquet.read_table(path, columns=[COLUMN])[COLUMN].combine_chunks()
+                return column.flatten().to_numpy().reshape(-1, column.type.list_size)
     except Exception as error:  # NumPy reads a header with Python's own parser
         raise SempaError(f"{path}: cannot be read: {error}") from error

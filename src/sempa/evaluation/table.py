@@ -135,9 +135,9 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
                 result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
                 for result in results
             }
-            own["average"] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
+            own[None] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
             drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-            drawn["average"] = np.mean(list(drawn.values()), axis=0)
+            drawn[None] = np.mean(list(drawn.values()), axis=0)
             for name, figure in own.items():
                 figure["spearman_interval"] = interval(drawn[name])
             figures[method], draws[method] = own, drawn
@@ -155,7 +155,7 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
         "tasks": [{"name": task.name, "pairs": len(task.pairs)} for task in tasks],
         "notes": [note for task in tasks for note in task.notes],
         "rows": [
-            {"label": method.label, **vars(method), "average": own.pop("average"), "tasks": own}
+            {"label": method.label, **vars(method), "average": own.pop(None), "tasks": own}
             for method, own in figures.items()
         ],
     }

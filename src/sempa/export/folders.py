@@ -38,7 +38,7 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
       `Embedder.encode`'s vectors. Clean-up and PromptEOL are a template that sentence-transformers 6 itself runs on
       every sentence: neither sempa nor `trust_remote_code` is needed;
     * `f32`, `f16`, `q8_0`, `lora`: `NAME-KIND.gguf`, as `sempa.export.gguf` writes it;
-    * `base`: the base alone in its stored precision, for PEFT and llama.cpp's converters.
+    * `base`: the base alone, in bfloat16 where it is stored so, else in float32, for PEFT and llama.cpp's converters.
 
     Raises `SempaError` for an existing output, a base or adapter that cannot be loaded or do not fit, and a full disk.
     """
@@ -49,14 +49,16 @@ def export_folder(model: str, adapter: Path, output: Path, kind: str, dtype: str
     config = open_config(model, resolve_model(model))
     if kind in KINDS:
         check_llama(model, config, kind)
-    # In its stored precision, so that only one layer at a time is there in float32.
+    # In bfloat16 where it is stored so: then only one layer at a time is there in float32.
     base = load_base(model, "bfloat16" if config.dtype == torch.bfloat16 else "float32", "cpu")
     if kind != "base":
         load_adapter(base.model, folder)
     if kind not in ("base", "lora"):
         merged_dtype = torch.float32 if kind in KINDS else getattr(torch, dtype)
         merge_adapter(base.model, merged_dtype)
-        base.model.to(merged_dtype)
+        # A model in bfloat16 may hold what has to stay in float32 (DeepSeek-V3's biases of its experts).
+        if base.model.dtype != merged_dtype:
+            base.model.to(merged_dtype)
 
     if kind == "sentence-transformers":
         # sentence-transformers batches, so it needs a padding token with an embedding: any, as padding is on the right.

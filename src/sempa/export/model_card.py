@@ -30,7 +30,7 @@ def model_card(name: str, model: str, adapter: Path, base: BaseModel, kind: str)
         report = read_json(adapter.parent / "report.json")
         report = report if isinstance(report["training"], dict) and isinstance(report["config"], dict) else {}
         shown = [markdown_table(*table) for table in tables(report)]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # An adapter from elsewhere has no report of ours, and a card without figures is still a card.
         report, shown = {}, []
     lora, _ = read_adapter(adapter)

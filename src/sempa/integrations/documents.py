@@ -7,11 +7,7 @@ from sempa.errors import SempaError
 
 
 class DocumentEmbeddings(Embeddings):
-    """LangChain's `Embeddings`, whose asynchronous methods run these in a thread.
-
-    ```
-    store = InMemoryVectorStore(DocumentEmbeddings(Embedder("smollm2-135m", adapter="runs/mine/adapter")))
-    ```
+    """LangChain's `Embeddings` for a vector store; its asynchronous methods run these in a thread.
 
     Vectors have length 1, so that cosine, dot product and Euclidean distance rank alike; a query is embedded as a
     document is. `options` are those of `Embedder.encode`, but not `precision`: stores compare numbers. With

@@ -83,11 +83,11 @@ def _evaluate(harness: object, names: dict[str, str], output: Path, options: dic
 
 
 def _compare(before: dict, after: dict) -> list[dict]:
-    """The rows for two results of the harness; a group of tasks has rows of its own, and its members have none."""
-    tops = before.get("groups") or before["results"]
-    children = {child for group in before.get("group_subtasks", {}).values() for child in group}
+    """The rows for two results of the harness; a group with an aggregate has rows of its own, its members have none."""
+    scored = [name for name, result in before["results"].items() if any("," in key for key in result)]
+    children = {child for group in scored for child in before.get("group_subtasks", {}).get(group, ())}
     rows = []
-    for task in [name for name in tops if name not in children]:
+    for task in [name for name in scored if name not in children]:
         one, two = before["results"][task], after["results"][task]
         for key, value in one.items():
             metric, _, filtered = key.partition(",")

@@ -24,7 +24,7 @@ class MtebEncoder(AbsEncoder):
     """An `Embedder` as mteb's encoder; `mteb.evaluate(MtebEncoder(embedder), tasks)` runs any of its tasks.
 
     Results are filed under `name` (`organisation/model`, by default `sempa/` and the base model's name) and a revision,
-    a digest of everything that determines a vector. A text longer than the model's context is a `SempaError`.
+    a digest of weights, adapter, dtype, readout and layer. A text longer than the model's context is a `SempaError`.
     """
 
     def __init__(self, embedder: Embedder, name: str = "") -> None:

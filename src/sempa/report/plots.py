@@ -38,8 +38,8 @@ def make_figure(columns: int, size: tuple[float, float], **options: object) -> t
     return figure, axes
 
 
-def svg(figure: object, name: str, title: str) -> str:
-    """The figure as an inline SVG: ink in the page's text colour, ids of its own, the same bytes every time."""
+def svg(figure: object, name: str, title: str, alone: bool = False) -> str:
+    """The figure as SVG, the same bytes every time, with ink in the page's text colour or, `alone`, for any ground."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -50,13 +50,10 @@ def svg(figure: object, name: str, title: str) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: (\d+)px [^;\"]+", r"font: \1px system-ui, sans-serif", text)
+    if alone:
+        text = text.replace("</title>", f"</title>{_OWN_INK}", 1)
     # The width comes from the page; the aspect ratio from the view box.
     return re.sub(r' width="[^"]*" height="[^"]*"', ' role="img"', text, count=1)
-
-
-def standalone(picture: str) -> str:
-    """An SVG of `svg` as a file of its own, which is shown as an image: dark ink on light ground, light ink on dark."""
-    return picture.replace("</title>", f"</title>{_OWN_INK}", 1)
 
 
 def curves(history: Sequence[dict]) -> str:

@@ -76,7 +76,7 @@ def number(value: float | None, form: str = ",.2f") -> str:
 
 def interval_cell(ends: Sequence[float], sign: str = "") -> str:
     """The two ends of an interval with one decimal; `sign` "+" shows the sign of positive ends."""
-    return f"{ends[0]:{sign}.1f} – {ends[1]:{sign}.1f}"
+    return " – ".join(number(end, f"{sign}.1f") for end in ends)
 
 
 _PAGES = Environment(loader=PackageLoader("sempa.report", "pages"), autoescape=True, trim_blocks=True)

@@ -28,7 +28,7 @@ def write_report(run: Path, report: dict, history: Sequence[dict]) -> None:
 
 
 def terminal_table(report: dict) -> str:
-    """The report's figures and notes as plain text of at most 100 columns."""
+    """The report's figures and notes as plain text."""
     return plain_text(tables(report), report.get("notes") or [])
 
 

@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sempa.batching.prompts import encode_texts, render_messages
 from sempa.embedding.compress import unit
-from sempa.embedding.embed import sentence_prompts
+from sempa.embedding.embed import check_sentences
 from sempa.embedding.embedder import Embedder
+from sempa.embedding.readouts import make_prompts
 from sempa.errors import SempaError
 from sempa.integrations.server.engine import Engine, Piece
 from sempa.integrations.server.requests import ApiError, ChatRequest, EmbeddingRequest, Limits
@@ -110,6 +111,9 @@ class Gate:
                     await asyncio.wait_for(send(event), 1)
         finally:
             self.requests -= 1
+            # A stream that is cancelled, as when its client does not read, leaves its events and the answer open.
+            if "events" in scope:
+                await scope["events"].aclose()
             path = scope["route"].path if "route" in scope else "other"
             self._seconds.labels(path, status or 500).observe(time.perf_counter() - began)
 
@@ -140,7 +144,8 @@ class ModelRoutes:
         width = self.engine.width
         if (asked.dimensions or 1) > width:
             raise ApiError(400, f"dimensions: found {asked.dimensions}, expected at most {width}", "dimensions")
-        prompts = await asyncio.to_thread(sentence_prompts, self.embedder.base, self.embedder.readout, asked.input)
+        texts, tokenizer = check_sentences(asked.input), self.embedder.base.tokenizer
+        prompts = await asyncio.to_thread(make_prompts, self.embedder.readout, tokenizer, texts)
         counts = [len(prompt.tokens) for prompt in prompts]
         found = f"input.{counts.index(max(counts))}: found {max(counts):,} tokens with its prompt"
         self._check_tokens(max(counts), found, "input")
@@ -171,6 +176,7 @@ class ModelRoutes:
             # The answer begins before its response does: from here on it is among those that are being written.
             first = await anext(pieces)
             events = _events(head, len(prompt), first, pieces, asked.stream_options.get("include_usage", False))
+            request.scope["events"] = events
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         whole: list[Piece] = []
         async with contextlib.aclosing(pieces):
