@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,8 +129,9 @@ def die_at(fatal):
 
         return operation
 
-    for name in ("fsync", "replace", "mkdir"):
-        setattr(os, name, fatally(getattr(os, name)))
+    # Before Python 3.11 a path keeps functions of `os` of its own.
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "mkdir")):
+        setattr(owner, name, fatally(getattr(owner, name)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import load_script, make_llama
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from sempa import SempaError
@@ -74,7 +74,10 @@ def cells():
 def test_whatever_a_csv_library_writes_is_read_back_or_refused(tmp_path_factory, rows, delimiter):
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter=delimiter)
-    writer.writerows([("sent0", "sent1", "hard_neg"), *rows])
+    try:
+        writer.writerows([("sent0", "sent1", "hard_neg"), *rows])
+    except csv.Error:  # before Python 3.11 a NUL cannot be written
+        reject()
     path = tmp_path_factory.getbasetemp() / "h.csv"
     path.write_text(stream.getvalue(), encoding="utf-8", newline="")
     triplets = refused_or_read(lambda p: read_triplets(p)[0], path)
