@@ -5,6 +5,7 @@ import math
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -137,15 +138,22 @@ def test_no_budget_saves_all_that_was_trained_and_each_scale_has_its_own_score(a
 
 
 def test_a_divergence_that_falls_as_the_adapter_grows_is_warned_of(adapted_base, few_samples, monkeypatch):
-    values = iter([0.0, 0.2, 0.1, 0.3, 0.4])
-    monkeypatch.setattr("sempa.evaluation.budget.divergence", lambda *_: next(values))
+    def fit(values, budget):
+        def kl(base, samples, scale):
+            return np.interp(scale, (0.0, 0.25, 0.5, 0.75, 1.0), values)
+
+        monkeypatch.setattr("sempa.evaluation.budget.divergence", kl)
+        return fit_scale(adapted_base, budget, lambda: 50.0)[0]
+
     with pytest.warns(UserWarning, match="does not grow with the adapter's scale"):
-        fit_scale(adapted_base, 0.0, lambda: 50.0)
-    # One that stays where it is does not fall.
-    values = iter([0.0, 0.1, 0.1, 0.3, 0.4])
+        assert 0.5 < fit([0.0, 0.2, 0.1, 0.3, 0.4], 0.25) < 0.75
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit_scale(adapted_base, 0.0, lambda: 50.0)
+        # One that stays where it is does not fall.
+        assert 0.5 < fit([0.0, 0.1, 0.1, 0.3, 0.4], 0.25) < 0.75
+        # What is within the budget as a whole does not depend on it.
+        assert fit([0.0, 0.2, 0.1, 0.3, 0.4], 0.5) == 1.0
+        assert fit([0.0, 0.2, 0.1, 0.3, 0.4], 0.0) == 1.0
 
 
 def test_training_is_the_same_with_any_budget(setting):

@@ -25,8 +25,8 @@ from sempa.training.base_samples import BaseSample, base_samples
 def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tuple[float, list[dict[str, float]]]:
     """The scale of the adapter in `base.model` that a budget of KL(base ‖ policy) in nats per token allows.
 
-    Returns it with a curve: the `kl` and the `score` at several scales. A budget of 0 sets no limit. Warns where the
-    divergence does not grow with the scale, which bisection assumes. Raises `SempaError` as `largest_scale` does.
+    Returns it with a curve: the `kl` and the `score` at several scales. A budget of 0 sets no limit. Warns of a scale
+    below 1 where the divergence does not grow with it, as bisection assumes. Raises `SempaError` as `largest_scale`.
     """
     samples = base_samples(base, held_out=True)
     # The curve repeats scales that bisection has measured already.
@@ -37,7 +37,7 @@ def fit_scale(base: BaseModel, budget: float, score: Callable[[], float]) -> tup
         with interpolated(base.model, point):
             similarity = score()
         curve.append({"scale": point, "kl": kl(point), "score": similarity})
-    if any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
+    if scale < 1 and any(after["kl"] < before["kl"] for before, after in pairwise(curve)):
         warnings.warn("the divergence from the base does not grow with the adapter's scale", stacklevel=2)
     return scale, curve
 

@@ -135,6 +135,7 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
                 result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
                 for result in results
             }
+            # Not "average": a file of pairs may be called so.
             own[None] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
             drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
             drawn[None] = np.mean(list(drawn.values()), axis=0)
