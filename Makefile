@@ -30,7 +30,7 @@ install: .venv/installed
 train: install
 	@if [ -f $(TRAIN_RUN)/report.json ]; then \
 		echo "$(TRAIN_RUN) is finished: see $(TRAIN_RUN)/report.html, or remove the folder to train anew"; \
-	elif ls $(TRAIN_RUN)/checkpoints/step-* >/dev/null 2>&1; then \
+	elif [ -f $(TRAIN_RUN)/metrics.jsonl ]; then \
 		$(BIN)/sempa train --resume $(TRAIN_RUN); \
 	else \
 		$(BIN)/sempa train experiments/smollm2_captions.yaml; \

@@ -15,5 +15,11 @@ def nll_per_token(policy_chosen: Tensor, chosen_tokens: Tensor) -> Tensor:
 
     Returns:
         `[batch]` nats per token.
+
+    Raises:
+        ValueError: log-probabilities and counts of different shapes.
     """
+    if policy_chosen.shape != chosen_tokens.shape:
+        found = f"{tuple(policy_chosen.shape)} and {tuple(chosen_tokens.shape)}"
+        raise ValueError(f"nll_per_token needs log-probabilities and counts of one shape [batch], found {found}")
     return -policy_chosen / chosen_tokens

@@ -144,6 +144,25 @@ def test_a_finished_run_is_not_overwritten(run, config, capsys):
     assert main(["train", str(config), f"output={run}2", "epochs=0.5"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.yaml", r"config.yaml: unknown key 'my'"),
+        ("metrics.jsonl", "already holds a run"),
+        ("report.html", "already holds a run"),
+    ],
+)
+def test_another_programs_files_are_not_written_over(config, tmp_path, capsys, name, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("my: precious")
+    assert re.search(message, fails(capsys, "train", config))
+    assert (tmp_path / "run" / name).read_text() == "my: precious"
+    # What an interrupted start has left is no obstacle.
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 5")
+    assert main(["train", str(config), "epochs=0.5"]) == 0
+
+
 def test_what_a_run_measures_and_saves_is_the_best_adapter_not_the_last(config, triplets_file, tmp_path, monkeypatch):
     with triplets_file.open("a") as stream:
         stream.write(f"{'A dog. ' * 900},An animal.,A cat.\n")

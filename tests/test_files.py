@@ -112,6 +112,12 @@ def test_an_output_on_top_of_the_input_is_refused_by_any_name(source, tmp_path, 
     assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".txt", "字" * 83 + ".txt"])
+def test_a_name_may_be_as_long_as_the_file_system_lets(tmp_path, name):
+    write_atomic(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_link_stays_and_its_target_is_written(tmp_path):
     (tmp_path / "link.txt").symlink_to("there/target.txt")
     for content in ("new", "newer"):

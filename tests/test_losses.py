@@ -82,6 +82,12 @@ def test_the_anchor_is_the_mean_surprise_per_token():
     )
 
 
+@pytest.mark.parametrize("counts", [(3, 1), (2,), ()])
+def test_an_anchor_of_other_counts_than_log_probabilities_is_refused(counts):
+    with pytest.raises(ValueError, match=r"of one shape \[batch\], found \(3,\) and"):
+        nll_per_token(torch.zeros(3), torch.ones(counts))
+
+
 def test_the_anchors_gradient_is_minus_one_over_the_number_of_tokens():
     logprobs = torch.tensor([-6.0, -5e4, 0.0], dtype=torch.float64, requires_grad=True)
     tokens = torch.tensor([3, 10, 1])

@@ -168,10 +168,19 @@ def test_a_folder_that_holds_a_model_and_an_adapter_is_refused(tmp_path, tiny_fo
     model = load_base(str(folder), "float32", "cpu").model
     add_lora(model, 2, 4)
     save_adapter(model, folder, str(tiny_folder))
-    with pytest.raises(SempaError, match=r"weights and an adapter_config\.json; remove the latter if they are merged"):
+    with pytest.raises(
+        SempaError, match=r"holds an adapter_config\.json; remove that if it is merged, or give the base"
+    ):
         load_base(str(folder), "float32", "cpu")
     (folder / "adapter_config.json").unlink()
     load_base(str(folder), "float32", "cpu")
+
+
+def test_a_run_or_an_adapter_is_no_model(tmp_path, adapted_base):
+    save_adapter(adapted_base.model, tmp_path / "run" / "adapter", "base")
+    for folder in ("run", "run/adapter"):
+        with pytest.raises(SempaError, match=r"holds an adapter_config\.json; .*this folder as its adapter"):
+            load_base(str(tmp_path / folder), "float32", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,18 @@ def test_metrics_bear_the_names_that_trl_made_known(setting, tmp_path):
     assert record["rewards/margins"] == pytest.approx(record["rewards/chosen"] - record["rewards/rejected"])
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_the_running_step_unless_hang_ups_are_ignored(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with loop._stop_request() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received == ([] if ignored else [signal.SIGHUP])
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_seconds_of_a_run_hold_those_after_its_last_checkpoint_and_those_of_a_resume(setting, tmp_path):
     _, state = setting()
     _, saved = read_checkpoint(checkpoint_files(tmp_path / "run")[-1])

@@ -79,7 +79,7 @@ def labelled(*rows, names=("sentence1", "sentence2", "gold_label")):
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("delimiter", [",", "\t"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_a_table_is_read_whatever_its_delimiter_line_end_mark_compression_and_name(
     tmp_path, delimiter, end, bom, compress
 ):
@@ -178,6 +178,7 @@ def test_a_file_is_streamed(tmp_path):
         (("sentence1", "sentence2", "gold_label"), ("entailment", "neutral", "contradiction")),
         (("premise", "hypothesis", "label"), (0, 1, 2)),
         (("premise", "hypothesis", "label"), ("0", "1", "2")),
+        (("premise", "hypothesis", "label"), (0.0, 1.0, 2.0)),
         (("premise", "hypothesis", "label"), ("Entailment", "NEUTRAL", " contradiction")),
     ],
 )

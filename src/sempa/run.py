@@ -49,9 +49,11 @@ def start_run(config: Config, command: str) -> dict:
     """
     run = Path(config.output)
     with _unfinished(run):
-        if checkpoint_files(run) or (run / "adapter").exists():
+        if checkpoint_files(run) or any((run / name).exists() for name in ("adapter", "metrics.jsonl", "report.html")):
             remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
             raise SempaError(f"output {config.output}: already holds a run; {remedy}")
+        if (run / "config.yaml").exists():
+            load_config(run / "config.yaml")  # another program's is refused, not written over
         if process_rank() == 0:
             write_atomic(run / "config.yaml", dump_config(config))
         return _run(config, run, command)

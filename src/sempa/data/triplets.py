@@ -100,6 +100,7 @@ def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: dict
         values = tuple(re.sub(r"\s*[\r\n]+\s*", " ", value).strip() for value in values)
         if layout != TRIPLETS:
             premise, hypothesis, label = values
+            label = label.removesuffix(".0")  # pandas makes floats of numbers beside missing ones
             if label in _NO_LABEL:
                 _leave_out(left_out, UNLABELLED, line)
                 continue

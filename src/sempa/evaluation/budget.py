@@ -53,7 +53,7 @@ def largest_scale(divergence: Callable[[float], float], budget: float) -> float:
     within = bisect_left(range(1, 1024), True, key=lambda step: not divergence(step / 1024) <= budget)
     if not within:
         found = f"the adapter diverges by {divergence(1 / 1024):.3g} nats per token even at {1 / 1024:.2g} of its size"
-        raise SempaError(f"kl_budget is {budget:g}, but {found}; lower learning_rate")
+        raise SempaError(f"kl_budget is {budget:g}, but {found}; raise it and resume, or lower learning_rate")
     return within / 1024
 
 

@@ -182,4 +182,4 @@ def fsync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")  # a name has 255 bytes at most

@@ -54,7 +54,7 @@ def line_records(
         number, row = next(rows)
         names = _match(f"{path}:{number}", list(row), layouts)
         return names, _field_records(path, itertools.chain([(number, row)], rows), names)
-    delimiter = next((mark for mark in "\t," if mark in first), _NO_DELIMITER)
+    delimiter = next((mark for mark in "\t,;" if mark in first), _NO_DELIMITER)
     rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
     header = [name.strip() for name in next(rows, (number, []))[1]]
     names = _match(f"{path}:{number}", header, layouts)

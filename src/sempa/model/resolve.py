@@ -48,10 +48,11 @@ def resolve_model(name: str) -> str:
     path = user_path(name)
     if path.suffix == ".gguf":
         return str(_converted(path))
-    if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+    places = (path,) if (path / "config.json").is_file() else (path, path / "adapter")
+    if any((place / "adapter_config.json").is_file() for place in places):
         # PEFT may have merged it in place. Where PEFT is installed, transformers would add the adapter once more.
-        remedy = "remove the latter if they are merged, or give the base as the model and this folder as its adapter"
-        raise SempaError(f"model {name!r}: holds weights and an adapter_config.json; {remedy}")
+        remedy = "remove that if it is merged, or give the base as the model and this folder as its adapter"
+        raise SempaError(f"model {name!r}: holds an adapter_config.json; {remedy}")
     return str(path.resolve()) if path.exists() else name
 
 

@@ -43,18 +43,12 @@ def sample(
     batch_size: int = 64,
     progress: str = "",
 ) -> list[list[Sample]]:
-    """Sample `n` answers to each prompt: `result[prompt][k]`.
+    """Sample `n` answers to each prompt, by the model with whatever adapter it holds: `result[prompt][k]`.
 
-    Args:
-        base: the model, with whatever adapter it holds.
-        prompts: what a user says (text, put through the chat template), or token ids as they are.
-        n: answers per prompt.
-        max_new_tokens: longest answer; an end-of-turn token ends it before.
-        temperature: 0 decodes greedily.
-        top_p: draw from the smallest set of tokens whose probability reaches it (nucleus; arXiv 1904.09751).
-        seed: fixes the draws. Each answer has its own, so the batch size changes the answers by rounding alone.
-        batch_size: answers that grow at one time: more fill the matrix products better, but take memory.
-        progress: the name of a bar to show.
+    A prompt is what a user says, put through the chat template, or token ids as they are. An end-of-turn token ends an
+    answer before `max_new_tokens`. Temperature 0 decodes greedily; `top_p` draws from the smallest set of tokens whose
+    probability reaches it (nucleus, arXiv 1904.09751). `batch_size` answers grow at one time; each has draws of its own
+    by `seed`, so their number changes them by rounding alone. `progress` names a bar to show.
 
     Raises `SempaError` as `check_sampling` and `encode_prompts` do.
     """

@@ -111,7 +111,7 @@ def train(
 
 @contextlib.contextmanager
 def _stop_request() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM in a list, so that the running step can end; a second one stops at once."""
+    """Collect the first Ctrl-C, SIGTERM or hang-up, so that the running step can end; a second one stops at once."""
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
@@ -120,7 +120,8 @@ def _stop_request() -> Iterator[list[int]]:
         received.append(number)
         print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # nohup ignores it
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     try:
         yield received
     finally:

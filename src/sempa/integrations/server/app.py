@@ -63,7 +63,7 @@ def error_response(_request: Request | None, error: Exception) -> JSONResponse:
         status, message = error.status_code, error.detail
         param, code = getattr(error, "param", None), getattr(error, "code", None)
     elif isinstance(error, ValidationError):
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda one: len(one["loc"]))
         place = [str(part) for part in first["loc"]]
         status, message, param = 400, f"{'.'.join(place) or 'body'}: {first['msg']}", place[0] if place else None
     elif isinstance(error, SempaError | ClientDisconnect):

@@ -45,7 +45,7 @@ def _as_list(found: Any) -> Any:
 
 
 def _as_texts(found: Any) -> Any:
-    if isinstance(found, list) and any(isinstance(one, int | list) for one in found):
+    if isinstance(found, list) and found and all(isinstance(one, int | list) for one in found):
         raise ValueError("token ids are not supported; LangChain sends text with check_embedding_ctx_length=False")
     return _as_list(found)
 
@@ -98,6 +98,7 @@ class ChatRequest(_Form):
     presence_penalty: Literal[0] = 0
     logit_bias: dict = Field({}, max_length=0)
     tools: list = Field([], max_length=0)
+    tool_choice: Literal["none", "auto"] = "none"
     functions: list = Field([], max_length=0)
     modalities: list[Literal["text"]] = []
     audio: dict = Field({}, max_length=0)
