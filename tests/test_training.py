@@ -49,12 +49,13 @@ def test_metrics_bear_the_names_that_trl_made_known(setting, tmp_path):
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_closes_ends_the_running_step_unless_hang_ups_are_ignored(ignored):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    handler = signal.SIG_IGN if ignored else lambda *_: None
+    before = signal.signal(signal.SIGHUP, handler)
     try:
         with loop._stop_request() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             assert received == ([] if ignored else [signal.SIGHUP])
-        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
 
