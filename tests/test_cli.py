@@ -158,7 +158,6 @@ def test_another_programs_files_are_not_written_over(config, tmp_path, capsys, n
     assert re.search(message, fails(capsys, "train", config))
     assert (tmp_path / "run" / name).read_text() == "my: precious"
     # What an interrupted start has left is no obstacle.
-    (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / "config.yaml").write_text("seed: 5")
     assert main(["train", str(config), "epochs=0.5"]) == 0
 

@@ -49,7 +49,8 @@ def start_run(config: Config, command: str) -> dict:
     """
     run = Path(config.output)
     with _unfinished(run):
-        if checkpoint_files(run) or any((run / name).exists() for name in ("adapter", "metrics.jsonl", "report.html")):
+        names = ("adapter",) if (run / "config.yaml").exists() else ("adapter", "metrics.jsonl", "report.html")
+        if checkpoint_files(run) or any((run / name).exists() for name in names):
             remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
             raise SempaError(f"output {config.output}: already holds a run; {remedy}")
         if (run / "config.yaml").exists():

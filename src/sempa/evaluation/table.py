@@ -135,10 +135,9 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
                 result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
                 for result in results
             }
-            # Not "average": a file of pairs may be called so.
             own[None] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
             drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-            drawn[None] = np.mean(list(drawn.values()), axis=0)
+            drawn[None] = np.mean(list(drawn.values()), axis=0)  # "average" may be the name of a file of pairs
             for name, figure in own.items():
                 figure["spearman_interval"] = interval(drawn[name])
             figures[method], draws[method] = own, drawn
