@@ -172,7 +172,7 @@ def contrast_loss(
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
         entailments = text_ids[len(cosines) : 2 * len(cosines)]
-        found = entailments[cosines.argmax(1)] == entailments
+        found = (entailments[cosines.argmax(1)] == entailments).cpu()
     metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": found.double().mean()}
     # Every process has the metrics of the whole batch; their sum should count it once.
     return loss, {name: value.item() / process_count() for name, value in metrics.items()}
