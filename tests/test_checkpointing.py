@@ -27,7 +27,7 @@ def pair(tiny_folder):
     randomly_adapt(base.model)
     base.model.double()
     other = replace(base, model=copy.deepcopy(base.model))
-    checkpoint_blocks(other.model)
+    checkpoint_blocks(other.model, dropout=True)
     return base, other
 
 
@@ -178,6 +178,18 @@ def test_a_block_keeps_its_inputs_alone_and_runs_twice(read, pair):
     assert kept[1] < kept[0] / 8
     with torch.no_grad():
         assert passes(pair[1].model, lambda: read(pair[1].model)) == 1
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_random_generator_is_set_back_for_dropout_alone(tiny_folder, monkeypatch, dropout):
+    """Another thread may draw the contrast's noise from it meanwhile."""
+    model, calls, set_state = load_base(str(tiny_folder), "float32", "cpu").model, [], torch.set_rng_state
+    randomly_adapt(model)
+    checkpoint_blocks(model, dropout)
+    value = contrast(last_states, model)
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: calls.append(1) or set_state(state))
+    gradients(model, value)
+    assert bool(calls) == dropout
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

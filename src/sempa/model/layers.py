@@ -119,22 +119,23 @@ def hooked(*hooks: tuple[Callable, Callable]) -> Iterator[None]:
                 handle.remove()
 
 
-def checkpoint_blocks(model: PreTrainedModel) -> None:
+def checkpoint_blocks(model: PreTrainedModel, dropout: bool = False) -> None:
     """From now on decoder blocks keep only their inputs, and run again in the backward pass; gradients stay exact.
 
     Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): a third more operations, and the memory of one block
     in place of all. A hook inside a block is not called again: it must not change what the block computes, and what it
-    keeps for the backward pass must be saved outside the block's checkpoint, as `attention_sum` does.
+    keeps for the backward pass must be saved outside the block's checkpoint, as `attention_sum` does. With `dropout`
+    the random numbers of a block are the same both times.
     """
     # transformers has a switch of its own, which needs the model in training mode: with the base's dropout.
     for block in blocks(model):
-        block.forward = partial(_recomputed, partial(type(block).forward, block))
+        block.forward = partial(_recomputed, partial(type(block).forward, block), dropout)
 
 
-def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor, **options: object) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], dropout: bool, *inputs: Tensor, **options: object) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
     # The backward pass comes after the `with` of the adapter's switches, on a device in another thread: the block sees
-    # them as they are now. PyTorch restores the random numbers of dropout.
+    # them as they are now. PyTorch sets back the one random generator, which other threads may be drawing from.
     seen = contextvars.copy_context()
-    return checkpoint(seen.run, forward, *inputs, use_reentrant=False, **options)
+    return checkpoint(seen.run, forward, *inputs, use_reentrant=False, preserve_rng_state=dropout, **options)

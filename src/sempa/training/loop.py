@@ -44,7 +44,7 @@ def train(
     model, is_first = base.model.eval(), process_rank() == 0
     optimizer = make_optimizer(config, model)
     if config.checkpoint_activations:
-        checkpoint_blocks(model)
+        checkpoint_blocks(model, config.lora_dropout > 0)
     per_epoch = steps_per_epoch(config, preferences)
     total = rounded_up(config.epochs, per_epoch)
     # The last process runs the retention loss: where rows are few it has the fewest.

@@ -68,12 +68,10 @@ def train_step(
         losses.append(partial(retention_loss, config, model, samples[step % len(samples)]))
     # Noise and dropout follow from the step, so that a resumed run draws the same.
     torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + process_rank())
-    # A block that is recomputed for one loss sets back the generator that another loss draws its noise from.
-    in_order = config.lora_dropout > 0 or (config.noise > 0 and config.checkpoint_activations)
     parameters = list(lora_parameters(model).values())
     try:
         with adapter_dropout(model):
-            metrics = backward(model, losses, parameters, in_order=in_order)
+            metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
     except ValueError as error:  # the losses refuse NaN
         raise _diverged(config, batch, step, str(error)) from error
     metrics = sum_metrics(metrics)
