@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_architectures import ARCHITECTURES
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PhiConfig
 
 from sempa import Embedder, SempaError
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, clean_sentence, encode_one_word
@@ -242,6 +242,16 @@ def test_both_generations_of_transformers_read_the_same_rotation(rope, run, tmp_
     script += "print(model(torch.arange(40)[None] * 7 % 320).logits.flatten().tolist())"
     answer = subprocess.run([old, "-c", script, tmp_path / "merged"], capture_output=True, text=True, check=True).stdout
     assert (torch.tensor(json.loads(answer)) - expected.flatten()).norm() <= 1e-5 * expected.norm()
+
+
+def test_version_4_reads_how_much_of_each_head_phi_rotates(tmp_path, tokenizer):
+    """By the new name alone it would take its default, a half."""
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = PhiConfig(vocab_size=len(tokenizer), partial_rotary_factor=0.25, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    export_folder(str(tmp_path / "base"), make_run(tmp_path / "run", tmp_path / "base"), tmp_path / "merged", "merged")
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["partial_rotary_factor"] == 0.25
 
 
 def test_further_special_tokens_have_their_old_name_too(run, tmp_path):

@@ -230,7 +230,7 @@ def test_poisoned_samples_of_the_base_are_drawn_anew(poisons, tiny_folder, few_s
     texts = sample_texts(base)
     (cached,) = tmp_path.rglob("*.safetensors")
     written = cached.read_bytes()
-    for count, name in ((0, "other"), (1, "lengths"), (9, "lengths")):
+    for count, name in ((0, "other"), (1, "lengths"), (5, "lengths"), (9, "lengths")):
         write_tensors(cached, {"tokens": torch.arange(5), name: torch.tensor([count])})
         assert sample_texts(base) == texts
     for poison in (*poisons, written[: len(written) // 2]):

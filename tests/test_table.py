@@ -259,8 +259,9 @@ def test_a_runs_report_has_the_interval_and_the_test_of_every_change(base, tasks
 # The command
 
 
-def test_pairs_that_would_become_the_table_are_refused(tiny_folder, tmp_path, capsys):
-    pairs = tmp_path / "table.csv"
+@pytest.mark.parametrize("name", ["table.csv", "table.json"])
+def test_pairs_that_would_become_the_table_are_refused(name, tiny_folder, tmp_path, capsys):
+    pairs = tmp_path / name
     pairs.write_text("sentence1,sentence2,score\nA man sings.,A dog runs.,1\nA cat.,The cat.,4\n")
     before = pairs.read_bytes()
     assert main(["table", "--sts", str(pairs), "--model", str(tiny_folder), "--output", str(tmp_path)]) == 2

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_PREFIX, EOL_SUFFIX, begin_of_text
@@ -101,12 +100,12 @@ def _write_transformers(base: BaseModel, folder: Path) -> None:
             shutil.copyfile(found, folder / name)
     config = read_json(folder / "config.json")
     config["torch_dtype"] = config["dtype"]
-    # Version 4 does not know `rope_parameters`; without these two keys it silently takes θ = 10,000. Bases that rotate
-    # differently in each kind of layer never had a common key.
-    if theta := (rope := config.get("rope_parameters") or {}).get("rope_theta"):
-        config["rope_theta"] = theta
-        if rope["rope_type"] != "default":
-            config["rope_scaling"] = rope
+    # Version 4 does not know `rope_parameters`; without these keys it silently takes θ = 10,000, and for Phi-2 half of
+    # each head. Bases that rotate differently in each kind of layer never had a common key.
+    rope = config.get("rope_parameters") or {}
+    config |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rope
     write_json(folder / "config.json", config)
     tokenizer = read_json(folder / "tokenizer_config.json")
     if tokenizer["tokenizer_class"] == "TokenizersBackend":
@@ -124,7 +123,5 @@ def _write_sentence_transformers(base: BaseModel, folder: Path) -> None:
             begins=begin_of_text(base.tokenizer),
             chat_template=prompt_template(base.tokenizer),
             dimension=base.model.get_output_embeddings().weight.shape[1],
-            transformers=transformers.__version__,
-            pytorch=torch.__version__,
         )
         write_atomic(folder / name.removeprefix(prefix), content)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sempa.batching.packing import PackedRow, pack_texts
-from sempa.batching.prompts import encode_plain, encode_texts, render_prompt
+from sempa.batching.prompts import encode_plain
 from sempa.errors import SempaError
 from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 from sempa.model.base import BaseModel, weights_fingerprint
 from sempa.model.forward import row_states
 from sempa.model.lora import adapter_disabled
-from sempa.model.sampling import sample
+from sempa.model.sampling import encode_prompts, sample
 from sempa.model.threads import parallel_map
 
 QUESTIONS, OPENINGS = (
@@ -66,9 +66,10 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     numbers += range(len(QUESTIONS), len(QUESTIONS) + len(OPENINGS))
     try:
         cached = read_tensors(path)
-        texts = [ids.tolist() for ids in cached["tokens"].split(cached["lengths"].tolist())]
-    except (SempaError, KeyError, RuntimeError):  # missing, damaged or another user's
-        texts = _draw(base, numbers)
+        found = cached["tokens"].split(cached["lengths"].tolist())
+        texts = [ids.tolist() for _, ids in zip(numbers, found, strict=True)]
+    except (SempaError, KeyError, RuntimeError, ValueError):  # missing, damaged or another user's
+        texts = _draw(base)
         tokens = torch.tensor([token for text in texts for token in text])
         try:
             write_tensors(path, {"tokens": tokens, "lengths": torch.tensor([len(text) for text in texts])})
@@ -78,11 +79,10 @@ def sample_texts(base: BaseModel, held_out: bool = False) -> list[list[int]]:
     return [text for number, text in pairs if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
 
 
-def _draw(base: BaseModel, numbers: list[int]) -> list[list[int]]:
-    """A text for each prompt of these `numbers`: the prompt's token ids and the sampled ones."""
-    distinct = encode_texts(base.tokenizer, [render_prompt(base.tokenizer, text) for text in QUESTIONS])
-    distinct += encode_plain(base.tokenizer, OPENINGS)
-    prompts = [distinct[number] for number in numbers]
+def _draw(base: BaseModel) -> list[list[int]]:
+    """Each question's texts, then each opening's: the prompt's token ids and the sampled ones."""
+    prompts = [ids for ids in encode_prompts(base, QUESTIONS, LONGEST) for _ in range(ANSWERS)]
+    prompts += encode_plain(base.tokenizer, OPENINGS)
     with adapter_disabled(base.model):
         # All side by side: many rows of one product cost little more than few.
         options = {"batch_size": len(prompts), "progress": "samples of the base model"}
