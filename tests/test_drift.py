@@ -23,10 +23,10 @@ from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.model.sampling import Sample, sample
 
 SEQUENCES = [
-    ScoredTokens([5, 9, 200, 31, 8, 77], [1, 2, 3, 4, 5]),
-    ScoredTokens([1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 5, 8]),
-    ScoredTokens([300, 7], [1]),
-    ScoredTokens([11, 12, 13, 14, 15, 16], [5]),
+    ScoredTokens([5, 9, 200, 31, 8, 77], 1),
+    ScoredTokens([1, 2, 3, 4, 5, 6, 7, 8, 9], 6),
+    ScoredTokens([300, 7], 1),
+    ScoredTokens([11, 12, 13, 14, 15, 16], 5),
 ]
 
 
@@ -43,7 +43,7 @@ def plain(model, sequences):
             with adapter_disabled(model):
                 base = model(tokens).logits[0].double().log_softmax(-1)
             aligned = model(tokens).logits[0].double().log_softmax(-1)
-        for target in one.targets:
+        for target in range(one.first, len(one.tokens)):
             row = target - 1
             nll_base -= base[row, one.tokens[target]].item()
             nll_aligned -= aligned[row, one.tokens[target]].item()
@@ -72,7 +72,7 @@ def test_the_change_of_perplexity_has_its_standard_error_over_the_sequences(adap
 
     def sequences(lengths):
         rows = (torch.randint(0, 300, (length,), generator=generator).tolist() for length in lengths)
-        return [ScoredTokens(tokens, list(range(1, len(tokens)))) for tokens in rows]
+        return [ScoredTokens(tokens, 1) for tokens in rows]
 
     def change(chosen):
         base, aligned, *_ = plain(adapted, chosen)
@@ -98,7 +98,7 @@ def test_an_adapter_that_does_nothing_has_no_kl_and_full_agreement(tiny_llama):
 
 def test_nothing_to_score_is_refused(tiny_llama):
     with pytest.raises(SempaError, match="notes: no token to score"):
-        token_drift(tiny_llama, [ScoredTokens([3], [])], "notes")
+        token_drift(tiny_llama, [ScoredTokens([3], 1)], "notes")
 
 
 def greedy_answer(base, prompt, max_new_tokens):

@@ -388,7 +388,7 @@ def test_an_answer_that_is_a_part_of_the_sentence_is_not_found_there():
 def test_of_such_a_question_the_answer_alone_is_scored():
     tokenizer = chat(SYSTEM_LAST)
     (one,) = encode_eval_texts(tokenizer, [EvalText("The answer is four.", "What is two plus two?")], 512)
-    assert tokenizer.decode([one.tokens[i] for i in one.targets]).strip() == "The answer is four.<|im_end|>"
+    assert tokenizer.decode(one.tokens[one.first :]).strip() == "The answer is four.<|im_end|>"
 
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never", "normalizer"])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.evaluation.eval_texts import (
+    BUILTIN_PROMPTS,
     EvalText,
     ScoredTokens,
-    builtin_prompts,
     encode_eval_texts,
     read_prompts,
     read_texts,
@@ -29,7 +29,7 @@ WHOLE = 10_000
 
 
 def scored(tokenizer, one):
-    return tokenizer.decode([one.tokens[target] for target in one.targets])
+    return tokenizer.decode(one.tokens[one.first :])
 
 
 def test_plain_text_is_passages_between_blank_lines(tmp_path):
@@ -93,30 +93,30 @@ def test_of_a_question_exactly_the_answer_is_scored(tokenizer):
     encoded = encode_eval_texts(tokenizer, CONVERSATIONS, WHOLE)
     for one, text in zip(encoded, CONVERSATIONS, strict=True):
         assert scored(tokenizer, one) == f"{text.text}<|im_end|>\n"
-        assert tokenizer.decode(one.tokens[: one.targets[0]]).endswith("<|im_start|>assistant\n")
+        assert tokenizer.decode(one.tokens[: one.first]).endswith("<|im_start|>assistant\n")
 
 
 def test_of_a_passage_all_but_the_first_token_is_scored(tokenizer):
     first, *_ = encode_eval_texts(tokenizer, PASSAGES, WHOLE)
-    assert first.targets == list(range(1, len(first.tokens)))
+    assert first.first == 1
     assert tokenizer.decode(first.tokens) == PASSAGES[0].text
 
 
 @given(st.integers(1, 60), st.integers(2, 20), st.data())
 def test_windows_score_every_target_once_with_enough_before_it(length, window, data):
-    targets = data.draw(st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set()))
-    pieces = list(split_long(ScoredTokens(list(range(length)), sorted(targets)), window))
+    first = data.draw(st.integers(1, length))
+    pieces = list(split_long(ScoredTokens(list(range(length)), first), window))
     # The ids are the offsets in the whole text.
-    assert sorted(one.tokens[target] for one in pieces for target in one.targets) == sorted(targets)
+    assert [token for one in pieces for token in one.tokens[one.first :]] == list(range(first, length))
     for one in pieces:
         assert len(one.tokens) <= window
-        assert one.targets
+        assert one.tokens[one.first :]
         assert one.tokens == list(range(one.tokens[0], one.tokens[0] + len(one.tokens)))
-        assert all(target >= (1 if one.tokens[0] == 0 else window - window // 2) for target in one.targets)
+        assert one.first >= (1 if one.tokens[0] == 0 else window - window // 2)
 
 
 def test_a_text_that_fits_is_left_whole():
-    one = ScoredTokens([4, 5, 6], [1, 2])
+    one = ScoredTokens([4, 5, 6], 1)
     assert list(split_long(one, 3)) == [one]
 
 
@@ -134,7 +134,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
 def test_the_builtin_texts_are_many_distinct_and_share_no_long_phrase():
     assert len(PASSAGES) >= 16
     assert len(CONVERSATIONS) >= 14
-    assert len(set(builtin_prompts())) >= 4
+    assert len(set(read_prompts(BUILTIN_PROMPTS))) >= 4
     seen = {}
     for text in (f"{text.question} {text.text}" for text in (*PASSAGES, *CONVERSATIONS)):
         words = text.split()
@@ -152,7 +152,7 @@ def test_no_evaluation_prompt_is_among_the_questions_that_retention_trains_on():
         return {*re.findall("[a-z]{3,}", text.lower())} - common
 
     trained = set().union(*map(words, QUESTIONS))
-    for asked in (*(text.question for text in CONVERSATIONS), *builtin_prompts()):
+    for asked in (*(text.question for text in CONVERSATIONS), *read_prompts(BUILTIN_PROMPTS)):
         assert not words(asked) & trained, asked
 
 

@@ -22,7 +22,7 @@ from sempa.config import DEFAULT_MODEL
 from sempa.data.sts import StsTask, read_sts, sample_task
 from sempa.embedding.embed import embed
 from sempa.evaluation.drift import measure_drift
-from sempa.evaluation.eval_texts import builtin_prompts, report_texts
+from sempa.evaluation.eval_texts import BUILTIN_PROMPTS, read_prompts, report_texts
 from sempa.evaluation.measure import builtin_task
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_json
@@ -36,7 +36,7 @@ from sempa.training.base_samples import QUESTIONS
 RESULTS = Path(__file__).resolve().with_name("qdpo.json")
 RANK, ALPHA = 8, 32.0
 CONVERSATIONS = report_texts()["conversations"]
-HELD_OUT = (*builtin_prompts(), *(text.question for text in CONVERSATIONS))
+HELD_OUT = (*read_prompts(BUILTIN_PROMPTS), *(text.question for text in CONVERSATIONS))
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen")
 
 

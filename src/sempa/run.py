@@ -20,7 +20,7 @@ from sempa.embedding.readouts import check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.budget import fit_scale
 from sempa.evaluation.drift import generate_side_by_side, measure_drift
-from sempa.evaluation.eval_texts import builtin_prompts, report_texts
+from sempa.evaluation.eval_texts import BUILTIN_PROMPTS, read_prompts, report_texts
 from sempa.evaluation.measure import BUILTIN, builtin_task, measure_geometry, measure_preference, measure_sts
 from sempa.evaluation.sts import evaluate_sts
 from sempa.io.files import write_atomic, write_json
@@ -112,9 +112,8 @@ def _run(config: Config, run: Path, command: str) -> dict:
     with interpolated(base.model, scale):
         save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)
         report = _measure(config, base, dataset.held_out, [builtin_task(BUILTIN_PAIRS), *tasks], texts)
-    finished = time.perf_counter()
-    # What an interrupted process had spent on training before this one took over.
-    spent = state["seconds"] - (trained - loaded)
+    evaluation = time.perf_counter() - trained
+    total = loaded - began + state["seconds"] + evaluation
     report |= {
         "budget": {"kl_budget": config.kl_budget, "scale": scale, "task": scored_on, "curve": curve},
         "model": config.model,
@@ -123,7 +122,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
         "notes": notes,
         "command": command,
         **origin(base.model),
-        "seconds": {"total": finished - began + spent, "training": state["seconds"], "evaluation": finished - trained},
+        "seconds": {"total": total, "training": state["seconds"], "evaluation": evaluation},
         "peak_memory_gib": _peak_memory(base.model.device),
         "training": {
             "triplets": len(dataset.train) + len(dataset.held_out) + dataset.too_long,
@@ -148,7 +147,7 @@ def _measure(config: Config, base: BaseModel, held_out: list[Preference], tasks:
         "sts": table,
         "preference": measure_preference(base, held_out, config.row_tokens, config.beta) if held_out else {},
         "drift": measure_drift(base, texts),
-        "generations": generate_side_by_side(base, builtin_prompts(), GENERATION_TOKENS),
+        "generations": generate_side_by_side(base, read_prompts(BUILTIN_PROMPTS), GENERATION_TOKENS),
         "scatter": scatter,
         "geometry": [measure_geometry(tasks[-1], sides)],
     }

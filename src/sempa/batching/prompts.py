@@ -57,14 +57,12 @@ def encode_triplet(tokenizer: Tokenizer, triplet: Triplet, *, ranking: bool = Fa
     `ranking` puts the neutral sentence between the two; `words` adds the one-word prompts.
     """
     responses = (triplet.chosen, triplet.neutral, triplet.rejected) if ranking else (triplet.chosen, triplet.rejected)
-    preference = encode_responses(tokenizer, triplet.sentence, responses, triplet.line)
-    if words:
-        prompts = encode_one_word(tokenizer, [triplet.sentence, triplet.chosen, triplet.rejected])
-        preference = replace(preference, words=tuple(array("i", ids) for ids in prompts))
-    return preference
+    preference = encode_responses(tokenizer, triplet.sentence, responses)
+    prompts = encode_one_word(tokenizer, [triplet.sentence, triplet.chosen, triplet.rejected]) if words else []
+    return replace(preference, line=triplet.line, words=tuple(array("i", ids) for ids in prompts))
 
 
-def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[str], line: int = 0) -> Preference:
+def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[str]) -> Preference:
     """Token ids of the paraphrase prompt and of its answers, best first (SemPA § 3, appendix prompt).
 
     The boundary is exact: an answer's ids are those of the whole conversation from the answer's text on, so the end of
@@ -78,7 +76,7 @@ def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[st
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
     answers = tuple(array("i", whole[shared:]) for whole in whole_ids)
     ends = (common_prefix(closing_ids[::-1], answer[::-1]) for answer in answers)
-    return Preference(array("i", whole_ids[0][:shared]), answers, line, min(ends), sentence=sentence)
+    return Preference(array("i", whole_ids[0][:shared]), answers, closing=min(ends), sentence=sentence)
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int | None:

@@ -122,7 +122,5 @@ class Embedder:
     def _directions(self) -> np.ndarray:
         return middle_directions(self.base.model.get_output_embeddings().weight)
 
-    @staticmethod
-    def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """The cosine of each of n vectors with each of m, of any precision: float32 `[n, m]`."""
-        return cosines(first, second)
+    similarity = staticmethod(cosines)
+    """The cosine of each of n vectors with each of m, of any precision: float32 `[n, m]`."""

@@ -45,7 +45,7 @@ def token_drift(model: PreTrainedModel, sequences: Sequence[ScoredTokens], text:
     in nats per token; `agreement` the fraction of tokens for which both models would choose the same next token. Raises
     `SempaError` when there is no target.
     """
-    sizes = torch.tensor([len(one.targets) for one in sequences], dtype=torch.float64)
+    sizes = torch.tensor([len(one.tokens) - one.first for one in sequences], dtype=torch.float64)
     count = int(sizes.sum())
     if not count:
         raise SempaError(f"{text}: no token to score; a text needs at least two tokens")
@@ -82,13 +82,13 @@ def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_token
 
 def _sums(model: PreTrainedModel, sequence: ScoredTokens) -> Tensor:
     """Sums over targets of −log π of base and aligned, KL(base ‖ aligned), and equal first choices: float64 `[4]`."""
-    tokens, targets = (torch.tensor(ids, device=model.device) for ids in (sequence.tokens, sequence.targets))
+    tokens, first = torch.tensor(sequence.tokens, device=model.device), sequence.first
     with adapter_disabled(model):
-        before = hidden_states(model, tokens[None])[0, targets - 1]
-    after = hidden_states(model, tokens[None])[0, targets - 1]
+        before = hidden_states(model, tokens[None])[0, first - 1 : -1]
+    after = hidden_states(model, tokens[None])[0, first - 1 : -1]
     totals = torch.zeros(4, dtype=torch.float64)
     rows = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
-    for hidden_base, hidden_aligned, chosen in zip(before.split(rows), after.split(rows), tokens[targets].split(rows)):
+    for hidden_base, hidden_aligned, chosen in zip(before.split(rows), after.split(rows), tokens[first:].split(rows)):
         base, aligned = (head_logits(model, hidden).log_softmax(-1) for hidden in (hidden_base, hidden_aligned))
         per_token = (
             -base.gather(1, chosen[:, None]),

@@ -13,6 +13,8 @@ from sempa.errors import SempaError
 from sempa.io.rows import line_records, numbered_lines
 
 _BUILTIN = Path(__file__).parent / "texts"
+# What a run's report answers.
+BUILTIN_PROMPTS = _BUILTIN / "prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class EvalText:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """Token ids of a text, and the offsets (1 or more) of the tokens whose probability counts."""
+    """Token ids of a text; the probability of those from the offset `first` (1 or more) on counts."""
 
     tokens: list[int]
-    targets: list[int]
+    first: int
 
 
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
@@ -64,11 +66,6 @@ def report_texts(gsm8k: str | Path | None = None) -> dict[str, list[EvalText]]:
     return texts
 
 
-def builtin_prompts() -> list[str]:
-    """The built-in prompts that a run's report answers."""
-    return read_prompts(_BUILTIN / "prompts.txt")
-
-
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` lines of a file that are not blank."""
     return [line.strip() for _, line in numbered_lines(path) if line.strip()][:limit]
@@ -90,16 +87,15 @@ def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalTe
         else:
             (tokens,) = encode_plain(tokenizer, [text.text])
             first = 1
-        sequences += split_long(ScoredTokens(tokens, list(range(first, len(tokens)))), window)
+        sequences += split_long(ScoredTokens(tokens, first), window)
     return sequences
 
 
 def split_long(sequence: ScoredTokens, window: int) -> Iterator[ScoredTokens]:
-    """The windows of a sequence that hold a target, each of at most `window` (2 or more) tokens."""
-    step, done = window // 2, 0
+    """The windows of a sequence that hold a token to score, each of at most `window` (2 or more) tokens."""
+    step, first = window // 2, sequence.first
     for begin in range(0, max(1, len(sequence.tokens) - window + step), step):
-        end = begin + window
-        targets = [target - begin for target in sequence.targets if done <= target < end]
-        if targets:
-            yield ScoredTokens(sequence.tokens[begin:end], targets)
-        done = end
+        tokens = sequence.tokens[begin : begin + window]
+        if first < begin + len(tokens):
+            yield ScoredTokens(tokens, first - begin)
+            first = begin + len(tokens)

@@ -131,23 +131,21 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
     figures, draws = {}, {}
     with bar(len(rows), "intervals", "row") as progress:
         for method, results in rows.items():
-            own = {
-                result.task.name: {"spearman": result.score, "pearson": result.pearson, "subtasks": result.subtasks}
-                for result in results
-            }
-            own[None] = {key: fmean(one[key] for one in own.values()) for key in ("spearman", "pearson")}
-            drawn = {result.task.name: bootstrap_scores(result, resamples, seed) for result in results}
-            drawn[None] = np.mean(list(drawn.values()), axis=0)  # "average" may be the name of a file of pairs
-            for name, figure in own.items():
-                figure["spearman_interval"] = interval(drawn[name])
+            # Those of each task, and last of their average.
+            own = [{"spearman": one.score, "pearson": one.pearson, "subtasks": one.subtasks} for one in results]
+            own.append({key: fmean(one[key] for one in own) for key in ("spearman", "pearson")})
+            drawn = [bootstrap_scores(result, resamples, seed) for result in results]
+            drawn.append(np.mean(drawn, axis=0))
+            for figure, values in zip(own, drawn, strict=True):
+                figure["spearman_interval"] = interval(values)
             figures[method], draws[method] = own, drawn
             progress.update()
     for method in rows:
         if BASELINE in rows and method != BASELINE:
-            for name, figure in figures[method].items():
-                baseline = figures[BASELINE][name]["spearman"]
-                figure["versus"] = compare(figure["spearman"], baseline, draws[method][name], draws[BASELINE][name])
+            for figure, baseline, *drawn in zip(figures[method], figures[BASELINE], draws[method], draws[BASELINE]):
+                figure["versus"] = compare(figure["spearman"], baseline["spearman"], *drawn)
     tasks = [result.task for result in next(iter(rows.values()))]
+    names = [task.name for task in tasks]
     return {
         "resamples": resamples,
         "seed": seed,
@@ -155,7 +153,7 @@ def summarise(rows: Mapping[Method, Sequence[StsResult]], resamples: int = 1000,
         "tasks": [{"name": task.name, "pairs": len(task.pairs)} for task in tasks],
         "notes": [note for task in tasks for note in task.notes],
         "rows": [
-            {"label": method.label, **vars(method), "average": own.pop(None), "tasks": own}
-            for method, own in figures.items()
+            {"label": method.label, **vars(method), "average": average, "tasks": dict(zip(names, own))}
+            for method, (*own, average) in figures.items()
         ],
     }

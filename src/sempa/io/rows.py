@@ -50,10 +50,9 @@ def line_records(
     number, first = next((number, text) for number, text in lines if text.strip())
     lines = itertools.chain([(number, first)], lines)
     if first.lstrip().startswith(("{", "[")):
+        names = _match(f"{path}:{number}", list(json_object(f"{path}:{number}", first)), layouts)
         rows = ((number, json_object(f"{path}:{number}", text)) for number, text in lines if text.strip())
-        number, row = next(rows)
-        names = _match(f"{path}:{number}", list(row), layouts)
-        return names, _field_records(path, itertools.chain([(number, row)], rows), names)
+        return names, _field_records(path, rows, names)
     delimiter = next((mark for mark in "\t,;" if mark in first), _NO_DELIMITER)
     rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
     header = [name.strip() for name in next(rows, (number, []))[1]]

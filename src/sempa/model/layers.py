@@ -133,8 +133,6 @@ def checkpoint_blocks(model: PreTrainedModel, dropout: bool = False) -> None:
 
 
 def _recomputed(forward: Callable[..., Tensor], dropout: bool, *inputs: Tensor, **options: object) -> Tensor:
-    if not torch.is_grad_enabled():
-        return forward(*inputs, **options)
     # The backward pass comes after the `with` of the adapter's switches, on a device in another thread: the block sees
     # them as they are now. PyTorch sets back the one random generator, which other threads may be drawing from.
     seen = contextvars.copy_context()

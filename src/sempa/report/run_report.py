@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sempa.io.files import finite, write_atomic, write_json
+from sempa.io.files import write_atomic, write_json
 from sempa.io.rows import many
 from sempa.report import plots
 from sempa.report.render import Table, html_page, interval_cell, number, plain_text
@@ -53,9 +53,8 @@ def tables(report: dict) -> list[Table]:
 
 def page(report: dict, history: Sequence[dict]) -> str:
     """The whole HTML page."""
-    report = finite(report)
     details = {key: report.get(key) for key in ("command", "config", "training", "versions", "machine", "base_source")}
-    pictures = _pictures(report, [finite(record) for record in history])
+    pictures = _pictures(report, history)
     return html_page("run.html", report=report, tables=tables(report), pictures=pictures, details=details)
 
 

@@ -19,13 +19,10 @@ def expected_log_sum(fixed: Tensor, values: Tensor, probabilities: Tensor, draws
     fixed, values = fixed / unit, values / unit[:, None]
     # The right end lies where e^{−uA} alone has died out.
     u = torch.arange(_LOW, _HIGH - float(fixed.log().min()), _STEP, dtype=torch.float64).exp()
-    integral = torch.zeros_like(fixed)
-    for row in range(len(fixed)):
-        transform = (probabilities[row] * torch.expm1(-u[:, None] * values[row])).sum(1)
-        # log1p of −1 is −∞ where no value is 0 and u is large: the power is then 0, as it should be.
-        exponent = -u * fixed[row] + draws * torch.log1p(transform.clamp_min(-1))
-        integral[row] = (torch.expm1(-u) - torch.expm1(exponent)).sum() * _STEP
-    return unit.log() + integral
+    transform = (probabilities[:, None] * torch.expm1(-u[:, None] * values[:, None])).sum(2)  # [rows, nodes]
+    # log1p of −1 is −∞ where no value is 0 and u is large: the power is then 0, as it should be.
+    exponent = -u * fixed[:, None] + draws * torch.log1p(transform.clamp_min(-1))
+    return unit.log() + (torch.expm1(-u) - torch.expm1(exponent)).sum(1) * _STEP
 
 
 def expected_infonce(

@@ -14,8 +14,7 @@ from sempa.model.base import BaseModel
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
 from sempa.theory import ranking
-from sempa.theory.candidates import Candidates
-from sempa.theory.ranking import pair_loss, ranking_loss, top1_loss
+from sempa.theory.ranking import Candidates, pair_loss, ranking_loss, top1_loss
 from sempa.theory.statement import ROUNDINGS, Claim, Measurement, Statement, compare, value_and_gradient
 
 PROMPTS, _TRIPLETS = 2, 4
@@ -95,8 +94,7 @@ def _same_loss(scored: Sequence[Scored], claimed: Claim, expected: Claim) -> Ite
 
 
 def _pair_ranking(rewards: Claim, drawn: Candidates, policy: Tensor) -> Tensor:
-    pair = Candidates(drawn.policy[:, :2], drawn.reference[:, :2], drawn.lengths[:, :2], drawn.beta)
-    return ranking_loss(pair, policy[:, :2], rewards)
+    return ranking_loss(drawn, policy, lambda *both: rewards(*both)[:, :2])
 
 
 def _same_weights(scored: Sequence[Scored], weights: Claim) -> Iterator[Measurement]:

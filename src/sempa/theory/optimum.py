@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sempa.losses import plackett_luce_loss
-from sempa.theory.statement import ROUNDINGS, UNIT, Claim, Measurement, compare, exceeds, statement
+from sempa.theory.statement import UNIT, Claim, Measurement, compare, exceeds, rounding, statement
 
 _RESPONSES = 6
 _DRAWS = 4
@@ -65,7 +65,7 @@ def _start(generator: torch.Generator) -> Tensor:
 
 def _distance(gradient: float, curvature: float) -> float:
     """How far a point may lie from the minimum: twice the gradient left, its rounding included, over the curvature."""
-    return 2 * (gradient + ROUNDINGS * UNIT) / max(curvature, ROUNDINGS * UNIT)
+    return 2 * (gradient + rounding(1)) / max(curvature, rounding(1))
 
 
 @statement(

@@ -12,8 +12,8 @@ from sempa.errors import SempaError
 from sempa.io.files import write_atomic
 from sempa.losses import infonce_loss, plackett_luce_loss
 from sempa.report import plots
-from sempa.theory.candidates import draw_candidates
-from sempa.theory.information import best_critic, draw_channel, hard_negatives
+from sempa.theory.information import draw_channel, hard_negatives
+from sempa.theory.ranking import draw_candidates
 from sempa.theory.sphere import uniform_sphere
 from sempa.theory.statement import value_and_gradient
 
@@ -55,11 +55,11 @@ def _rounding(axis: object, generator: torch.Generator) -> None:
 def _information(axis: object, generator: torch.Generator) -> None:
     channel = draw_channel(generator)
     sizes = [2**power for power in range(13)]
-    best, hard = best_critic(channel, channel.marginal), hard_negatives(channel)
+    best, hard = channel.best_critic(channel.marginal), hard_negatives(channel)
     for colour, label, critic, proposal in (
         (_COLOURS[1], "best critic", best, channel.marginal),
         (_COLOURS[0], "critic half as steep", best / 2, channel.marginal),
-        (_COLOURS[3], "hard negatives, their best critic", best_critic(channel, hard), hard),
+        (_COLOURS[3], "hard negatives, their best critic", channel.best_critic(hard), hard),
     ):
         values = [float(channel.bound(critic, proposal, k)) for k in sizes]
         axis.semilogx(sizes, values, "o-", color=colour, markersize=3, label=label)

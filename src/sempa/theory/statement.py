@@ -120,6 +120,6 @@ def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: float) -> Me
     return Measurement(float(excess), rounding(condition))
 
 
-def falls(missed: Callable[[int], float], negatives: int) -> Measurement:
-    """Whether what an O(1/K) term misses falls at least threefold from K = `negatives` to 4 K (a 1/K law: fourfold)."""
-    return Measurement(missed(4 * negatives), missed(negatives) / 3)
+def falls(at_k: float, at_4k: float) -> Measurement:
+    """Whether what an O(1/K) term misses falls at least threefold from some K to 4 K (a 1/K law: fourfold)."""
+    return Measurement(at_4k, at_k / 3)

@@ -35,9 +35,8 @@ def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int
     ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        heads = arguments[0].flatten(0, -2).clone()
-        heads[ends] = _STRENGTH * (heads[ends] - heads[auxiliary_ends])
-        return (heads.view_as(arguments[0]),)
+        heads = arguments[0].flatten(0, -2)
+        return (_put(arguments[0], ends, _STRENGTH * (heads[ends] - heads[auxiliary_ends])),)
 
     projection = output_projections(model)[scaled(_BLOCK, depth(model))]
     with hooked((projection.register_forward_pre_hook, steer)):
@@ -90,7 +89,7 @@ def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> 
 
 
 def _put(hidden: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-    """`hidden` `[rows, length, D]` with `rows` at the flat offsets `places`."""
-    changed = hidden.flatten(0, 1).clone()
+    """`hidden` `[…, D]` with `rows` at the flat offsets `places`."""
+    changed = hidden.flatten(0, -2).clone()
     changed[places] = rows
     return changed.view_as(hidden)
