@@ -24,6 +24,7 @@ from sempa.embedding.corpus import (
     embed_corpus,
     read_shards,
 )
+from sempa.io.lock import folder_lock
 from sempa.model.adapter_files import save_adapter
 from sempa.model.lora import add_lora, lora_parameters
 
@@ -55,7 +56,7 @@ def source(tmp_path):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def stacked(folder):
@@ -224,6 +225,18 @@ def test_the_same_sentences_from_another_file_are_the_same_input(embedder, sourc
     zipped.write_bytes(gzip.compress("".join(json.dumps({"text": s}) + "\n" for s in SENTENCES).encode()))
     embed_corpus(embedder, zipped, tmp_path / "out", shard_rows=5)
     assert content(tmp_path / "out") == before
+
+
+def test_a_corpus_that_another_process_embeds_is_left_alone(embedder, source, tmp_path):
+    """Its half-written shard looks like a leftover."""
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=10)
+    half_written = tmp_path / "out" / f".shard-000002.safetensors.{'0' * 16}.tmp"
+    half_written.touch()
+    with folder_lock(tmp_path / "out"), pytest.raises(SempaError, match=r"out: process .* is writing here"):
+        embed_corpus(embedder, source, tmp_path / "out", shard_rows=10)
+    assert half_written.exists()
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=10)
+    assert not half_written.exists()
 
 
 def test_a_missing_shard_is_made_again_alone(embedder, source, tmp_path, counted):

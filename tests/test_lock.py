@@ -33,7 +33,7 @@ def holder(tmp_path):
 
 def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path, holder):
     with (
-        pytest.raises(SempaError, match=rf"run: process {holder.pid} on .*, since 2.* is writing this run"),
+        pytest.raises(SempaError, match=rf"run: process {holder.pid} on .*, since 2.* is writing here"),
         folder_lock(tmp_path / "run"),
     ):
         pass

@@ -112,7 +112,7 @@ def ray_kill(folder: Path, rows: int, shard_rows: int) -> dict:
 
 def content(folder: Path) -> dict[str, bytes]:
     """The bytes of a folder's files by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def _expect(condition: bool, otherwise: str) -> None:

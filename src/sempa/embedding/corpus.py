@@ -15,6 +15,7 @@ from sempa.embedding.files import check_vectors_name, read_vectors, write_vector
 from sempa.embedding.readouts import embedding_width, make_prompts
 from sempa.errors import SempaError
 from sempa.io.files import check_output, read_json, remove_leftovers, write_json
+from sempa.io.lock import folder_lock
 from sempa.io.progress import bar
 from sempa.io.rows import STANDARD_INPUT
 from sempa.model.base import weights_fingerprint
@@ -83,7 +84,8 @@ def embed_corpus(
     own = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
     pieces = own if encode is None else iter(encode(chunks))
     changed = SempaError(f"{source}: changed while it was being embedded; embed it again, into another folder")
-    with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+    with folder_lock(folder), bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+        remove_leftovers(folder)
         for shard in missing:
             found: list[np.ndarray] = []
             while sum(map(len, found)) < shard["rows"]:
@@ -150,7 +152,6 @@ def _begin(folder: Path, manifest: dict) -> None:
         if (before := begun.get(key)) != value:
             other = "other sentences" if key == "input" else f"{key} = {before!r}, now {value!r}"
             raise SempaError(f"output {folder}: was begun with {other}; give another folder")
-    remove_leftovers(folder)
 
 
 def _read_manifest(folder: Path) -> dict:

@@ -28,7 +28,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            raise SempaError(f"{folder}: {holder} is writing this run; wait for it, or give another output=…") from None
+            raise SempaError(f"{folder}: {holder} is writing here; wait for it, or give another folder") from None
         except OSError:  # the file system has no locks
             pass
         stream.truncate(0)
