@@ -108,6 +108,12 @@ def test_an_empty_text_is_the_zero_vector_where_that_is_asked_for(embedder):
         embedder.encode({"a": 1}, on_empty="zero")
 
 
+@pytest.mark.parametrize("dim", [0, 33])
+def test_vectors_are_not_shortened_to_more_numbers_than_they_have(embedder, dim):
+    with pytest.raises(SempaError, match=f"dim: found {dim}, expected a whole number from 1 to 32"):
+        embedder.shorten(embedder.encode(SENTENCES), dim)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -9,6 +9,7 @@ import pytest
 from conftest import load_script
 
 from sempa.config import load_config
+from sempa.model.base import load_base
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "frontier" / "frontier.py"
 
@@ -74,6 +75,48 @@ def test_points_measured_under_other_settings_are_not_mixed_in(frontier, tmp_pat
     # Of the versions and the machine that measured last.
     assert frontier._kept(file, {"limit": 1}, tiny_llama)["date"] == frontier.origin(tiny_llama)["date"]
     assert frontier._kept(file, {"limit": 2}, tiny_llama)["rows"] == []
+
+
+@pytest.fixture
+def stubbed(monkeypatch, tiny_folder, tmp_path):
+    """Runs a script on a triplet file and a file of pairs; returns what it trains, which takes no time."""
+    pairs = "sentence1,sentence2,score\nA man sings.,A dog runs.,1\nA cat.,The cat.,4\n"
+
+    def run(script, triplets, scored):
+        trained = []
+        (tmp_path / scored).write_text(pairs)
+        row = {"share": 1.0, "sts": {}, "average": 0.0}
+        for name, stub in {
+            "load_base": lambda *_: load_base(str(tiny_folder), "float32", "cpu"),
+            "plot": lambda result: "",
+            "table": lambda result: "",
+            "measure": lambda *_: {},
+            "train_and_measure": lambda config, *_: trained.append(config.triplets) or [{}],
+            "_scores": lambda *_: {},
+            "_measure": lambda base, tasks, texts, name, values: (
+                trained.append(values["triplets"]) or [{"name": name, "seed": values["seed"], **row}]
+            ),
+        }.items():
+            monkeypatch.setattr(script, name, stub, raising=False)
+        given = ["--triplets", triplets, "--sts", str(tmp_path / scored), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["script", *given])
+        script.main()
+        return trained
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["frontier.py", "preference.py"])
+def test_a_finished_run_is_kept_for_its_own_data_and_settings_alone(name, stubbed, monkeypatch):
+    script = load_script(SCRIPT.with_name(name))
+    runs = getattr(script, "RUNS", None) or script.POINTS
+    assert stubbed(script, "snli.jsonl", "a.csv") == ["snli.jsonl"] * len(runs)
+    assert stubbed(script, "snli.jsonl", "a.csv") == []
+    assert stubbed(script, "mnli.jsonl", "a.csv") == ["mnli.jsonl"] * len(runs)
+    assert stubbed(script, "mnli.jsonl", "b.csv") == ["mnli.jsonl"] * len(runs)
+    monkeypatch.setitem(runs, next(iter(runs)), {"beta": 0.7})
+    assert stubbed(script, "mnli.jsonl", "b.csv") == ["mnli.jsonl"]
+    assert stubbed(script, "mnli.jsonl", "b.csv") == []
 
 
 def test_the_curve_of_preference_alone_draws_every_run_at_both_readouts():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import quad
+from scipy.spatial.distance import cdist
 from scipy.special import hyp0f1
 
 from sempa.data.sts import ScoredPair
@@ -131,6 +132,14 @@ def test_uniformity_of_distant_and_of_equal_points_does_not_leave_the_range_of_f
     # Squared lengths of 1e21 leave distances that are pure rounding, of either sign.
     assert uniformity(np.tile(gaussian(1, 33, seed=3, scale=1e10), (50, 1))) <= 0
     assert uniformity(np.array([[1.0, 0.0], [-1.0, 0.0]]), 3.0) == -12
+
+
+def test_uniformity_holds_no_more_than_a_row_of_distances(monkeypatch):
+    blocks = []
+    monkeypatch.setattr(geometry, "cdist", lambda *given: blocks.append(cdist(*given)) or blocks[-1])
+    uniformity(gaussian(50, 3))
+    assert sum(block.size for block in blocks) == 50 * 49 / 2
+    assert max(block.size for block in blocks) == 49
 
 
 def test_alignment_is_the_mean_power_of_distances():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import adapt
+from conftest import adapt, make_llama
 from safetensors.torch import load_file, save_file
 from test_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM
@@ -23,6 +23,7 @@ from sempa.model.lora import (
     interpolated,
     lora_layers,
     lora_parameters,
+    remove_adapter,
 )
 
 # Separate and fused projections, tied and untied heads, transposed layers.
@@ -302,6 +303,19 @@ def test_an_adapter_of_the_head_is_refused(tmp_path):
     get_peft_model(build("Llama"), config).save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(SempaError, match="the base model's blocks have no linear layer 'lm_head'"):
         load_adapter(build("Llama"), tmp_path)
+
+
+def test_a_second_adapter_is_refused(tmp_path):
+    model = make_llama()
+    add_lora(model, 2, 4)
+    save_adapter(model, tmp_path, "source")
+    layers = lora_layers(model).keys()
+    for add in (lambda: add_lora(model, 2, 4), lambda: load_adapter(model, tmp_path)):
+        with pytest.raises(SempaError, match="holds an adapter already; `remove_adapter` takes it off"):
+            add()
+    assert lora_layers(model).keys() == layers
+    remove_adapter(model)
+    load_adapter(model, tmp_path)
 
 
 def test_the_fingerprint_of_an_adapter_tells_its_scale(tiny_llama):

@@ -275,6 +275,25 @@ def test_a_chosen_sentence_that_stands_twice_in_the_batch_is_found_at_either_pla
     assert metrics["contrast_accuracy"] == found
 
 
+@pytest.mark.parametrize("left", [1.0, math.inf])
+def test_a_gradient_that_was_left_is_no_part_of_the_next_step(adapted_base, tokenizer, triplets, left):
+    """By a step that was interrupted, or by a `backward` in a notebook."""
+    config, parameters = Config(**SETTINGS | {"lora_dropout": 0.0}), lora_parameters(adapted_base.model).values()
+    batch = make_batch(config, [encode_triplet(tokenizer, t) for t in triplets], 0)
+    before, after = [parameter.detach().clone() for parameter in parameters], []
+    for gradient in (0.0, left):
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data.copy_(value)
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer = make_optimizer(config, adapted_base.model)
+        after.append(train_step(config, adapted_base.model, optimizer, batch, [], 1, 4)["grad_norm"])
+        after.append([parameter.detach().clone() for parameter in parameters])
+    norm, values, again, values_again = after
+    assert norm == again
+    assert all(map(torch.equal, values, values_again))
+    assert not any(map(torch.equal, values, before))
+
+
 def test_the_optimiser_is_the_configs(adapted_base):
     (group,) = make_optimizer(Config(learning_rate=3e-4, beta2=0.95, weight_decay=0.1), adapted_base.model).param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.9, 0.95), 0.1)

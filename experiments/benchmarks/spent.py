@@ -18,7 +18,7 @@ from kept import kept_bytes
 from torch.profiler import ProfilerActivity, profile
 from training import OPTIONS, RANK, prepare, read_or_make, sempa_contestants
 
-from sempa.model.lora import block_linears
+from sempa.model.lora import lora_layers
 
 # Where the operands' shapes stand among the arguments.
 _PRODUCTS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2)}
@@ -61,7 +61,7 @@ def _measure(given: argparse.Namespace, row_tokens: int, product: float, copy: f
         operations[kind] += count * event.count / given.rounds
     base, _, batches = prepare(given, triplets, row_tokens)
     packed = [row for batch in batches for row in batch.preference_rows]
-    linears = block_linears(base.model).values()
+    linears = [layer.base for layer in lora_layers(base.model).values()]
     weights = sum(parameter.nbytes for linear in linears for parameter in linear.parameters())
     moved = 2 * sum(weights + sum(kept_bytes(base, row).values()) for row in packed)
     whole, tokens = sum(milliseconds.values()), sum(len(row.packed.tokens) for row in packed)

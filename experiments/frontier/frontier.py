@@ -88,6 +88,7 @@ def main() -> None:
     base = load_base("smollm2-135m", given.dtype)
     config = load_config(RECIPE)
     settings = {"pairs": given.pairs, "limit": given.limit, "dtype": str(base.model.dtype)}
+    settings["data"] = [Path(path).name for path in (given.triplets, given.sts, given.gsm8k)]
     # Processors round differently, which moves a score by tenths of a point.
     settings["cpu"] = processor()
     settings["recipe"] = {key: getattr(config, key) for key in SHARED}

@@ -54,8 +54,12 @@ def main() -> None:
     given = parser.parse_args()
     file = given.out.with_suffix(".json")
     kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    data = [Path(path).name for path in (given.triplets, given.sts)]
     # Processors round differently: another one's runs are not mixed in.
-    result = kept if kept.get("machine", {}).get("cpu") == processor() else {"runs": []}
+    same = (kept.get("data"), kept.get("machine", {}).get("cpu")) == (data, processor())
+    result = kept if same else {"runs": [], "data": data}
+    # A run that has changed since is measured anew.
+    result["runs"] = [run for run in result["runs"] if run["changes"] == RUNS.get(run["name"])]
     base = load_base("smollm2-135m")
     task = development_task(given.sts)
     if "base" not in result:

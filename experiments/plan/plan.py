@@ -111,8 +111,8 @@ def make_plan(config: Config) -> Plan:
     steps = rounded_up(config.epochs, math.ceil(triplets / config.batch_size))
     seen = config.epochs * triplets
     ranked = config.epochs * _ranked(config, triplets)
-    # Sentence and responses.
-    words = (1 + responses_each) * _WORD_TOKENS if config.contrast else 0
+    # Sentence, best and worst response.
+    words = 3 * _WORD_TOKENS if config.contrast else 0
     samples = steps * ROW_TOKENS if config.retention else 0
     preferences, responses = round(ranked * per_triplet), round(ranked * answers)
     tokens = preferences + round(seen * words) + samples
@@ -175,7 +175,7 @@ def _duration(hours: float) -> str:
 
 def _ranked(config: Config, triplets: int) -> int:
     """How many of an epoch's triplets are ranked, batch by batch."""
-    if config.objective == "none" and not config.anchor:
+    if not (config.anchor or (config.preference and config.objective != "none")):
         return 0
     whole, rest = divmod(triplets, config.batch_size)
     full, last = (rounded_up(config.preference_fraction, size) for size in (config.batch_size, rest))

@@ -56,6 +56,7 @@ def test_each_loss_takes_its_own_tokens(tiny_folder, triplets_file):
     contrast = make_plan(Config(**alone))
     # A sentence's and two responses' one-word prompts.
     assert (contrast.tokens, contrast.head_tokens) == (16 * 3 * 16, 0)
+    assert make_plan(Config(**common | {"preference": 0.0, "contrast": 1.0})).tokens == contrast.tokens
     retained = make_plan(Config(**alone | {"retention": 1.0}))
     assert (retained.tokens - contrast.tokens, retained.head_tokens) == (4 * 128, 4 * 128)
     base = load_base(str(tiny_folder), "float32", "cpu").model
@@ -156,6 +157,9 @@ def test_a_ranking_counts_three_answers_of_the_triplets_that_have_them(tiny_fold
     pairs, ranking = (make_plan(Config(**common, objective=name)) for name in ("dpo", "plackett-luce"))
     assert (pairs.triplets, ranking.triplets) == (10, 4)
     assert (pairs.head_tokens, ranking.head_tokens) == (10 * 2 * 10, 4 * 3 * 10)
+    # The neutral sentence is ranked, and not embedded.
+    ranked = make_plan(Config(**common | {"contrast": 0.0}, objective="plackett-luce"))
+    assert ranking.tokens - ranked.tokens == 4 * 3 * 16
 
 
 def test_a_large_batch_is_planned_without_running_it_and_names_what_bounds_its_memory(tiny_folder, triplets_file):

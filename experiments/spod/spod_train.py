@@ -98,11 +98,11 @@ def spod_step(
     if weights.uniformity or weights.isotropy:
         losses.append(partial(spread_loss, config, weights, base, [p.prompt for p in batch.preferences]))
     parameters = list(lora_parameters(model).values())
+    optimizer.zero_grad()
     with adapter_dropout(model):
         metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
     torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM, error_if_nonfinite=True)
     optimizer.step()
-    optimizer.zero_grad()
     return metrics
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from scipy.stats import entropy, skew
 
@@ -44,8 +44,9 @@ def uniformity(vectors: np.ndarray, t: float = 2.0) -> float:
     Wang & Isola 2020 (arXiv 2005.10242), § 4.1. On the unit sphere no distribution comes below the uniform one's
     −2t + log ₀F₁(D/2; t²), about −2t for large D.
     """
-    exponents = -t * pdist(vectors, "sqeuclidean")
-    return float(logsumexp(exponents) - np.log(len(exponents)))
+    # Row by row: all pairs of a large set at once would take gigabytes.
+    rows = [logsumexp(-t * cdist(vectors[i : i + 1], vectors[:i], "sqeuclidean")) for i in range(1, len(vectors))]
+    return float(min(0.0, logsumexp(rows) - np.log(len(vectors) * (len(vectors) - 1) / 2)))
 
 
 def mean_cosine(vectors: np.ndarray) -> float:

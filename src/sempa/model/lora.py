@@ -150,8 +150,11 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear layers of the decoder blocks, by name.
 
     Experts that are fused into one tensor are no linear layers and stay as they are; beside them, layers of the names
-    that PEFT takes for experts stay too, or PEFT would not find them again.
+    that PEFT takes for experts stay too, or PEFT would not find them again. Raises `SempaError` for a model with an
+    adapter.
     """
+    if lora_layers(model):
+        raise SempaError(f"{type(model).__name__}: holds an adapter already; `remove_adapter` takes it off")
     inside = set(blocks(model).modules())
     mixture = any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
     return {

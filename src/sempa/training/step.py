@@ -69,6 +69,8 @@ def train_step(
     # Noise and dropout follow from the step, so that a resumed run draws the same.
     torch.manual_seed((config.seed * 1_000_003 + step) * 3_000 + process_rank())
     parameters = list(lora_parameters(model).values())
+    # At the beginning: a step that failed or was interrupted has left a part of its gradient.
+    optimizer.zero_grad()
     try:
         with adapter_dropout(model):
             metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
@@ -83,7 +85,6 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, total)
     optimizer.step()
-    optimizer.zero_grad()
     return {**metrics, "learning_rate": optimizer.param_groups[0]["lr"], "grad_norm": norm}
 
 
