@@ -121,10 +121,10 @@ def attempt(base: BaseModel, run: Path, log: Path, layer: dict | None = None, se
 
 def outcome(run: Path) -> dict:
     """What of a finished run must not depend on kills: bytes of its tensors, state and metrics less their times."""
-    adapter, moments, state = read_checkpoint(checkpoint_files(run)[-1])
+    tensors, state = read_checkpoint(checkpoint_files(run)[-1])
     return {
         "files": {file.name: file.read_bytes() for file in sorted((run / "adapter").iterdir())},
-        "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in {**adapter, **moments}.items()},
+        "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()},
         "state": {key: value for key, value in state.items() if key not in TIMES},
         "metrics": [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(run / "metrics.jsonl")],
     }

@@ -34,7 +34,6 @@ from sempa.model.base import BaseModel
 from sempa.model.lora import remove_adapter
 from sempa.report.plots import ALIGNED, BASE, INK, available, make_figure, svg
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 MIB = 2**20
 SENTENCES, WARM_UP, FEWEST = 64, 0.2, 10
 LARGEST_GROWTH_SHARE, LARGEST_GROWTH_MIB = 0.02, 10.0
@@ -163,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and embed for long, and look for leaks.")
     parser.add_argument("--minutes", type=float, default=100.0, help="how long (default %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="largest share of one core (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "long_run", help="where .json and .svg go")
+    parser.add_argument("--out", type=Path, default=Path("runs/long_run"), help="where .json and .svg go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SEMPA_CACHE"] = str(Path(folder) / "cache")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 import torch
-from long_run import KEPT, LARGEST_GROWTH_MIB, LARGEST_GROWTH_SHARE, RESULTS, Sample, judge, plot
+from long_run import KEPT, LARGEST_GROWTH_MIB, LARGEST_GROWTH_SHARE, Sample, judge, plot
 from tiny import make_folder, sentences
 
 from sempa.io.files import write_atomic, write_json
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Keep a server busy for long, and look for leaks.")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="clients at once (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "serve_load", help="where .json and .svg go")
+    parser.add_argument("--out", type=Path, default=Path("runs/serve_load"), help="where .json and .svg go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = load(Path(folder), arguments.minutes, arguments.clients)
