@@ -376,7 +376,7 @@ def test_a_scored_pair_that_is_too_long_is_found_before_training(config, tmp_pat
     file = tmp_path / "pairs.csv"
     file.write_text(f"split,sentence1,sentence2,score\ndev,{'long ' * 3000},b,1\ndev,c,d,2\ndev,e,f,3\n")
     monkeypatch.setattr("sempa.run.train", lambda *_: pytest.fail("training began"))
-    assert "sentence 0: has " in fails(capsys, "train", config, f"sts_dir={file}")
+    assert "sentence 0 ('long long long long long long…): has " in fails(capsys, "train", config, f"sts_dir={file}")
 
 
 def test_ctrl_c_while_the_report_is_made_names_the_command_to_go_on(config, tmp_path, capsys, monkeypatch, short_texts):

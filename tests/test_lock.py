@@ -63,6 +63,12 @@ def test_the_lock_is_free_again_afterwards_and_names_its_latest_holder_alone(tmp
             assert (tmp_path / ".lock").read_text().count("process ") == 1
 
 
+def test_a_lock_that_cannot_be_written_names_the_folder(tmp_path):
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(SempaError, match=f"{tmp_path}: cannot be written"), folder_lock(tmp_path):
+        pass
+
+
 def test_where_the_file_system_has_no_locks_the_work_goes_on(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")

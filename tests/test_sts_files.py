@@ -1,5 +1,6 @@
 """The STS benchmarks are read as they were published, and whatever else is in their place is refused."""
 
+import csv
 import gzip
 import json
 import shutil
@@ -129,12 +130,27 @@ def test_a_single_file_of_pairs_and_scores_is_a_task_of_its_name(tmp_path):
     ]
     write(tmp_path / "mine.jsonl", *jsonl)
     write(tmp_path / "mine.csv", "score,sentence1,sentence2", '4.25,"""He"", the man",A man', "0,x,y", ",u,v")
-    write(tmp_path / "mine.tsv", "\t".join(keys), *("\t".join(map(str, pair)) for pair in pairs), "u\tv\t")
+    write(tmp_path / "mine.tsv", "\t".join(keys), '"""He"", the man"\tA man\t4.25', "x\ty\t0", "u\tv\t")
     (tmp_path / "mine.csv.gz").write_bytes(gzip.compress((tmp_path / "mine.csv").read_bytes()))
     for suffix in ("jsonl", "csv", "tsv", "csv.gz"):
         (task,) = read_sts(tmp_path / f"mine.{suffix}")
         assert (task.name, task.pairs) == ("mine", [ScoredPair(*pair) for pair in pairs])
         assert task.notes == ["mine: 1 pair without a gold score left out"]
+
+
+def test_only_the_published_tables_have_bare_quotes(tmp_path):
+    """GLUE's and sentence-transformers' STS-B name the genre; a table of one's own comes from a CSV library."""
+    columns, row = ["genre", "score", "sentence1", "sentence2"], ["news", "4.25", '"He", the man', "A man"]
+    pair = ScoredPair('"He", the man', "A man", 4.25)
+    path = write(tmp_path / "pairs.tsv", "\t".join(columns), "\t".join(row), "news\t0\tx\ty")
+    assert read_sts(path)[0].pairs[0] == pair
+    for quoting, first in ((csv.QUOTE_MINIMAL, 1), (csv.QUOTE_ALL, 0)):
+        with path.open("w", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t", quoting=quoting)
+            writer.writerows(cells[first:] for cells in (columns, row, ["news", "0", "x", "y"]))
+        assert read_sts(path)[0].pairs[0] == pair
+    write(path, "\t".join(columns[1:]), "\t".join(row[1:]), "0\tx\ty")
+    assert "pairs.tsv:2: '\\t' expected after '\"'; is a quotation mark" in error_of(path)
 
 
 def test_a_file_may_name_its_columns_as_it_likes(tmp_path):
@@ -159,8 +175,9 @@ def test_a_files_split_column_selects_its_rows(tmp_path):
     assert read_sts(path, ["dev"]) == [StsTask("stsbenchmark dev", pairs("dev"))]
     assert read_sts(path) == [StsTask(f"stsbenchmark {split}", pairs(split)) for split in ("dev", "test")]
     assert development_task(path) == StsTask("stsbenchmark dev", pairs("dev"))
-    renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", " Validation\t") for line in lines))
-    assert [task.name for task in read_sts(renamed, ["dev", "trial"])] == ["renamed dev"]
+    for name in (" Validation", "val", "Valid"):
+        renamed = write(tmp_path / "renamed.tsv", header, *(line.replace("dev\t", f"{name}\t") for line in lines))
+        assert [task.name for task in read_sts(renamed, ["dev", "trial"])] == ["renamed dev"]
     without = write(tmp_path / "without.tsv", header, *(line for line in lines if not line.startswith("dev")))
     with pytest.raises(SempaError, match=r"without\.tsv: found the splits train, test, asked for dev, trial"):
         development_task(without)

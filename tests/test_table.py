@@ -193,7 +193,7 @@ def test_a_row_is_measured_again_when_anything_behind_it_changed_or_its_file_is_
 
 
 def test_a_rows_key_knows_versions_and_the_kind_of_device(base, monkeypatch):
-    keys = set(row_keys(base, [BASELINE], 0).values())
+    keys = set(row_keys(base, [BASELINE], [], 0).values())
     for target, name, value in (
         (torch, "__version__", "0"),
         (table, "__version__", "0"),
@@ -201,7 +201,7 @@ def test_a_rows_key_knows_versions_and_the_kind_of_device(base, monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, value)
-            keys |= set(row_keys(base, [BASELINE], 0).values())
+            keys |= set(row_keys(base, [BASELINE], [], 0).values())
     assert len(keys) == 4
 
 
@@ -254,6 +254,16 @@ def test_a_runs_report_has_the_interval_and_the_test_of_every_change(base, tasks
         assert figure["change_interval"] == pytest.approx(expected["interval"], abs=2)
         low, high = figure["change_interval"]
         assert row[-2:] == [f"{low:+.1f} – {high:+.1f}", f"{figure['p']:.3f}"]
+
+
+def test_a_sentence_too_long_for_one_readout_is_found_before_any_row(base, tmp_path):
+    """Echo repeats it."""
+    long = "dog " * 1100
+    tasks = [StsTask("long", [ScoredPair(long, "A cat.", 1.0), ScoredPair("A dog.", "A cat.", 2.0)])]
+    with pytest.raises(SempaError, match=r"sentence 0 \('dog dog .*\): has .* tokens in its prompt"):
+        measure_rows(base, [BASELINE, Method("echo")], tasks, tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
+    assert measure_rows(base, [BASELINE], tasks, tmp_path / "rows")
 
 
 # The command

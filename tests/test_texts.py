@@ -120,6 +120,18 @@ def test_a_text_that_fits_is_left_whole():
     assert list(split_long(one, 3)) == [one]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("whole", [[{"text": "One."}], {"text": "One."}])
+def test_json_that_is_not_in_lines_is_no_passage(tmp_path, whole, indent):
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(whole, indent=indent))
+    if indent is None and isinstance(whole, dict):
+        assert read_texts(path) == [EvalText("One.")]
+    else:
+        with pytest.raises(SempaError, match=r"texts\.json:1: .*, expected one object per line"):
+            read_texts(path)
+
+
 def test_prompts_are_the_lines_of_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\n two \n")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sempa.errors import SempaError
-from sempa.io.rows import is_columnar, line_records, many, numbered_lines, read_records
+from sempa.io.rows import LIKE_JSON, is_columnar, line_records, many, numbered_lines, read_records
 
 _WITH_FIELDS = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson")
 
@@ -30,7 +30,7 @@ def read_sentences(path: Path, field: str | None = None, *, skip_empty: bool = F
         first = next(lines)
         lines = itertools.chain([first], lines)
         named = path.name.lower().removesuffix(".gz").endswith(_WITH_FIELDS)
-        if field is not None or named or re.match(r'\s*(\{\s*"|\[\s*(\{|$))', first[1]):
+        if field is not None or named or re.match(LIKE_JSON, first[1]):
             _, records = line_records(path, lines, layouts)
         else:
             records = ((number, (line.rstrip("\r\n"),)) for number, line in lines)

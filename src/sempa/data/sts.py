@@ -162,7 +162,7 @@ def _read_file(file: Path, splits: Sequence[str], columns: Sequence[str]) -> lis
         _, records = read_records(file, [("split", *columns), tuple(columns)])
         for line, (*split, first, second, score) in records:
             split = split[0].strip().lower() if split else ""
-            own = by_split.setdefault("dev" if split == "validation" else split, [])
+            own = by_split.setdefault("dev" if split in ("val", "valid", "validation") else split, [])
             own.append((f"{file}:{line}", first, second, score, ""))
     chosen = [split for split in ("", *SPLITS) if split in ("", *splits) and split in by_split]
     if not chosen:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sempa.batching.prompts import around_answer, common_prefix, encode_plain, encode_texts, render_conversation
 from sempa.errors import SempaError
-from sempa.io.rows import line_records, numbered_lines
+from sempa.io.rows import LIKE_JSON, line_records, numbered_lines
 
 _BUILTIN = Path(__file__).parent / "texts"
 # What a run's report answers.
@@ -36,11 +36,11 @@ class ScoredTokens:
 def read_texts(path: Path, limit: int | None = None) -> list[EvalText]:
     """The first `limit` texts of a file, plain or gzip: JSON lines, else passages with blank lines between them.
 
-    A file that begins with `{"` is read as JSON lines with `question` and `answer`, or `text`. Raises `SempaError` with
-    file and line for a line of another layout or an empty text.
+    A file that begins as JSON does is read as JSON lines with `question` and `answer`, or `text`. Raises `SempaError`
+    with file and line for a line of another layout or an empty text.
     """
     lines = list(numbered_lines(path))
-    if not re.match(r'\s*\{\s*"', next(line for _, line in lines if line.strip())):
+    if not re.match(LIKE_JSON, next(line for _, line in lines if line.strip())):
         groups = itertools.groupby((line for _, line in lines), key=str.isspace)
         passages = (EvalText("".join(passage).rstrip()) for blank, passage in groups if not blank)
         return list(itertools.islice(passages, limit))

@@ -12,7 +12,7 @@ import torch
 
 from sempa import __version__
 from sempa.data.sts import StsTask, distinct_sentences
-from sempa.embedding.embed import embed
+from sempa.embedding.embed import embed, sentence_prompts
 from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval
@@ -77,7 +77,7 @@ def measure_rows(
         return {task.name: pair_cosines(vectors, task.pairs).tolist() for task in tasks}
 
     rows = {}
-    for method, key in row_keys(base, methods, pairs).items():
+    for method, key in row_keys(base, methods, sentences, pairs).items():
         cosines = stored(folder / f"{method.readout}-{key}.json", partial(measure, method))
         rows[method] = [score_sts(task, np.array(cosines[task.name])) for task in tasks]
     return rows
@@ -92,8 +92,11 @@ def stored(file: Path, measure: Callable[[], object]) -> object:
     return measured
 
 
-def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[Method, str]:
-    """Fingerprints of all that the methods' figures on `data` depend on; `SempaError` for a bad readout or adapter."""
+def row_keys(base: BaseModel, methods: Sequence[Method], sentences: Sequence[str], data: object) -> dict[Method, str]:
+    """Fingerprints of all that the methods' figures on `data` depend on.
+
+    Raises `SempaError` for a bad readout or adapter, and one of the `sentences` that is too long for a readout.
+    """
     machine = (base.model.dtype, base.model.device.type, torch.__version__, __version__)
     common = fingerprint(weights_fingerprint(base), machine, data)
     keys = {}
@@ -102,6 +105,8 @@ def row_keys(base: BaseModel, methods: Sequence[Method], data: object) -> dict[M
             check_readout(method.readout, base.model, method.layer)
         files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE) if method.adapter]
         keys[method] = fingerprint(common, method.readout, method.layer, files)
+    for readout in dict.fromkeys(method.readout for method in methods):
+        sentence_prompts(base, readout, sentences)
     return keys
 
 

@@ -45,7 +45,8 @@ def measure_transfer(
         if "dev" not in task.splits and rarest < FOLDS + 2:
             raise SempaError(f"{task.name}: found a class of {rarest} examples, expected {FOLDS + 2} for {FOLDS} folds")
     predictions: dict[Method, list[np.ndarray]] = {}
-    for method, key in row_keys(base, methods, (seed, version)).items():
+    sentences = [sentence for task in tasks for sentence in task.sentences]
+    for method, key in row_keys(base, methods, sentences, (seed, version)).items():
         predictions[method] = []
         for task in tasks:
             examples = [(split, part.texts, part.labels.tolist()) for split, part in task.splits.items()]

@@ -21,19 +21,20 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a+", encoding="utf-8")
+        # Without a buffer, which could not be written out on a full disk.
+        stream = (folder / ".lock").open("ab+", buffering=0)
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            holder = stream.read().strip() or "another process"
+            holder = stream.read().decode().strip() or "another process"
             raise SempaError(f"{folder}: {holder} is writing here; wait for it, or give another folder") from None
         except OSError:  # the file system has no locks
             pass
-        stream.truncate(0)
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        stream.write(f"process {os.getpid()} on {platform.node()}, since {now},\n")
-        stream.flush()
+        with explain_os_errors(folder):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {platform.node()}, since {now},\n".encode())
         # The file stays: whoever comes next locks this very one.
         yield

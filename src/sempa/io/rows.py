@@ -19,11 +19,13 @@ from types import ModuleType
 from sempa.errors import SempaError
 
 STANDARD_INPUT = Path("-")
+# How JSON lines begin, and a JSON array or an indented object, which are refused.
+LIKE_JSON = r'\s*(\{\s*("|$)|\[\s*(\{|$))'
 # For a table of one column, whose rows hold commas and tabs as they like: a character that text does not have.
 _NO_DELIMITER = "\x1f"
-# Columns of the published tables of SNLI, MultiNLI, MRPC and STS-B, where quotation marks are plain characters. Other
-# tab-separated files are taken to come from a CSV library, which quotes.
-_PLAIN_QUOTES = {"gold_label", "Quality", "score"}
+# Columns that only the published tables of SNLI, MultiNLI, MRPC and STS-B have, where quotation marks are plain
+# characters. Other tab-separated files are taken to come from a CSV library, which quotes.
+_PLAIN_QUOTES = {"sentence1_parse", "Quality", "genre"}
 
 Names = tuple[str, ...]
 """The columns or fields wanted of each row."""
@@ -57,7 +59,7 @@ def line_records(
     rows = _table_rows(path, number, lines, delimiter, csv.QUOTE_MINIMAL)
     header = [name.strip() for name in next(rows, (number, []))[1]]
     names = _match(f"{path}:{number}", header, layouts)
-    if delimiter == "\t" and _PLAIN_QUOTES & set(header):
+    if delimiter == "\t" and '"' not in first and _PLAIN_QUOTES & set(header):
         rows = _table_rows(path, number + 1, lines, delimiter, csv.QUOTE_NONE)
     return names, _table_records(path, rows, header, names)
 
