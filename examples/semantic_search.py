@@ -26,6 +26,8 @@ SUFFIXES = (".txt", ".md", ".rst")
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
 # A text without full stops is cut, so that one vector does not stand for a whole page.
 LONGEST_WORDS = 80
+# So is what has no blanks, such as an embedded picture.
+WORD = re.compile(r"\S{1,80}")
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Passage:
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph, in order, blanks made single; longer ones are cut after `LONGEST_WORDS` words."""
+    """The sentences of a paragraph, in order, blanks made single; long words and sentences are cut."""
     ends = [0, *(match.end() for match in SENTENCE_END.finditer(paragraph)), len(paragraph)]
-    sentences = (paragraph[begin:end].split() for begin, end in itertools.pairwise(ends))
+    sentences = (WORD.findall(paragraph[begin:end]) for begin, end in itertools.pairwise(ends))
     pieces = (words[i : i + LONGEST_WORDS] for words in sentences for i in range(0, len(words), LONGEST_WORDS))
     return [" ".join(words) for words in pieces]
 

@@ -21,6 +21,7 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     GraniteConfig,
+    HunYuanMoEV1Config,
     JambaConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -103,6 +104,7 @@ ARCHITECTURES = {
     "Phi-MoE": PhimoeConfig(**SMALL, num_local_experts=4),
     "Qwen2-MoE": Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=16),
     "Qwen3-MoE": Qwen3MoeConfig(**HEADS, **EXPERTS),
+    "Hunyuan-MoE": HunYuanMoEV1Config(**HEADS, num_experts=4, moe_topk=2),
     "gpt-oss": GptOssConfig(**HEADS, num_local_experts=4, num_experts_per_tok=2, layer_types=LAYERS),
     "DeepSeek-V3": DeepseekV3Config(
         **SMALL | {"num_key_value_heads": 4},
@@ -309,6 +311,15 @@ def test_a_mask_that_an_attention_ignores_is_found_out_and_done_without(tmp_path
     plain = plain_model(tmp_path)
     with pytest.warns(UserWarning, match="LlamaForCausalLM takes no block mask"):
         packed_equals_separate(base.model, plain, example_preferences(3))
+
+
+def test_a_run_tells_once_that_rows_are_separate(tmp_path, tokenizer, triplets_file, capsys):
+    """Training, evaluation and generation all meet it."""
+    saved_model(ARCHITECTURES["Bloom"], tmp_path / "base", tokenizer)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {tmp_path / 'base'}\ntriplets: {triplets_file}\nretention: 0\ndtype: float32\n")
+    assert main(["train", str(config), f"output={tmp_path / 'run'}"]) == 0
+    assert capsys.readouterr().err.count("takes no block mask") == 1
 
 
 def test_the_command_line_tells_a_warning_in_one_line(tmp_path, tokenizer, capsys):

@@ -58,8 +58,15 @@ def test_quotes_and_brackets_close_with_their_sentence():
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_no_word_is_lost_and_no_sentence_is_too_long(paragraph):
     sentences = split_sentences(paragraph)
-    assert [word for sentence in sentences for word in sentence.split()] == paragraph.split()
+    assert "".join(word for sentence in sentences for word in sentence.split()) == "".join(paragraph.split())
     assert all(1 <= len(sentence.split()) <= LONGEST_WORDS for sentence in sentences)
+
+
+def test_what_has_no_blanks_is_cut_too():
+    text = "A dog sits. " + "x" * 10_000
+    assert split_sentences(text)[0] == "A dog sits."
+    assert len(split_sentences(text)) == 3
+    assert max(map(len, split_sentences(text)[1].split())) == 80
 
 
 def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path):

@@ -5,7 +5,9 @@ import shutil
 import sys
 
 import pytest
+from conftest import make_tokenizer
 from exporting import make_run
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sempa.export.folders import export_folder
 
@@ -44,6 +46,18 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
     assert str(tiny_folder.parent) not in card
     # A sentence for readouts that other tools do not have.
     assert "was trained and measured at the readout" not in card
+
+
+def test_the_card_of_another_base_promises_neither_a_chat_template_nor_a_gguf_file(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "base")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    export_folder(str(tmp_path / "base"), make_run(tmp_path / "run", tmp_path / "base"), tmp_path / "out", "merged")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "still answers prompts, and whose" in card
+    assert "its chat template" not in card
+    assert "writes one of a plain Llama, llama.cpp's converter of others" in card
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_no_hub_id_in_the_card(run, tiny_folder, tmp_path, monkeypatch):

@@ -87,6 +87,13 @@ LONG = "dog " * 3000
         (CHAT, {"messages": MESSAGES, "frequency_penalty": 0.5}, "frequency_penalty", "Input should be 0"),
         (CHAT, {"messages": MESSAGES, "presence_penalty": 0.5}, "presence_penalty", "Input should be 0"),
         (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format", "'text'"),
+        (
+            CHAT,
+            {"messages": MESSAGES, "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format",
+            r"response_format\.type: Input should be 'text'",
+        ),
+        (CHAT, {"messages": MESSAGES, "web_search_options": {}}, "web_search_options", "Input should be null"),
     ],
 )
 def test_what_the_client_got_wrong_is_400_and_names_the_field(address, path, body, param, message):

@@ -453,7 +453,7 @@ def test_a_template_that_ends_no_answer_is_noted(triplets_file):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     for tokenizer, noted in ((make_tokenizer(template=template), True), (make_tokenizer(template=None), False)):
         notes = load_dataset(config, tokenizer).notes
-        assert ("the chat template ends no answer, so training does not teach where to stop" in notes) == noted
+        assert ("no token ends an answer, so training does not teach where to stop" in notes) == noted
 
 
 def test_sentences_that_differ_in_a_capital_differ(tmp_path):

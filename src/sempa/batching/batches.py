@@ -46,7 +46,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         train = train[: config.triplet_limit or None]
         notes = [note]
     if end_of_turn(tokenizer) is None:
-        notes.append("the chat template ends no answer, so training does not teach where to stop")
+        notes.append("no token ends an answer, so training does not teach where to stop")
     ranking = config.objective in RANKINGS
     parts = [[triplet for triplet in part if triplet.neutral or not ranking] for part in (train, held_out)]
     if lacking := len(train) + len(held_out) - sum(map(len, parts)):

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", action="append", type=user_path, default=[], metavar="RUN", help=text)
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")
-    text = "SentEval's files of MR, CR, SUBJ, MPQA, SST2, TREC, MRPC"
+    text = "rt-polarity.*, custrev.*, subj.*, mpqa.*, stsa.binary.*, TREC.*, msr_paraphrase_*.txt in one folder"
     data.add_argument("--transfer", type=user_path, metavar="FOLDER", help=text)
     text = "base readouts: all, or a list of READOUT or READOUT@LAYER (default all; prompteol with --transfer)"
     parser.add_argument("--readouts", help=text)

@@ -65,7 +65,7 @@ def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object],
         return row.inputs(model.device), places
     reason = f"attends to {window:,} tokens at most" if takes_block_mask else "takes no block mask"
     message = f"{type(model).__name__} {reason}: sequences run in separate rows: slower, the same result"
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=1)  # once, whoever calls
     tokens, places = row.separate()
     return {"tokens": tokens.to(model.device)}, places.to(model.device)
 

@@ -41,6 +41,9 @@ class LoraLinear(nn.Module):
         self.scale = alpha / rank
         self.dropout = dropout
 
+    # Some blocks ask a linear layer for its weight's dtype (Hunyuan's router).
+    weight = property(lambda self: self.base.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """`[…, in]` → `[…, out]`."""
         y = self.base(x)

@@ -98,8 +98,9 @@ class ChatRequest(_Form):
     presence_penalty: Literal[0] = 0
     logit_bias: dict = Field({}, max_length=0)
     tools: list = Field([], max_length=0)
+    web_search_options: None = None
     tool_choice: Literal["none", "auto"] = "none"
     functions: list = Field([], max_length=0)
     modalities: list[Literal["text"]] = []
     audio: dict = Field({}, max_length=0)
-    response_format: dict[Literal["type"], Literal["text"]] = {}
+    response_format: dict[str, Literal["text"]] = {}
