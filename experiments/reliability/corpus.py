@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from long_run import MIB, RESULTS, WARM_UP, Sample, judge
+from long_run import MIB, WARM_UP, Sample, judge
 from tiny import make_folder, tiny_texts
 
 from sempa.embedding.corpus import read_shards
@@ -131,7 +131,7 @@ def main() -> None:
     """Run, print and write; exit code 1 when something is not flat or not whole."""
     parser = argparse.ArgumentParser(description="Embed a large corpus, kill it once, and look at memory and rate.")
     parser.add_argument("--sentences", type=int, default=1_000_000, help="how many (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "corpus", help="where .json and .svg go")
+    parser.add_argument("--out", type=Path, default=Path("runs/corpus"), help="where .json and .svg go")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = corpus_run(Path(folder), arguments.sentences)
