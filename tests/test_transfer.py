@@ -342,6 +342,16 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(folder, tiny_folder, tmp
     assert message in line
 
 
+def test_a_sentence_too_long_for_one_readout_is_found_before_any_row(folder, base, tmp_path):  # noqa: F811
+    """Echo repeats it."""
+    copy = shutil.copytree(folder, tmp_path / "long")
+    with (copy / "custrev.pos").open("a") as stream:
+        stream.write("dog " * 1100 + "\n")
+    with pytest.raises(SempaError, match=r"sentence \d+ \('dog dog .*\): has .* tokens in its prompt"):
+        measure_transfer(base, [BASELINE, Method("echo")], read_transfer(copy, ["MR", "CR"]), tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
+
+
 def test_a_class_too_small_for_the_folds_is_found_before_embedding_and_any_seed_is_taken(folder, base, tmp_path):  # noqa: F811
     short = shutil.copytree(folder, tmp_path / "short")
     for name in ("custrev.pos", "custrev.neg"):
