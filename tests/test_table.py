@@ -269,6 +269,14 @@ def test_a_sentence_too_long_for_one_readout_is_found_before_any_row(base, tmp_p
 # The command
 
 
+def test_a_table_may_lie_beside_a_folder_of_its_name(benchmark, tiny_folder, tmp_path):
+    """`runs/table` is where the next one goes by default."""
+    (tmp_path / "table").mkdir()
+    command = ["table", "--sts", str(benchmark), "--sets", "STS12", "--model", str(tiny_folder)]
+    assert main([*command, "--readouts", "prompteol", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "table.csv").exists()
+
+
 @pytest.mark.parametrize("name", ["table.csv", "table.json"])
 def test_pairs_that_would_become_the_table_are_refused(name, tiny_folder, tmp_path, capsys):
     pairs = tmp_path / name

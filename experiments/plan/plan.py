@@ -175,7 +175,7 @@ def _duration(hours: float) -> str:
 
 def _ranked(config: Config, triplets: int) -> int:
     """How many of an epoch's triplets are ranked, batch by batch."""
-    if not (config.anchor or (config.preference and config.objective != "none")):
+    if not config.reads_responses:
         return 0
     whole, rest = divmod(triplets, config.batch_size)
     full, last = (rounded_up(config.preference_fraction, size) for size in (config.batch_size, rest))

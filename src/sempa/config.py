@@ -74,6 +74,11 @@ class Config:
     eval_every: int = 20
     dev_pairs: int = 100
 
+    @property
+    def reads_responses(self) -> bool:
+        """Whether a loss reads the responses to the paraphrase prompt: preference, anchor or both."""
+        return self.anchor > 0 or (self.preference > 0 and self.objective != "none")
+
 
 # What a value may be, in the error's words, with its test and the keys it holds for.
 _RANGES = {
@@ -107,7 +112,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise SempaError(f"argument {override!r}: expected key=value")
         texts[key], source[key] = text, "command line"
     config = Config(**{key: _value(key, text, source[key]) for key, text in texts.items()})
-    if not (config.contrast or config.anchor or (config.preference and config.objective != "none")):
+    if not (config.contrast or config.reads_responses):
         raise SempaError(f"{path}: objective, anchor and contrast are all off, so there is nothing to learn")
     return config
 

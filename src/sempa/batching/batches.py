@@ -121,7 +121,7 @@ def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> 
         numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
         text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
     preference_rows = []
-    if config.anchor or (config.preference and config.objective != "none"):
+    if config.reads_responses:
         # Contrast needs many sentences in a batch, preference only a few, each of which costs as much again.
         ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
         preference_rows = pack_preferences(ranked, config.row_tokens)

@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         columns = [name.strip() for name in arguments.columns.split(",")]
         if len(columns) != 3:
             raise SempaError(f"columns: found {arguments.columns!r}, expected three names")
-        check_output(arguments.output / f"table{arguments.sts.suffix}", arguments.sts)
+        for suffix in ("json", "csv", "md", "html"):
+            check_output(arguments.output / f"table.{suffix}", arguments.sts)
         tasks = read_sts(arguments.sts, arguments.splits.split(","), columns, sets or SETS)
         if arguments.pairs:
             tasks = [sample_task(task, arguments.pairs, arguments.seed) for task in tasks]

@@ -84,7 +84,7 @@ def sentence_prompts(base: BaseModel, readout: str, sentences: Iterable[str]) ->
         prompts += make_prompts(readout, base.tokenizer, sentences[begin : begin + _TOKENIZED_AT_ONCE])
     limit = context_length(base.model)
     for place, prompt in enumerate(prompts):
-        check_length(prompt, limit, f"sentence {place} ({sentences[place]!r:.30}…)")
+        check_length(prompt, limit, f"sentence {place} ({sentences[place][:30]!r:.30}…)")
     return prompts
 
 
