@@ -234,7 +234,7 @@ def setting(tiny_folder, triplets, tmp_path):
         config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | changes)
         base = load_base(config.model, config.dtype, config.device)
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        kinds = {"ranking": config.objective in RANKINGS, "words": config.contrast > 0}
+        kinds = {"ranking": config.objective in RANKINGS, "one_word": config.contrast > 0}
         preferences = [encode_triplet(base.tokenizer, t, **kinds) for t in triplets]
         scores = iter(score or range(1000))
         (tmp_path / run).mkdir(exist_ok=True)

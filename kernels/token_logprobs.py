@@ -11,8 +11,8 @@ at hand in the forward pass, the direction Σ_v r_v u_v is finished too, and the
 products in all when the head is frozen, and no recomputation of the logits. A trained head costs the third, rᵀ h: it
 needs every token's upstream scalar, so the residuals wait for it as far as `KEPT_BYTES` go; the rest are recomputed.
 
-Between the products a few rows at a time, so that they stay in the cache, become residuals in place, with one
-exponential per logit, as a power of two, which processors compute faster than eˣ.
+Between the products, logits become residuals in place, a few rows at a time so that they stay in the cache, with one
+exponential per logit: a power of two, which processors compute faster than eˣ.
 """
 
 import itertools
@@ -63,10 +63,10 @@ def token_logprobs(
     hidden, weight = (in_autocast_dtype(x) for x in (hidden, weight))
     check_head("token_logprobs", hidden, weight, bias, softcap, chunk_rows)
     _check(hidden, weight, targets)
-    trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
-    directed = torch.is_grad_enabled() and hidden.requires_grad
-    kept_rows = KEPT_BYTES // max(1, len(weight) * weight.element_size()) if trained else 0
-    return _TokenLogprobs.apply(hidden, weight, targets, bias, softcap, chunk_rows, directed, kept_rows)[0]
+    head_needs_grad = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    hidden_needs_grad = torch.is_grad_enabled() and hidden.requires_grad
+    kept_rows = KEPT_BYTES // max(1, len(weight) * weight.element_size()) if head_needs_grad else 0
+    return _TokenLogprobs.apply(hidden, weight, targets, bias, softcap, chunk_rows, hidden_needs_grad, kept_rows)[0]
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -78,7 +78,7 @@ class _TokenLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         softcap: float | None,
         chunk_rows: int,
-        directed: bool,
+        hidden_needs_grad: bool,
         kept_rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities `[N]`, directions `[N, D]` (or empty) and the residuals `[≤ kept_rows, V]` of the first."""
@@ -89,13 +89,13 @@ class _TokenLogprobs(torch.autograd.Function):
         residuals = hidden.new_empty(kept[-1].stop if kept else 0, len(weight))
         scratch = hidden.new_empty(min(chunk_rows, len(hidden) - len(residuals)), len(weight))
         logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        direction = hidden.new_empty(hidden.shape if directed else 0)
+        direction = hidden.new_empty(hidden.shape if hidden_needs_grad else 0)
         for chunk in chunks:
             logits = residuals[chunk] if chunk.stop <= len(residuals) else scratch[: chunk.stop - chunk.start]
             torch.mm(hidden[chunk], weight.T, out=logits)
-            residual = directed or chunk.stop <= len(residuals)
+            residual = hidden_needs_grad or chunk.stop <= len(residuals)
             logprobs[chunk] = _log_and_residual_(logits, targets[chunk], bias, softcap, residual)
-            if directed:
+            if hidden_needs_grad:
                 torch.mm(logits, weight, out=direction[chunk])
         return logprobs, direction, residuals
 

@@ -1,4 +1,4 @@
-"""Contrast with every text of the batch, both ways: what a forward pass has embedded is used to the full."""
+"""InfoNCE among all texts of the batch, in both directions: no embedding of the forward pass goes unused."""
 
 import torch
 from torch import Tensor

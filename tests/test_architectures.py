@@ -53,7 +53,7 @@ from sempa.data.triplets import Triplet
 from sempa.embedding.embed import embed
 from sempa.kernels import packed_attention
 from sempa.model.base import _close, check_forward, load_base
-from sempa.model.forward import attention_window, row_pass, row_states
+from sempa.model.forward import attention_window, row_inputs, row_states
 from sempa.model.logprobs import sequence_logprobs
 from sempa.model.lora import add_lora, lora_parameters
 from sempa.training.base_samples import base_samples
@@ -292,7 +292,7 @@ def test_a_single_sequence_needs_neither_a_mask_nor_a_row_of_its_own(tmp_path, t
         row.add(ids[cut:], row.add(ids[:cut]))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            inputs, _ = row_pass(model, row)
+            inputs, _ = row_inputs(model, row)
             found = row_states(model, row)
         assert inputs.keys() == {"tokens"}
         wanted = plain.base_model(torch.tensor([ids])).last_hidden_state[0]

@@ -104,7 +104,7 @@ def test_one_flipped_bit_is_found_by_the_checksum(run, place):
     body = 8 + int.from_bytes(content[:8], "little")
     content[body + int(place * (len(content) - 1 - body))] ^= 1
     newest(folder).write_bytes(content)
-    with pytest.raises(SempaError, match=r"is damaged \(its content does not have its checksum\); remove it to resume"):
+    with pytest.raises(SempaError, match=r"is damaged \(its checksum does not match\); remove it to resume"):
         load_checkpoint(folder, *learner(1))
 
 

@@ -314,7 +314,7 @@ def test_ctrl_c_is_a_clean_stop_that_names_the_command_to_go_on(config, tmp_path
     monkeypatch.setattr(torch.optim.AdamW, "step", real)
     before = (folder / "config.yaml").read_bytes()
     assert f"sempa train --resume '{folder}'" in fails(capsys, "train", config, f"output={folder}", "batch_size=5")
-    assert "config.yaml: would be written over; resume its run by --resume" in fails(
+    assert "config.yaml: would be overwritten; resume its run with --resume" in fails(
         capsys, "train", folder / "config.yaml", f"output={folder}"
     )
     assert (folder / "config.yaml").read_bytes() == before
@@ -339,7 +339,7 @@ def test_a_config_in_the_run_folder_is_not_written_over(config, tmp_path, capsys
     (tmp_path / "mine").mkdir()
     own = config.rename(tmp_path / "mine" / "config.yaml")
     before = own.read_text()
-    assert "config.yaml: would be written over" in fails(capsys, "train", own, f"output={tmp_path / 'mine'}")
+    assert "config.yaml: would be overwritten" in fails(capsys, "train", own, f"output={tmp_path / 'mine'}")
     assert own.read_text() == before
 
 

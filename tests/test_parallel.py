@@ -133,4 +133,4 @@ def test_all_processes_refuse_a_folder_that_holds_a_run(tiny_folder, triplets_fi
     for process in start(config, run, tmp_path / "cache", 2):
         _, error = process.communicate(timeout=300)
         assert process.returncode == 2
-        assert "already holds a run; resume it by" in error and "Traceback" not in error
+        assert "already holds a run; resume it with" in error and "Traceback" not in error

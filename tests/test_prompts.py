@@ -159,8 +159,8 @@ def test_an_answer_keeps_a_token_of_its_own_even_when_it_looks_like_the_template
 
 
 def test_token_ids_of_triplets_take_four_bytes_each(tokenizer):
-    preference = encode_triplet(tokenizer, TRIPLET, words=True)
-    for ids in (preference.prompt, *preference.responses, *preference.words):
+    preference = encode_triplet(tokenizer, TRIPLET, one_word=True)
+    for ids in (preference.prompt, *preference.responses, *preference.one_word):
         assert (type(ids), ids.itemsize) == (array, 4)
 
 

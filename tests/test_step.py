@@ -94,10 +94,10 @@ def test_all_losses_together_resume_bit_exactly(setting, few_samples, monkeypatc
 
 def test_a_ranking_puts_the_neutral_sentence_between(setting, tmp_path, tokenizer):
     triplet = Triplet("A man pets a dog.", "A dog is petted.", "A dog is ignored.", 3, "A man is happy.")
-    preference = encode_triplet(tokenizer, triplet, ranking=True, words=True)
+    preference = encode_triplet(tokenizer, triplet, ranking=True, one_word=True)
     texts = [tokenizer.decode(ids) for ids in preference.responses]
     assert [t.split("<|im_end|>")[0] for t in texts] == [triplet.chosen, triplet.neutral, triplet.rejected]
-    assert [tokenizer.decode(ids) for ids in preference.words] == [
+    assert [tokenizer.decode(ids) for ids in preference.one_word] == [
         f'This sentence : "{text}" means in one word:"' for text in (triplet.sentence, triplet.chosen, triplet.rejected)
     ]
 
@@ -149,7 +149,7 @@ def test_a_fraction_is_rounded_up_as_written(fraction, count, expected):
 
 
 def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenizer, triplets):
-    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    preferences = [encode_triplet(tokenizer, t, one_word=True) for t in triplets]
     config = Config(batch_size=6, preference_fraction=0.4, contrast=1.0)
     for batch in (make_batch(config, preferences, step) for step in range(steps_per_epoch(config, preferences))):
         ranked = sorted(i for row in batch.preference_rows for i in row.examples)
@@ -160,7 +160,7 @@ def test_a_fraction_of_each_batch_is_ranked_and_all_of_it_is_contrasted(tokenize
 
 
 def test_responses_that_no_loss_weighs_are_not_packed(tokenizer, triplets):
-    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    preferences = [encode_triplet(tokenizer, t, one_word=True) for t in triplets]
     for settings, ranked in (({}, True), ({"preference": 0.0}, False), ({"preference": 0.0, "anchor": 0.1}, True)):
         assert bool(make_batch(Config(**settings), preferences, 0).preference_rows) == ranked
 
@@ -168,7 +168,7 @@ def test_responses_that_no_loss_weighs_are_not_packed(tokenizer, triplets):
 def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
     base, _ = setting(epochs=1.0)
     config = Config(batch_size=6, contrast=1.0, readout="prompteol")
-    batch = make_batch(config, [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    batch = make_batch(config, [encode_triplet(tokenizer, t, one_word=True) for t in triplets], 0)
     _, found = contrast_loss(config, base.model, batch.sentence_rows, batch.text_ids)
     by_line = {triplet.line: triplet for triplet in triplets}
     chosen = [by_line[preference.line] for preference in batch.preferences]
@@ -178,7 +178,7 @@ def test_contrast_is_infonce_on_the_embeddings(setting, tokenizer, triplets):
 
 
 def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, triplets):
-    preferences = [encode_triplet(tokenizer, t, words=True) for t in triplets]
+    preferences = [encode_triplet(tokenizer, t, one_word=True) for t in triplets]
     config = Config(batch_size=6, contrast=1.0, anchor=1.0)
     assert steps_per_epoch(config, preferences) == 3
     once, again = (make_batch(config, preferences, 1) for _ in range(2))
@@ -192,7 +192,7 @@ def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, tri
 def test_equal_texts_of_a_batch_have_one_number(tokenizer):
     triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
     config = Config(batch_size=2, contrast=1.0)
-    batch = make_batch(config, [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    batch = make_batch(config, [encode_triplet(tokenizer, t, one_word=True) for t in triplets], 0)
     assert batch.text_ids.shape == (3, 2)
     assert batch.text_ids[0, 0] == batch.text_ids[0, 1]
     assert len(batch.text_ids.unique()) == 5
@@ -211,7 +211,7 @@ def test_a_process_without_a_row_gathers_width_and_dtype_of_the_others(tokenizer
         return gather_rows(empty, parts, *rest)
 
     monkeypatch.setattr("sempa.training.step.gather_rows", recorded)
-    batch = make_batch(Config(batch_size=6), [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    batch = make_batch(Config(batch_size=6), [encode_triplet(tokenizer, t, one_word=True) for t in triplets], 0)
     contrast_loss(Config(readout=readout), model, batch.sentence_rows, batch.text_ids)
     ((alone, together),) = gathered
     assert (alone.dtype, alone.shape[1]) == (together.dtype, 32 if readout == "prompteol" else 64)
@@ -315,7 +315,7 @@ def test_noise_has_its_size_in_the_thread_that_asks_for_it_alone(tiny_llama):
 @pytest.mark.parametrize("readout", ["prompteol", "attention-sum"])
 def test_the_contrast_alone_sees_the_noise_that_the_step_draws(adapted_base, triplets, readout):
     model, tokenizer = adapted_base.model, adapted_base.tokenizer
-    batch = make_batch(Config(batch_size=4), [encode_triplet(tokenizer, t, words=True) for t in triplets], 0)
+    batch = make_batch(Config(batch_size=4), [encode_triplet(tokenizer, t, one_word=True) for t in triplets], 0)
 
     def measured(noise, step):
         config = Config(batch_size=4, noise=noise, readout=readout, learning_rate=1e-30)

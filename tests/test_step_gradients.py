@@ -79,7 +79,7 @@ def base(tiny_folder):
 def run_step(config, base, monkeypatch, change=lambda preference: preference):
     """The batch, the texts of its row of samples, and what `train_step` hands to AdamW: metrics and gradients."""
     ranking = config.objective.startswith("plackett-luce")
-    preferences = [encode_triplet(base.tokenizer, t, ranking=ranking, words=True) for t in make_triplets()]
+    preferences = [encode_triplet(base.tokenizer, t, ranking=ranking, one_word=True) for t in make_triplets()]
     batch = make_batch(config, preferences, 0)
     seen = make_batch(config, [change(preference) for preference in preferences], 0)
     samples, texts = [], []
@@ -191,7 +191,7 @@ def expected_preference(config, oracle, preferences):
 
 
 def expected_contrast(config, oracle, preferences):
-    kinds = [[list(preference.words[k]) for preference in preferences] for k in (0, 1, -1)]
+    kinds = [[list(preference.one_word[k]) for preference in preferences] for k in (0, 1, -1)]
     texts, n = [text for kind in kinds for text in kind], len(preferences)
     states = [oracle.embedding(text, config.readout) for text in texts]
 
@@ -257,7 +257,7 @@ def test_gradients_are_those_of_plain_autograd(losses, row_tokens, base, tiny_fo
 
 
 def test_the_rows_of_a_step_are_one_or_several(base):
-    preferences = [encode_triplet(base.tokenizer, triplet, words=True) for triplet in make_triplets()]
+    preferences = [encode_triplet(base.tokenizer, triplet, one_word=True) for triplet in make_triplets()]
     for row_tokens, several in ((4000, False), (130, True)):
         batch = make_batch(make_config(EVERYTHING, row_tokens), preferences, 0)
         assert (len(batch.preference_rows) > 1, len(batch.sentence_rows) > 1) == (several, several)
@@ -296,7 +296,7 @@ WRONG_CONFIGS = {
 }
 WRONG_DATA = {
     "swapped pair": lambda preference: replace(preference, responses=preference.responses[::-1]),
-    "swapped one-word prompts": lambda preference: replace(preference, words=preference.words[::-1]),
+    "swapped one-word prompts": lambda preference: replace(preference, one_word=preference.one_word[::-1]),
     "the end of turn in the anchor": lambda preference: replace(preference, closing=0),
     "the end of turn left out": lambda preference: replace(
         preference, responses=tuple(r[: -preference.closing] for r in preference.responses), closing=0

@@ -17,7 +17,7 @@ from sempa.batching.prompts import (
     PARAPHRASE,
     SYSTEM,
     TODAY,
-    _encode_broken,
+    _encode_escaped,
     as_text,
     encode_one_word,
     encode_plain,
@@ -312,14 +312,14 @@ def test_ordinary_text_between_control_tokens_gets_the_tokenizers_own_ids(name, 
     assume(as_text(tokenizer, words) == words)
     conversation = render_conversation(tokenizer, words, "The dog is petted by a man.")
     for rendered in (conversation, f"{words}{tokenizer.eos_token}{words}{tokenizer.eos_token}"):
-        assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        assert _encode_escaped(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too():
     tokenizer = chat(TURNS + OPENING)
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<m>", lstrip=True, rstrip=True), "☃"]})
     for text in ("a <m> b", " <m>", "a☃b", "☃", "<m><m>"):
-        assert _encode_broken(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert _encode_escaped(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert encode_plain(tokenizer, [text]) == [text_ids(tokenizer, text)]
         rendered = f"<|im_start|>{text} <m> {as_text(tokenizer, text)}<|im_end|>"
         expected = tokenizer(f"<|im_start|>{text} <m> x<|im_end|>", add_special_tokens=False)["input_ids"]
@@ -330,7 +330,7 @@ def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too()
 def test_a_control_token_that_another_begins_with_is_not_taken_for_it():
     tokenizer = chat(TURNS + OPENING, ("<|im", *CHATML))
     rendered = render_conversation(tokenizer, "A man pets a dog.", "A dog is petted.")
-    assert _encode_broken(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert _encode_escaped(tokenizer, rendered) == tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 def test_a_control_token_that_a_tokenizer_gets_later_is_broken_too():

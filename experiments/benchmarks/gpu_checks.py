@@ -65,7 +65,7 @@ def check_gradients(s: Setting) -> list[dict]:
 
 def _step_gradients(s: Setting, model: PreTrainedModel) -> list[Tensor]:
     batch = caption_batch(s, ALL_LOSSES, 8)
-    packed = pack_texts([preference.words[0] for preference in batch.preferences], 128)[0]
+    packed = pack_texts([preference.one_word[0] for preference in batch.preferences], 128)[0]
     with torch.no_grad(), adapter_disabled(model):
         sample = BaseSample(packed, row_states(model, packed))
     losses = [partial(preference_loss, ALL_LOSSES, model, row, batch.ranked) for row in batch.preference_rows]

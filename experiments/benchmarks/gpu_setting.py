@@ -109,7 +109,7 @@ def free_memory() -> None:
 
 def caption_batch(s: Setting, config: Config, count: int) -> Batch:
     triplets = caption_triplets("train", count)
-    preferences = [encode_triplet(s.tokenizer, triplet, words=True) for triplet in triplets]
+    preferences = [encode_triplet(s.tokenizer, triplet, one_word=True) for triplet in triplets]
     return make_batch(replace(config, batch_size=count), preferences, 0)
 
 

@@ -93,7 +93,7 @@ def recipe(given: argparse.Namespace, row_tokens: int = Config.row_tokens) -> Ca
     add_lora(base.model, config.lora_rank, config.lora_alpha)
     parameters = lora_parameters(base.model).values()
     triplets = training.read_or_make(given)[: config.batch_size]
-    batch = make_batch(config, [encode_triplet(base.tokenizer, triplet, words=True) for triplet in triplets], 0)
+    batch = make_batch(config, [encode_triplet(base.tokenizer, triplet, one_word=True) for triplet in triplets], 0)
     return partial(train_step, config, base.model, torch.optim.AdamW(parameters), batch, base_samples(base), 0, 1000)
 
 

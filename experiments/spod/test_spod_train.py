@@ -31,7 +31,7 @@ def start(tiny_folder, triplets):
         config = Config(model=str(tiny_folder), dtype="float32", device="cpu", **settings)
         base = load_base(config.model, config.dtype, config.device)
         add_lora(base.model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        return config, base, [encode_triplet(base.tokenizer, t, words=config.contrast > 0) for t in triplets]
+        return config, base, [encode_triplet(base.tokenizer, t, one_word=config.contrast > 0) for t in triplets]
 
     return make
 

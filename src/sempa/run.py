@@ -51,10 +51,10 @@ def start_run(config: Config, command: str) -> dict:
     with _unfinished(run):
         names = ("adapter",) if (run / "config.yaml").exists() else ("adapter", "metrics.jsonl", "report.html")
         if checkpoint_files(run) or any((run / name).exists() for name in names):
-            remedy = f"resume it by `sempa train --resume {quote(config.output)}` or give another output=…"
+            remedy = f"resume it with `sempa train --resume {quote(config.output)}` or give another output=…"
             raise SempaError(f"output {config.output}: already holds a run; {remedy}")
         if (run / "config.yaml").exists():
-            load_config(run / "config.yaml")  # another program's is refused, not written over
+            load_config(run / "config.yaml")  # another program's is refused, not overwritten
         if process_rank() == 0:
             write_atomic(run / "config.yaml", dump_config(config))
         return _run(config, run, command)

@@ -55,7 +55,7 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
     encoded, longer = ([], []), []
     for part, kept in zip(parts, encoded, strict=True):
         for triplet in part:
-            preference = encode_triplet(tokenizer, triplet, ranking=ranking, words=config.contrast > 0)
+            preference = encode_triplet(tokenizer, triplet, ranking=ranking, one_word=config.contrast > 0)
             size = len(preference.prompt) + max(map(len, preference.responses))
             if size <= longest:
                 kept.append(preference)
@@ -71,13 +71,13 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
 def hold_out(triplets: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
     """Set about `count` triplets aside (never more than a fifth), all of a premise together, and shuffle the rest."""
     order = torch.randperm(len(triplets), generator=torch.Generator().manual_seed(seed)).tolist()
-    sizes, premises, held = Counter(triplet.sentence for triplet in triplets), set(), 0
-    for premise in dict.fromkeys(triplets[i].sentence for i in order):
-        if held < count and held + sizes[premise] <= len(triplets) // 5:
+    shuffled, premises, held = [triplets[i] for i in order], set(), 0
+    for premise, size in Counter(triplet.sentence for triplet in shuffled).items():
+        if held < count and held + size <= len(triplets) // 5:
             premises.add(premise)
-            held += sizes[premise]
-    train = [triplets[i] for i in order if triplets[i].sentence not in premises]
-    return train, [triplets[i] for i in order if triplets[i].sentence in premises]
+            held += size
+    train = [triplet for triplet in shuffled if triplet.sentence not in premises]
+    return train, [triplet for triplet in shuffled if triplet.sentence in premises]
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> 
     sentence_rows, text_ids = [], torch.empty(0, len(preferences), dtype=torch.int64)
     if config.contrast:
         # All sentences, then all their best responses, then the worst.
-        words = [prompt for kind in zip(*(p.words for p in preferences), strict=True) for prompt in kind]
+        words = [prompt for kind in zip(*(p.one_word for p in preferences), strict=True) for prompt in kind]
         sentence_rows = pack_sentence_rows(words, config.row_tokens)
         numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
         text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
     preference_rows = []
     if config.reads_responses:
         # Contrast needs many sentences in a batch, preference only a few, each of which costs as much again.
-        ranked = preferences[: rounded_up(config.preference_fraction, len(preferences))]
-        preference_rows = pack_preferences(ranked, config.row_tokens)
+        ranked = rounded_up(config.preference_fraction, len(preferences))
+        preference_rows = pack_preferences(preferences[:ranked], config.row_tokens)
     return Batch(preferences, preference_rows, sentence_rows, text_ids)
 
 

@@ -26,7 +26,9 @@ from sempa.kernels import PrefixGroup, make_prefix_group
 
 @dataclass
 class PackedRow:
-    """Token ids of one packed row with, for each token, its position in its own sequence and its segment."""
+    """One packed row: of each token its id, its position in its own sequence, and its segment; of each segment its
+    parent (−1: none) and the row offset of its chain's last token (−1: no token yet).
+    """
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)

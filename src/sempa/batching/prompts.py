@@ -30,15 +30,15 @@ _FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{{{{ format{_FIXED_DATE} }}}
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 # Stands for an answer: a private-use character, found by its last occurrence.
 _ANSWER = "\ue000"
-# Breaks up control tokens in text, so that `encode_texts` finds only genuine ones. No text has a lone surrogate.
-_BREAK = "\ud800"
+# Escapes control tokens in text, so that `encode_texts` finds only genuine ones. No text has a lone surrogate.
+_ESCAPE = "\ud800"
 
 
 @dataclass(frozen=True)
 class Preference:
     """Token ids of one prompt and its responses, best first; `prompt + responses[k]` is the whole conversation k.
 
-    The last `closing` ids of every response are the template's (end of turn), not the answer's. `words` are the
+    The last `closing` ids of every response are the template's (end of turn), not the answer's. `one_word` holds the
     one-word prompts of the sentence, the best and the worst response, where an objective embeds them; `sentence` is its
     text. A file's ids are arrays of four bytes each; as lists, those of 275,601 triplets would fill two gigabytes.
     """
@@ -47,36 +47,38 @@ class Preference:
     responses: tuple[Sequence[int], ...]
     line: int = 0
     closing: int = 0
-    words: tuple[Sequence[int], ...] = ()
+    one_word: tuple[Sequence[int], ...] = ()
     sentence: str = ""
 
 
-def encode_triplet(tokenizer: Tokenizer, triplet: Triplet, *, ranking: bool = False, words: bool = False) -> Preference:
-    """Token ids of a triplet's paraphrase prompt with its chosen and rejected answers.
+def encode_triplet(
+    tokenizer: Tokenizer, triplet: Triplet, *, ranking: bool = False, one_word: bool = False
+) -> Preference:
+    """Token ids of a triplet's paraphrase prompt with its chosen and rejected responses.
 
-    `ranking` puts the neutral sentence between the two; `words` adds the one-word prompts.
+    `ranking` puts the neutral sentence between the two; `one_word` adds the one-word prompts.
     """
     responses = (triplet.chosen, triplet.neutral, triplet.rejected) if ranking else (triplet.chosen, triplet.rejected)
     preference = encode_responses(tokenizer, triplet.sentence, responses)
-    prompts = encode_one_word(tokenizer, [triplet.sentence, triplet.chosen, triplet.rejected]) if words else []
-    return replace(preference, line=triplet.line, words=tuple(array("i", ids) for ids in prompts))
+    prompts = encode_one_word(tokenizer, [triplet.sentence, triplet.chosen, triplet.rejected]) if one_word else []
+    return replace(preference, line=triplet.line, one_word=tuple(array("i", ids) for ids in prompts))
 
 
 def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[str]) -> Preference:
-    """Token ids of the paraphrase prompt and of its answers, best first (SemPA § 3, appendix prompt).
+    """Token ids of the paraphrase prompt and of its responses, best first (SemPA § 3, appendix prompt).
 
-    The boundary is exact: an answer's ids are those of the whole conversation from the answer's text on, so the end of
-    turn belongs to the answer, and a template's empty block of thoughts to the prompt. Where a tokenizer merges across
-    the boundary, the merged token belongs to the answer. Raises `SempaError` for a template that changes a text.
+    The boundary is exact: a response's ids are those of the whole conversation from its text on, so the end of turn
+    belongs to the response, and a template's empty block of thoughts to the prompt. Where a tokenizer merges across the
+    boundary, the merged token belongs to the response. Raises `SempaError` for a template that changes a text.
     """
     user = PARAPHRASE.format(sentence=sentence)
     wholes = [render_conversation(tokenizer, user, response) for response in responses]
     prompt, closing = around_answer(tokenizer, user)
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
     shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
-    answers = tuple(array("i", whole[shared:]) for whole in whole_ids)
-    ends = (common_prefix(closing_ids[::-1], answer[::-1]) for answer in answers)
-    return Preference(array("i", whole_ids[0][:shared]), answers, closing=min(ends), sentence=sentence)
+    response_ids = tuple(array("i", whole[shared:]) for whole in whole_ids)
+    ends = (common_prefix(closing_ids[::-1], ids[::-1]) for ids in response_ids)
+    return Preference(array("i", whole_ids[0][:shared]), response_ids, closing=min(ends), sentence=sentence)
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int | None:
@@ -174,12 +176,12 @@ def encode_plain(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that already contain their control tokens, such as the result of `render_prompt`."""
-    ids = tokenizer([text.replace(_BREAK, "") for text in texts], add_special_tokens=False)["input_ids"]
-    return [_encode_broken(tokenizer, text) if _BREAK in text else own for text, own in zip(texts, ids, strict=True)]
+    ids = tokenizer([text.replace(_ESCAPE, "") for text in texts], add_special_tokens=False)["input_ids"]
+    return [_encode_escaped(tokenizer, text) if _ESCAPE in text else own for text, own in zip(texts, ids, strict=True)]
 
 
 def as_text(tokenizer: Tokenizer, text: str) -> str:
-    """The text with its control tokens broken, so that `encode_texts` reads them as the characters they are.
+    """The text with its control tokens escaped, so that `encode_texts` reads them as the characters they are.
 
     Raises `SempaError` for a lone surrogate, which in Python stands for a byte that is not UTF-8.
     """
@@ -187,12 +189,12 @@ def as_text(tokenizer: Tokenizer, text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise SempaError(f"text: is not UTF-8 text ({error})") from error
-    return _control_tokens(tokenizer).sub(_broken, text)
+    return _control_tokens(tokenizer).sub(_escape, text)
 
 
-def _broken(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     token = found[0].lstrip()
-    return found[0][: -len(token)] + _BREAK + _BREAK.join(token)
+    return found[0][: -len(token)] + _ESCAPE + _ESCAPE.join(token)
 
 
 def common_prefix(first: Sequence, second: Sequence) -> int:
@@ -221,11 +223,11 @@ def _control_pattern(tokenizer: Tokenizer, _size: int, template: str) -> re.Patt
         # Gemma adds runs of blanks, which are no more than text.
         if token.special or (token.content in template and not token.content.isspace()):
             patterns.append(r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip)
-    return re.compile(f"(?<!{_BREAK})(?:{'|'.join(patterns) or '(?!)'})")
+    return re.compile(f"(?<!{_ESCAPE})(?:{'|'.join(patterns) or '(?!)'})")
 
 
-def _encode_broken(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text in which genuine control tokens stand beside broken ones.
+def _encode_escaped(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which genuine control tokens stand beside escaped ones.
 
     The text between two genuine ones is tokenized whole, as if no token had been added to the vocabulary.
     """
@@ -241,7 +243,7 @@ def _encode_broken(tokenizer: Tokenizer, text: str) -> list[int]:
 def _encode_characters(tokenizer: Tokenizer, text: str, begins: bool) -> list[int]:
     """Token ids of characters alone, at the beginning of a text or behind a control token."""
     # Step by step: `split_special_tokens` changes the tokenizer for all threads, and knows special tokens only.
-    inner, text = tokenizer.backend_tokenizer, text.replace(_BREAK, "")
+    inner, text = tokenizer.backend_tokenizer, text.replace(_ESCAPE, "")
     if inner.normalizer is not None:
         text = inner.normalizer.normalize_str(text)
     pieces = [text] if inner.pre_tokenizer is None else [p for p, _ in inner.pre_tokenizer.pre_tokenize_str(text)]

@@ -47,8 +47,7 @@ def model_files(arguments: argparse.Namespace) -> list[Path]:
     from sempa.model.adapter_files import adapter_folder
 
     arguments.model = base_name(arguments.model, arguments.adapter)
-    base = user_path(arguments.model)
-    files = [base]
+    files = [user_path(arguments.model)]
     if arguments.adapter:
         adapter = adapter_folder(arguments.adapter)
         files += [adapter, adapter.with_name("report.json")]

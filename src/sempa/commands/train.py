@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config, arguments.overrides)
         folder, given = Path(config.output), [str(arguments.config), *arguments.overrides]
         if (own := folder / "config.yaml").exists() and own.samefile(arguments.config):
-            raise SempaError(f"{own}: would be written over; resume its run by --resume, or give another output=…")
+            raise SempaError(f"{own}: would be overwritten; resume its run with --resume, or give another output=…")
         start = partial(start_run, config)
     try:
         start(shlex.join(["sempa", "train", *given]))

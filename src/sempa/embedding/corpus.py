@@ -50,8 +50,8 @@ def embed_corpus(
     `manifest.json`, lists the shards with their row ranges, and the settings. After an interruption the same call goes
     on with the shards that are missing, and ends with the same bytes.
 
-    Vectors may come from elsewhere: `encode` gets chunks of sentences, none across two shards, and gives their vectors
-    `[n, D]` in the same order, in pieces of any length, none across two shards either.
+    Vectors may come from elsewhere: `encode` gets chunks of sentences, none spanning two shards, and gives their
+    vectors `[n, D]` in the same order, in pieces of any length, none spanning two shards either.
 
     Raises `SempaError` for bad input, a sentence that is too long for the model, input that can be read only once (a
     pipe), a full disk, and a folder that was begun with other settings or input.

@@ -46,11 +46,11 @@ def hidden_states(
 
 def row_states(model: PreTrainedModel, row: PackedRow, layer: int | None = None) -> Tensor:
     """Hidden states `[length, D]` of a packed row's tokens after a layer (the last), each as in its own sequence."""
-    inputs, places = row_pass(model, row)
+    inputs, places = row_inputs(model, row)
     return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[places]
 
 
-def row_pass(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object], Tensor]:
+def row_inputs(model: PreTrainedModel, row: PackedRow) -> tuple[dict[str, object], Tensor]:
     """What `hidden_states` takes for a row, and where its tokens lie in the flattened output: `[length]`, int64.
 
     Each sequence runs in a row of its own where the architecture takes no block mask (`load_base` checks that) or where

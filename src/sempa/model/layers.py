@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sempa.batching.packing import PackedRow
 from sempa.errors import SempaError
-from sempa.model.forward import depth, hidden_states, row_pass
+from sempa.model.forward import depth, hidden_states, row_inputs
 
 # What the architectures call the layer that mixes the heads' outputs (Llama, GPT-2, OPT and MPT, GPT-NeoX and Phi).
 _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
@@ -22,9 +22,9 @@ _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 _REGISTRATION = threading.Lock()
 
 
-def scaled(index: int, depth: int) -> int:
-    """A block or layer published for LLaMA2-7B's 32 blocks, at the same fraction of `depth`, rounded half up."""
-    return int(index * depth / 32 + 0.5)
+def scaled(index: int, model: PreTrainedModel) -> int:
+    """A block or layer published for LLaMA2-7B's 32 blocks, at the same fraction of the depth, rounded half up."""
+    return int(index * depth(model) / 32 + 0.5)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -40,18 +40,18 @@ def output_projections(model: PreTrainedModel) -> list[nn.Module]:
 
     Raises `SempaError` for an architecture that has none by a known name.
     """
-    found = []
+    projections = []
     for block in blocks(model):
         for name, module in block.named_modules():
             *parents, own = name.split(".")
             # `Conv1D` of GPT-2 goes by the same name in attention and MLP.
             if own in _OUTPUT_PROJECTIONS and any("att" in parent for parent in parents):
-                found.append(module)
+                projections.append(module)
                 break
-    if len(found) < depth(model):
+    if len(projections) < depth(model):
         found = f"{type(model).__name__}: found no output projections of its attention"
         raise SempaError(f"{found}, which attention-sum and contrastive-prompting need; take another readout")
-    return found
+    return projections
 
 
 def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
         sandwiched = hasattr(block, "post_feedforward_layernorm") or hasattr(block, "pre_mlp_layernorm")
         norm = getattr(block, "post_attention_layernorm" if sandwiched else "post_self_attn_layernorm", None)
         added.append(norm or projection)
-    inputs, places = row_pass(model, row)
+    inputs, places = row_inputs(model, row)
     places = places[ends]
     outputs: list[Tensor] = []
 
@@ -81,7 +81,7 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
 
 
 def noisy_embeddings(model: PreTrainedModel, size: float) -> contextlib.AbstractContextManager[None]:
-    """Inside, and in this thread, normal noise is added to token embeddings, `size` times their root mean square.
+    """Inside, and in this thread, Gaussian noise is added to token embeddings, `size` times their root mean square.
 
     After NEFTune (Jain et al. 2023, arXiv 2310.05914), § 2, which draws uniform noise of an absolute size.
     """

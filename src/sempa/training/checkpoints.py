@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         tensors = read_tensors(path)
         if tensors.pop("checksum").item() != _checksum(tensors):
-            raise ValueError("its content does not have its checksum")
+            raise ValueError("its checksum does not match")
         return tensors, json.loads(bytes(tensors.pop("state").tolist()))
     except (SempaError, KeyError, TypeError, ValueError) as error:
         raise SempaError(f"checkpoint {path} is damaged ({error}); remove it to resume from the one before") from error

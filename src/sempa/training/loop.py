@@ -41,7 +41,7 @@ def train(
     or other triplets, and `KeyboardInterrupt` after Ctrl-C or SIGTERM, once the running step is saved.
     """
     started = time.perf_counter()
-    model, is_first = base.model.eval(), process_rank() == 0
+    model, is_main = base.model.eval(), process_rank() == 0
     optimizer = make_optimizer(config, model)
     if config.checkpoint_activations:
         checkpoint_blocks(model, config.lora_dropout > 0)
@@ -58,20 +58,20 @@ def train(
         raise SempaError(f"{found}; restore those, or give another output=…")
     state |= saved
     metrics_file, first, warned = run / "metrics.jsonl", state["step"], False
-    if is_first:
+    if is_main:
         cut_metrics(metrics_file, first)
     base_name = portable_name(config.model)
     began, loop_began = started - state["seconds"], time.perf_counter()
 
     # A bar is for a terminal; a log has a line every ten steps.
-    unseen = not (is_first and sys.stderr.isatty())
-    with _stop_request() as stop, tqdm(total=total, initial=first, desc="training", unit="step", disable=unseen) as bar:
+    silent = not (is_main and sys.stderr.isatty())
+    with _stop_request() as stop, tqdm(total=total, initial=first, desc="training", unit="step", disable=silent) as bar:
         for step in range(first, total):
             done, step_began = step + 1, time.perf_counter()
             batch = make_batch(config, preferences, step)
             record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = len(batch.preferences) / (time.perf_counter() - step_began)
-            if is_first:
+            if is_main:
                 bar.update()
                 warned = warned or warn_of_displacement(config, done, record)
                 if done % 10 == 0 or done in (1, total):
@@ -84,20 +84,20 @@ def train(
             due = done % config.eval_every == 0 or done == total
             if due:
                 try:
-                    score = sum_number(score_dev() if is_first else 0.0)
+                    score = sum_number(score_dev() if is_main else 0.0)
                 except SempaError as error:  # embeddings that are not finite have no score
                     raise SempaError(f"step {done}: {error}; checkpoints are intact: lower learning_rate") from error
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": done}
-                    if is_first:
+                    if is_main:
                         save_adapter(model, run / "adapter", base_name, config.readout)
-                if is_first:
+                if is_main:
                     log_metrics(metrics_file, {"step": done, "eval/sts": score})
             # A signal may reach one process a step before another: they stop together.
             stopping = sum_number(bool(stop)) > 0
             if due or stopping:
                 state |= {"step": done, "seconds": time.perf_counter() - began}
-                if is_first:
+                if is_main:
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     fsync(metrics_file)
                     save_checkpoint(run, done, model, optimizer, state)

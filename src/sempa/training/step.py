@@ -119,6 +119,7 @@ def preference_loss(config: Config, model: PreTrainedModel, row: PreferenceRow, 
     DPO and its relatives (SemPA § 3.2), times `config.preference`, plus `config.anchor` times the NLL per token of the
     chosen sentence. Losses of pairs compare the best response with the worst. Log-probabilities are in nats.
     """
+    # `sequence_logprobs` step by step: CHES needs the states, the anchor the tokens.
     hidden = row_states(model, row.packed)  # [length, D]
     logprobs = response_token_logprobs(model, hidden, row)  # [M]
     policy = sum_by_response(logprobs, row)  # [n, responses]
@@ -195,7 +196,7 @@ def learning_rate(config: Config, step: int, total: int) -> float:
 def _preference_metrics(
     loss: Tensor, rewards: Tensor, policy: Tensor, nll: Tensor, hidden: Tensor, row: PreferenceRow, ranked: int
 ) -> Metrics:
-    """A row's part of the batch's means, and of the loss; `ches` warns of likelihood displacement."""
+    """A row's part of the batch's means, and of the loss; `ches` indicates likelihood displacement."""
     ches = ches_score(hidden[row.source.to(hidden.device)], row.owner, row.lengths, length_normalised=True)[:, -1]
     values = {
         "rewards/chosen": rewards[:, 0],

@@ -45,15 +45,15 @@ def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None
         output_projections(model)
 
 
-def layer_read(readout: str, layer: int, depth: int) -> int:
-    """The index from 0 to `depth` of the hidden states that are read; −1 is the readout's own layer."""
-    return scaled(_PUBLISHED_LAYER.get(readout, 32), depth) if layer == -1 else layer % (depth + 1)
+def layer_read(readout: str, model: PreTrainedModel, layer: int) -> int:
+    """The index of the hidden states that are read, from 0 to the model's depth; −1 is the readout's own layer."""
+    return scaled(_PUBLISHED_LAYER.get(readout, 32), model) if layer == -1 else layer % (depth(model) + 1)
 
 
 def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:
     """How many numbers an embedding has."""
     # Inner layers are as wide as attention outputs: the last alone has passed a projection before the head, if any.
-    return state_width(model, readout == "attention-sum" or layer_read(readout, layer, depth(model)) < depth(model))
+    return state_width(model, readout == "attention-sum" or layer_read(readout, model, layer) < depth(model))
 
 
 def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> list[Prompt]:
@@ -65,4 +65,4 @@ def make_prompts(readout: str, tokenizer: PreTrainedTokenizerBase, sentences: Se
 def read(readout: str, model: PreTrainedModel, prompts: Sequence[Prompt], layer: int = -1) -> Tensor:
     """Embeddings of the readout's own prompts, packed into one row: float32 `[n, D]`; `layer` is that of `Embedder`."""
     _, vectors = _READOUTS[readout]
-    return vectors(model, pack_prompts(prompts), layer_read(readout, layer, depth(model)))
+    return vectors(model, pack_prompts(prompts), layer_read(readout, model, layer))

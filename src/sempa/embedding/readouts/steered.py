@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
 from sempa.embedding.readouts.plain import Prompt, PromptRow
-from sempa.model.forward import depth, hidden_states, row_pass
+from sempa.model.forward import hidden_states, row_inputs
 from sempa.model.layers import blocks, hooked, output_projections, scaled
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
@@ -31,14 +31,14 @@ def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int
     a and b are the heads' outputs, before the output projection, of PromptEOL and the auxiliary prompt. Cheng et al.,
     *Contrastive Prompting Enhances Sentence Embeddings in LLMs through Inference-Time Steering* (arXiv 2505.12831).
     """
-    inputs, places = row_pass(model, prompts.packed)
+    inputs, places = row_inputs(model, prompts.packed)
     ends, auxiliary_ends = places[prompts.ends], places[prompts.auxiliary_ends]
 
     def steer(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         heads = arguments[0].flatten(0, -2)
         return (_put(arguments[0], ends, _STRENGTH * (heads[ends] - heads[auxiliary_ends])),)
 
-    projection = output_projections(model)[scaled(_BLOCK, depth(model))]
+    projection = output_projections(model)[scaled(_BLOCK, model)]
     with hooked((projection.register_forward_pre_hook, steer)):
         return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[ends].float()
 
@@ -67,7 +67,7 @@ def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> 
     So the placeholder PST before the sentence carries a summary of it, which every token can attend to. Fu et al.,
     *Token Prepending: A Training-Free Approach for Eliciting Better Sentence Embeddings from LLMs* (arXiv 2412.11556).
     """
-    inputs, places = row_pass(model, prompts.packed)
+    inputs, places = row_inputs(model, prompts.packed)
     placeholders, ends = places[prompts.starts], places[prompts.ends]
     table = model.get_input_embeddings()
     drawn = torch.randn(table.weight.shape[1], generator=torch.Generator().manual_seed(_SEED))
@@ -81,7 +81,7 @@ def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> 
         hidden, *others = arguments
         return (_put(hidden, placeholders, hidden.flatten(0, 1)[ends]), *others)
 
-    steered = blocks(model)[_START : max(_START + 1, scaled(_EXIT, depth(model)))]
+    steered = blocks(model)[_START : max(_START + 1, scaled(_EXIT, model))]
     hooks = [(table.register_forward_hook, embed)]
     hooks += [(block.register_forward_pre_hook, prepend) for block in steered]
     with hooked(*hooks):
