@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path, help=f"text files, or folders with {', '.join(SUFFIXES)} files")
     parser.add_argument("--model", default="", help="the base model (default: the adapter's, or smollm2-135m)")
     parser.add_argument("--adapter", type=Path, help="LoRA adapter, such as RUN/adapter")
-    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32 (default %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="bfloat16, float32 or auto (default %(default)s)")
     parser.add_argument("--top", type=at_least(1), default=5, help="sentences to find (default %(default)s)")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "search", help="folder that keeps the vectors")
 

@@ -1,5 +1,6 @@
 """Large corpora: streamed, resumed to the same bytes after any kill, never under other settings."""
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -18,6 +19,7 @@ import torch
 from sempa import Embedder, SempaError
 from sempa.cli import main
 from sempa.data.sentences import read_sentences
+from sempa.embedding import corpus
 from sempa.embedding.corpus import (
     MANIFEST_FILE,
     check_lengths,
@@ -237,6 +239,21 @@ def test_a_corpus_that_another_process_embeds_is_left_alone(embedder, source, tm
     assert half_written.exists()
     embed_corpus(embedder, source, tmp_path / "out", shard_rows=10)
     assert not half_written.exists()
+
+
+def test_two_that_begin_a_corpus_together_do_not_mix(embedder, source, tmp_path, monkeypatch):
+    """The second saw no manifest before the first wrote its own, with other settings."""
+    real = corpus.write_json
+
+    def first_comes_another(path, manifest):
+        monkeypatch.setattr(corpus, "write_json", real)
+        with contextlib.suppress(SempaError):
+            embed_corpus(embedder, source, tmp_path / "out", shard_rows=10, normalize=True)
+        real(path, manifest)
+
+    monkeypatch.setattr(corpus, "write_json", first_comes_another)
+    embed_corpus(embedder, source, tmp_path / "out", shard_rows=10)
+    assert (np.linalg.norm(stacked(tmp_path / "out"), axis=1) > 1.01).all()
 
 
 def test_a_missing_shard_is_made_again_alone(embedder, source, tmp_path, counted):

@@ -262,3 +262,10 @@ def test_a_command_goes_on_when_its_reader_leaves():
 def test_a_fingerprint_is_that_of_its_parts_one_by_one():
     whole = hashlib.sha256(b"'a'\x001\x00[2, 'b']\x00").hexdigest()[:16]
     assert files.fingerprint("a", 1, [2, "b"]) == whole != files.fingerprint("a", 1, [2], "b")
+
+
+def test_a_path_that_is_not_utf8_is_escaped_in_a_file_that_names_it(tmp_path):
+    """A name from an older file system, or in a locale without UTF-8."""
+    files.write_json(tmp_path / "settings.json", {"triplets": "gr\udcf6\udcdfe.csv"})
+    assert (tmp_path / "settings.json").read_text(encoding="utf-8") == '{\n  "triplets": "gr\\udcf6\\udcdfe.csv"\n}\n'
+    assert files.read_json(tmp_path / "settings.json") == {"triplets": "gr\udcf6\udcdfe.csv"}

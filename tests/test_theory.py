@@ -28,7 +28,7 @@ def test_the_statement_holds_and_its_check_has_power(name):
     assert verdict.has_power, verdict.controls_rejected
 
 
-@pytest.mark.parametrize("seed", [6, 31, 39, 41, 46])
+@pytest.mark.parametrize("seed", [6, 31, 39, 41, 46, 628, 3181, 44087])
 def test_negatives_so_hard_that_a_thousand_are_few_are_no_fault(seed):
     """With χ² of hundreds, χ²/(2K) is most of the gap only far beyond K = 1,024."""
     statement = BY_NAME["hard-negatives-bound-kl"]
@@ -270,6 +270,32 @@ def test_the_curves_of_the_picture_of_information_end_at_their_lines():
     assert information < divergence
     assert ends["best critic"] == pytest.approx(information, rel=0.01)
     assert ends["hard negatives, their best critic"] == pytest.approx(divergence, rel=0.01)
+
+
+def test_a_rate_that_misses_by_the_root_of_k_is_refused():
+    """What it misses falls twofold when K grows fourfold, that of the statement fourfold."""
+    check = sphere.alignment_uniformity_rate.check
+    generator = torch.Generator().manual_seed(0)
+    for found in check(lambda setting, k: setting.next_order() / k * (1 - k**-0.5), generator, 1):
+        assert not found.holds
+    assert all(found.holds for found in check(lambda setting, k: setting.next_order() / k, generator, 1))
+
+
+def test_the_curves_of_the_picture_of_many_negatives_end_on_their_dotted_lines():
+    axis = MagicMock()
+    pictures._many_negatives(axis, torch.Generator())
+    drawn = [call.args[1] for call in axis.loglog.call_args_list[:-1]]
+    for gaps, dotted in zip(drawn[::2], drawn[1::2], strict=True):
+        assert gaps[-1] == pytest.approx(dotted[-1], rel=0.01)
+
+
+def test_the_picture_of_rounding_shows_rounding():
+    axis = MagicMock()
+    pictures._rounding(axis, torch.Generator().manual_seed(0))
+    floors = [line.args[0] for line in axis.axhline.call_args_list]
+    assert floors == [2**-24, 2**-53]
+    for call, floor in zip(axis.loglog.call_args_list, floors, strict=True):
+        assert floor <= min(call.args[1]) <= max(call.args[1]) < 1000 * floor
 
 
 def test_the_statements_hold_on_a_models_own_sentences_and_adapter(tiny_folder, capsys):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, weights
-from online import HERE, METHODS, sample_preferences, similarity_judge, train_online
+from online import ALONE, HERE, METHODS, RECIPE, sample_preferences, similarity_judge, train_online
 
 from sempa import SempaError
 from sempa.batching.packing import pack_preferences
 from sempa.batching.prompts import encode_triplet
-from sempa.config import Config
+from sempa.config import Config, load_config
 from sempa.embedding.embed import embed
 from sempa.model.base import load_base
 from sempa.model.logprobs import sequence_logprobs
@@ -40,6 +40,11 @@ def preferences(tokenizer, triplets):
 def config(tiny_folder):
     alone = {"objective": "ipo", "anchor": 0.0, "lora_dropout": 0.0, "batch_size": 16, "learning_rate": 1e-3}
     return Config(model=str(tiny_folder), dtype="float32", device="cpu", **SETTINGS | alone | {"epochs": 1.0})
+
+
+def test_the_program_trains_as_its_page_says():
+    config = load_config(RECIPE, ALONE)
+    assert (config.batch_size, config.learning_rate, config.beta, config.anchor) == (8, 1e-3, 0.1, 1)
 
 
 @pytest.mark.parametrize("fraction", METHODS.values())

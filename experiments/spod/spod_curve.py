@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--sts", required=True, help="file of scored pairs, such as sts-dev.csv")
     parser.add_argument("--out", type=Path, default=HERE / "spod", help="where .json and .svg go")
     given = parser.parse_args()
-    base = load_base(given.model)
+    base = load_base(given.model, "float32")
     if given.adapter is not None:
         load_adapter(base.model, adapter_folder(given.adapter))
     task, *others = read_sts(given.sts)

@@ -44,7 +44,7 @@ def main() -> None:
     lines = (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines[: given.questions]]
     questions = [one["question"] for one in asked]
-    embedder = Embedder(DEFAULT_MODEL, given.adapter, dtype="float32")
+    embedder = Embedder(DEFAULT_MODEL, given.adapter, "prompteol", dtype="float32")
     greedy = [few[0].text for few in sample(embedder.base, questions, 1, given.max_new_tokens, temperature=0)]
     found = uncertainties(embedder, questions, given.answers, max_new_tokens=given.max_new_tokens)
     semantic = np.array([one.semantic for one in found])

@@ -76,30 +76,31 @@ def embed_corpus(
     manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
     manifest["settings"] |= {"shard_rows": shard_rows, "shard_format": shard_format}
     manifest["settings"] |= {"input": {"rows": rows, "sha256": digest.hexdigest()}}
-    _begin(folder, manifest)
-    # A shard is written whole or not at all: one that is there is finished.
-    missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
-    second_reading = sentences(again)
-    chunks = _chunks(second_reading, missing)
-    own = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
-    pieces = own if encode is None else iter(encode(chunks))
     changed = SempaError(f"{source}: changed while it was being embedded; embed it again, into another folder")
-    with folder_lock(folder), bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+    with folder_lock(folder):
+        _begin(folder, manifest)
         remove_leftovers(folder)
-        for shard in missing:
-            found: list[np.ndarray] = []
-            while sum(map(len, found)) < shard["rows"]:
-                if (piece := next(pieces, None)) is None:
-                    raise changed
-                found.append(piece)
-                progress.update(len(piece))
-            if sum(map(len, found)) > shard["rows"]:
-                raise ValueError("encode: found a piece with vectors of two shards")
-            if shard is missing[-1]:
-                collections.deque(second_reading, maxlen=0)
-                if again.digest() != digest.digest():
-                    raise changed
-            write_vectors(folder / shard["file"], np.concatenate(found))
+        # A shard is written whole or not at all: one that is there is finished.
+        missing = [shard for shard in shards if not (folder / shard["file"]).exists()]
+        second_reading = sentences(again)
+        chunks = _chunks(second_reading, missing)
+        own = (embedder.encode(chunk, batch_size, normalize=normalize) for chunk in chunks)
+        pieces = own if encode is None else iter(encode(chunks))
+        with bar(sum(shard["rows"] for shard in missing), "embedding", "sentence") as progress:
+            for shard in missing:
+                found: list[np.ndarray] = []
+                while sum(map(len, found)) < shard["rows"]:
+                    if (piece := next(pieces, None)) is None:
+                        raise changed
+                    found.append(piece)
+                    progress.update(len(piece))
+                if sum(map(len, found)) > shard["rows"]:
+                    raise ValueError("encode: found a piece with vectors of two shards")
+                if shard is missing[-1]:
+                    collections.deque(second_reading, maxlen=0)
+                    if again.digest() != digest.digest():
+                        raise changed
+                write_vectors(folder / shard["file"], np.concatenate(found))
     return manifest
 
 

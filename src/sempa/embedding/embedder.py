@@ -32,7 +32,7 @@ class Embedder:
             `attention-sum` reads all layers and takes no other value.
         dtype: `bfloat16`, `float32` or `auto`, the faster of the two on the device.
         device: a torch device; by default CUDA when there is one, else the CPU.
-        merged: add the adapter to the weights, which is a quarter faster; False keeps it beside them, so that
+        merged: add the adapter to the weights, which is up to a quarter faster; False keeps it beside them, so that
             `sempa.model.lora.adapter_disabled` gives the base model back.
 
     Raises:

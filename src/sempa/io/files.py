@@ -43,7 +43,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
-            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             fsync(temporary)
             temporary.replace(path)
         finally:

@@ -118,8 +118,3 @@ def exceeds(smaller: torch.Tensor, larger: torch.Tensor, condition: float) -> Me
     # A NaN stays a NaN.
     excess = (smaller - larger).detach().clamp_min(0).max()
     return Measurement(float(excess), rounding(condition))
-
-
-def falls(at_k: float, at_4k: float) -> Measurement:
-    """Whether what an O(1/K) term misses falls at least threefold from some K to 4 K (a 1/K law: fourfold)."""
-    return Measurement(at_4k, at_k / 3)

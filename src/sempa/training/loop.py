@@ -110,15 +110,17 @@ def train(
 
 
 @contextlib.contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C, SIGTERM or hang-up, so that the running step can end; a second one stops at once."""
-    received: list[int] = []
+def _stop_request() -> Iterator[list[float]]:
+    """Collect Ctrl-C, SIGTERM and hang-up, so that the running step can end; one more, later, stops at once."""
+    received: list[float] = []
 
-    def note(number: int, _frame: object) -> None:
-        if received:
+    def note(_number: int, _frame: object) -> None:
+        received.append(time.monotonic())
+        if len(received) == 1:
+            print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
+        # Sooner it may be the same one: torchrun passes on what a cluster has sent to every process.
+        elif received[-1] - received[0] > 2:
             raise KeyboardInterrupt
-        received.append(number)
-        print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
 
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # nohup ignores it
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
