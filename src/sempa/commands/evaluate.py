@@ -12,8 +12,8 @@ from sempa.io.files import check_output, read_json, user_path, write_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments."""
     parser.epilog = """A text file holds passages with blank lines between them, or JSON lines: {"text": ...}
-        or {"question": ..., "answer": ...}, where only the answer is scored. HellaSwag is answered without examples,
-        by log-probability per character (lm-evaluation-harness's acc_norm)."""
+        or {"question": ..., "answer": ...}, where only the answer and its end of turn are scored. HellaSwag is
+        answered without examples, by log-probability per character (lm-evaluation-harness's acc_norm)."""
     add_model_arguments(parser)
     add_readout_arguments(parser)
     parser.add_argument("--sts", type=user_path, metavar="PATH", help="SentEval STS folder, or a file of scored pairs")

@@ -75,7 +75,7 @@ def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalTe
     """Token ids of texts, cut into windows of at most `window` tokens that overlap by half.
 
     All tokens of a passage but the first are scored. A question goes through the chat template, and only the answer's
-    tokens are scored. Each token is scored once, in the first window that contains it.
+    tokens and those that end its turn are scored. Each token is scored once, in the first window that contains it.
     """
     sequences = []
     for text in texts:
