@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,11 @@ from sempa.embedding.corpus import describe
 from sempa.io.files import cache_folder, fingerprint, read_tensors, write_tensors
 
 SUFFIXES = (".txt", ".md", ".rst")
-# A sentence ends behind its full stop, question mark or exclamation mark, and the quotes or brackets that close there.
-SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
-# A text without full stops is cut, so that one vector does not stand for a whole page.
-LONGEST_WORDS = 80
-# So is what has no blanks, such as an embedded picture.
-WORD = re.compile(r"\S{1,80}")
+# A sentence ends behind its full stop, question mark or exclamation mark, and the quotes or brackets that close there;
+# Chinese and Japanese have no blank behind theirs.
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*\s*")
+# Characters. A text without full stops, or blanks, is cut, so that one vector does not stand for a whole page.
+LONGEST = 480
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class Passage:
 def split_sentences(paragraph: str) -> list[str]:
     """The sentences of a paragraph, in order, blanks made single; long words and sentences are cut."""
     ends = [0, *(match.end() for match in SENTENCE_END.finditer(paragraph)), len(paragraph)]
-    sentences = (WORD.findall(paragraph[begin:end]) for begin, end in itertools.pairwise(ends))
-    pieces = (words[i : i + LONGEST_WORDS] for words in sentences for i in range(0, len(words), LONGEST_WORDS))
-    return [" ".join(words) for words in pieces]
+    sentences = (" ".join(paragraph[begin:end].split()) for begin, end in itertools.pairwise(ends))
+    return [piece for sentence in sentences for piece in textwrap.wrap(sentence, LONGEST, break_on_hyphens=False)]
 
 
 def read_passages(paths: Iterable[Path]) -> list[Passage]:
@@ -64,7 +63,7 @@ def read_passages(paths: Iterable[Path]) -> list[Passage]:
 
 def _passages(file: Path) -> list[Passage]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SempaError(f"{file}: cannot be read as UTF-8 text: {error}") from error
     passages: list[Passage] = []

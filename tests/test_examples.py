@@ -19,7 +19,7 @@ sys.path.insert(0, str(EXAMPLES))
 try:
     import retrieve_and_answer
     import semantic_search
-    from semantic_search import LONGEST_WORDS, Passage, encode_cached, read_passages, search, split_sentences
+    from semantic_search import LONGEST, Passage, encode_cached, read_passages, search, split_sentences
 finally:
     sys.path.remove(str(EXAMPLES))
 
@@ -59,14 +59,23 @@ def test_quotes_and_brackets_close_with_their_sentence():
 def test_no_word_is_lost_and_no_sentence_is_too_long(paragraph):
     sentences = split_sentences(paragraph)
     assert "".join(word for sentence in sentences for word in sentence.split()) == "".join(paragraph.split())
-    assert all(1 <= len(sentence.split()) <= LONGEST_WORDS for sentence in sentences)
+    assert all(1 <= len(sentence) <= LONGEST for sentence in sentences)
 
 
 def test_what_has_no_blanks_is_cut_too():
     text = "A dog sits. " + "x" * 10_000
     assert split_sentences(text)[0] == "A dog sits."
-    assert len(split_sentences(text)) == 3
-    assert max(map(len, split_sentences(text)[1].split())) == 80
+    assert len(split_sentences(text)) == 1 + 10_000 // LONGEST + 1
+
+
+def test_chinese_and_japanese_sentences_end_without_a_blank():
+    assert split_sentences("他说：“你好。”然后走了。「はい！」") == ["他说：“你好。”", "然后走了。", "「はい！」"]
+
+
+def test_a_byte_order_mark_is_no_text_and_a_form_feed_no_line(tmp_path):
+    file = tmp_path / "pages.txt"
+    file.write_bytes("\ufeffOne.\r\n\r\n\x0cTwo.\r\n".encode())
+    assert read_passages([file]) == [Passage("One.", file, 1), Passage("Two.", file, 3)]
 
 
 def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path):

@@ -60,5 +60,7 @@ def read_vectors(path: Path) -> np.ndarray:
             case _:
                 column = import_pyarrow().parquet.read_table(path, columns=[COLUMN])[COLUMN].combine_chunks()
                 return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    except SempaError:
+        raise
     except Exception as error:  # NumPy reads a header with Python's own parser
         raise SempaError(f"{path}: cannot be read: {error}") from error
