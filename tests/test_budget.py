@@ -39,7 +39,7 @@ def test_bisection_finds_the_largest_scale_within_the_budget(size, power, budget
     assert found == 1.0 or exact - SLACK <= found <= exact
 
 
-@pytest.mark.parametrize("exact", [1.0, 0.5])
+@pytest.mark.parametrize("exact", [1.0, 0.5, 1023 / 1024, 1 / 1024])
 def test_a_budget_may_be_spent_to_the_last_digit(exact):
     assert largest_scale(lambda scale: scale / exact, 1.0) == exact
 
@@ -160,3 +160,10 @@ def test_training_is_the_same_with_any_budget(setting):
     without, _ = setting("without")
     within, _ = setting("within", kl_budget=0.001)
     assert all(torch.equal(a, b) for a, b in zip(weights(without).values(), weights(within).values(), strict=True))
+
+
+def test_samples_of_other_prompts_are_others(adapted_base, few_samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    first = sample_texts(adapted_base)
+    monkeypatch.setattr(module, "OPENINGS", module.OPENINGS[::-1])
+    assert sample_texts(adapted_base) != first

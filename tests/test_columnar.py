@@ -211,3 +211,10 @@ def test_a_column_that_nobody_asks_for_is_not_read(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     triplets, _ = read_triplets(tmp_path / "t.parquet")
     assert triplets[0].rejected == "He sits."
+
+
+def test_vectors_in_several_row_groups_of_parquet_are_read_whole(tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    vectors = np.arange(2**20 + 3, dtype=np.float32)[:, None]
+    write_vectors(tmp_path / "v.parquet", vectors)
+    np.testing.assert_array_equal(read_vectors(tmp_path / "v.parquet"), vectors)

@@ -100,3 +100,8 @@ def test_a_shell_completes_commands_and_options():
     script = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     for word in ("generate", "--temperature", "--skip-empty", "--adapter-readouts"):
         assert word in script
+
+
+def test_an_answer_needs_room_beside_its_prompt(tiny_folder, capsys):
+    assert main(["generate", "--model", str(tiny_folder), "--max-new-tokens", "2048", "Hi"]) == 2
+    assert "and with 2,048 new ones at most 2,048, the model's context" in capsys.readouterr().err

@@ -40,6 +40,8 @@ def test_options_of_encode_reach_the_vectors_of_a_store(embedder):
     found = np.array(embeddings.embed_documents([*SENTENCES, " "]))
     np.testing.assert_allclose(found[:-1], embedder.encode(SENTENCES, normalize=True, dim=8), rtol=1e-5, atol=1e-6)
     assert not found[-1].any()
+    found = DocumentEmbeddings(embedder, normalize=False).embed_query(SENTENCES[0])
+    np.testing.assert_allclose(found, embedder.encode(SENTENCES[0]), rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_from_an_event_loop(embedder):
@@ -196,6 +198,7 @@ def test_the_encoder_is_what_mteb_asks_for_and_takes_empty_texts(embedder, wrapp
 
     encoder = wrapper.MtebEncoder(embedder)
     assert isinstance(encoder, EncoderProtocol)
+    assert encoder.mteb_model_meta.n_parameters == embedder.base.model.num_parameters()
     vectors = encoder.encode([{"text": SENTENCES[:2]}, {"text": ["", SENTENCES[2]]}], batch_size=2)
     np.testing.assert_allclose(vectors, embedder.encode([*SENTENCES[:2], ".", SENTENCES[2]]), rtol=1e-5, atol=1e-6)
     cosines = encoder.similarity(vectors, vectors[:2])

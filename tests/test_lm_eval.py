@@ -159,9 +159,10 @@ def test_each_figure_is_printed_below_its_side(base, tiny_folder, tmp_path, monk
 def test_a_task_that_is_named_twice_is_run_once(base, tiny_folder, tmp_path, monkeypatch):
     save_adapter(base.model, tmp_path / "run" / "adapter", str(tiny_folder))
     run = []
-    monkeypatch.setattr(lm_eval_harness, "run_harness", lambda *given, **_: run.append(given[3]) or [])
-    assert main(["lm-eval", "--adapter", str(tmp_path / "run"), "--tasks", "drop, mmlu,,drop"]) == 0
-    assert run == [["drop", "mmlu"]]
+    monkeypatch.setattr(lm_eval_harness, "run_harness", lambda *given, **options: run.append((given[3], options)) or [])
+    command = ["lm-eval", "--adapter", str(tmp_path / "run"), "--tasks", "drop, mmlu,,drop", "--batch-size", "3"]
+    assert main(command) == 0
+    assert run == [(["drop", "mmlu"], {"limit": None, "batch_size": 3, "apply_chat_template": False})]
 
 
 def test_the_papers_tasks_are_the_harness_s_own():
@@ -253,3 +254,13 @@ def test_a_metric_that_is_no_mean_of_the_problems_has_no_paired_error():
     paired_error = lm_eval_harness._paired_error
     assert paired_error(before, after, "t", "acc", "none") == pytest.approx(1 / 3)
     assert paired_error(before, results([1.0, 1.0, 0.0], 0.5), "t", "acc", "none") is None
+
+
+def test_a_paired_error_is_of_the_answers_of_its_own_filter():
+    def results(strict, other):
+        answered = [{"filter": "strict", "doc_id": i, "acc": value} for i, value in enumerate(strict)]
+        answered += [{"filter": "flexible", "doc_id": i, "acc": value} for i, value in enumerate(other)]
+        return {"samples": {"t": answered}, "results": {"t": {"acc,strict": sum(strict) / 3}}}
+
+    before, after = results([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]), results([1.0, 1.0, 0.0], [1.0, 1.0, 0.0])
+    assert lm_eval_harness._paired_error(before, after, "t", "acc", "strict") == pytest.approx(1 / 3)

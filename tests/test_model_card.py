@@ -121,3 +121,15 @@ def test_the_card_tells_the_text_whose_perplexity_rose_most(run, tiny_folder, tm
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
     assert "perplexity on conversations by +3.0 %" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_the_card_names_the_device_that_measured_and_not_the_setting(run, tiny_folder, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    report = json.loads((run / "report.json").read_text())
+    report["machine"]["device"] = "NVIDIA H100"
+    report["config"]["device"] = "cuda:7"
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    export_folder(str(tiny_folder), tmp_path / "run", tmp_path / "mine", "merged")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "on NVIDIA H100; base: without adapter" in card
+    assert "cuda:7" not in card

@@ -11,7 +11,7 @@ import torch
 from sempa import SempaError
 from sempa.model.adapter_files import read_adapter
 from sempa.training.metrics import read_metrics
-from sempa.training.processes import gather_rows, join_processes, process_count
+from sempa.training.processes import gather_rows, join_processes, local_device, process_count
 
 SETTINGS = (
     "dtype: float32\ndevice: cpu\nheld_out: 0\nepochs: 2\nbatch_size: 8\nrow_tokens: 256\neval_every: 2\nlora_rank: 2\n"
@@ -134,3 +134,11 @@ def test_all_processes_refuse_a_folder_that_holds_a_run(tiny_folder, triplets_fi
         _, error = process.communicate(timeout=300)
         assert process.returncode == 2
         assert "already holds a run; resume it with" in error and "Traceback" not in error
+
+
+def test_only_torchrun_says_which_cuda_device_is_meant(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert local_device() is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_device() == "cuda:1"

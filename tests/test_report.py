@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from sempa.io.files import finite
-from sempa.report import plots
+from sempa.report import plots, run_report
 from sempa.report.render import interval_cell, markdown_table
 from sempa.report.run_report import page, terminal_table, write_report
 
@@ -221,11 +221,13 @@ def test_of_many_pairs_each_point_is_one_pair(axes):
     for axis, factor in zip(axes, (-1, 2), strict=True):
         x, y = axis.scatter.call_args.args
         assert 1000 < len(x) <= 1500
+        assert x[-1] > 0.99  # a sample of all pairs, not the first of them
         assert y == [factor * g for g in x]
 
 
 def test_the_saved_scale_and_the_budget_are_marked(axes):
     plots.budget(BUDGET)
+    assert [axis.plot.call_args.args[1] for axis in axes] == [[70.0] * 4, [0.0, 0.05, 0.075, 0.1]]
     assert [axis.axvline.call_args.args for axis in axes] == [(0.5,), (0.5,)]
     assert axes[1].axhline.call_args.args == (0.05,)
     assert not axes[0].axhline.called
@@ -293,3 +295,10 @@ def test_the_page_begins_with_score_drift_and_time_and_shows_each_answer_on_its_
 def test_an_interval_without_ends_is_shown_as_such():
     assert interval_cell([-0.04, 12.34], sign="+") == "-0.0 – +12.3"
     assert interval_cell([math.nan, math.nan]) == interval_cell([None, None]) == "n/a – n/a"
+
+
+def test_a_run_whose_page_cannot_be_made_is_not_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_report, "page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(tmp_path, example(), HISTORY)
+    assert not (tmp_path / "report.json").exists()

@@ -67,6 +67,8 @@ def test_an_address_that_is_taken_and_numbers_out_of_range_are_a_sentence(capsys
     assert main(["serve", "--port", "70000"]) == 2
     assert main(["serve", "--timeout", "nan"]) == 2
     assert "timeout: found nan, expected more than 0" in capsys.readouterr().err
+    assert main(["serve", "--timeout", "inf"]) == 2
+    assert "timeout: found inf, expected more than 0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -114,3 +116,17 @@ def test_without_the_extra_it_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert "uvicorn is missing; in a checkout: pip install '.[serve]'" in capsys.readouterr().err
+
+
+def test_clients_know_the_model_by_the_name_that_is_given(monkeypatch):
+    names = []
+
+    def stop(_embedder, name, *_):
+        names.append(name)
+        raise SempaError("that is all")
+
+    monkeypatch.setattr("sempa.integrations.server.app.make_app", stop)
+    monkeypatch.setattr("sempa.commands.serve.load_embedder", lambda _: None)
+    for options in (["--name", "mine"], []):
+        assert main(["serve", "--port", "0", *options, "some/model"]) == 2
+    assert names == ["mine", "model"]

@@ -177,3 +177,9 @@ def test_a_requests_seconds_are_those_from_its_beginning_to_its_end(monkeypatch)
     asyncio.run(Gate(app, registry, Limits(), "")(scope, None, lambda message: asyncio.sleep(0)))
     labels = {"path": "other", "status": "200"}
     assert registry.get_sample_value("sempa_request_seconds_sum", labels) == 2.5
+
+
+def test_a_limit_is_the_most_that_is_taken(adapted_embedder):
+    prompt, _ = answer(adapted_embedder, MESSAGES, 1)
+    with serving(adapted_embedder, tokens=len(prompt) + 1) as address:
+        assert post(address, CHAT, {"messages": MESSAGES}).json()["usage"]["total_tokens"] == len(prompt) + 1

@@ -179,3 +179,12 @@ def test_a_single_set_has_no_average_but_its_details(tasks, tmp_path):
     plain, *_ = written(one, tmp_path)
     assert "SICK trial, 12 pairs" in plain
     assert "Pearson" in plain
+
+
+def test_two_sets_have_an_average_and_leave_the_details_to_the_files(tasks, tmp_path):
+    two = {"model": "tiny", **summarise(made_rows(tasks[5:], 1.0, 2.0), 50)}
+    ((_, columns, (_, row)),), _, _ = similarity_content(two)
+    assert columns == ["method", "STS-B dev", "SICK trial", "average", "95 %", "p"]
+    average = two["rows"][1]["average"]
+    assert (row[3], row[-1]) == (f"{average['spearman']:.2f}", f"{average['versus']['p']:.3f}")
+    assert "Pearson" not in written(two, tmp_path)[0]
