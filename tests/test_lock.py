@@ -76,3 +76,13 @@ def test_where_the_file_system_has_no_locks_the_work_goes_on(tmp_path, monkeypat
     monkeypatch.setattr("sempa.io.lock.fcntl.flock", no_locks)
     with folder_lock(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    """A folder from elsewhere may bring one along."""
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "target")
+    with pytest.raises(SempaError, match="run: cannot be written"), folder_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "target").read_text() == "precious"

@@ -341,3 +341,16 @@ def test_blocks_without_plain_linear_layers_are_refused():
     model = FalconForCausalLM(FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
     with pytest.raises(SempaError, match="FalconForCausalLM: found no plain linear layers"):
         add_lora(model, 4, 8.0)
+
+
+def test_an_adapter_of_rank_zero_is_refused(tiny_llama, tmp_path):
+    add_lora(tiny_llama, 2, 4.0)
+    save_adapter(tiny_llama, tmp_path, "base")
+    remove_adapter(tiny_llama)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 0}))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    empty = {name: t[:0] if "lora_A" in name else t[:, :0] for name, t in tensors.items()}
+    save_file({name: t.contiguous() for name, t in empty.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(SempaError, match="r is 0, but the tensors have rank 0"):
+        load_adapter(tiny_llama, tmp_path)

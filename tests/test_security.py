@@ -277,6 +277,12 @@ def test_what_a_file_holds_reaches_the_terminal_without_control_characters(tiny_
     error = capsys.readouterr().err
     assert "t.csv" in error
     assert error.strip().isprintable()
+    warned = tmp_path / "ev\x1b]0;owned\x07il.txt"
+    warned.write_text("A man runs.\n\n")
+    assert main(["embed", "--model", str(tiny_folder), "--skip-empty", str(warned), str(tmp_path / "v.npy")]) == 0
+    error = capsys.readouterr().err
+    assert "1 empty sentence left out" in error
+    assert all(line.isprintable() for line in error.splitlines())
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;$x^{ javascript:alert(3) \x1b[31m \u202e"

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -183,3 +184,15 @@ def test_a_limit_is_the_most_that_is_taken(adapted_embedder):
     prompt, _ = answer(adapted_embedder, MESSAGES, 1)
     with serving(adapted_embedder, tokens=len(prompt) + 1) as address:
         assert post(address, CHAT, {"messages": MESSAGES}).json()["usage"]["total_tokens"] == len(prompt) + 1
+
+
+def test_who_has_no_key_and_does_not_read_takes_nobodys_place(adapted_embedder):
+    with serving(adapted_embedder, api_key="k", requests=1) as address, socket.socket() as idle:
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle.settimeout(2)
+        idle.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        with pytest.raises(TimeoutError):
+            while True:
+                idle.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        allowed = {"Authorization": "Bearer k"}
+        assert httpx.get(f"{address}/v1/models", headers=allowed).status_code == 200

@@ -170,3 +170,20 @@ def test_a_model_without_a_chat_template_embeds_but_does_not_chat(tiny_folder):
         assert found.status_code == 400
         assert "no chat template" in found.json()["error"]["message"]
         assert post(address, EMBED, {"input": "a"}).is_success
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": [0] * 10**5},
+        {"messages": [{"role": "user", "content": [0] * 10**5}]},
+        {"messages": MESSAGES, "modalities": [0] * 10**5},
+    ],
+    ids=["messages", "parts", "modalities"],
+)
+def test_a_body_of_many_mistakes_is_refused_by_the_first(wrong):
+    """An error for each would take minutes of the server's one loop, and gigabytes."""
+    with pytest.raises(pydantic.ValidationError) as found:
+        ChatRequest.model_validate_json(json.dumps(wrong))
+    # Of content both forms are named.
+    assert found.value.error_count() <= 2

@@ -459,3 +459,12 @@ def test_a_template_that_ends_no_answer_is_noted(triplets_file):
 def test_sentences_that_differ_in_a_capital_differ(tmp_path):
     (tmp_path / "t.csv").write_text("sent0,sent1,hard_neg\nA polish man.,He is Polish.,He is polish.\n")
     assert read_triplets(tmp_path / "t.csv")[1] == "1 triplet"
+
+
+def test_a_cell_of_many_blanks_is_read_in_linear_time(tmp_path):
+    """In quadratic time it would take hours."""
+    file = tmp_path / "t.csv"
+    file.write_text(f'sent0,sent1,hard_neg\n"a{" " * 10**6}b",c,d\n"a {" " * 10**6}\n  b",c,d\n')
+    (first, second), _ = read_triplets(file)
+    assert len(first.sentence) == 10**6 + 2
+    assert second.sentence == "a b"

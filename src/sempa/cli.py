@@ -83,4 +83,4 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object) -> None:
     """Print a `UserWarning` as one line, and drop the kinds that libraries address to developers."""
     if issubclass(category, UserWarning):
-        print(f"sempa: warning: {message}", file=sys.stderr)
+        print(f"sempa: warning: {SempaError(str(message))}", file=sys.stderr)

@@ -21,8 +21,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # Without a buffer, which could not be written out on a full disk.
-        stream = (folder / ".lock").open("ab+", buffering=0)
+        # Without a buffer, which could not be written out on a full disk; a link would have its target emptied.
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        stream = os.fdopen(descriptor, "ab+", buffering=0)
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

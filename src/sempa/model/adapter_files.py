@@ -110,7 +110,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             raise SempaError(f"{place}: {key} is {value!r}, but only plain LoRA can be loaded")
     if not in_range:
         raise SempaError(f"{place}: expected lora_alpha above 0")
-    if list(ranks) != [rank] or not isinstance(rank, int):
+    if list(ranks) != [rank] or not isinstance(rank, int) or rank < 1:
         raise SempaError(f"{place}: r is {rank!r}, but the tensors have rank {', '.join(map(str, sorted(ranks)))}")
     for name, tensor in tensors.items():
         if not tensor.float().isfinite().all():

@@ -78,7 +78,7 @@ class Gate:
     """ASGI middleware: API key, announced size, how many requests are served at once, how long, and their metrics."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry, limits: Limits, api_key: str) -> None:
-        self.app, self.limits, self.requests = app, limits, 0
+        self.app, self.limits, self.requests, self.admitted = app, limits, 0, 0
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         Gauge("sempa_requests_running", "Requests under way.", registry=registry).set_function(lambda: self.requests)
         self._seconds = Summary("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
@@ -98,7 +98,12 @@ class Gate:
         self.requests += 1
         try:
             self._check(scope)
-            await asyncio.wait_for(self.app(scope, receive, watched_send), self.limits.seconds)
+            # Not what is refused or asks for no model: that may wait for ever for a client that does not read.
+            self.admitted += (counts := scope["path"].startswith("/v1/"))
+            try:
+                await asyncio.wait_for(self.app(scope, receive, watched_send), self.limits.seconds)
+            finally:
+                self.admitted -= counts
         except (ApiError, asyncio.TimeoutError) as error:
             late = ApiError(504, f"the request took more than {self.limits.seconds:g} seconds", code="timeout")
             response = error_response(None, error if isinstance(error, ApiError) else late)
@@ -124,7 +129,7 @@ class Gate:
         shown = headers.get(b"authorization", b"")
         if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-        if self.requests > self.limits.requests:
+        if self.admitted >= self.limits.requests:
             raise ApiError(429, f"{self.limits.requests} requests are under way; try again later", code="queue_full")
         if int(headers.get(b"content-length", 0)) > self.limits.body_bytes:
             raise ApiError(413, "Content Too Large")

@@ -70,7 +70,7 @@ class Message(_Form):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     tool_calls: list = Field([], max_length=0)
 
     def for_template(self) -> dict[str, str]:
@@ -83,7 +83,7 @@ class ChatRequest(_Form):
     """A conversation to answer; `max_tokens` None leaves as much as the limit has room for."""
 
     model: str = ""
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -101,6 +101,6 @@ class ChatRequest(_Form):
     web_search_options: None = None
     tool_choice: Literal["none", "auto"] = "none"
     functions: list = Field([], max_length=0)
-    modalities: list[Literal["text"]] = []
+    modalities: list[Literal["text"]] = Field([], fail_fast=True)
     audio: dict = Field({}, max_length=0)
     response_format: dict[str, Literal["text"]] = {}
