@@ -97,7 +97,7 @@ def _leave_out(left_out: dict[str, tuple[int, int]], reason: str, line: int) -> 
 def _usable(path: Path, records: Iterator[Record], layout: Names, left_out: dict) -> Iterator[Record]:
     """The records with clean values, without the unlabelled and those with an empty sentence."""
     for line, values in records:
-        values = tuple(re.sub(r"(?<!\s)\s*[\r\n]+\s*", " ", value).strip() for value in values)
+        values = tuple(" ".join(filter(None, map(str.strip, re.split(r"[\r\n]+", value)))) for value in values)
         if layout != TRIPLETS:
             premise, hypothesis, label = values
             label = label.removesuffix(".0")  # pandas makes floats of numbers beside missing ones
