@@ -42,7 +42,12 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "smollm2_nli.yaml"
 # IPO with an anchor on whole batches of eight, and no other loss.
 ALONE = (
-    *("objective=ipo", "preference=1", "preference_fraction=1", "anchor=1", "contrast=0", "retention=0"),
+    "objective=ipo",
+    "preference=1",
+    "preference_fraction=1",
+    "anchor=1",
+    "contrast=0",
+    "retention=0",
     "batch_size=8",
 )
 # Name, and the weight λ of the reference in the mixture that is sampled.
