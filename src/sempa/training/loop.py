@@ -110,16 +110,16 @@ def train(
 
 
 @contextlib.contextmanager
-def _stop_request() -> Iterator[list[float]]:
+def _stop_request() -> Iterator[list[tuple[int, float]]]:
     """Collect Ctrl-C, SIGTERM and hang-up, so that the running step can end; one more, later, stops at once."""
-    received: list[float] = []
+    received: list[tuple[int, float]] = []
 
-    def note(_number: int, _frame: object) -> None:
-        received.append(time.monotonic())
+    def note(number: int, _frame: object) -> None:
+        received.append((number, time.monotonic()))
         if len(received) == 1:
             print("\nStopping after this step (once more to stop at once) …", file=sys.stderr, flush=True)
         # Sooner it may be the same one: torchrun passes on what a cluster has sent to every process.
-        elif received[-1] - received[0] > 2:
+        elif received[-1][1] - received[0][1] > 2:
             raise KeyboardInterrupt
 
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # nohup ignores it

@@ -97,9 +97,8 @@ class Gate:
 
         self.requests += 1
         try:
-            self._check(scope)
-            # Not what is refused or asks for no model: that may wait for ever for a client that does not read.
-            self.admitted += (counts := scope["path"].startswith("/v1/"))
+            # Neither what is refused nor what asks for no model: those may wait for ever for a client to read.
+            self.admitted += (counts := self._admits(scope))
             try:
                 await asyncio.wait_for(self.app(scope, receive, watched_send), self.limits.seconds)
             finally:
@@ -122,9 +121,9 @@ class Gate:
             path = scope["route"].path if "route" in scope else "other"
             self._seconds.labels(path, status or 500).observe(time.perf_counter() - began)
 
-    def _check(self, scope: Scope) -> None:
+    def _admits(self, scope: Scope) -> bool:
         if not scope["path"].startswith("/v1/"):
-            return
+            return False
         headers = dict(scope["headers"])
         shown = headers.get(b"authorization", b"")
         if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
@@ -133,6 +132,7 @@ class Gate:
             raise ApiError(429, f"{self.limits.requests} requests are under way; try again later", code="queue_full")
         if int(headers.get(b"content-length", 0)) > self.limits.body_bytes:
             raise ApiError(413, "Content Too Large")
+        return True
 
 
 class ModelRoutes:
