@@ -45,9 +45,9 @@ def token_kl(
         chunk_rows: the most positions whose logits are held at one time.
 
     Returns:
-        `[N]` nats, float32 (float64 for float64 inputs), differentiable once in `hidden`. Equal hidden states give
-        exactly 0 and no gradient. The logits are products in the inputs' dtype (under `torch.autocast` in its dtype),
-        as in the model's own head; all that follows is float32 or better.
+        `[N]` nats, float32 (float64 for float64 inputs), differentiable once in `hidden`. Equal hidden states of one
+        layout give exactly 0 and no gradient. The logits are products in the inputs' dtype (under `torch.autocast` in
+        its dtype), as in the model's own head; all that follows is float32 or better.
 
     Raises:
         ValueError: wrong shapes or dtypes, or a gradient asked for of anything but `hidden`.

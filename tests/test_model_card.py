@@ -48,6 +48,16 @@ def test_the_model_card_tells_figures_data_settings_and_limits_and_no_path(run, 
     assert "was trained and measured at the readout" not in card
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_encoders_card_compares_by_cosine_and_warns_of_vectors_that_bfloat16_normalises(
+    run, tiny_folder, tmp_path, dtype
+):
+    export_folder(str(tiny_folder), run, tmp_path / "mine", "sentence-transformers", dtype)
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "print(model.similarity(vectors[0], vectors[1]))" in card and " @ " not in card
+    assert ('model_kwargs={"dtype": "float32"}' in card) == (dtype == "bfloat16")
+
+
 def test_the_card_of_another_base_promises_neither_a_chat_template_nor_a_gguf_file(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "base")
     tokenizer = make_tokenizer()

@@ -141,7 +141,7 @@ def test_models_health_and_metrics(address):
     families = text_string_to_metric_families(found.text)
     kinds = {family.name: family.type for family in families}
     assert kinds["sempa_requests_running"] == "gauge" and kinds["sempa_generated_tokens"] == "counter"
-    assert kinds["sempa_request_seconds"] == "summary"
+    assert kinds["sempa_request_seconds"] == "histogram"
 
 
 def test_metrics_count_sentences_and_tokens_and_name_no_path_of_a_clients_own(address):

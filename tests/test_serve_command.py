@@ -130,3 +130,17 @@ def test_clients_know_the_model_by_the_name_that_is_given(monkeypatch):
     for options in (["--name", "mine"], []):
         assert main(["serve", "--port", "0", *options, "some/model"]) == 2
     assert names == ["mine", "model"]
+
+
+def test_idle_connections_outlast_those_of_proxies(monkeypatch):
+    found = []
+
+    def stop(config):
+        found.append(config.timeout_keep_alive)
+        raise SempaError("that is all")
+
+    monkeypatch.setattr("sempa.integrations.server.app.make_app", lambda *_: None)
+    monkeypatch.setattr("sempa.commands.serve.load_embedder", lambda _: None)
+    monkeypatch.setattr("uvicorn.Server", stop)
+    assert main(["serve", "--port", "0", "model"]) == 2
+    assert found == [75]

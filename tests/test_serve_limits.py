@@ -97,6 +97,10 @@ def test_what_takes_too_long_is_504_and_stops(adapted_embedder, endless):
         assert (found.status_code, found.json()["error"]["type"]) == (504, "timeout_error")
         with pytest.raises(openai.APIError, match=r"took more than 0\.3 seconds"):
             list(client(address).chat.completions.create(**ask, stream=True))
+        with pytest.raises(openai.InternalServerError, match=r"took more than 0\.3 seconds"):
+            client(address, max_retries=2).chat.completions.create(**ask)
+        # The client did not try again what takes too long: the first request, and this one; the stream's status is 200.
+        assert metric(address, f'sempa_request_seconds_count{{path="{CHAT}",status="504"}}') == 2
         assert post(address, EMBED, {"input": ["a dog " * 100] * 2000}).status_code == 504
         until(lambda: metric(address, "sempa_answers_running") == 0)
         # The queue is empty again.

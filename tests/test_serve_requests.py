@@ -153,6 +153,8 @@ def test_what_fails_inside_is_not_told_to_clients(address, monkeypatch):
     found = post(address, EMBED, {"input": "a"})
     assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
     assert found.json()["error"]["message"] == "the server failed; its log says why"
+    # The server closes this connection: a client must not send its next request on it.
+    assert found.headers["connection"] == "close"
 
 
 def test_a_model_is_found_by_its_name_and_methods_are_told(address):

@@ -327,6 +327,13 @@ def test_tokens_that_swallow_blanks_and_tokens_of_one_character_are_broken_too()
         assert [i for i in ids if i in control_ids(tokenizer)] == [i for i in expected if i in control_ids(tokenizer)]
 
 
+def test_a_text_of_blanks_is_read_in_linear_time_by_a_token_that_swallows_them():
+    tokenizer = chat(TURNS + OPENING)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<m>", lstrip=True)]})
+    blanks = " " * 400_000
+    assert as_text(tokenizer, blanks + "a") == blanks + "a"
+
+
 def test_a_control_token_that_another_begins_with_is_not_taken_for_it():
     tokenizer = chat(TURNS + OPENING, ("<|im", *CHATML))
     rendered = render_conversation(tokenizer, "A man pets a dog.", "A dog is petted.")

@@ -222,7 +222,7 @@ def _control_pattern(tokenizer: Tokenizer, _size: int, template: str) -> re.Patt
     for token in sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content)):
         # Gemma adds runs of blanks, which are no more than text.
         if token.special or (token.content in template and not token.content.isspace()):
-            patterns.append(r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip)
+            patterns.append(r"(?:(?<!\s)\s+)?" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip)
     return re.compile(f"(?<!{_ESCAPE})(?:{'|'.join(patterns) or '(?!)'})")
 
 

@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     embedder = load_embedder(arguments)
     name = arguments.name or Path(arguments.model).resolve().name
     limits = Limits(tokens=arguments.max_tokens, requests=arguments.queue, seconds=arguments.timeout)
-    app = make_app(embedder, name, limits, key)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(arguments.timeout) + 1)
+    # Idle connections outlast those of clients and proxies (5 s, 60 s), whose next request would meet a closed one.
+    times = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": int(arguments.timeout) + 1}
     host, port = listener.getsockname()[:2]
     print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)", flush=True)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(make_app(embedder, name, limits, key), log_level="warning", **times))
     # Once it has started, uvicorn finishes what is running, then sends itself the signal again.
     signal.signal(signal.SIGTERM, lambda *caught: server.started or signal.default_int_handler(*caught))
     server.run(sockets=[listener])

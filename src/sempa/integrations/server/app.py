@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import numpy as np
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Gauge, Summary, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Gauge, Histogram, generate_latest
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +31,8 @@ from sempa.integrations.server.requests import ApiError, ChatRequest, EmbeddingR
 from sempa.model.forward import context_length
 
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
+# uvicorn closes the connection after an exception, and OpenAI's clients would run what took too long twice more.
+_HEADERS = {429: {"Retry-After": "1"}, 500: {"Connection": "close"}, 504: {"x-should-retry": "false"}}
 
 
 def make_app(embedder: Embedder, name: str, limits: Limits, api_key: str = "") -> Starlette:
@@ -70,8 +72,7 @@ def error_response(_request: Request | None, error: Exception) -> JSONResponse:
         status, message = 400, str(error)
     kind = _ERROR_TYPES.get(status, "invalid_request_error")
     content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    headers = {"Retry-After": "1"} if status == 429 else getattr(error, "headers", None)
-    return JSONResponse(content, status, headers=headers)
+    return JSONResponse(content, status, headers=_HEADERS.get(status, getattr(error, "headers", None)))
 
 
 class Gate:
@@ -81,7 +82,7 @@ class Gate:
         self.app, self.limits, self.requests, self.admitted = app, limits, 0, 0
         self._authorization = f"Bearer {api_key}".encode() if api_key else None
         Gauge("sempa_requests_running", "Requests under way.", registry=registry).set_function(lambda: self.requests)
-        self._seconds = Summary("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
+        self._seconds = Histogram("sempa_request_seconds", "Seconds of each.", ["path", "status"], registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -125,8 +126,7 @@ class Gate:
         if not scope["path"].startswith("/v1/"):
             return False
         headers = dict(scope["headers"])
-        shown = headers.get(b"authorization", b"")
-        if self._authorization is not None and not hmac.compare_digest(shown, self._authorization):
+        if self._authorization and not hmac.compare_digest(headers.get(b"authorization", b""), self._authorization):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         if self.admitted >= self.limits.requests:
             raise ApiError(429, f"{self.limits.requests} requests are under way; try again later", code="queue_full")
