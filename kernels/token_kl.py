@@ -54,7 +54,12 @@ def token_kl(
     """
     hidden, reference_hidden, weight = (in_autocast_dtype(x) for x in (hidden, reference_hidden, weight))
     check_head("token_kl", hidden, weight, bias, softcap, chunk_rows)
-    _check(hidden, reference_hidden, weight, bias)
+    if reference_hidden.shape != hidden.shape or reference_hidden.dtype != hidden.dtype:
+        asked, found = (f"{tuple(h.shape)} {h.dtype}" for h in (hidden, reference_hidden))
+        raise ValueError(f"token_kl needs reference_hidden like hidden {asked}, found {found}")
+    for name, tensor in {"reference_hidden": reference_hidden, "weight": weight, "bias": bias}.items():
+        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
+            raise ValueError(f"token_kl differentiates in hidden alone, but {name} requires a gradient: detach it")
     if not torch.is_grad_enabled():
         hidden = hidden.detach()
     return _TokenKl.apply(hidden, reference_hidden, weight, bias, softcap, chunk_rows)
@@ -121,17 +126,3 @@ def _divergence_and_residual_(policy: Tensor, reference: Tensor, bias: Tensor | 
         divergences.append(divergence.clamp_(min=0))
         raw.copy_(difference if slope is None else difference.mul_(slope))
     return torch.cat(divergences)
-
-
-def _check(hidden: Tensor, reference_hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if reference_hidden.shape != hidden.shape:
-        raise ValueError(
-            f"token_kl needs reference_hidden of shape {tuple(hidden.shape)}, found {tuple(reference_hidden.shape)}"
-        )
-    dtypes = {tensor.dtype for tensor in (hidden, reference_hidden, weight)}
-    if len(dtypes) > 1 or not hidden.is_floating_point():
-        raise ValueError(f"token_kl needs tensors of one floating dtype, found {', '.join(sorted(map(str, dtypes)))}")
-    constants = {"reference_hidden": reference_hidden, "weight": weight, "bias": bias}
-    for name, tensor in constants.items():
-        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
-            raise ValueError(f"token_kl differentiates in hidden alone, but {name} requires a gradient: detach it")

@@ -62,7 +62,9 @@ def token_logprobs(
     """
     hidden, weight = (in_autocast_dtype(x) for x in (hidden, weight))
     check_head("token_logprobs", hidden, weight, bias, softcap, chunk_rows)
-    _check(hidden, weight, targets)
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        found = f"{targets.dtype} {tuple(targets.shape)}"
+        raise ValueError(f"token_logprobs needs int64 targets of shape ({len(hidden)},), found {found}")
     head_needs_grad = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     hidden_needs_grad = torch.is_grad_enabled() and hidden.requires_grad
     kept_rows = KEPT_BYTES // max(1, len(weight) * weight.element_size()) if head_needs_grad else 0
@@ -244,24 +246,15 @@ def check_head(
         raise ValueError(
             f"{name} needs hidden [N, D] and weight [V, D], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
+    if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
+        found = f"{hidden.dtype} and {weight.dtype}"
+        raise ValueError(f"{name} needs hidden and weight of one floating dtype, found {found}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name} needs bias of shape ({weight.shape[0]},), found {tuple(bias.shape)}")
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"{name} needs softcap > 0, found {softcap}")
     if chunk_rows < 1:
         raise ValueError(f"{name} needs chunk_rows >= 1, found {chunk_rows}")
-
-
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"token_logprobs needs int64 targets of shape ({hidden.shape[0]},), "
-            f"found {targets.dtype} {tuple(targets.shape)}"
-        )
-    if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
-        raise ValueError(
-            f"token_logprobs needs hidden and weight of one floating dtype, found {hidden.dtype} and {weight.dtype}"
-        )
 
 
 def _check_range(targets: Tensor, vocabulary: int) -> None:

@@ -218,6 +218,13 @@ def test_an_adapter_config_that_cannot_be_honoured_is_named(saved, key, value, m
         load_adapter(build("Llama"), saved)
 
 
+def test_an_adapter_of_another_kind_is_named_though_it_has_no_rank(saved):
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}))
+    with pytest.raises(SempaError, match="peft_type is not LORA"):
+        load_adapter(build("Llama"), saved)
+
+
 def test_an_adapter_config_that_is_nested_too_deeply_is_one_sentence(saved):
     for name in ("adapter_config.json", "readout.json"):
         (saved / name).write_text("[" * 100_000)

@@ -204,8 +204,8 @@ def test_a_gradient_step_brings_the_policy_nearer_to_the_reference():
     [
         ({"hidden": torch.zeros(3)}, r"hidden \[N, D\] and weight \[V, D\], found \(3,\) and \(4, 3\)"),
         ({"weight": torch.zeros(4, 9)}, r"found \(2, 3\) and \(4, 9\)"),
-        ({"reference_hidden": torch.zeros(1, 3)}, r"reference_hidden of shape \(2, 3\), found \(1, 3\)"),
-        ({"reference_hidden": torch.zeros(2, 3).double()}, r"found torch\.float32, torch\.float64"),
+        ({"reference_hidden": torch.zeros(1, 3)}, r"hidden \(2, 3\) torch\.float32, found \(1, 3\)"),
+        ({"reference_hidden": torch.zeros(2, 3).double()}, r"found \(2, 3\) torch\.float64"),
         ({"weight": torch.zeros(4, 3, dtype=torch.bfloat16)}, "one floating dtype"),
         ({"weight": torch.zeros(4, 3, requires_grad=True)}, "weight requires a gradient"),
         ({"reference_hidden": torch.zeros(2, 3, requires_grad=True)}, "reference_hidden requires a gradient"),

@@ -62,11 +62,10 @@ class PackedRow:
 
     def ancestors(self) -> Tensor:
         """`[segments, segments]` boolean, true where a segment (row) continues another (column) or is it."""
-        sees = torch.zeros(len(self.parents), len(self.parents), dtype=torch.bool)
+        sees = torch.eye(len(self.parents), dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
-                sees[segment] = sees[parent]
-            sees[segment, segment] = True
+                sees[segment] |= sees[parent]
         return sees
 
     def prefix_groups(self) -> tuple[PrefixGroup, ...]:
@@ -82,16 +81,16 @@ class PackedRow:
             branch.append(branch[parent] if parent >= 0 and parent != tree[segment] else segment)
         if tree != sorted(tree) or branch != sorted(branch):
             raise ValueError("the segments of a branch must be added one after another")
-        branching = {tree[segment] for segment, parent in enumerate(self.parents) if parent >= 0}
+        branching = {tree[parent] for parent in self.parents if parent >= 0}
         tops = [top if top in branching else -1 for top in tree]
-        segments, sees, begin, parts = torch.tensor(self.segments), self.ancestors(), 0, []
+        sees, groups = self.ancestors(), []
         for top, members in groupby(self.segments, tops.__getitem__):
-            owners = [branch[segment] for segment in members]
+            segments = list(members)
+            owners = [branch[segment] for segment in segments]
             prefix = owners.count(top)
             sizes = [len(list(tokens)) for _, tokens in groupby(owners[prefix:])]
-            own = segments[begin : (begin := begin + len(owners))]
-            parts.append(make_prefix_group(prefix, sizes, own, sees))
-        return tuple(parts)
+            groups.append(make_prefix_group(prefix, sizes, torch.tensor(segments), sees))
+        return tuple(groups)
 
     def separate(self) -> tuple[Tensor, Tensor]:
         """The row's sequences unpacked, padded on the right: token ids `[sequences, longest]`, and for each token of

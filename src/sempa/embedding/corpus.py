@@ -73,9 +73,8 @@ def embed_corpus(
         for index, first in enumerate(range(0, rows, shard_rows))
     ]
     manifest = describe(embedder) | {"shards": shards}
-    manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize}
-    manifest["settings"] |= {"shard_rows": shard_rows, "shard_format": shard_format}
-    manifest["settings"] |= {"input": {"rows": rows, "sha256": digest.hexdigest()}}
+    manifest["settings"] |= {"batch_size": batch_size, "normalize": normalize, "shard_rows": shard_rows}
+    manifest["settings"] |= {"shard_format": shard_format, "input": {"rows": rows, "sha256": digest.hexdigest()}}
     changed = SempaError(f"{source}: changed while it was being embedded; embed it again, into another folder")
     with folder_lock(folder):
         _begin(folder, manifest)

@@ -95,20 +95,18 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """An adapter folder's config and tensors; raises `SempaError` when they are damaged or more than plain LoRA."""
     place = folder / CONFIG_FILE
     try:
-        config = read_json(place)
-        tensors = read_tensors(folder / WEIGHTS_FILE)
-        is_lora, rank = config["peft_type"] == "LORA", config["r"]
-        in_range = 0 < config["lora_alpha"] < math.inf
+        config, tensors = dict(read_json(place)), read_tensors(folder / WEIGHTS_FILE)
         ranks = {tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name}
     except (OSError, ValueError, LookupError, TypeError, SempaError) as error:
         expected = f"expected {CONFIG_FILE} and {WEIGHTS_FILE}"
         raise SempaError(f"adapter {str(folder)!r}: cannot be read ({error}); {expected}") from error
-    if not is_lora:
+    if config.get("peft_type") != "LORA":
         raise SempaError(f"{place}: peft_type is not LORA")
     for key, value in config.items():
         if value and key not in _PLAIN_SETTINGS and value not in _PLAIN_VALUES.get(key, ()):
             raise SempaError(f"{place}: {key} is {value!r}, but only plain LoRA can be loaded")
-    if not in_range:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
         raise SempaError(f"{place}: expected lora_alpha above 0")
     if list(ranks) != [rank] or not isinstance(rank, int) or rank < 1:
         raise SempaError(f"{place}: r is {rank!r}, but the tensors have rank {', '.join(map(str, sorted(ranks)))}")
