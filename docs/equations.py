@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 # A block of code, a piece of it within a line, another tag, or the text between.
 PIECE = re.compile(r"<pre>.*?</pre>|<code>.*?</code>|<[^>]*>|[^<]+", re.DOTALL)
 # What tells an equation from code.
-SYMBOL = re.compile(r"[πσβτμΣΠΔ∂ℓ∫⟨≤≥≻−‖]")
+SYMBOL = re.compile(r"[πσβτμΣΠΔ∂ℓ∫⟨≤≥≻−‖₀]")
 BRACES = re.compile(r"([_^])\{([^{}]*)\}")
 SUPERSCRIPT = re.compile(r"\^([A-Za-z0-9λ∞]+)")
 # The base is one letter, or an operator over one letter, so that no name in the code is torn apart.
 SUBSCRIPT = re.compile(
-    r"(?<![A-Za-z0-9_])(?:([A-Za-zα-ωΑ-Ωℓ][⁺⁻]?)_(&lt;[a-z]|[A-Za-z0-9]{1,6})|(max|min|softmax)_([a-zA-Z]))(?!\w)"
+    r"(?<![A-Za-z0-9_])(?:([A-Za-zα-ωΑ-Ωℓ][⁺⁻*]?)_(&lt;[a-z]|[A-Za-zπ0-9]{1,6})"
+    r"|(argmin|max|min|softmax)_([a-zA-Zπ]))(?!\w)"
 )
 
 

@@ -59,6 +59,7 @@ def test_the_api_page_names_all_that_is_public():
         ("Σ_{j≥k} e^{r_j} − r_k", "Σ<sub>j≥k</sub> e<sup>r<sub>j</sub></sup> − r<sub>k</sub>"),
         ("log π_ref(y⁺_&lt;k)", "log π<sub>ref</sub>(y⁺<sub>&lt;k</sub>)"),
         ("π^{1−λ} π_ref^λ", "π<sup>1−λ</sup> π<sub>ref</sub><sup>λ</sup>"),
+        ("argmin_π E_π[r*] e^{r*_k}", "argmin<sub>π</sub> E<sub>π</sub>[r*] e<sup>r*<sub>k</sub></sup>"),
         ("token_kl, max_length, e.g. x_", "token_kl, max_length, e.g. x_"),
     ],
 )
@@ -107,6 +108,11 @@ def test_every_command_is_understood(monkeypatch):
         if getattr(ran[-1], "config", None):
             load_config(Path(ran[-1].config), ran[-1].overrides)
     assert len(ran) > 30
+
+
+def test_pictures_stand_on_the_pages_own_ground():
+    """Their ink follows the page's colour scheme; a ground of their own would not."""
+    assert "background" not in (DOCS / "style.css").read_text(encoding="utf-8")
 
 
 def test_the_documents_are_short():

@@ -11,7 +11,7 @@ import pytest
 
 from sempa.io.files import finite
 from sempa.report import plots, run_report
-from sempa.report.render import interval_cell, markdown_table
+from sempa.report.render import interval_cell, markdown_table, text_table
 from sempa.report.run_report import page, terminal_table, write_report
 
 CHANGE = {"change_interval": (1.04, 5.0), "p": 0.001}
@@ -196,6 +196,10 @@ def test_one_scale_alone_is_the_saved_one():
     assert line.split() == ["0.500", "(saved)", "0.0500", "70.00"]
 
 
+def test_a_table_without_names_has_no_empty_line():
+    assert text_table("Cost", ["", ""], [["steps", "44"]]) == "Cost\n  steps  44"
+
+
 def test_a_bar_in_a_cell_ends_no_cell():
     lines = markdown_table("t", ["a", "b|c"], [["x|y", "1"]]).splitlines()
     assert lines[2:] == ["| a | b\\|c |", "| --- | ---: |", "| x\\|y | 1 |"]
@@ -213,6 +217,33 @@ def axes(monkeypatch):
     monkeypatch.setattr(plots, "make_figure", make_figure)
     monkeypatch.setattr(plots, "svg", lambda *_: "")
     return made
+
+
+def test_the_colours_stand_out_on_light_and_on_dark():
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    # The contrast ratio that WCAG 2.2 asks of graphics (1.4.11).
+    for colour in plots.COLOURS.values():
+        for ground in ("#ffffff", "#121212"):
+            low, high = sorted((luminance(colour), luminance(ground)))
+            assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_a_legend_stands_below_its_axis_and_titles_are_of_one_size():
+    pytest.importorskip("matplotlib")
+    picture = ET.fromstring(plots.curves(HISTORY))
+    texts = {"".join(node.itertext()).strip(): node for node in picture.iterfind(".//{*}text")}
+    assert float(texts["margins"].get("y")) > float(texts["step"].get("y"))
+    assert "9px" in texts["implicit reward (nats)"].get("style")
+
+
+def test_paper_shows_closed_details_and_whole_tables():
+    html = page(example(), HISTORY)
+    assert "details::details-content { content-visibility: visible; }" in html
+    assert ".scroll, figure { overflow: visible; }" in html
 
 
 def test_of_many_pairs_each_point_is_one_pair(axes):

@@ -112,7 +112,9 @@ def _memory(given: argparse.Namespace) -> int:
 
 def plot(rows: list[dict]) -> str:
     """Seconds (left) and peak memory (right) over everything that grows, from zero; an SVG."""
-    figure, axes = make_figure(len(SIZES), (3.0 * len(SIZES), 2.9))
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = make_figure(len(SIZES), (2.2 * len(SIZES), 2.5))
     for axis, over in zip(axes, SIZES, strict=True):
         points = [row for row in rows if row["over"] == over]
         x = [row["size"] for row in points]
@@ -124,6 +126,7 @@ def plot(rows: list[dict]) -> str:
             side.set_ylabel(key, color=colour)
             side.tick_params(axis="y", labelsize=8, colors=colour)
         axis.set(xlim=(0, None), xlabel=over)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     return svg(figure, "growth", "Seconds and peak memory over what a run can have more of", alone=True)
 
 

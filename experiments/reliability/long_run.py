@@ -146,9 +146,10 @@ def plot(result: dict) -> str:
     samples = result["samples"]
     minutes = [seconds / 60 for seconds in samples["seconds"]]
     axes[0].plot(minutes, [value / MIB for value in samples["memory"]], color=ALIGNED, linewidth=1.2)
-    axes[0].set_title(f"resident memory, MiB ({result['memory_growth_mib']:+.2f} MiB behind the warm-up)")
-    for name, colour in (("handles", ALIGNED), ("threads", BASE)):
-        axes[1].plot(minutes, samples[name], color=colour, label=name, linewidth=1.2)
+    axes[0].set_title(f"resident memory, MiB ({result['memory_growth_mib']:+.2f} MiB after the warm-up)")
+    # The wide line shows on both sides of the narrow one where the two are equal.
+    for name, colour, width in (("handles", ALIGNED, 4), ("threads", BASE, 1.2)):
+        axes[1].plot(minutes, samples[name], color=colour, label=name, linewidth=width)
     axes[1].set_ylim(bottom=0)
     axes[1].set_title("open file handles and threads")
     axes[1].legend(frameon=False, labelcolor=INK)

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-# Okabe and Ito's blue and orange can be told apart by everybody, on light and on dark ground.
-BASE, ALIGNED = "#56b4e9", "#e69f00"
+# Okabe and Ito's blue and vermilion: told apart by everybody, and at least 3 : 1 on light and on dark ground.
+BASE, ALIGNED = "#0072b2", "#d55e00"
 COLOURS = {"base": BASE, "aligned": ALIGNED}
 # Stands for the page's own text colour while matplotlib draws.
 INK = "#123456"
@@ -42,14 +42,14 @@ def svg(figure: object, name: str, title: str, alone: bool = False) -> str:
     """The figure as SVG, the same bytes every time, with ink in the page's text colour or, `alone`, for any ground."""
     import matplotlib as mpl
 
+    for axis in figure.axes:
+        axis.title.set_fontsize(9)  # `set_title` went back to matplotlib's 12
     buffer = io.StringIO()
     metadata = {"Title": title, "Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = "<svg" + buffer.getvalue().partition("<svg")[2].replace(INK, "currentColor")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: (\d+)px [^;\"]+", r"font: \1px system-ui, sans-serif", text)
     if alone:
         text = text.replace("</title>", f"</title>{_OWN_INK}", 1)
     # The width comes from the page; the aspect ratio from the view box.
@@ -58,22 +58,21 @@ def svg(figure: object, name: str, title: str, alone: bool = False) -> str:
 
 def curves(history: Sequence[dict]) -> str:
     """Loss, implicit rewards, CHES and the development score over the training steps."""
-    recorded = {name for record in history for name in record}
     panels = {
         "loss (nats)": {"loss": ALIGNED, "nll_loss": BASE},
         "implicit reward (nats)": {"rewards/margins": ALIGNED, "rewards/chosen": BASE, "rewards/rejected": INK},
         "CHES of chosen and rejected": {"ches": ALIGNED},
         "development ρ × 100": {"eval/sts": ALIGNED},
     }
-    panels = {title: names for title, names in panels.items() if recorded & set(names)}
-    figure, axes = make_figure(len(panels), (3.3 * len(panels), 2.9))
+    panels = {title: names for title, names in panels.items() if any(record.keys() & names for record in history)}
+    figure, axes = make_figure(len(panels), (2.4 * len(panels), 2.6))
     for axis, (title, names) in zip(axes, panels.items()):
         for name, colour in names.items():
             values = {record["step"]: record[name] for record in history if name in record}
             style = {"marker": "o", "markersize": 4} if name == "eval/sts" else {"linewidth": 1.4}
             axis.plot(list(values), list(values.values()), color=colour, label=name.split("/")[-1], **style)
         axis.set(title=title, xlabel="step")
-        axis.legend(frameon=False, labelcolor=INK, fontsize=8)
+        axis.legend(frameon=False, labelcolor=INK, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return svg(figure, "curves", "Loss, implicit rewards and development score over the training steps")
 
 
@@ -81,7 +80,7 @@ def budget(measured: dict) -> str:
     """Development score and divergence from the base over the adapter's scale."""
     figure, axes = make_figure(2, (6.6, 2.9))
     scales = [point["scale"] for point in measured["curve"]]
-    for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL(base ‖ aligned), nats")):
+    for axis, key, title in ((axes[0], "score", "development ρ × 100"), (axes[1], "kl", "KL, nats per token")):
         axis.plot(scales, [point[key] for point in measured["curve"]], "o-", color=ALIGNED, markersize=4)
         axis.axvline(measured["scale"], color=INK, linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel="scale of the adapter")

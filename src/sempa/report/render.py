@@ -22,7 +22,7 @@ def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """A table as plain text: the first column flush left, the others flush right."""
     width, *widths = (max(map(len, column)) for column in zip(columns, *rows, strict=True))
     lines = [title]
-    for name, *cells in (columns, *rows):
+    for name, *cells in (columns, *rows) if any(columns) else rows:
         lines.append("  ".join(["", name.ljust(width), *map(str.rjust, cells, widths)]).rstrip())
     return "\n".join(lines)
 

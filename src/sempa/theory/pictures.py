@@ -79,7 +79,7 @@ def _many_negatives(axis: object, generator: torch.Generator) -> None:
         gaps = [abs(setting.excess(k) - limit) for k in sizes]
         axis.loglog(sizes, gaps, "o-", color=colour, markersize=3, label=f"{dimension} dimensions, τ = {temperature}")
         axis.loglog(sizes, [abs(float(setting.next_order())) / k for k in sizes], ":", color=colour, linewidth=1)
-    axis.loglog(sizes, [k**-0.5 for k in sizes], "--", color="grey", linewidth=1, label="K^(−1/2), what was proved")
+    axis.loglog(sizes, [k**-0.5 for k in sizes], "--", color="grey", linewidth=1, label="K^(−1/2), the proved rate")
     axis.set(title="|E ℓ − log K − (alignment + uniformity)|, dotted: c/K (nats)", xlabel="negatives K")
 
 
@@ -91,4 +91,4 @@ def _gradient_weights(axis: object, generator: torch.Generator) -> None:
         _, gradient = value_and_gradient(lambda r: plackett_luce_loss(r, top=1), rewards)
         label = "K = 1: σ(−margin), DPO" if negatives == 1 else f"K = {negatives}"
         axis.plot(margins, -gradient[:, 0], color=colour, label=label)
-    axis.set(title="−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient", xlabel="reward margin r₀ − r_j (nats)")
+    axis.set(title="−∂ℓ/∂r₀ = 1 − p₀, weight of a prompt in the gradient", xlabel="reward margin r₀ − rⱼ (nats)")
