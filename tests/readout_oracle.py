@@ -160,6 +160,7 @@ def expected(oracle, readout, place, layer=None):
         return summed(oracle, eol(clean))
     if readout == "contrastive-prompting":
         return contrastive(oracle, clean, layer)
+    assert readout == "token-prepending", f"no oracle for {readout}"
     return prepended(oracle, clean, layer)
 
 

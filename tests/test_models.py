@@ -15,6 +15,7 @@ import transformers
 from conftest import make_tokenizer, write_gguf
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForMaskedLM
 
 from sempa import SempaError
@@ -268,11 +269,13 @@ def test_the_fingerprint_tells_weights_apart(tiny_folder):
 
 
 def test_the_fingerprint_knows_template_and_vocabulary_and_no_adapter(tiny_llama):
-    tokenizers = [make_tokenizer() for _ in range(3)]
+    tokenizers = [make_tokenizer() for _ in range(4)]
     tokenizers[1].chat_template += " "
     tokenizers[2].add_tokens(["<new>"])
+    begin = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 0)])
+    tokenizers[3].backend_tokenizer.post_processor = begin
     found = [weights_fingerprint(BaseModel(tiny_llama, tokenizer, "tiny")) for tokenizer in tokenizers]
-    assert len(set(found)) == 3
+    assert len(set(found)) == 4
     add_lora(tiny_llama, 2, 4)
     assert weights_fingerprint(BaseModel(tiny_llama, tokenizers[0], "tiny")) == found[0]
 

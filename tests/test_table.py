@@ -14,6 +14,7 @@ from miniature_sts import sentence, write_seven_sets
 from safetensors.torch import load_file, save_file
 
 from sempa import SempaError
+from sempa.batching import prompts
 from sempa.cli import main
 from sempa.data.sts import SETS, ScoredPair, StsTask, read_sts
 from sempa.embedding.embed import embed
@@ -198,11 +199,12 @@ def test_a_rows_key_knows_versions_and_the_kind_of_device(base, monkeypatch):
         (torch, "__version__", "0"),
         (table, "__version__", "0"),
         (type(base.model), "device", torch.device("meta")),
+        (prompts, "EOL_SUFFIX", '" means:"'),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, value)
             keys |= set(row_keys(base, [BASELINE], [], 0).values())
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_row_without_an_order_is_refused(base, tasks, tmp_path):

@@ -104,7 +104,8 @@ def row_keys(base: BaseModel, methods: Sequence[Method], sentences: Sequence[str
         with _loaded(base, method.adapter):
             check_readout(method.readout, base.model, method.layer)
         files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE) if method.adapter]
-        keys[method] = fingerprint(common, method.readout, method.layer, files)
+        prompt = sentence_prompts(base, method.readout, ["A."])  # its words may be edited between two tables
+        keys[method] = fingerprint(common, method.readout, method.layer, files, prompt)
     for readout in dict.fromkeys(method.readout for method in methods):
         sentence_prompts(base, readout, sentences)
     return keys

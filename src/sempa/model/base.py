@@ -79,7 +79,8 @@ def weights_fingerprint(base: BaseModel) -> str:
             weights.update(parameter.detach().flatten().cpu().view(torch.uint8).numpy())
     # The same weights under another rotation, window or soft cap are another model; a name or a version is no part.
     config = {key: value for key, value in base.model.config.to_dict().items() if key not in _NO_PART_OF_THE_MODEL}
-    vocabulary = sorted(base.tokenizer.get_vocab().items())
+    # Token ids of a text tell tokenizers of one vocabulary apart by their begin-of-text, normaliser or merges.
+    vocabulary = sorted(base.tokenizer.get_vocab().items()), base.tokenizer("Two dogs' café.")["input_ids"]
     return fingerprint(weights.hexdigest(), config, base.tokenizer.chat_template, vocabulary)
 
 
