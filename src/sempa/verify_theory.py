@@ -89,9 +89,8 @@ def _statements(arguments: argparse.Namespace) -> list:
 def _block(verdict: object) -> str:
     """One statement as some lines of at most 100 columns."""
     statement, worst = verdict.statement, verdict.worst
-    word, sign = ("holds", "≤") if worst.holds else ("FAILS", "not ≤")
-    if worst.holds and not verdict.has_power:
-        word = "NO POWER"
+    word = "holds" if verdict.passed else "NO POWER" if worst.holds else "FAILS"
+    sign = "≤" if worst.holds else "not ≤"
     lines = [
         statement.equation,
         f"error {worst.error:.2g} {sign} {worst.tolerance:.2g}, the nearest of {verdict.measurements}",

@@ -17,11 +17,11 @@ from sempa.embedding.readouts import READOUTS, check_readout
 from sempa.errors import SempaError
 from sempa.evaluation.statistics import compare, interval
 from sempa.evaluation.sts import StsResult, bootstrap_scores, pair_cosines, score_sts
-from sempa.io.files import fingerprint, read_json, sha256, write_json
+from sempa.io.files import fingerprint, read_json, write_json
 from sempa.io.progress import bar
-from sempa.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter
+from sempa.model.adapter_files import load_adapter
 from sempa.model.base import BaseModel, weights_fingerprint
-from sempa.model.lora import remove_adapter
+from sempa.model.lora import adapter_fingerprint, remove_adapter
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def row_keys(base: BaseModel, methods: Sequence[Method], sentences: Sequence[str
     for method in methods:
         with _loaded(base, method.adapter):
             check_readout(method.readout, base.model, method.layer)
-        files = [sha256(Path(method.adapter) / name) for name in (CONFIG_FILE, WEIGHTS_FILE) if method.adapter]
+            adapter = adapter_fingerprint(base.model)
         prompt = sentence_prompts(base, method.readout, ["A."])  # its words may be edited between two tables
-        keys[method] = fingerprint(common, method.readout, method.layer, files, prompt)
+        keys[method] = fingerprint(common, method.readout, method.layer, adapter, prompt)
     for readout in dict.fromkeys(method.readout for method in methods):
         sentence_prompts(base, readout, sentences)
     return keys

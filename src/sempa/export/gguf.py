@@ -169,11 +169,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
         raise _unwritable("gguf: the base's tokenizer is no byte-level BPE of GPT-2, SmolLM or Llama 3", kind)
     tokens, types = [f"[PAD{i}]" for i in range(rows)], [gguf.TokenType.UNUSED] * rows
     added = tokenizer.added_tokens_decoder
-    # A padding token may do without an embedding.
-    for token, number in ((token, number) for token, number in tokenizer.get_vocab().items() if number < rows):
-        tokens[number], types[number] = token, gguf.TokenType.NORMAL
-        if number in added:
-            types[number] = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
+    for token, number in tokenizer.get_vocab().items():
+        if number < rows:  # a padding token may do without an embedding
+            tokens[number], types[number] = token, gguf.TokenType.NORMAL
+            if number in added:
+                types[number] = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
     writer.add_vocab_size(rows)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(names[0])

@@ -29,7 +29,6 @@ def make_figure(columns: int, size: tuple[float, float], **options: object) -> t
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False, **options)[0]
     for axis in axes:
-        axis.set_facecolor("none")
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(INK)
         axis.tick_params(which="both", colors=INK, labelsize=8)

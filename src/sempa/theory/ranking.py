@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.functional import vhp
@@ -142,18 +141,13 @@ def _stages(scores: Tensor, temperature: float) -> Tensor:
     return sum(infonce_loss(scores[:, k:], temperature) for k in range(scores.shape[1]))
 
 
-def _stages_of_all(scores: Tensor) -> Tensor:
-    fronts = (torch.cat([scores[:, k : k + 1], scores[:, :k], scores[:, k + 1 :]], 1) for k in range(scores.shape[1]))
-    return sum(infonce_loss(front, 1.0) for front in fronts)
-
-
 @statement(
     name="ranking-is-shrinking-infonce",
     equation="−log P(y₀ ≻ y₁ ≻ … ≻ y_K) = Σ_k InfoNCE over {y_k, …, y_K}",
     tolerance=_ROUNDING + ", and K + 1 places",
     claim=lambda drawn, policy: _stages(policy - drawn.reference, 1 / drawn.beta),
     controls={
-        "candidates not taken away": lambda drawn, policy: _stages_of_all(drawn.rewards(policy)),
+        "candidates not taken away": lambda drawn, policy: -drawn.rewards(policy).log_softmax(1).sum(1),
         "mean over the places": lambda drawn, policy: _stages(drawn.rewards(policy), 1.0) / policy.shape[1],
         "worst first": lambda drawn, policy: _stages(-drawn.rewards(policy).flip(1), 1.0),
     },
@@ -169,7 +163,7 @@ def ranking_is_shrinking_infonce(claim: Claim, generator: torch.Generator, trial
     tolerance=_ROUNDING,
     claim=lambda rewards: torch.exp(-plackett_luce_loss(rewards)),
     controls={
-        "candidates not taken away": lambda rewards: torch.exp(-_stages_of_all(rewards)),
+        "candidates not taken away": lambda rewards: rewards.softmax(1).prod(1),
         "sum of pairwise losses": lambda rewards: torch.exp(
             -torch.nn.functional.softplus(rewards[:, None] - rewards[:, :, None]).triu(1).sum((1, 2))
         ),
@@ -220,10 +214,7 @@ def prompt_terms_cancel(offset: Claim, generator: torch.Generator, trials: int) 
 
 
 def softmax_weights(rewards: Tensor) -> Tensor:
-    # numpy's extended precision: an oracle that shares no code with the losses.
-    wide = rewards.numpy().astype(np.longdouble)
-    wide = np.exp(wide - wide.max(1, keepdims=True))
-    weights = torch.from_numpy((wide / wide.sum(1, keepdims=True)).astype(np.float64))
+    weights = rewards.softmax(1)
     weights[:, 0] -= 1
     return weights
 

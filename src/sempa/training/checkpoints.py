@@ -63,10 +63,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].detach().cpu().numpy().tobytes(), checksum)
-    return checksum
+    return zlib.crc32(b"".join(tensors[name].detach().cpu().numpy().tobytes() for name in sorted(tensors)))
 
 
 def checkpoint_files(run: Path) -> list[Path]:

@@ -48,8 +48,7 @@ def train(
     per_epoch = steps_per_epoch(config, preferences)
     total = rounded_up(config.epochs, per_epoch)
     # The last process runs the retention loss: where rows are few it has the fewest.
-    is_last = process_rank() == process_count() - 1
-    samples = base_samples(base) if config.retention and is_last else []
+    samples = base_samples(base) if config.retention and process_rank() == process_count() - 1 else []
     state = {"step": 0, "best_step": 0, "best_score": -math.inf, "seconds": 0.0}
     state["data"] = fingerprint(weights_fingerprint(base), model.dtype, *preferences)
     saved = load_checkpoint(run, model, optimizer)
@@ -82,17 +81,15 @@ def train(
                 log_metrics(metrics_file, {**position, **record, "triplets_per_second": rate})
 
             due = done % config.eval_every == 0 or done == total
-            if due:
+            if due and is_main:
                 try:
-                    score = sum_number(score_dev() if is_main else 0.0)
+                    score = score_dev()
                 except SempaError as error:  # embeddings that are not finite have no score
                     raise SempaError(f"step {done}: {error}; checkpoints are intact: lower learning_rate") from error
                 if score > state["best_score"]:
                     state |= {"best_score": score, "best_step": done}
-                    if is_main:
-                        save_adapter(model, run / "adapter", base_name, config.readout)
-                if is_main:
-                    log_metrics(metrics_file, {"step": done, "eval/sts": score})
+                    save_adapter(model, run / "adapter", base_name, config.readout)
+                log_metrics(metrics_file, {"step": done, "eval/sts": score})
             # A signal may reach one process a step before another: they stop together.
             stopping = sum_number(bool(stop)) > 0
             if due or stopping:

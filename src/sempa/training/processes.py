@@ -6,7 +6,6 @@ metrics, and the embeddings that the contrast compares.
 """
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -63,12 +62,10 @@ def sum_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics summed over all processes; one that a process does not have counts as zero."""
     if process_count() == 1:
         return metrics
-    total: Counter[str] = Counter()
     gathered: list[dict[str, float]] = [{}] * process_count()
     dist.all_gather_object(gathered, metrics)
-    for own in gathered:
-        total.update(own)
-    return dict(total)
+    names = dict.fromkeys(name for own in gathered for name in own)
+    return {name: sum(own.get(name, 0.0) for own in gathered) for name in names}
 
 
 def sum_number(value: float) -> float:
