@@ -14,7 +14,7 @@ import pyarrow
 import ray
 
 from sempa import Embedder, SempaError
-from sempa.commands.common import base_name
+from sempa.commands.common import at_least, base_name
 from sempa.commands.embed import add_arguments
 from sempa.embedding.corpus import SHARD_ROWS, embed_corpus
 
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A corpus is always in shards here.
     parser.epilog = None
     parser.set_defaults(shard_rows=SHARD_ROWS)
-    parser.add_argument("--workers", type=int, default=2, help="processes, a model each (default %(default)s)")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes, a model each (default %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="of each process (default %(default)s)")
     parser.add_argument("--address", help="of the cluster, such as auto (default: one on this machine)")
     given = parser.parse_args(argv)

@@ -67,13 +67,14 @@ def _passages(file: Path) -> list[Passage]:
     except (OSError, UnicodeDecodeError) as error:
         raise SempaError(f"{file}: cannot be read as UTF-8 text: {error}") from error
     passages: list[Passage] = []
-    begin, paragraph = 1, ""
+    paragraph: list[str] = []
     for number, line in enumerate([*lines, ""], 1):
         if line.strip():
-            begin, paragraph = (begin, f"{paragraph} {line}") if paragraph else (number, line)
+            paragraph.append(line)
         else:
-            passages += [Passage(sentence, file, begin) for sentence in split_sentences(paragraph)]
-            paragraph = ""
+            begin = number - len(paragraph)
+            passages += [Passage(sentence, file, begin) for sentence in split_sentences(" ".join(paragraph))]
+            paragraph = []
     return passages
 
 

@@ -78,6 +78,15 @@ def test_a_byte_order_mark_is_no_text_and_a_form_feed_no_line(tmp_path):
     assert read_passages([file]) == [Passage("One.", file, 1), Passage("Two.", file, 3)]
 
 
+def test_lines_without_a_blank_one_between_are_one_paragraph_in_linear_time(tmp_path, monkeypatch):
+    """In quadratic time it would take hours."""
+    monkeypatch.setattr(semantic_search, "split_sentences", lambda paragraph: [paragraph] * bool(paragraph))
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n" + f"{'word ' * 20}\n" * 300_000 + "\n\nlast\n")
+    first, last = read_passages([file])
+    assert (first.line, len(first.text), last) == (2, 300_000 * 101 - 1, Passage("last", file, 300_004))
+
+
 def test_what_holds_no_text_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(SempaError, match="found no text"):
         read_passages([tmp_path])

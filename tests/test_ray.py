@@ -36,3 +36,13 @@ def test_rows_that_are_lost_doubled_or_out_of_order_are_refused(monkeypatch, num
     batches = [{"row": np.array(rows), "embedding": np.ones((len(rows), 4))} for rows in numbers]
     with pytest.raises(SempaError, match=r"where row \d was expected"):
         list(_in_order(batches))
+
+
+def test_no_workers_are_refused_before_the_corpus_is_read(monkeypatch, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import embed_on_ray
+
+    with pytest.raises(SystemExit, match="2"):
+        embed_on_ray.main(["in.txt", "out", "--workers", "0"])
+    assert "--workers: found 0, expected a whole number from 1" in capsys.readouterr().err
