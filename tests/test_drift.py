@@ -7,7 +7,7 @@ import statistics
 import pytest
 import scipy.stats
 import torch
-from conftest import adapt, make_llama
+from conftest import adapt, make_llama, with_adapter
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from sempa import SempaError
@@ -19,7 +19,7 @@ from sempa.evaluation.drift import generate_side_by_side, measure_drift, token_d
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import BaseModel
-from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.model.lora import adapter_disabled, add_lora
 from sempa.model.sampling import Sample, sample
 
 SEQUENCES = [
@@ -84,7 +84,9 @@ def test_the_change_of_perplexity_has_its_standard_error_over_the_sequences(adap
     assert measured["change_stderr"] == pytest.approx(expected, rel=1e-3)
     # Of unequal lengths: the jackknife.
     unequal = sequences(torch.randint(3, 30, (40,), generator=generator).tolist())
-    without = [math.exp(change(unequal[:i] + unequal[i + 1 :])) for i in range(len(unequal))]
+    parts = [(change([one]) * (len(one.tokens) - 1), len(one.tokens) - 1) for one in unequal]
+    changes, counts = map(sum, zip(*parts, strict=True))
+    without = [math.exp((changes - own) / (counts - count)) for own, count in parts]
     jackknife = math.sqrt((len(unequal) - 1) * statistics.pvariance(without))
     assert token_drift(adapted, unequal, "text")["change_stderr"] == pytest.approx(jackknife, rel=0.1)
     assert math.isnan(token_drift(adapted, unequal[:1], "text")["change_stderr"])
@@ -183,12 +185,7 @@ def test_the_command_measures_texts_and_answers(tiny_folder, tmp_path, capsys):
 
 
 def _adapter(folder):
-    model = make_llama()
-    add_lora(model, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(model).values():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    save_adapter(model, folder / "adapter", "tiny")
+    save_adapter(with_adapter(make_llama(), 0.3), folder / "adapter", "tiny")
     return folder / "adapter"
 
 

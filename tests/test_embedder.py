@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, with_adapter
 from scipy.stats import spearmanr
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
@@ -89,11 +89,7 @@ def test_normalized_embeddings_have_length_one_and_the_same_direction(embedder):
 
 def test_an_adapter_changes_the_embeddings_as_it_changes_the_model(tiny_folder, embedder, tmp_path):
     base = load_base(str(tiny_folder), "float32", "cpu")
-    add_lora(base.model, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(base.model).values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    save_adapter(base.model, tmp_path, str(tiny_folder))
+    save_adapter(with_adapter(base.model, 0.1), tmp_path, str(tiny_folder))
     aligned = Embedder(str(tiny_folder), tmp_path, dtype="float32", device="cpu")
     assert np.abs(aligned.encode(SENTENCES) - embedder.encode(SENTENCES)).max() > 1e-2
     np.testing.assert_allclose(aligned.encode("Hi"), one_by_one(aligned, "Hi"), rtol=1e-4, atol=1e-5)

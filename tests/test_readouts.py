@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import make_tokenizer, with_adapter
 from hypothesis import example, given
 from readout_oracle import (
     CLEAN,
@@ -38,7 +38,6 @@ from sempa.errors import SempaError
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
 from sempa.model.layers import attention_sum, blocks
-from sempa.model.lora import add_lora, lora_parameters
 
 
 @pytest.mark.parametrize("readout", READOUTS)
@@ -66,10 +65,7 @@ def adapted(tmp_path_factory):
     folder, adapter = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("adapter")
     save_model(MODELS["Llama"][0], folder)
     base = load_base(str(folder), "float32", "cpu")
-    add_lora(base.model, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(base.model).values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    with_adapter(base.model, 0.1)
     save_adapter(base.model, adapter, str(folder))
     return folder, adapter
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama
+from conftest import make_llama, with_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, TopPLogitsWarper
@@ -13,7 +13,7 @@ from sempa import SempaError
 from sempa.batching.prompts import encode_texts, render_prompt
 from sempa.model import sampling
 from sempa.model.base import BaseModel, load_base
-from sempa.model.lora import adapter_disabled, add_lora, lora_parameters
+from sempa.model.lora import adapter_disabled
 from sempa.model.sampling import choose, encode_prompts, end_tokens, sample, stream_answer
 
 PROMPTS = [[5, 9, 200, 31, 8, 77, 12, 14, 90], [17], [300, 7, 41], [5, 9, 200, 31, 8]]
@@ -49,11 +49,7 @@ def base(request, tokenizer):
         for parameter in model.parameters():
             # Far from uniform, so that a wrong position or a wrong neighbour would be seen.
             parameter.add_(0.15 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
-    add_lora(model, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(model).values():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return BaseModel(model, tokenizer, "tiny")
+    return BaseModel(with_adapter(model, 0.3), tokenizer, "tiny")
 
 
 def next_logprobs(base, ids):

@@ -132,15 +132,36 @@ def test_clients_know_the_model_by_the_name_that_is_given(monkeypatch):
     assert names == ["mine", "model"]
 
 
-def test_idle_connections_outlast_those_of_proxies(monkeypatch):
+def test_idle_connections_outlast_those_of_proxies_and_running_requests_have_their_time_to_end(monkeypatch):
     found = []
 
     def stop(config):
-        found.append(config.timeout_keep_alive)
+        found.append((config.timeout_keep_alive, config.timeout_graceful_shutdown))
         raise SempaError("that is all")
 
     monkeypatch.setattr("sempa.integrations.server.app.make_app", lambda *_: None)
     monkeypatch.setattr("sempa.commands.serve.load_embedder", lambda _: None)
     monkeypatch.setattr("uvicorn.Server", stop)
-    assert main(["serve", "--port", "0", "model"]) == 2
-    assert found == [75]
+    assert main(["serve", "--port", "0", "--timeout", "600", "model"]) == 2
+    assert found == [(75, 601)]
+
+
+@pytest.mark.parametrize(("started", "status"), [(False, 130), (True, 0)])
+def test_a_sigterm_ends_a_server_that_has_not_started_and_one_that_has_ends_by_itself(monkeypatch, started, status):
+    class Server:
+        def __init__(self, config):
+            self.started = started
+
+        def run(self, sockets):
+            # A token is sent at once.
+            assert sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("sempa.integrations.server.app.make_app", lambda *_: None)
+    monkeypatch.setattr("sempa.commands.serve.load_embedder", lambda _: None)
+    monkeypatch.setattr("uvicorn.Server", Server)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", "--port", "0", "model"]) == status
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-import torch
+from conftest import with_adapter
 from test_report import HISTORY, example, parse
 
 from sempa.cli import main
@@ -17,7 +17,6 @@ from sempa.evaluation.geometry import all_measures, unit_vectors
 from sempa.evaluation.measure import embed_sides, measure_geometry, measure_sts
 from sempa.model.adapter_files import save_adapter
 from sempa.model.base import load_base
-from sempa.model.lora import add_lora, lora_parameters
 from sempa.report import plots
 from sempa.report.run_report import page, terminal_table
 
@@ -30,11 +29,7 @@ SECOND = StsTask("x < & > y", [ScoredPair(f"A {x} runs.", f"A {x} sleeps.", i % 
 def adapter(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     base = load_base(str(tiny_folder), "float32", "cpu")
-    add_lora(base.model, 2, 4)
-    with torch.no_grad():
-        for parameter in lora_parameters(base.model).values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    save_adapter(base.model, folder, str(tiny_folder))
+    save_adapter(with_adapter(base.model, 0.1), folder, str(tiny_folder))
     return folder
 
 

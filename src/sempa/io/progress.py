@@ -18,5 +18,5 @@ class _Log:
 
 def bar(total: int, what: str, unit: str) -> tqdm:
     """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty."""
-    log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "ascii": True, "file": _Log()}
+    log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "file": _Log()}
     return tqdm(total=total, desc=what, unit=unit, disable=not what, **({} if sys.stderr.isatty() else log))
