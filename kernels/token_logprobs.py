@@ -22,7 +22,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Rows of logits held at one time: with fewer, the matrix products lose efficiency. docs/performance.md has the figures.
+# Rows of logits held at one time: with fewer, the matrix products lose efficiency
+# (`experiments/benchmarks/logprob_kernel.py --chunks`).
 CHUNK_ROWS = 1024
 # Logits that the passes between the products handle at one time: as float32 they stay in a processor's cache. On a GPU
 # many short passes would cost more than its cache saves.

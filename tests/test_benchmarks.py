@@ -1,8 +1,10 @@
 """The benchmarks' pictures show what was measured."""
 
 import argparse
+import itertools
 import json
 import re
+import shlex
 import threading
 from pathlib import Path
 
@@ -86,9 +88,19 @@ def test_the_kernels_growth_is_drawn_over_rows_and_over_the_vocabulary():
     assert {"ms over N", "peak MiB over N", "ms over V", "peak MiB over V", "log_softmax"} < set(shown)
 
 
-def test_operations_are_told_apart_by_their_operands():
-    kind = load_script(BENCHMARKS / "spent.py")._kind
-    assert kind("aten::mm", [[512, 576], [576, 1536]]) == ("frozen layers' products", 2 * 512 * 576 * 1536)
-    assert kind("aten::addmm", [[512, 1536], [512, 8], [8, 1536]]) == ("LoRA's thin products", 2 * 512 * 8 * 1536)
-    assert kind("aten::bmm", [[9, 5, 64], [9, 64, 7]])[0] == "attention's products"
-    assert kind("aten::mul", [[512, 1536], [512, 1536]]) == ("the rest", 0.0)
+def test_contestants_follow_different_ones_in_the_rounds():
+    ran = []
+    names = "ABCDEFGH"
+    load_script(BENCHMARKS / "race.py").alternate({name: lambda name=name: ran.append(name) for name in names}, 3)
+    before = {name: {a for a, b in itertools.pairwise(ran[7:]) if b == name} for name in names}
+    assert all(len(found) > 1 for found in before.values()) and all(ran.count(name) == 4 for name in names)
+
+
+def test_a_results_command_can_be_given_again(tmp_path, monkeypatch):
+    race = load_script(BENCHMARKS / "race.py")
+    options = ["--only", "sempa step", "sempa step, rows of 512 tokens", "--sizes", "8,16,512;8,16,256"]
+    monkeypatch.setattr(race, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["training.py", *options])
+    given = argparse.Namespace(short=False, device="cpu", keep=None, rounds=1, dtype="float32")
+    command = json.loads(race.keep("x", given, [{}], picture=None).read_text(encoding="utf-8"))["command"]
+    assert shlex.split(command) == ["python", "experiments/benchmarks/training.py", *options]

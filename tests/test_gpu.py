@@ -94,6 +94,17 @@ def test_a_contestant_that_takes_too_long_is_ended_and_those_before_it_are_kept(
     assert theirs["skipped"] == "TimeoutError: ended: its time is over"
 
 
+def test_what_was_measured_is_kept_when_the_time_is_over_while_memory_is_freed(gpu, tmp_path, monkeypatch):
+    races = load_script(SCRIPT.with_name("gpu_races.py"))
+    monkeypatch.setattr(races, "free_memory", lambda: time.sleep(2))
+    monkeypatch.setattr(
+        gpu, "SECTIONS", {"race": lambda setting: races._measure(setting, {"sempa": lambda: lambda: None})}
+    )
+    monkeypatch.setattr(gpu, "LAST", 1)
+    result = gpu.run_sections(gpu.tiny_setting("cpu", tmp_path), tmp_path / "result", "gpu.py")
+    assert result["sections"][0]["rows"][0]["ms"] >= 0
+
+
 def test_a_package_index_that_does_not_answer_is_a_reason(gpu, tmp_path, monkeypatch):
     def hang(command, timeout, **_):
         raise subprocess.TimeoutExpired("pip", timeout)

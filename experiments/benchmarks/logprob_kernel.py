@@ -75,9 +75,8 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
         try:
             # Whatever is loaded and started the first time is so on a small problem.
             _forward_backward((WAYS | CHUNKS)[name], *_inputs(given, dtype, 8, 16, 512))()
-            with race.alone(given.lock):
-                limit = _SLOW * _seconds(contestants["bare products"])
-                taken = _seconds(run)
+            limit = _SLOW * _seconds(contestants["bare products"])
+            taken = _seconds(run)
         except Exception as error:
             print(f"{name} does not run: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
             continue
@@ -87,7 +86,7 @@ def _race(given: argparse.Namespace, dtype: str, n: int, d: int, v: int) -> list
         else:
             contestants[name] = run
     once = set(seconds)
-    seconds = race.alternate(contestants, given.rounds, given.lock) | seconds
+    seconds = race.alternate(contestants, given.rounds) | seconds
     options = ("--device", given.device, "--dtype", dtype, "--sizes", f"{n},{d},{v}", "--memory")
     if given.trained:
         options = ("--trained", *options)

@@ -1,16 +1,15 @@
 """What every benchmark shares: alternating runs, medians, peak memory in fresh processes, tables, JSON."""
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +33,6 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (default 5, short: 3)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is the faster")
-    parser.add_argument("--lock", help="hold this file's lock in each round, so that several benchmarks take turns")
     parser.add_argument("--keep", metavar="NAME", help="name of the result's files (default: the benchmark's)")
     for name, keywords in options.items():
         parser.add_argument(f"--{name}", **keywords)
@@ -48,36 +46,24 @@ def dtype(given: argparse.Namespace) -> str:
     return given.dtype or faster_dtype(torch.device(given.device))
 
 
-@contextlib.contextmanager
-def alone(lock: str | None) -> Iterator[None]:
-    """Hold a file's lock, as `flock` does; without one, nothing."""
-    if lock is None:
-        yield
-        return
-    with Path(lock).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def alternate(contestants: dict[str, Callable[[], object]], rounds: int, lock: str | None = None) -> dict[str, float]:
+def alternate(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each contestant: one warm-up, then `rounds` rounds in which everybody runs once, in turn.
 
-    Alternating spreads the machine's noise over all; the order rotates so that nobody always follows the same one.
+    Alternating spreads the machine's noise over all; nobody follows the same one in every round (Williams' design).
     """
     names = list(contestants)
-    with alone(lock):
-        for name in names:
-            contestants[name]()
+    for name in names:
+        contestants[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    # 0, -1, 1, -2, 2, … places from the round's own.
+    offsets = [(-1) ** i * ((i + 1) // 2) for i in range(len(names))]
     for number in range(rounds):
-        turn = number % len(names)
-        with alone(lock):
-            for name in names[turn:] + names[:turn]:
-                synchronize()
-                began = time.perf_counter()
-                contestants[name]()
-                synchronize()
-                seconds[name].append(time.perf_counter() - began)
+        for name in (names[(number + offset) % len(names)] for offset in offsets):
+            synchronize()
+            began = time.perf_counter()
+            contestants[name]()
+            synchronize()
+            seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -167,7 +153,7 @@ def keep(
     path.parent.mkdir(exist_ok=True)
     # A file by its name alone: where it lies is this machine's business.
     options = [Path(option).name if Path(option).exists() else option for option in sys.argv[1:]]
-    command = " ".join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *options])
+    command = shlex.join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *options])
     report = {
         "command": command,
         "machine": machine(given.device),

@@ -98,7 +98,7 @@ def recipe(given: argparse.Namespace, row_tokens: int = Config.row_tokens) -> Ca
 
 
 def _encode(given: argparse.Namespace, triplets: Sequence[Triplet]) -> Callable[[], object]:
-    """All sentences of the triplets, in batches of 32."""
+    """All sentences of the triplets, in batches of the default size."""
     encoder = Embedder(given.model, dtype=race.dtype(given), device=given.device)
     return partial(encoder.encode, [text for one in triplets for text in (one.sentence, one.chosen, one.rejected)])
 

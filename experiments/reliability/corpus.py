@@ -11,6 +11,7 @@ figures as JSON and the plot as SVG.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def watch(
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             break
         if pages:
-            samples.append(Sample(time.perf_counter() - began, pages * 4096, handles, threads, 0))
+            samples.append(Sample(time.perf_counter() - began, pages * os.sysconf("SC_PAGE_SIZE"), handles, threads, 0))
             rows.append(done())
         if until():
             process.kill()
