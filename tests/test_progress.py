@@ -46,3 +46,11 @@ def test_nothing_is_shown_without_a_name(count_to_ten, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     count_to_ten("", 0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_of_several_processes_the_first_alone_shows_it(count_to_ten, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        count_to_ten("rows", 0.2)
+        assert ("rows" in capsys.readouterr().err) == (rank == "0")

@@ -189,6 +189,19 @@ def test_a_batch_is_packed_when_asked_for_and_the_same_every_time(tokenizer, tri
         assert tokens[0] == tokens[1] != []
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+def test_processes_get_equally_many_rows_about_equally_full(tokenizer, triplets, processes):
+    config = Config(batch_size=16, preference_fraction=1.0, row_tokens=512)
+    preferences = [encode_triplet(tokenizer, t, one_word=True) for t in triplets]
+    alone, shared = (make_batch(config, preferences, 0, count) for count in (1, processes))
+    assert alone.preferences == shared.preferences and alone.ranked == shared.ranked == 16
+    for kind in ("preference_rows", "sentence_rows"):
+        fewest, lengths = len(getattr(alone, kind)), [len(row.packed.tokens) for row in getattr(shared, kind)]
+        assert len(lengths) == math.ceil(fewest / processes) * processes and max(lengths) <= 512
+        work = [sum(lengths[rank::processes]) for rank in range(processes)]
+        assert min(work) > 0.6 * max(work)
+
+
 def test_equal_texts_of_a_batch_have_one_number(tokenizer):
     triplets = [Triplet("A dog runs.", "An animal runs.", "A dog sleeps.", 1), Triplet("A dog runs.", "X.", "Y.", 2)]
     config = Config(batch_size=2, contrast=1.0)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sempa import SempaError
 from sempa.io.streams import exit_code
@@ -83,3 +84,21 @@ def test_the_code_is_what_the_program_returns_and_its_own_faults_are_not_hidden(
     assert [exit_code("program", lambda found=found: found) for found in (None, 0, 1)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         exit_code("program", lambda: 1 / 0)
+
+
+def test_too_little_memory_on_a_gpu_is_one_line_that_says_what_needs_less(capsys):
+    def work():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    assert exit_code("program", work) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("program: CUDA out of memory. Tried to allocate 20.00 MiB.; less at once needs less: ")
+    assert "--batch-size" in line and "row_tokens or checkpoint_activations=true" in line
+
+
+def test_another_mistake_of_the_programs_own_is_none_of_the_users():
+    def work():
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        exit_code("program", work)

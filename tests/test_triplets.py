@@ -433,6 +433,13 @@ def test_a_conversation_may_be_exactly_as_long_as_is_allowed(tokenizer, tmp_path
         load_dataset(config, tokenizer, longest=size - 1)
 
 
+def test_the_work_on_a_large_file_is_shown(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    load_dataset(Config(triplet_limit=5, held_out=3), tokenizer)
+    shown = capsys.readouterr().err
+    assert "tokenizing" in shown and "8/8" in shown
+
+
 def test_a_limit_counts_what_is_trained_on_and_a_seed_holds_out_its_own_triplets(tokenizer, triplets_file):
     held_out = []
     for seed in (0, 1):

@@ -15,6 +15,7 @@ from sempa.batching.prompts import Preference, encode_triplet, end_of_turn
 from sempa.config import CAPTIONS, RANKINGS, Config
 from sempa.data.triplets import Triplet, caption_triplets, read_triplets
 from sempa.errors import SempaError
+from sempa.io.progress import bar
 from sempa.io.rows import many
 
 # Tokens of a conversation, as published.
@@ -53,14 +54,16 @@ def load_dataset(config: Config, tokenizer: PreTrainedTokenizerBase, longest: in
         found = f"left out {many(lacking, 'triplet')} without a neutral sentence, which {config.objective} ranks"
         notes.append(f"{found} (labelled NLI has them: sentence1, sentence2, gold_label; objective=dpo needs none)")
     encoded, longer = ([], []), []
-    for part, kept in zip(parts, encoded, strict=True):
-        for triplet in part:
-            preference = encode_triplet(tokenizer, triplet, ranking=ranking, one_word=config.contrast > 0)
-            size = len(preference.prompt) + max(map(len, preference.responses))
-            if size <= longest:
-                kept.append(preference)
-            else:
-                longer.append((triplet.line, f"on line {triplet.line} ({size:,} tokens)"))
+    with bar(sum(map(len, parts)), "tokenizing", "triplet") as shown:
+        for part, kept in zip(parts, encoded, strict=True):
+            for triplet in part:
+                preference = encode_triplet(tokenizer, triplet, ranking=ranking, one_word=config.contrast > 0)
+                size = len(preference.prompt) + max(map(len, preference.responses))
+                if size <= longest:
+                    kept.append(preference)
+                else:
+                    longer.append((triplet.line, f"on line {triplet.line} ({size:,} tokens)"))
+                shown.update()
     if longer:
         notes.append(f"skipped {many(len(longer), 'triplet')} of more than {longest:,} tokens, first {min(longer)[1]}")
     if not encoded[0]:
@@ -104,10 +107,11 @@ def steps_per_epoch(config: Config, preferences: Sequence[Preference]) -> int:
     return math.ceil(len(preferences) / config.batch_size)
 
 
-def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> Batch:
+def make_batch(config: Config, preferences: Sequence[Preference], step: int, processes: int = 1) -> Batch:
     """Pack the batch of a training step, counted from 0; every epoch shuffles the preferences anew.
 
-    Equal arguments give equal rows, so that a resumed run takes the steps that an unbroken one would.
+    Each of `processes` gets equally many rows where examples suffice. Equal arguments give equal rows, so that a
+    resumed run takes the steps that an unbroken one would.
     """
     epoch, place = divmod(step, steps_per_epoch(config, preferences))
     order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(config.seed + epoch))
@@ -117,14 +121,14 @@ def make_batch(config: Config, preferences: Sequence[Preference], step: int) -> 
     if config.contrast:
         # All sentences, then all their best responses, then the worst.
         words = [prompt for kind in zip(*(p.one_word for p in preferences), strict=True) for prompt in kind]
-        sentence_rows = pack_sentence_rows(words, config.row_tokens)
+        sentence_rows = pack_sentence_rows(words, config.row_tokens, processes)
         numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
         text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
     preference_rows = []
     if config.reads_responses:
         # Contrast needs many sentences in a batch, preference only a few, each of which costs as much again.
         ranked = rounded_up(config.preference_fraction, len(preferences))
-        preference_rows = pack_preferences(preferences[:ranked], config.row_tokens)
+        preference_rows = pack_preferences(preferences[:ranked], config.row_tokens, processes)
     return Batch(preferences, preference_rows, sentence_rows, text_ids)
 
 

@@ -10,6 +10,7 @@ once per row, a prompt runs once for all its responses, and every hidden state e
                              └─ rejected 2
 """
 
+import math
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -141,13 +142,14 @@ class SentenceRow:
     members: tuple[int, ...]
 
 
-def pack_preferences(preferences: Sequence[Preference], row_tokens: int) -> list[PreferenceRow]:
+def pack_preferences(preferences: Sequence[Preference], row_tokens: int, multiple: int = 1) -> list[PreferenceRow]:
     """Pack preferences of equally many responses into rows of at most `row_tokens` tokens (one may exceed that)."""
     if not preferences:
         return []
     root = shared_prefix([preference.prompt for preference in preferences])
     sizes = [len(p.prompt) - len(root) + sum(len(response) - 1 for response in p.responses) for p in preferences]
-    return [_preference_row(preferences, members, root) for members in fill_bins(sizes, row_tokens - len(root))]
+    bins = fill_bins(sizes, row_tokens - len(root), multiple)
+    return [_preference_row(preferences, members, root) for members in bins]
 
 
 def next_fit(sizes: Sequence[int], capacity: int, most: int = sys.maxsize) -> list[list[int]]:
@@ -167,18 +169,21 @@ def next_fit(sizes: Sequence[int], capacity: int, most: int = sys.maxsize) -> li
     return bins
 
 
-def fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """As few bins as `next_fit` needs, and about equally full: those of the smallest capacity that needs no more."""
-    fewest = len(next_fit(sizes, capacity))
+def fill_bins(sizes: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
+    """As few bins as `next_fit` needs, rounded up to a `multiple` where sizes suffice, and about equally full.
+
+    They are those of the smallest capacity that needs no more.
+    """
+    fewest = math.ceil(len(next_fit(sizes, capacity)) / multiple) * multiple
     smallest = bisect_left(range(capacity + 1), True, key=lambda tried: len(next_fit(sizes, tried)) <= fewest)
     return next_fit(sizes, smallest)
 
 
-def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[SentenceRow]:
+def pack_sentence_rows(sequences: Sequence[Sequence[int]], row_tokens: int, multiple: int = 1) -> list[SentenceRow]:
     """All sequences, behind the prefix they share, in rows of at most `row_tokens` tokens (one may exceed that)."""
     prefix = len(shared_prefix(sequences))
     rows = []
-    for members in fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix):
+    for members in fill_bins([len(sequence) - prefix for sequence in sequences], row_tokens - prefix, multiple):
         row = PackedRow()
         ends = row.add_behind_prefix([sequences[i] for i in members])
         rows.append(SentenceRow(row, ends, tuple(members)))

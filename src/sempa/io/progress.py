@@ -1,5 +1,6 @@
 """Progress on standard error: a bar on a terminal, plain lines in a log."""
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ class _Log:
 
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty."""
+    """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty, or but for rank 0."""
     log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "file": _Log()}
-    return tqdm(total=total, desc=what, unit=unit, disable=not what, **({} if sys.stderr.isatty() else log))
+    silent = not what or os.environ.get("RANK", "0") != "0"
+    return tqdm(total=total, desc=what, unit=unit, disable=silent, **({} if sys.stderr.isatty() else log))

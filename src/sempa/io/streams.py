@@ -48,7 +48,8 @@ class LastingStream:
 
 
 def exit_code(program: str, run: Callable[[], int | None]) -> int:
-    """Run a program and return its exit code: its own, else 0; after a line of error, 2 for bad input, 130 for Ctrl-C.
+    """Run a program and return its exit code: its own, else 0; after a line of error, 2 for bad input or a GPU's
+    memory that is too small, 130 for Ctrl-C.
 
     Meanwhile `sys.stdout` and `sys.stderr` are `LastingStream`s.
     """
@@ -63,6 +64,13 @@ def exit_code(program: str, run: Callable[[], int | None]) -> int:
     # `OSError`: a path that is too long or forbidden, wherever in the code it is first touched.
     except (SempaError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        # Torch's own, by its name: a command's help should not wait for torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        advice = "less at once needs less: a smaller --batch-size; to train, row_tokens or checkpoint_activations=true"
+        print(f"{program}: {SempaError(str(error))}; {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)

@@ -67,7 +67,7 @@ def train(
     with _stop_request() as stop, tqdm(total=total, initial=first, desc="training", unit="step", disable=silent) as bar:
         for step in range(first, total):
             done, step_began = step + 1, time.perf_counter()
-            batch = make_batch(config, preferences, step)
+            batch = make_batch(config, preferences, step, process_count())
             record = train_step(config, model, optimizer, batch, samples, step, total)
             rate = len(batch.preferences) / (time.perf_counter() - step_began)
             if is_main:
