@@ -112,3 +112,10 @@ def test_a_seed_draws_its_own_development_pairs():
     first, second = (development_sample(Config(dev_pairs=9, seed=seed), [task]).pairs for seed in (0, 1))
     assert len(first) == 9
     assert first != second
+
+
+def test_no_seeds_development_pairs_are_the_packages_test_pairs(tmp_path):
+    load_script(SCRIPT).main(["--output", str(tmp_path), "--triplets", "1", "--seed", "1"])
+    with (tmp_path / "captions-dev.csv").open(encoding="utf-8", newline="") as stream:
+        drawn = [tuple(row) for row in csv.reader(stream)][1:]
+    assert len(set(drawn) & set(rows("captions-test.csv"))) < len(drawn) / 2

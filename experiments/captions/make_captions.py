@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split, count in {"train": given.triplets, "heldout": HELD_OUT}.items():
         rows = [(made.sentence, made.chosen, made.rejected) for made in make_triplets(count, given.seed, split)]
         write_csv(given.output / f"captions-{split}.csv", ("sent0", "sent1", "hard_neg"), rows)
-    # Two seeds, so that the development pairs are not among the test pairs.
-    for split, count, seed in (("dev", DEV, given.seed + 1), ("test", TEST, given.seed + 2)):
+    # An odd seed and an even one: no seed's development pairs are another's test pairs.
+    for split, count, seed in (("dev", DEV, 2 * given.seed + 1), ("test", TEST, 2 * given.seed + 2)):
         rows = [(made.first, made.second, made.score) for made in make_pairs(count, seed, "heldout")]
         write_csv(given.output / f"captions-{split}.csv", ("sentence1", "sentence2", "score"), rows)
 

@@ -75,6 +75,7 @@ def sample_mixture(
     samples = []
     for ids, values in zip(torch.stack(chosen, 1).tolist(), torch.stack(logprobs, 1).float().cpu()):
         length = next((place + 1 for place, token in enumerate(ids) if token in ends.tolist()), len(ids))
-        text = base.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
-        samples.append(Sample(ids[:length], values[:length], text, ids[length - 1] in ends.tolist()))
+        ended = ids[length - 1] in ends.tolist()
+        text = base.tokenizer.decode(ids[: length - ended], skip_special_tokens=True).strip()
+        samples.append(Sample(ids[:length], values[:length], text, ended))
     return [samples[start : start + n] for start in range(0, len(samples), n)]

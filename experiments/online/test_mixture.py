@@ -60,3 +60,11 @@ def test_an_answer_may_end_with_its_last_token(adapted_base, monkeypatch):
     monkeypatch.setattr("mixture.choose", lambda *_, **__: torch.tensor([next(drawn)]))
     ((answer,),) = sample_mixture(adapted_base, PROMPTS[:1], 1, 2)
     assert (answer.tokens, answer.ended) == ([7, end], True)
+
+
+def test_an_end_that_is_an_ordinary_token_is_not_part_of_the_text(adapted_base, monkeypatch):
+    ends = [*end_tokens(adapted_base), *range(100, 220)]
+    monkeypatch.setattr(adapted_base.model.generation_config, "eos_token_id", ends)
+    found = sample_mixture(adapted_base, PROMPTS, 2, 12, seed=1, reference_fraction=0.0)
+    expected = sample(adapted_base, PROMPTS, 2, 12, seed=1)
+    assert [[answer.text for answer in few] for few in found] == [[answer.text for answer in few] for few in expected]

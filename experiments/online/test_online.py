@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, weights
+from mixture import sample_mixture
 from online import ALONE, HERE, METHODS, RECIPE, sample_preferences, similarity_judge, train_online
 
 from sempa import SempaError
@@ -65,6 +66,7 @@ def test_an_online_step_moves_towards_what_the_judge_prefers(base, config, prefe
             reference = sequence_logprobs(base.model, row)
     margins = (policy - reference)[:, 0] - (policy - reference)[:, 1]
     assert margins.mean() > 0
+    assert step["logps/chosen"] == pytest.approx(reference[:, 0].mean().item(), rel=1e-4)
     assert (margins > 0).float().mean() > 0.6
 
 
@@ -169,3 +171,17 @@ def test_the_stored_figures_are_of_both_methods():
     assert [row["name"] for row in stored["rows"]] == list(METHODS)
     for row in (stored["base"], *stored["rows"]):
         assert row["average"] == pytest.approx(np.mean(list(row["sts"].values())))
+
+
+@pytest.mark.parametrize("fraction", METHODS.values())
+def test_pairs_are_sampled_from_the_methods_own_mixture(base, preferences, fraction):
+    with torch.no_grad():
+        for name, parameter in base.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    drawn = sample_mixture(base, [one.prompt for one in preferences], 2, 6, 3, fraction)
+    expected = {tuple(one.prompt): {tuple(answer.tokens) for answer in pair} for one, pair in zip(preferences, drawn)}
+    made = sample_preferences(base, preferences, longest, 3, fraction, 6)
+    assert len(made) > 4
+    for one in made:
+        assert {*map(tuple, one.responses)} == expected[tuple(one.prompt)]

@@ -99,9 +99,14 @@ def spod_step(
         losses.append(partial(spread_loss, config, weights, base, [p.prompt for p in batch.preferences]))
     parameters = list(lora_parameters(model).values())
     optimizer.zero_grad()
-    with adapter_dropout(model):
-        metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
-    torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM, error_if_nonfinite=True)
+    try:
+        with adapter_dropout(model):
+            metrics = backward(model, losses, parameters, in_order=config.lora_dropout > 0)
+    except ValueError as error:  # the losses refuse NaN
+        raise SempaError(f"{error}; lower learning_rate ({config.learning_rate:g})") from error
+    norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+    if not norm.isfinite():
+        raise SempaError(f"the gradient norm is {norm}; lower learning_rate ({config.learning_rate:g})")
     optimizer.step()
     return metrics
 

@@ -125,3 +125,27 @@ def test_the_script_saves_an_adapter(start, tmp_path, triplets_file, capsys):
     assert "tokens: found 321, expected 1 to the vocabulary's 320" in capsys.readouterr().err
     with pytest.raises(SempaError):
         train_spod(config, Weights(tokens=0), load_base(config.model, "float32", "cpu"), [])
+
+
+def test_codes_are_of_one_word_prompts_and_the_spread_of_paraphrase_prompts_beside_retention(
+    start, monkeypatch, few_samples
+):
+    seen = []
+
+    def recorded(config, base, prompts):
+        seen.append(sorted(map(list, prompts)))
+        return last_states(config, base, prompts)
+
+    monkeypatch.setattr("spod_train.last_states", recorded)
+    config, base, preferences = start(retention=1.0, batch_size=16)
+    (step,) = train_spod(config, Weights(tokens=4, uniformity=1.0), base, preferences)
+    words, prompts = sorted(seen, key=lambda few: sum(map(len, few)))
+    assert words == sorted(map(list, encode_one_word(base.tokenizer, [one.sentence for one in preferences])))
+    assert prompts == sorted(map(list, {tuple(one.prompt) for one in preferences}))
+    assert {"neutral_kl", "sparse_loss", "spread_loss"} <= {*step}
+
+
+def test_a_diverged_step_is_one_sentence(start):
+    config, base, preferences = start()
+    with pytest.raises(SempaError, match="lower learning_rate"):
+        train_spod(config, Weights(sparse=float("nan"), tokens=4), base, preferences)

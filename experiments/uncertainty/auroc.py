@@ -22,6 +22,7 @@ from semantic_uncertainty import uncertainties
 
 from sempa import Embedder, SempaError
 from sempa.cli import Parser
+from sempa.commands.common import at_least
 from sempa.config import DEFAULT_MODEL
 from sempa.evaluation.statistics import compare, interval, spearman
 from sempa.io.files import write_json
@@ -36,7 +37,7 @@ SCORES = ("semantic", "amortised", "length_normalised", "entropy")
 
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=64, help="the first so many")
+    parser.add_argument("--questions", type=at_least(4), default=64, help="the first so many")
     parser.add_argument("--answers", type=int, default=10, help="sampled answers per question")
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--adapter", type=Path, help="its figures go to uncertainty-aligned.json")

@@ -7,12 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import scipy.stats
-from auroc import HERE, SCORES, auroc, bootstrap_auroc, is_right, measure, without_sums
+from auroc import HERE, SCORES, auroc, bootstrap_auroc, is_right, main, measure, without_sums
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sempa import SempaError
 from sempa.evaluation.statistics import interval
+from sempa.io.streams import exit_code
 
 CASES = st.lists(
     st.tuples(st.one_of(st.integers(-3, 3), st.floats(allow_nan=False)), st.booleans()), min_size=2, max_size=40
@@ -117,3 +118,9 @@ def test_the_figures_say_how_far_the_semantic_score_is_ahead_and_leave_sums_out(
     assert table["amortised"]["semantic_ahead_interval"] == (1, 1)
     found = without_sums(rows)
     assert (found["questions"], found["wrong"]) == (6, 3)
+
+
+def test_too_few_questions_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["auroc.py", "--questions", "3"])
+    assert exit_code("program", main) == 2
+    assert "--questions: found 3, expected a whole number from 4" in capsys.readouterr().err
