@@ -18,7 +18,7 @@ class _Log:
 
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left; in a log a line a minute. Nothing where `what` is empty, or but for rank 0."""
+    """A bar with rate and time left; in a log a line a minute. Nothing without `what`, or in a process but the first."""
     log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "file": _Log()}
     silent = not what or os.environ.get("RANK", "0") != "0"
     return tqdm(total=total, desc=what, unit=unit, disable=silent, **({} if sys.stderr.isatty() else log))

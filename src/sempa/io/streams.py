@@ -48,8 +48,9 @@ class LastingStream:
 
 
 def exit_code(program: str, run: Callable[[], int | None]) -> int:
-    """Run a program and return its exit code: its own, else 0; after a line of error, 2 for bad input or a GPU's
-    memory that is too small, 130 for Ctrl-C.
+    """Run a program and return its exit code: its own, else 0; after a line of error, 2 or, for Ctrl-C, 130.
+
+    2 stands for bad input, and for too little memory on a GPU.
 
     Meanwhile `sys.stdout` and `sys.stderr` are `LastingStream`s.
     """
