@@ -52,6 +52,11 @@ def test_dim_keeps_the_first_numbers_of_one_rotation(embedder):
     np.testing.assert_allclose(np.linalg.norm(embedder.encode(SENTENCES[0], dim=5, normalize=True)), 1, rtol=1e-5)
 
 
+def test_a_single_vector_is_shortened_like_one_of_many(embedder):
+    vectors = embedder.encode(SENTENCES)
+    np.testing.assert_allclose(embedder.shorten(vectors[0], 4), embedder.shorten(vectors, 4)[0], rtol=1e-4, atol=1e-6)
+
+
 def test_int8_is_the_float_to_half_a_step_and_its_cosines_too():
     found = quantise(VECTORS, "int8")
     assert found.dtype == np.int8

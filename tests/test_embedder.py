@@ -102,11 +102,15 @@ def test_wrong_arguments_are_named(tiny_folder, embedder):
         Embedder(str(tiny_folder), layer=3)
     with pytest.raises(SempaError, match="layer: found -4, expected -3 to 2"):
         Embedder(str(tiny_folder), layer=-4)
+    for layer in (None, "2", 1.5):
+        with pytest.raises(SempaError, match=f"layer: found {layer!r}, expected -3 to 2"):
+            Embedder(str(tiny_folder), layer=layer)
     with pytest.raises(SempaError, match="sentence 1: found int, expected a string"):
         embedder.encode(["a", 3])
     with pytest.raises(SempaError, match="sentence 1: is empty"):
         embedder.encode(["a", " \n"])
-    for wrong, name in (({"a", "b"}, "set"), (frozenset("a"), "frozenset"), (None, "NoneType"), (5, "int")):
+    kinds = (({"a", "b"}, "set"), (frozenset("a"), "frozenset"), (None, "NoneType"), (5, "int"))
+    for wrong, name in (*kinds, (b"a", "bytes"), (object(), "object")):
         with pytest.raises(SempaError, match=f"sentences: found {name}, expected strings in a list"):
             embedder.encode(wrong)
     # In order, as a dictionary is.

@@ -54,3 +54,9 @@ def test_of_several_processes_the_first_alone_shows_it(count_to_ten, monkeypatch
         monkeypatch.setenv("RANK", rank)
         count_to_ten("rows", 0.2)
         assert ("rows" in capsys.readouterr().err) == (rank == "0")
+
+
+def test_a_notebook_gets_a_bar_though_it_is_no_terminal(count_to_ten, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    count_to_ten("rows", 0.2)
+    assert capsys.readouterr().err.count("\r") > 2

@@ -64,7 +64,7 @@ def embed_prompts(
 def check_sentences(sentences: Iterable[str], on_empty: str = "error") -> list[str]:
     """The sentences as a list; raises `SempaError` for a non-string and, if `on_empty` is "error", an empty one."""
     # A mapping or a table would iterate as its column names, a set in any order.
-    wrong = isinstance(sentences, str | Mapping | set | frozenset | int | float | None)
+    wrong = isinstance(sentences, str | bytes | Mapping | set | frozenset) or not isinstance(sentences, Iterable)
     if wrong or getattr(sentences, "ndim", 1) != 1:
         raise SempaError(f"sentences: found {type(sentences).__name__}, expected strings in a list")
     sentences = list(sentences)

@@ -111,12 +111,12 @@ class Embedder:
     encode_query = encode_document = encode
 
     def shorten(self, vectors: np.ndarray, dim: int) -> np.ndarray:
-        """The first `dim` numbers of `[n, D]` after an orthogonal map, the same for every vector of this model.
+        """The first `dim` numbers of `[n, D]` or `[D]` after an orthogonal map, the same for all vectors of this model.
 
         The map's first directions say most about a sentence (`sempa.embedding.compress.middle_directions`). The first
         numbers of a vector of 256 are the vector of 128. Raises `SempaError` for a `dim` that is not from 1 to D.
         """
-        check_compression(dim, "float32", vectors.shape[1])
+        check_compression(dim, "float32", vectors.shape[-1])
         return vectors @ self._directions[:, :dim]
 
     @functools.cached_property

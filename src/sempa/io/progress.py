@@ -18,7 +18,8 @@ class _Log:
 
 
 def bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with rate and time left; in a log a line a minute. Nothing without `what`, or in a process but the first."""
-    log = {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "file": _Log()}
+    """A bar with rate and time left; in a log a line a minute. Nothing without `what`; rank 0 alone shows any."""
+    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook's cell redraws a line, too
+    log = {} if drawn else {"mininterval": _EVERY, "maxinterval": _EVERY, "delay": _EVERY, "file": _Log()}
     silent = not what or os.environ.get("RANK", "0") != "0"
-    return tqdm(total=total, desc=what, unit=unit, disable=silent, **({} if sys.stderr.isatty() else log))
+    return tqdm(total=total, desc=what, unit=unit, disable=silent, **log)

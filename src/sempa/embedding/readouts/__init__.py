@@ -39,8 +39,8 @@ def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None
     if readout == "attention-sum" and layer != -1:
         raise SempaError(f"layer: found {layer}, expected none: attention-sum adds up the outputs of all layers")
     last_layer = depth(model)
-    if not -last_layer - 1 <= layer <= last_layer:
-        raise SempaError(f"layer: found {layer}, expected {-last_layer - 1} to {last_layer} for this model")
+    if layer not in range(-last_layer - 1, last_layer + 1):
+        raise SempaError(f"layer: found {layer!r}, expected {-last_layer - 1} to {last_layer} for this model")
     if readout in ("contrastive-prompting", "attention-sum"):
         output_projections(model)
 
