@@ -174,14 +174,10 @@ def test_the_stored_figures_are_of_both_methods():
 
 
 @pytest.mark.parametrize("fraction", METHODS.values())
-def test_pairs_are_sampled_from_the_methods_own_mixture(base, preferences, fraction):
-    with torch.no_grad():
-        for name, parameter in base.model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    drawn = sample_mixture(base, [one.prompt for one in preferences], 2, 6, 3, fraction)
+def test_pairs_are_sampled_from_the_methods_own_mixture(adapted_base, preferences, fraction):
+    drawn = sample_mixture(adapted_base, [one.prompt for one in preferences], 2, 6, 3, fraction)
     expected = {tuple(one.prompt): {tuple(answer.tokens) for answer in pair} for one, pair in zip(preferences, drawn)}
-    made = sample_preferences(base, preferences, longest, 3, fraction, 6)
+    made = sample_preferences(adapted_base, preferences, longest, 3, fraction, 6)
     assert len(made) > 4
     for one in made:
         assert {*map(tuple, one.responses)} == expected[tuple(one.prompt)]

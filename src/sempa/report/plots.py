@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-# Okabe and Ito's blue and vermilion: told apart by everybody, and at least 3 : 1 on light and on dark ground.
+# Okabe and Ito's blue and vermilion: distinct to everybody, with a contrast of at least 3 : 1 on light and dark ground.
 BASE, ALIGNED = "#0072b2", "#d55e00"
 COLOURS = {"base": BASE, "aligned": ALIGNED}
 # Stands for the page's own text colour while matplotlib draws.
