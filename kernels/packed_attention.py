@@ -120,6 +120,8 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """`[n, q, heads, d]` scaled queries, `[n, k, kv_heads, d]` keys, values, `[n, q, k]` mask → `[n, q, heads, d]`."""
+    # Not `F.scaled_dot_product_attention`: with a mask and short branches its backward pass is slower on a CPU, in
+    # bfloat16 by several times.
     n, length, heads, d = query.shape
     kv_heads = key.shape[2]
     if spare := -key.shape[1] % _VECTOR if query.element_size() < 4 else 0:

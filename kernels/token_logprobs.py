@@ -96,8 +96,8 @@ class _TokenLogprobs(torch.autograd.Function):
         for chunk in chunks:
             logits = residuals[chunk] if chunk.stop <= len(residuals) else scratch[: chunk.stop - chunk.start]
             torch.mm(hidden[chunk], weight.T, out=logits)
-            residual = hidden_needs_grad or chunk.stop <= len(residuals)
-            logprobs[chunk] = _log_and_residual_(logits, targets[chunk], bias, softcap, residual)
+            needs_residual = hidden_needs_grad or chunk.stop <= len(residuals)
+            logprobs[chunk] = _log_and_residual_(logits, targets[chunk], bias, softcap, needs_residual)
             if hidden_needs_grad:
                 torch.mm(logits, weight, out=direction[chunk])
         return logprobs, direction, residuals
@@ -108,7 +108,8 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> None:
         hidden, weight, targets, bias, ctx.softcap, ctx.chunk_rows, *_ = inputs
         _, direction, residuals = output
-        # Saved outputs count as functions of the inputs: a second differentiation arrives at `backward` and is refused.
+        # `torch.func` allows only inputs and outputs to be saved: hence the two more outputs. Through these a second
+        # differentiation arrives at `backward`, which refuses it.
         ctx.set_materialize_grads(False)
         head_needs_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
         head = (hidden, weight, targets, bias) if head_needs_grad else (None,) * 4
@@ -163,9 +164,9 @@ def rows_per_pass(logits: Tensor) -> int:
 
 
 def _log_and_residual_(
-    logits: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, residual: bool = True
+    logits: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, needs_residual: bool = True
 ) -> Tensor:
-    """log p_y of a chunk; its raw logits turn, in place, into ∂ log p_y / ∂logits if `residual` asks for it.
+    """log p_y of a chunk; its raw logits turn, in place, into ∂ log p_y / ∂logits if `needs_residual`.
 
     With logits z, m = max z and Z = Σ 2^((z − m) log₂ e): log p_y = z_y − m − log Z, and the residual is
     (1[v = y] − p_v) · (1 − (z_v / softcap)²), rounded to the logits' dtype only at the end: 1 − p_y of a likely target
@@ -183,7 +184,7 @@ def _log_and_residual_(
         normaliser = exps.sum(1, keepdim=True)
         logprob = of_target - normaliser.log()
         logprobs.append(logprob[:, 0])
-        if residual:
+        if needs_residual:
             exps.mul_(-1 / normaliser).scatter_(1, target, -torch.expm1(logprob))
             if slope is not None:
                 exps *= slope

@@ -1,6 +1,7 @@
 """InfoNCE: tell the positive from K negatives, the objective of contrastive learning."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sempa.losses.scores import check_scores
@@ -35,8 +36,7 @@ def infonce_loss(scores: Tensor, temperature: float, *, mask: Tensor | None = No
     # The lowest finite number, not −∞: a row without negatives then has loss 0 and gradient 0 instead of NaN.
     lowest = torch.finfo(scores.dtype).min
     margins = ((negatives - positive) / temperature).masked_fill(~mask[:, 1:], lowest).clamp_min(lowest)
-    against = margins.logsumexp(1)
-    return torch.logaddexp(against, torch.zeros_like(against))
+    return -F.logsigmoid(-margins.logsumexp(1))
 
 
 def positive_first(scores: Tensor) -> Tensor:

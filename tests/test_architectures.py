@@ -246,7 +246,7 @@ def test_a_base_trains_without_dropout_of_its_own(tmp_path, tokenizer, config, f
     assert metrics["neutral_kl"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_family_path_is_the_one_that_runs(tiny_folder, monkeypatch):
+def test_packed_attention_is_what_runs(tiny_folder, monkeypatch):
     base = load_base(str(tiny_folder), "float32", "cpu")
     calls = []
     monkeypatch.setattr(

@@ -25,14 +25,14 @@ def result(frontier):
         {
             "name": name,
             "seed": seed,
-            "share": share,
-            "average": 70 + 5 * share + place + seed,
+            "scale": scale,
+            "average": 70 + 5 * scale + place + seed,
             "sts": {"STS12": 0.0, "STS-B dev": 80 + seed, "SICK trial": 64 + seed},
-            "kl": {"passages": 0.02 * share, "conversations": 9.0},
+            "kl": {"passages": 0.02 * scale, "conversations": 9.0},
             "perplexity": {"passages": -0.5, "conversations": 9.0},
         }
         for place, name in enumerate(frontier.POINTS)
-        for share in (1.0, 0.5)
+        for scale in (1.0, 0.5)
         # The second objective has one seed only.
         for seed in ((0,) if place == 1 else (0, 1))
     ]
@@ -85,7 +85,7 @@ def stubbed(monkeypatch, tiny_folder, tmp_path):
     def run(script, triplets, scored):
         trained = []
         (tmp_path / scored).write_text(pairs)
-        row = {"share": 1.0, "sts": {}, "average": 0.0}
+        row = {"scale": 1.0, "sts": {}, "average": 0.0}
         for name, stub in {
             "load_base": lambda *_: load_base(str(tiny_folder), "float32", "cpu"),
             "plot": lambda result: "",

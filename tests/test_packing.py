@@ -62,7 +62,7 @@ def test_a_row_of_sentences_shares_all_that_its_own_sentences_begin_with():
     assert [len(row.packed.tokens) for row in rows] == [10 + 6 * 9, 10 + 8 * 5]
 
 
-def test_families_of_like_size_share_a_row_so_that_nothing_is_padded():
+def test_prompts_of_like_size_share_a_row_so_that_nothing_is_padded():
     prompts = [[1, *[2 + i] * (3 if i % 7 else 30)] for i in range(28)]
     rows = pack_preferences([Preference(prompt, ([5, 7], [6, 7])) for prompt in prompts], 140)
     assert len(rows) == 2
@@ -137,7 +137,7 @@ forests = st.lists(trees, min_size=1, max_size=4).filter(lambda drawn: any(a or 
     seed=st.integers(0, 99),
 )
 @example(drawn=[(2, [[1, 2], [3]]), (3, []), (2, []), (0, [[2], [1]])], groups=2, seed=0)
-def test_attention_by_families_equals_dense_attention_under_the_rows_mask(drawn, groups, seed):
+def test_packed_attention_equals_dense_attention_under_the_rows_mask(drawn, groups, seed):
     row = draw_forest(drawn)
     generator = torch.Generator().manual_seed(seed)
 
@@ -191,7 +191,7 @@ def test_a_long_prefix_is_attended_to_without_all_its_scores_at_once(monkeypatch
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
 @pytest.mark.parametrize("scale", [0.1, 30.0])
-def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, scale):
+def test_packed_attention_rounds_no_more_than_its_dtype(dtype, tolerance, scale):
     """Against float64 arithmetic on the same rounded inputs, relative to the length of each head's output."""
     row = PackedRow()
     root = row.add([0] * 5)
@@ -206,7 +206,7 @@ def test_attention_by_families_rounds_no_more_than_its_dtype(dtype, tolerance, s
     assert (ours - exact).norm() < tolerance * rounding * exact.norm()
 
 
-def test_a_family_whose_tokens_are_torn_apart_is_refused():
+def test_a_branch_whose_tokens_are_torn_apart_is_refused():
     row = PackedRow()
     root = row.add([1])
     first = row.add([2], root)

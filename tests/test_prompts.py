@@ -12,11 +12,11 @@ from sempa.batching.prompts import (
     PARAPHRASE,
     SYSTEM,
     clean_sentence,
-    common_prefix,
     encode_one_word,
     encode_responses,
     encode_texts,
     encode_triplet,
+    prefix_length,
     render_conversation,
     render_prompt,
 )
@@ -147,7 +147,7 @@ def test_a_begin_of_text_token_is_put_before_plain_prompts_only_where_the_tokeni
 
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
 def test_the_common_prefix_is_common_and_cannot_be_longer(first, second):
-    n = common_prefix(first, second)
+    n = prefix_length(first, second)
     assert first[:n] == second[:n]
     assert n == min(len(first), len(second)) or first[n] != second[n]
 

@@ -3,8 +3,8 @@
     python experiments/frontier/frontier.py --triplets snli_dev.jsonl --sts STS [--gsm8k gsm8k_test.jsonl]
 
 Trains each of POINTS on the same triplets with the same batches and LoRA, scores samples of STS12–16, STS-B dev and
-SICK trial, and measures KL and perplexity on text that no training saw; some adapters also part of the way
-(`interpolated`). Table and plot take the 16 passages for these. A finished point is kept: a second call goes on
+SICK trial, and measures KL and perplexity on text that no training saw; some adapters also at half scale
+(`interpolated`). Table and plot take the 16 passages for these. Finished points are reused: a second call resumes
 where the first stopped. Writes the figures as JSON, the table as Markdown, the plot as SVG.
 """
 
@@ -65,8 +65,8 @@ POINTS: dict[str, dict[str, object]] = {
 COLOURS = {"DPO": "#0072b2", "IPO": "#56b4e9", "full": "#009e73", "contrast": "#e69f00", "default": "#d55e00"}
 # The paper's objective and optimiser settings, and the default recipe.
 MARKS = {PAPER: ("*", 12), DEFAULT: ("D", 7)}
-# Part of the way too, which takes no training but a whole evaluation.
-SHARES = {DEFAULT: (0.5,)}
+# Smaller scales of the adapter: each takes no training but a whole evaluation.
+SCALES = {DEFAULT: (0.5,)}
 # What recipes may be chosen by; the other sets are test sets, though most of STS-B's pairs come from them.
 DEVELOPMENT = ("STS-B dev", "SICK trial")
 
@@ -99,8 +99,8 @@ def main() -> None:
         result["base"] = _scores(base, tasks, config.readout)
     for seed in range(given.seeds):
         for name, changes in POINTS.items():
-            known = any((row["name"], row["seed"]) == (name, seed) for row in result["rows"])
-            if known or given.only not in name:
+            done = any((row["name"], row["seed"]) == (name, seed) for row in result["rows"])
+            if done or given.only not in name:
                 continue
             shared = {"triplets": given.triplets, "combinations": True, "triplet_limit": given.limit, "held_out": 0}
             # Noise helps longer runs only.
@@ -122,7 +122,7 @@ def _kept(path: Path, settings: dict, model: PreTrainedModel) -> dict:
 def _measure(
     base: BaseModel, tasks: list[StsTask], texts: dict[str, list[EvalText]], name: str, values: dict[str, object]
 ) -> list[dict]:
-    """Train a point and measure it, whole and part of the way: a row for each."""
+    """Train a point and measure it at each scale of the adapter: a row for each."""
     run = Path("runs/frontier") / f"{name.replace(' ', '-').replace(',', '')}-{values['seed']}"
     shutil.rmtree(run, ignore_errors=True)
     config = load_config(RECIPE, [f"{key}={value}" for key, value in values.items()])
@@ -132,12 +132,12 @@ def _measure(
     # No development score: what is compared is the end of equal budgets.
     train(config, base, dataset.train, run, lambda: 0.0)
     seconds = time.perf_counter() - began
-    for share in (1.0, *SHARES.get(name, ())):
-        with interpolated(base.model, share):
-            retention = measure_drift(base, texts)
-            row = {"name": name, "seed": values["seed"], "share": share, **_scores(base, tasks, config.readout)}
-        row |= {"kl": {r["text"]: r["kl"] for r in retention}}
-        row |= {"perplexity": {r["text"]: 100 * r["change"] for r in retention}, "training_seconds": seconds}
+    for scale in (1.0, *SCALES.get(name, ())):
+        with interpolated(base.model, scale):
+            drift = measure_drift(base, texts)
+            row = {"name": name, "seed": values["seed"], "scale": scale, **_scores(base, tasks, config.readout)}
+        row |= {"kl": {r["text"]: r["kl"] for r in drift}}
+        row |= {"perplexity": {r["text"]: 100 * r["change"] for r in drift}, "training_seconds": seconds}
         rows.append(row)
         print(json.dumps(row), flush=True)
     remove_adapter(base.model)
@@ -153,16 +153,16 @@ def _scores(base: BaseModel, tasks: list[StsTask], readout: str) -> dict:
 
     scores = {result.task.name: result.score for result in evaluate_sts(encode, tasks)}
     unit = unit_vectors(vectors[0])
-    space = {"uniformity": uniformity(unit), "isoscore": isoscore(unit)}
-    return {"sts": scores, "average": statistics.mean(scores.values()), "geometry": space}
+    geometry = {"uniformity": uniformity(unit), "isoscore": isoscore(unit)}
+    return {"sts": scores, "average": statistics.mean(scores.values()), "geometry": geometry}
 
 
 @dataclass(frozen=True)
 class Point:
-    """An objective's runs with several seeds, part of the way or whole: each figure is one value per seed."""
+    """An objective's runs at one scale of the adapter: each figure is one value per seed."""
 
     name: str
-    share: float
+    scale: float
     average: tuple[float, ...]
     development: tuple[float, ...]
     kl: tuple[float, ...]
@@ -170,13 +170,13 @@ class Point:
 
 
 def points(result: dict) -> list[Point]:
-    """The rows by objective and share, in the rows' order; KL and change of perplexity are those of the passages.
+    """The rows by objective and scale, in the rows' order; KL and change of perplexity are those of the passages.
 
     Conversations resemble the base's samples that retention trains on, passages do not.
     """
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in result["rows"]:
-        groups.setdefault((row["name"], row["share"]), []).append(row)
+        groups.setdefault((row["name"], row["scale"]), []).append(row)
     return [
         Point(
             *key,
@@ -207,7 +207,7 @@ def table(result: dict) -> str:
             _spread(point.kl, ".4f"),
             _spread(point.perplexity, "+.2f"),
         )
-        lines.append(f"| {point.name} | {point.share:g} | {len(point.average)} | {' | '.join(cells)} |")
+        lines.append(f"| {point.name} | {point.scale:g} | {len(point.average)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"base: {base:.2f}"])
 
 
@@ -217,7 +217,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def plot(result: dict) -> str:
-    """Similarity against KL and against perplexity, the best first; a line joins the shares of one adapter; as an SVG.
+    """Similarity against KL and against perplexity, the best first; a line joins the scales of one adapter; as an SVG.
 
     A point is the mean over its seeds, whiskers reach from the lowest to the highest. Points are numbered, and named
     beside the picture. The star is DPO with the paper's optimiser settings, the diamond the default recipe.
@@ -225,7 +225,7 @@ def plot(result: dict) -> str:
     figure, axes = make_figure(3, (12.0, 7.6), width_ratios=(4, 4, 3))
     base = result["base"]["average"]
     measured = points(result)
-    whole = [point for point in measured if point.share == 1]
+    whole = [point for point in measured if point.scale == 1]
     names = [point.name for point in sorted(whole, key=lambda point: -statistics.mean(point.average))]
     for axis, key, label in (
         (axes[0], "kl", "KL(base ‖ aligned), nats per token"),
@@ -237,9 +237,9 @@ def plot(result: dict) -> str:
             for point in (point for point in measured if point.name == name):
                 across, up = getattr(point, key), point.average
                 places.append((statistics.mean(across), statistics.mean(up)))
-                if point.share < 1:
-                    share, below = f"scale {point.share:g}", {"xytext": (4, -8), "textcoords": "offset points"}
-                    axis.annotate(share, places[-1], **below, fontsize=7, color=colour)
+                if point.scale < 1:
+                    scale, below = f"scale {point.scale:g}", {"xytext": (4, -8), "textcoords": "offset points"}
+                    axis.annotate(scale, places[-1], **below, fontsize=7, color=colour)
                 for ends in (
                     [(min(across), max(across)), [places[-1][1]] * 2],
                     [[places[-1][0]] * 2, (min(up), max(up))],

@@ -33,7 +33,7 @@ from sempa.model.lora import add_lora
 from sempa.model.sampling import Sample, sample
 from sempa.training.base_samples import QUESTIONS
 
-RESULTS = Path(__file__).resolve().with_name("qdpo.json")
+HERE = Path(__file__).resolve().parent
 RANK, ALPHA = 8, 32.0
 CONVERSATIONS = report_texts()["conversations"]
 HELD_OUT = (*read_prompts(BUILTIN_PROMPTS), *(text.question for text in CONVERSATIONS))
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2.0, help="over the pairs (default %(default)s)")
     parser.add_argument("--sts", default="", help="folder of STS sets (default: the built-in pairs)")
     parser.add_argument("--pairs", type=int, default=60, help="of each set (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=HERE / "qdpo.json", help="where the figures go")
     given = parser.parse_args()
     training = {"beta": 0.1, "learning_rate": 2e-4, "batch_size": 4, "epochs": given.epochs}
     tasks = [builtin_task(given.pairs)]
@@ -70,7 +71,7 @@ def main() -> None:
     def keep(name: str, base: BaseModel) -> None:
         result["models"][name] = row = measure(base, held_out, answers, given.new_tokens, tasks)
         result["cpu_seconds"] = time.process_time()
-        write_json(RESULTS, {**origin(base.model), **result})
+        write_json(given.out, {**origin(base.model), **result})
         print(name, json.dumps(row), flush=True)
 
     keep("full precision", full)

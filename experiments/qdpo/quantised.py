@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sempa import SempaError
 from sempa.batching.packing import pack_preferences
-from sempa.batching.prompts import Preference, common_prefix
+from sempa.batching.prompts import Preference, prefix_length
 from sempa.losses import dpo_loss
 from sempa.model.forward import hidden_states
 from sempa.model.logprobs import head_logits, sequence_logprobs
@@ -82,7 +82,7 @@ def diverging_pairs(
     for line, (prompt, chosen, rejected) in enumerate(zip(prompts, full, quantised, strict=True), 1):
         if chosen.tokens != rejected.tokens:
             # Each response keeps at least one token.
-            shared = common_prefix(chosen.tokens, rejected.tokens)
+            shared = prefix_length(chosen.tokens, rejected.tokens)
             shared = min(shared, len(chosen.tokens) - 1, len(rejected.tokens) - 1)
             responses = chosen.tokens[shared:], rejected.tokens[shared:]
             pairs.append(Preference([*prompt, *chosen.tokens[:shared]], responses, line))

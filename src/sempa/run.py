@@ -48,7 +48,7 @@ def start_run(config: Config, command: str) -> dict:
     folder already holds a run, and whatever loading, training and evaluation raise.
     """
     run = Path(config.output)
-    with _unfinished(run):
+    with _claimed(run):
         names = ("adapter",) if (run / "config.yaml").exists() else ("adapter", "metrics.jsonl", "report.html")
         if checkpoint_files(run) or any((run / name).exists() for name in names):
             remedy = f"resume it with `sempa train --resume {quote(config.output)}` or give another output=…"
@@ -64,12 +64,12 @@ def resume_run(run: Path, command: str) -> dict:
     """Resume a run bit-exactly from its last checkpoint, or from step 0; `SempaError` unless `run` is unfinished."""
     if not (run / "config.yaml").is_file():
         raise SempaError(f"{run}: holds no run to resume (config.yaml is missing)")
-    with _unfinished(run):
+    with _claimed(run):
         return _run(replace(load_config(run / "config.yaml"), output=str(run)), run, command)
 
 
 @contextmanager
-def _unfinished(run: Path) -> Iterator[None]:
+def _claimed(run: Path) -> Iterator[None]:
     """Inside, all processes work on `run`, and nobody else does; raises `SempaError` when it is finished."""
     # A second report would lack what `sempa evaluate --report` has put into the first.
     if (run / "report.json").is_file():
@@ -87,7 +87,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     texts = report_texts(config.gsm8k)
     base = load_base(config.model, config.dtype, config.device or local_device())
     check_readout(config.readout, model=base.model)
-    for task in tasks:
+    for task in tasks:  # raises for a sentence that is too long for the model
         sentence_prompts(base, config.readout, distinct_sentences(task.pairs))
     dataset = load_dataset(config, base.tokenizer, min(MAX_LENGTH, context_length(base.model)))
     scored_on = f"{len(dev.pairs):,} pairs of {dev.name}"
@@ -107,7 +107,7 @@ def _run(config: Config, run: Path, command: str) -> dict:
     trained = time.perf_counter()
     if process_rank() != 0:
         return {}
-    set_lora(base.model, read_adapter(run / "adapter")[1], run / "adapter" / WEIGHTS_FILE)
+    set_lora(base.model, read_adapter(run / "adapter")[1], run / "adapter" / WEIGHTS_FILE)  # the best, not the last
     scale, curve = fit_scale(base, config.kl_budget, score_dev)
     with interpolated(base.model, scale):
         save_adapter(base.model, run / "adapter", portable_name(config.model), config.readout)

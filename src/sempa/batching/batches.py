@@ -120,13 +120,13 @@ def make_batch(config: Config, preferences: Sequence[Preference], step: int, pro
     sentence_rows, text_ids = [], torch.empty(0, len(preferences), dtype=torch.int64)
     if config.contrast:
         # All sentences, then all their best responses, then the worst.
-        words = [prompt for kind in zip(*(p.one_word for p in preferences), strict=True) for prompt in kind]
-        sentence_rows = pack_sentence_rows(words, config.row_tokens, processes)
-        numbers = {tuple(prompt): number for number, prompt in enumerate(words)}
-        text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in words]).view(-1, len(preferences))
+        prompts = [prompt for kind in zip(*(p.one_word for p in preferences), strict=True) for prompt in kind]
+        sentence_rows = pack_sentence_rows(prompts, config.row_tokens, processes)
+        numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
+        text_ids = torch.tensor([numbers[tuple(prompt)] for prompt in prompts]).view(-1, len(preferences))
     preference_rows = []
     if config.reads_responses:
-        # Contrast needs many sentences in a batch, preference only a few, each of which costs as much again.
+        # Ranking a triplet costs as much as contrasting it, and contrast gains from the negatives of a large batch.
         ranked = rounded_up(config.preference_fraction, len(preferences))
         preference_rows = pack_preferences(preferences[:ranked], config.row_tokens, processes)
     return Batch(preferences, preference_rows, sentence_rows, text_ids)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sempa.batching.prompts import Preference, common_prefix
+from sempa.batching.prompts import Preference, prefix_length
 from sempa.kernels import PrefixGroup, make_prefix_group
 
 
@@ -82,8 +82,8 @@ class PackedRow:
             branch.append(branch[parent] if parent >= 0 and parent != tree[segment] else segment)
         if tree != sorted(tree) or branch != sorted(branch):
             raise ValueError("the segments of a branch must be added one after another")
-        branching = {tree[parent] for parent in self.parents if parent >= 0}
-        tops = [top if top in branching else -1 for top in tree]
+        branched = {tree[parent] for parent in self.parents if parent >= 0}
+        tops = [top if top in branched else -1 for top in tree]
         sees, groups = self.ancestors(), []
         for top, members in groupby(self.segments, tops.__getitem__):
             segments = list(members)
@@ -172,7 +172,7 @@ def next_fit(sizes: Sequence[int], capacity: int, most: int = sys.maxsize) -> li
 def fill_bins(sizes: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
     """As few bins as `next_fit` needs, rounded up to a `multiple` where sizes suffice, and about equally full.
 
-    They are those of the smallest capacity that needs no more.
+    Bisection finds the smallest capacity that needs no more bins.
     """
     fewest = math.ceil(len(next_fit(sizes, capacity)) / multiple) * multiple
     smallest = bisect_left(range(capacity + 1), True, key=lambda tried: len(next_fit(sizes, tried)) <= fewest)
@@ -203,7 +203,7 @@ def pack_texts(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[Pack
 
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     """The longest run of token ids that all sequences begin with (each keeps at least its last token to itself)."""
-    length = min([min(map(len, sequences)) - 1, *(common_prefix(sequences[0], s) for s in sequences[1:])])
+    length = min([min(map(len, sequences)) - 1, *(prefix_length(sequences[0], s) for s in sequences[1:])])
     return sequences[0][: max(0, length)]
 
 

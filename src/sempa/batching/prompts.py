@@ -75,9 +75,9 @@ def encode_responses(tokenizer: Tokenizer, sentence: str, responses: Sequence[st
     wholes = [render_conversation(tokenizer, user, response) for response in responses]
     prompt, closing = around_answer(tokenizer, user)
     prompt_ids, closing_ids, *whole_ids = encode_texts(tokenizer, [prompt, closing, *wholes])
-    shared = min(common_prefix(prompt_ids, whole) for whole in whole_ids)
+    shared = min(prefix_length(prompt_ids, whole) for whole in whole_ids)
     response_ids = tuple(array("i", whole[shared:]) for whole in whole_ids)
-    ends = (common_prefix(closing_ids[::-1], ids[::-1]) for ids in response_ids)
+    ends = (prefix_length(closing_ids[::-1], ids[::-1]) for ids in response_ids)
     return Preference(array("i", whole_ids[0][:shared]), response_ids, closing=min(ends), sentence=sentence)
 
 
@@ -197,7 +197,7 @@ def _escape(found: re.Match[str]) -> str:
     return found[0][: -len(token)] + _ESCAPE + _ESCAPE.join(token)
 
 
-def common_prefix(first: Sequence, second: Sequence) -> int:
+def prefix_length(first: Sequence, second: Sequence) -> int:
     """How many leading token ids two sequences share."""
     length = min(len(first), len(second))
     return next((i for i in range(length) if first[i] != second[i]), length)

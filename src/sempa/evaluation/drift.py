@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sempa.batching.prompts import common_prefix
+from sempa.batching.prompts import prefix_length
 from sempa.errors import SempaError
 from sempa.evaluation.eval_texts import EvalText, ScoredTokens, encode_eval_texts
 from sempa.evaluation.statistics import standard_error
@@ -75,7 +75,7 @@ def generate_side_by_side(base: BaseModel, prompts: Sequence[str], max_new_token
     after = sample(base, prompts, **options)
     rows = []
     for prompt, (base_answer,), (answer,) in zip(prompts, before, after, strict=True):
-        unchanged = common_prefix(base_answer.tokens, answer.tokens) / len(base_answer.tokens)
+        unchanged = prefix_length(base_answer.tokens, answer.tokens) / len(base_answer.tokens)
         rows.append({"prompt": prompt, "base": base_answer.text, "aligned": answer.text, "unchanged": unchanged})
     return rows
 

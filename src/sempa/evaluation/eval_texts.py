@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sempa.batching.prompts import around_answer, common_prefix, encode_plain, encode_texts, render_conversation
+from sempa.batching.prompts import around_answer, encode_plain, encode_texts, prefix_length, render_conversation
 from sempa.errors import SempaError
 from sempa.io.rows import LIKE_JSON, line_records, numbered_lines
 
@@ -83,7 +83,7 @@ def encode_eval_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[EvalTe
             prompt, _ = around_answer(tokenizer, text.question)
             whole = render_conversation(tokenizer, text.question, text.text)
             before, tokens = encode_texts(tokenizer, [prompt, whole])
-            first = common_prefix(before, tokens)
+            first = prefix_length(before, tokens)
         else:
             (tokens,) = encode_plain(tokenizer, [text.text])
             first = 1

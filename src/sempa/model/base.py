@@ -32,7 +32,7 @@ class BaseModel:
 
 
 def load_base(name: str, dtype: str = "auto", device: str | None = None) -> BaseModel:
-    """Load a causal language model for evaluation, with every parameter frozen.
+    """Load a causal language model in evaluation mode, with every parameter frozen.
 
     `name` is `smollm2-135m` (embedded), a folder, a `.gguf` file or a hub id; `device` is by default CUDA when there is
     one, else the CPU; `dtype` is `bfloat16`, `float32` or `auto`, the faster of the two there (`faster_dtype`).

@@ -22,8 +22,8 @@ _OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense")
 _REGISTRATION = threading.Lock()
 
 
-def scaled(index: int, model: PreTrainedModel) -> int:
-    """A block or layer published for LLaMA2-7B's 32 blocks, at the same fraction of the depth, rounded half up."""
+def scaled_index(index: int, model: PreTrainedModel) -> int:
+    """The block or layer at the fraction of the depth that `index` has in LLaMA2-7B's 32 blocks, rounded half up."""
     return int(index * depth(model) / 32 + 0.5)
 
 
@@ -70,8 +70,8 @@ def attention_sum(model: PreTrainedModel, row: PackedRow, ends: Tensor) -> Tenso
     outputs: list[Tensor] = []
 
     def collect(_: nn.Module, __: tuple, output: Tensor) -> None:
-        # At least float32: bfloat16 would round the sum at every block. Whatever is saved here stays outside of
-        # a checkpointed block, which runs again without this hook.
+        # At least float32: bfloat16 would round the sum at every block. The identity hooks keep what is saved here out
+        # of a checkpointed block, which runs again without this hook.
         with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
             outputs.append(output.flatten(0, -2)[places].to(torch.promote_types(output.dtype, torch.float32)))
 

@@ -15,19 +15,6 @@ from sempa.model.forward import row_states
 from sempa.model.threads import parallel_map
 
 
-@torch.inference_mode()
-def response_logprobs(
-    model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
-) -> Tensor:
-    """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
-    rows = pack_preferences(preferences, row_tokens)
-    result = torch.empty(len(preferences), len(preferences[0].responses))
-    for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
-        result[list(row.examples)] = found.float().cpu()
-        progress.update(len(row.examples))
-    return result
-
-
 def sequence_logprobs(model: PreTrainedModel, row: PreferenceRow) -> Tensor:
     """log π(y_k|x) = Σ_t log π(y_kt | x, y_k<t) of each example's responses: `[examples, responses]` float32, nats."""
     return sum_by_response(response_token_logprobs(model, row_states(model, row.packed), row), row)
@@ -40,6 +27,19 @@ def response_token_logprobs(model: PreTrainedModel, hidden: Tensor, row: Prefere
     """
     states = scale_for_head(model, hidden[row.source.to(hidden.device)])
     return token_logprobs(states, targets=row.target.to(hidden.device), **head_parts(model))
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: PreTrainedModel, preferences: Sequence[Preference], row_tokens: int, progress: tqdm
+) -> Tensor:
+    """log π(y_k|x) of every response: `[preferences, responses]` float32, nats, CPU; `progress` counts preferences."""
+    rows = pack_preferences(preferences, row_tokens)
+    result = torch.empty(len(preferences), len(preferences[0].responses))
+    for row, found in zip(rows, parallel_map(model, partial(sequence_logprobs, model), rows), strict=True):
+        result[list(row.examples)] = found.float().cpu()
+        progress.update(len(row.examples))
+    return result
 
 
 def kl_from_base(model: PreTrainedModel, hidden: Tensor, base_hidden: Tensor) -> Tensor:

@@ -84,12 +84,12 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def adapter_fingerprint(model: nn.Module) -> str:
     """A short digest of the adapter that `model` holds, its scale included; "" where there is none."""
-    adapter, layers = hashlib.sha256(), lora_layers(model)
+    digest, layers = hashlib.sha256(), lora_layers(model)
     for name, layer in layers.items():
-        adapter.update(f"{name} {layer.scale}".encode())
+        digest.update(f"{name} {layer.scale}".encode())
         for weight in (layer.lora_A, layer.lora_B):
-            adapter.update(weight.detach().cpu().numpy().tobytes())
-    return adapter.hexdigest()[:16] if layers else ""
+            digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16] if layers else ""
 
 
 def adapter_disabled(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -98,7 +98,7 @@ def train(
                     # A resumed run cuts the metrics at the checkpoint: they must be on disk before it.
                     fsync(metrics_file)
                     save_checkpoint(run, done, model, optimizer, state)
-                # The others wait for it.
+                # A barrier: no process goes on before the checkpoint is written.
                 sum_number(0.0)
             # After the last step, too: what follows is a report, which takes minutes.
             if stopping:

@@ -55,7 +55,7 @@ def train_step(
     step: int,
     total: int,
 ) -> Metrics:
-    """Update the adapter once on a batch; returns the step's metrics, under TRL's names where TRL has one.
+    """Update the adapter once, in `step` (from 0) of `total`; returns its metrics, under TRL's names where TRL has one.
 
     Raises `SempaError` when the loss or its gradient is not finite; the adapter is as before the step then.
     """
@@ -97,7 +97,7 @@ def make_optimizer(config: Config, model: PreTrainedModel) -> torch.optim.AdamW:
 def backward(model: PreTrainedModel, losses: Sequence[Loss], parameters: Sequence[Tensor], in_order: bool) -> Metrics:
     """Add the gradient of every loss to the parameters' `.grad`; returns the sum of the losses' metrics.
 
-    Losses may run side by side (`parallel_map`), unless they draw from one random generator and must run `in_order`.
+    Losses may run side by side (`parallel_map`); `in_order` if several draw random numbers (noise: the contrast alone).
     """
 
     def gradient(loss: Loss) -> tuple[Sequence[Tensor], Metrics]:
@@ -152,19 +152,19 @@ def contrast_loss(
 ) -> tuple[Tensor, Metrics]:
     """InfoNCE on one-word embeddings: a sentence finds its entailment among the batch's texts.
 
-    After Jiang et al. 2023 (arXiv 2307.16645), § 3.3, in both directions as in GTE (arXiv 2308.03281). The rows'
-    members count all sentences first, then all chosen, then all rejected responses; `text_ids` `[3, size]` are equal
-    where two members are the same text. Each process embeds its own `rows`, and all compare the whole batch.
+    After Jiang et al. 2023 (arXiv 2307.16645), § 3.3, in both directions as in GTE (arXiv 2308.03281). A row's
+    `members` number the batch's texts: all sentences, then all chosen, then all rejected responses; equal texts share a
+    number in `text_ids` `[3, size]`. Each process embeds its own `rows`, and all compare the whole batch.
     """
     summed = config.readout == "attention-sum"
     with noisy_embeddings(model, config.noise):
         if summed:
-            ends = [attention_sum(model, row.packed, row.ends) for row in rows]
+            embedded = [attention_sum(model, row.packed, row.ends) for row in rows]
         else:
-            ends = [row_states(model, row.packed)[row.ends.to(model.device)] for row in rows]
+            embedded = [row_states(model, row.packed)[row.ends.to(model.device)] for row in rows]
     members = [member for row in rows for member in row.members]
     empty = torch.empty(0, state_width(model, summed), device=model.device)
-    embeddings = gather_rows(empty, ends, members, text_ids.numel())
+    embeddings = gather_rows(empty, embedded, members, text_ids.numel())
     sentences, chosen, rejected = embeddings.view(*text_ids.shape, -1)  # [size, D] each
     text_ids = text_ids.flatten().to(model.device)
     losses = all_pairs_infonce_loss(sentences, chosen, rejected, config.temperature, text_ids)
@@ -172,8 +172,8 @@ def contrast_loss(
     with torch.no_grad():
         cosines = F.normalize(sentences.float(), dim=1) @ F.normalize(chosen.float(), dim=1).T
         entailments = text_ids[len(cosines) : 2 * len(cosines)]
-        found = (entailments[cosines.argmax(1)] == entailments).cpu()
-    metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": found.double().mean()}
+        correct = (entailments[cosines.argmax(1)] == entailments).cpu()
+    metrics = {"loss": loss, "contrast_loss": losses.mean(), "contrast_accuracy": correct.double().mean()}
     # Every process has the metrics of the whole batch; their sum should count it once.
     return loss, {name: value.item() / process_count() for name, value in metrics.items()}
 

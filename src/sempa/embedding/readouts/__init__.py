@@ -14,7 +14,7 @@ from sempa.embedding.readouts import plain, steered
 from sempa.embedding.readouts.plain import Prompt, pack_prompts
 from sempa.errors import SempaError
 from sempa.model.forward import depth
-from sempa.model.layers import output_projections, scaled, state_width
+from sempa.model.layers import output_projections, scaled_index, state_width
 
 _READOUTS = {
     "mean": (plain.bare_prompts, plain.mean),
@@ -47,7 +47,7 @@ def check_readout(readout: str, model: PreTrainedModel, layer: int = -1) -> None
 
 def layer_read(readout: str, model: PreTrainedModel, layer: int) -> int:
     """The index of the hidden states that are read, from 0 to the model's depth; −1 is the readout's own layer."""
-    return scaled(_PUBLISHED_LAYER.get(readout, 32), model) if layer == -1 else layer % (depth(model) + 1)
+    return scaled_index(_PUBLISHED_LAYER.get(readout, 32), model) if layer == -1 else layer % (depth(model) + 1)
 
 
 def embedding_width(readout: str, model: PreTrainedModel, layer: int = -1) -> int:

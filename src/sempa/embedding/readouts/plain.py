@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sempa.batching.packing import PackedRow
-from sempa.batching.prompts import EOL_PREFIX, common_prefix, encode_one_word, encode_plain
+from sempa.batching.prompts import EOL_PREFIX, encode_one_word, encode_plain, prefix_length
 from sempa.model.forward import row_states
 from sempa.model.layers import attention_sum
 
@@ -66,7 +66,7 @@ def encode_spans(tokenizer: PreTrainedTokenizerBase, heads: Sequence[str], sente
     wholes = encode_plain(tokenizer, [head + sentence for head, sentence in zip(heads, sentences, strict=True)])
     # A sentence keeps its last token, whatever the head ends with.
     return [
-        Prompt(array("i", whole), span=max(1, len(whole) - common_prefix(head, whole)))
+        Prompt(array("i", whole), span=max(1, len(whole) - prefix_length(head, whole)))
         for head, whole in zip(encode_plain(tokenizer, heads), wholes, strict=True)
     ]
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sempa.batching.prompts import EOL_SUFFIX, clean_sentence, encode_one_word, encode_plain
 from sempa.embedding.readouts.plain import Prompt, PromptRow
 from sempa.model.forward import hidden_states, row_inputs
-from sempa.model.layers import blocks, hooked, output_projections, scaled
+from sempa.model.layers import blocks, hooked, output_projections, scaled_index
 
 _AUXILIARY = 'The irrelevant information of this sentence : "'
 # s for LLaMA2-7B, counted from 0.
@@ -38,7 +38,7 @@ def contrastive_prompting(model: PreTrainedModel, prompts: PromptRow, layer: int
         heads = arguments[0].flatten(0, -2)
         return (_put(arguments[0], ends, _STRENGTH * (heads[ends] - heads[auxiliary_ends])),)
 
-    projection = output_projections(model)[scaled(_BLOCK, model)]
+    projection = output_projections(model)[scaled_index(_BLOCK, model)]
     with hooked((projection.register_forward_pre_hook, steer)):
         return hidden_states(model, **inputs, layer=layer).flatten(0, 1)[ends].float()
 
@@ -81,7 +81,7 @@ def token_prepending(model: PreTrainedModel, prompts: PromptRow, layer: int) -> 
         hidden, *others = arguments
         return (_put(hidden, placeholders, hidden.flatten(0, 1)[ends]), *others)
 
-    steered = blocks(model)[_START : max(_START + 1, scaled(_EXIT, model))]
+    steered = blocks(model)[_START : max(_START + 1, scaled_index(_EXIT, model))]
     hooks = [(table.register_forward_hook, embed)]
     hooks += [(block.register_forward_pre_hook, prepend) for block in steered]
     with hooked(*hooks):
